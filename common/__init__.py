@@ -1,0 +1,1 @@
+"""What every method needs to read videos and to report scores. Nothing here knows a model."""

@@ -1,0 +1,76 @@
+"""Batches of cube records: rows gathered from memory maps, or from device memory where they all fit."""
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import torch
+
+
+class Batches:
+    """Fields of many record files as one indexable set.
+
+    records: list of structured arrays [n_i] (memory maps); fields: {name: slice over the field's first axis}.
+    get(rows) -> {name: tensor [len(rows), …]} on `device`, in the stored type (uint8, float16): converting, scaling and
+    expanding channels happen there. `waited` sums the seconds that the consumer of iterate() waited for data.
+    """
+
+    def __init__(self, records, fields, device="cpu"):
+        self.records = [r for r in records if len(r)]
+        self.fields = fields
+        self.device = torch.device(device)
+        self.starts = np.cumsum([0] + [len(r) for r in self.records])
+        self.waited = 0.0
+        self.resident = None
+        if self.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.device)
+            if self.bytes() < 0.5 * free:
+                self.resident = {k: torch.cat([torch.from_numpy(np.ascontiguousarray(r[k][:, s])).to(self.device)
+                                               for r in self.records]) for k, s in fields.items()}
+
+    def __len__(self):
+        return int(self.starts[-1])
+
+    def bytes(self):
+        if not self.records:
+            return 0
+        r = self.records[0]
+        return len(self) * sum(r[k][:1, s].nbytes for k, s in self.fields.items())
+
+    def rows(self, rows):
+        """{name: array [len(rows), …]} copied from the memory maps; rows int [n]."""
+        rows = np.asarray(rows)
+        which = np.searchsorted(self.starts, rows, side="right") - 1
+        inside = rows - self.starts[which]
+        out = {}
+        for k, s in self.fields.items():
+            first = self.records[0][k][:1, s]
+            a = out[k] = np.empty((len(rows), *first.shape[1:]), first.dtype)
+            for i, (f, j) in enumerate(zip(which.tolist(), inside.tolist())):
+                a[i] = self.records[f][k][j, s]
+        return out
+
+    def get(self, rows):
+        if self.resident is not None:
+            index = torch.as_tensor(np.asarray(rows), device=self.device)
+            return {k: v[index] for k, v in self.resident.items()}
+        tensors = {k: torch.from_numpy(a) for k, a in self.rows(rows).items()}
+        if self.device.type == "cuda":
+            return {k: t.pin_memory().to(self.device, non_blocking=True) for k, t in tensors.items()}
+        return tensors
+
+    def iterate(self, order, batch_size, start=0):
+        """Yield (rows, batch) over `order`, from batch number `start`; the next batch is read while one is used."""
+        parts = [order[i:i + batch_size] for i in range(start * batch_size, len(order), batch_size)]
+        if self.resident is not None:
+            for rows in parts:
+                yield rows, self.get(rows)
+            return
+        with ThreadPoolExecutor(1) as pool:
+            ahead = pool.submit(self.get, parts[0]) if parts else None
+            for i, rows in enumerate(parts):
+                before = time.perf_counter()
+                batch = ahead.result()
+                self.waited += time.perf_counter() - before
+                if i + 1 < len(parts):
+                    ahead = pool.submit(self.get, parts[i + 1])
+                yield rows, batch

@@ -1,0 +1,424 @@
+"""Where videos and labels are: one small reader per dataset, all returning the same record.
+
+    data = find("ped2", "data")          # any layout in circulation, found under data/
+    data.train, data.test                # lists of common.video.Video
+    data.labels(video, frames)           # uint8 [T], 1 = abnormal, or None where the dataset has none
+    data.masks(video)                    # bool [T, H, W] or None
+    data.tracks(video)                   # float32 [n, 6]: id, frame, x1, y1, x2, y2 (inclusive pixels) or None
+"""
+import csv
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+import scipy.io
+
+from common.files import UserError, first_line, load_array, load_arrays
+from common.video import Video, list_videos, natural
+
+ALIASES = {
+    "ped1": ("ped1", "ucsdped1"),
+    "ped2": ("ped2", "ucsdped2"),
+    "avenue": ("avenue", "avenuedataset", "cuhkavenue", "avenuecuhk"),
+    "shanghaitech": ("shanghaitech", "shanghai", "sht", "shanghaitechcampus"),
+    "folder": ("folder",),
+    "demo": ("demo",),
+}
+WRAPPERS = ("ucsdanomalydatasetv1p2", "ucsdanomalydataset")  # folders that hold a dataset's folder
+TRAIN = ("training/frames", "training/videos", "training_videos", "train/frames", "train/videos", "training", "train")
+TEST = ("testing/frames", "testing/videos", "testing_videos", "test/frames", "test/videos", "testing", "test")
+
+
+def plain(name):
+    return re.sub(r"[^a-z0-9]", "", str(name).lower())
+
+
+def canonical(name):
+    """The dataset's one name for any of the spellings in circulation."""
+    for key, names in ALIASES.items():
+        if plain(name) in names:
+            return key
+    raise UserError(f"--dataset {name} is not known; choose one of {', '.join(ALIASES)}")
+
+
+@dataclass
+class Dataset:
+    name: str
+    root: Path
+    train: list
+    test: list
+    label_source: str = "none"          # what the frame labels were made from; printed beside every result
+    mask_source: str = "none"
+    _ranges: dict = field(default_factory=dict, repr=False)   # video name -> [(first, last)], 0-based inclusive
+    _arrays: dict = field(default_factory=dict, repr=False)   # video name -> function returning uint8 [T]
+    _masks: dict = field(default_factory=dict, repr=False)    # video name -> function returning bool [T, H, W]
+    _tracks: dict = field(default_factory=dict, repr=False)   # video name -> file
+
+    @property
+    def has_labels(self):
+        return bool(self._ranges or self._arrays)
+
+    def labels(self, video, frames):
+        """uint8 [frames], 1 = abnormal; None where this dataset has no labels at all.
+
+        Raises UserError where the video has none among labelled ones, or of another length than the video.
+        """
+        if not self.has_labels:
+            return None
+        key = video.name
+        if key in self._ranges:
+            out = np.zeros(frames, np.uint8)
+            for first, last in self._ranges[key]:
+                if not 0 <= first <= last < frames:
+                    raise UserError(f"labels of video {key} ({self.label_source}) mark frames {first + 1}..{last + 1}, "
+                                    f"but the video has {frames} frames: labels or frames are of another version")
+                out[first:last + 1] = 1
+            return out
+        if key not in self._arrays:
+            raise UserError(f"no labels for video {key} in {self.label_source}; add them, or take the video out of "
+                            "the test folder")
+        out = np.asarray(self._arrays[key]()).reshape(-1)
+        if len(out) != frames:
+            raise UserError(f"labels of video {key} ({self.label_source}) have {len(out)} entries, but the video has "
+                            f"{frames} frames: labels or frames are of another version")
+        if not np.isin(out, (0, 1)).all():
+            raise UserError(f"labels of video {key} ({self.label_source}) must be 0 or 1 per frame")
+        return out.astype(np.uint8)
+
+    @property
+    def has_masks(self):
+        return bool(self._masks)
+
+    def masks(self, video):
+        """bool [T, H, W] of abnormal pixels, or None."""
+        read = self._masks.get(video.name)
+        return None if read is None else read()
+
+    def tracks(self, video):
+        """float32 [n, 6]: track id, frame (0-based), x1, y1, x2, y2 in inclusive pixels; None where there are none."""
+        path = self._tracks.get(video.name)
+        if path is None:
+            return None
+        try:
+            return np.loadtxt(path, delimiter=",", dtype=np.float32, ndmin=2, comments="#").reshape(-1, 6)
+        except (OSError, ValueError) as e:
+            raise UserError(f"tracks {path}: expected lines id,frame,x1,y1,x2,y2 ({first_line(e)})") from None
+
+
+# ------------------------------------------------------------------------------------------------- finding folders
+
+def find(name, data_root="data", labels=None):
+    """The Dataset `name` under `data_root`, whatever its layout. `labels`: an .npz of video name -> 0/1 per frame."""
+    name, data_root = canonical(name), Path(data_root)
+    if name == "demo":
+        from common.demo import ensure_demo
+        root = ensure_demo(data_root / "demo")
+        data = folder(root, name="demo")
+    elif name == "folder":
+        data = folder(data_root)
+    else:
+        data = {"ped1": ucsd, "ped2": ucsd, "avenue": avenue, "shanghaitech": shanghaitech}[name](
+            name, *locate(name, data_root))
+    if labels:
+        arrays = load_arrays(labels, "label file")
+        data._ranges, data._arrays = {}, {normal(name, k): (lambda a=a: a) for k, a in arrays.items()}
+        data.label_source = str(labels)
+    return data
+
+
+def child(folder_, name):
+    """The entry `name` of a folder, whatever its case; a/b descends; None where it is missing."""
+    for part in name.split("/"):
+        hits = [p for p in folder_.iterdir() if p.name.lower() == part] if folder_.is_dir() else []
+        if not hits:
+            return None
+        folder_ = hits[0]
+    return folder_
+
+
+def split_folder(root, names):
+    for name in names:
+        p = child(root, name)
+        if p is not None and p.is_dir() and any(v for v in list_videos(p) if not v.name.lower().endswith("_gt")):
+            return p
+    return None
+
+
+def candidates(name, data_root):
+    """data_root itself, then its children and grandchildren that are called like the dataset."""
+    yield data_root
+    for p in sorted(x for x in data_root.iterdir() if x.is_dir()):
+        if plain(p.name) in ALIASES[name]:
+            yield p
+            yield from sorted(x for x in p.iterdir() if x.is_dir() and plain(x.name) in ALIASES[name] + WRAPPERS)
+        elif plain(p.name) in WRAPPERS:
+            yield from sorted(x for x in p.iterdir() if x.is_dir() and plain(x.name) in ALIASES[name])
+
+
+def locate(name, data_root):
+    """-> (root, training folder or None, testing folder)."""
+    if not data_root.is_dir():
+        raise UserError(f"--data-root {data_root} does not exist; {name} is looked for there and in "
+                        f"{data_root}/{ALIASES[name][0]}")
+    looked = []
+    for root in candidates(name, data_root):
+        # the data root itself may hold several datasets: only a folder with both splits counts as one
+        train, test = split_folder(root, TRAIN), split_folder(root, TEST)
+        if test and (train or root != data_root):
+            return root, train, test
+        looked.append(root)
+    found = sorted(p.name + ("/" if p.is_dir() else "") for p in data_root.iterdir())
+    raise UserError(
+        f"{name} was not found under --data-root {data_root}: looked in {', '.join(map(str, looked))} for a training "
+        f"folder ({', '.join(TRAIN[:3])}, train, …) and a testing folder ({', '.join(TEST[:3])}, test, …) with videos "
+        f"or folders of frames; found {', '.join(found[:12]) or 'nothing'}{' …' if len(found) > 12 else ''}")
+
+
+def normal(name, video):
+    """A video's one name in every copy of a dataset: Test001 -> 01 (ped), 1 -> 01 (avenue); others unchanged."""
+    digits = re.findall(r"\d+", video)
+    if name in ("ped1", "ped2", "avenue") and digits:
+        return f"{int(digits[-1]):02d}"
+    return video
+
+
+def videos(name, folder_, split):
+    if folder_ is None:
+        return []
+    out = [v for v in list_videos(folder_, split) if not v.name.lower().endswith("_gt")]
+    for v in out:
+        v.name = normal(name, v.name)
+    names = [v.name for v in out]
+    doubled = sorted({n for n in names if names.count(n) > 1})
+    if doubled:
+        raise UserError(f"{folder_}: several videos are called {doubled[0]}; keep one of each")
+    return sorted(out, key=lambda v: natural(v.name))
+
+
+def search(root, pattern, depth=3):
+    """Files or folders below `root` (at most `depth` levels, links not followed) whose lower-case name matches."""
+    level, hits = [root], []
+    for _ in range(depth):
+        following = []
+        for p in level:
+            for x in sorted(p.iterdir()):
+                if re.fullmatch(pattern, x.name.lower()):
+                    hits.append(x)
+                elif x.is_dir() and not x.is_symlink() and not re.fullmatch(r"\d+|\d\d_\d+|t(rain|est)\d+", x.name.lower()):
+                    following.append(x)
+        level = following
+    return hits
+
+
+# --------------------------------------------------------------------------------------------------------- readers
+
+def ucsd(name, root, train, test):
+    """UCSD Ped1 and Ped2 (Mahadevan et al. 2010)."""
+    data = Dataset(name, root, videos(name, train, "train"), videos(name, test, "test"))
+    mask_folders = {normal(name, p.name[:-3]): p for p in search(root, r"test\d+_gt") if p.is_dir()}
+    data._masks = {k: (lambda p=p: mask_images(p)) for k, p in mask_folders.items()}
+    if mask_folders:
+        data.mask_source = "Test*_gt images"
+    packed = search(root, r"pixel_masks_packed\.npz")
+    if packed and not data._masks:
+        data._masks = {k: (lambda k=k: packed_masks(packed[0], k)) for k in npz_names(packed[0])
+                       if k not in ("height", "width")}
+        data.mask_source = packed[0].name
+    mat, script = search(root, rf"{name}\.mat"), search(root, rf"ucsd{name}\.m")
+    if mat:
+        data._ranges, data.label_source = mat_ranges(mat[0]), mat[0].name
+    elif script:
+        data._ranges, data.label_source = matlab_ranges(script[0]), script[0].name
+    elif set(mask_folders) >= {v.name for v in data.test}:
+        labels_from_masks(data)
+    return data
+
+
+def avenue(name, root, train, test):
+    """CUHK Avenue (Lu et al. 2013). Its two label sets differ in 441 frames: the masks win where both are there."""
+    data = Dataset(name, root, videos(name, train, "train"), videos(name, test, "test"))
+    files = {normal(name, p.name.split("_")[0]): p for p in search(root, r"\d+_label\.mat", depth=4)}
+    data._masks = {k: (lambda p=p: volume_masks(p)) for k, p in files.items()}
+    mat = search(root, r"avenue\.mat")
+    if files:
+        data.mask_source = "testing_label_mask (volLabel)"
+        labels_from_masks(data)
+    elif mat:
+        data._ranges, data.label_source = mat_ranges(mat[0]), mat[0].name
+    return data
+
+
+def shanghaitech(name, root, train, test):
+    """ShanghaiTech Campus (Luo et al. 2017)."""
+    data = Dataset(name, root, videos(name, train, "train"), videos(name, test, "test"))
+    for v in data.train + data.test:
+        v.scene = v.name.split("_")[0]
+    for p in search(root, r"test_?frame_?mask"):
+        data._arrays = {f.stem: (lambda f=f: load_array(f, "frame labels")) for f in p.glob("*.npy")}
+        data.label_source = p.name
+    for p in search(root, r"test_?pixel_?mask"):
+        data._masks = {f.stem: (lambda f=f: load_array(f, "pixel mask") != 0) for f in p.glob("*.npy")}
+        data.mask_source = p.name
+    return data
+
+
+def folder(root, name="folder"):
+    """Anyone's videos: train/ and test/ (or videos alone: then all are test), with labels where there are some.
+
+    Labels: labels/<video>.npy or .txt (0/1 per frame), or labels.csv with lines video,start,end (0-based frames, end
+    exclusive; a video without a line is normal). Masks: masks/<video>.npy, .npz (array `masks`) or a folder of images.
+    Tracks: tracks/<video>.csv. A scene is what stands before the first underscore of a name, if all have one.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"--data-root {root} does not exist; it should hold train/ and test/ with videos or folders "
+                        "of frames")
+    train, test = split_folder(root, TRAIN), split_folder(root, TEST)
+    if train is None and test is None:
+        data = Dataset(name, root, [], list_videos(root, "test"))
+    else:
+        data = Dataset(name, root, list_videos(train, "train") if train else [], list_videos(test, "test") if test else [])
+    if not data.train and not data.test:
+        found = sorted(p.name for p in root.iterdir())
+        raise UserError(f"--data-root {root} holds no videos: looked for train/ and test/ with videos or folders of "
+                        f"frames; found {', '.join(found[:12]) or 'nothing'}")
+    everyone = data.train + data.test
+    if all("_" in v.name for v in everyone):
+        for v in everyone:
+            v.scene = v.name.split("_")[0]
+    names = {v.name for v in data.test}
+    places = [p for p in (child(root, "labels"), child(root, "test_labels"), child(root, "test_frame_mask"))
+              if p is not None and p.is_dir()]
+    for place in places:
+        for f in sorted(place.iterdir()):
+            if f.suffix in (".npy", ".txt") and f.stem in names:
+                data._arrays[f.stem] = lambda f=f: frame_labels(f)
+                data.label_source = f"{place.name}/"
+    table = child(root, "labels.csv")
+    if table is not None and not data._arrays:
+        data._ranges, data.label_source = csv_ranges(table, names), table.name
+    for place in (child(root, "masks"), child(root, "test_pixel_mask")):
+        for f in sorted(place.iterdir()) if place is not None and place.is_dir() else ():
+            if f.stem in names and (f.suffix in (".npy", ".npz") or f.is_dir()):
+                data._masks[f.stem] = lambda f=f: any_masks(f)
+                data.mask_source = f"{place.name}/"
+    if data._masks and not data.has_labels and names <= set(data._masks):
+        labels_from_masks(data)
+    place = child(root, "tracks")
+    for f in sorted(place.iterdir()) if place is not None and place.is_dir() else ():
+        if f.stem in names and f.suffix in (".csv", ".txt"):
+            data._tracks[f.stem] = f
+    return data
+
+
+# ------------------------------------------------------------------------------------------------------ label files
+
+def labels_from_masks(data):
+    data._arrays = {k: (lambda read=read: read().any(axis=(1, 2)).astype(np.uint8)) for k, read in data._masks.items()}
+    data.label_source = f"masks: {data.mask_source}"
+
+
+def read_mat(path, key):
+    try:
+        content = scipy.io.loadmat(path)
+    except Exception as e:  # scipy raises many kinds on damaged files
+        raise UserError(f"{path} is not a readable MATLAB file ({first_line(e)})") from None
+    if key not in content:
+        raise UserError(f"{path} has no variable {key!r}; it holds {', '.join(k for k in content if k[0] != '_')}")
+    return content[key]
+
+
+def mat_ranges(path):
+    """`gt` of ped2.mat and avenue.mat: per video 2×k, 1-based inclusive."""
+    out = {}
+    for i, cell in enumerate(read_mat(path, "gt").reshape(-1)):
+        pairs = np.asarray(cell).astype(np.int64)
+        if pairs.size and pairs.shape[0] != 2:
+            raise UserError(f"{path}: video {i + 1} has ranges of shape {pairs.shape}, expected 2×k")
+        out[f"{i + 1:02d}"] = [(int(a) - 1, int(b) - 1) for a, b in pairs.reshape(2, -1).T]
+    return out
+
+
+def matlab_ranges(path):
+    """UCSDped2.m: one line `….gt_frame = [61:180, …];` per video, 1-based inclusive."""
+    out = {}
+    for line in Path(path).read_text(errors="replace").splitlines():
+        m = re.search(r"gt_frame\s*=\s*\[([^\]]*)\]", line.split("%")[0])
+        if m:
+            pairs = re.findall(r"(\d+)\s*:\s*(\d+)", m.group(1))
+            out[f"{len(out) + 1:02d}"] = [(int(a) - 1, int(b) - 1) for a, b in pairs]
+    if not out:
+        raise UserError(f"{path} holds no line with gt_frame = [first:last]")
+    return out
+
+
+def csv_ranges(path, names):
+    out = {n: [] for n in names}
+    with open(path, newline="", encoding="utf-8-sig") as f:
+        for i, row in enumerate(csv.reader(f), 1):
+            if not row or row[0].startswith("#") or [x.strip().lower() for x in row] == ["video", "start", "end"]:
+                continue
+            try:
+                name, start, end = row[0].strip(), int(row[1]), int(row[2])
+            except (IndexError, ValueError):
+                raise UserError(f"{path} line {i}: expected video,start,end, got {','.join(row)!r}") from None
+            if name not in out:
+                raise UserError(f"{path} line {i}: there is no test video {name}")
+            if not 0 <= start < end:
+                raise UserError(f"{path} line {i}: the range {start}..{end} is empty (start is the first abnormal "
+                                "frame, counted from 0; end is the one after the last)")
+            out[name].append((start, end - 1))
+    return out
+
+
+def frame_labels(path):
+    if path.suffix == ".npy":
+        return load_array(path, "frame labels")
+    try:
+        return np.array(path.read_text().replace(",", " ").split(), dtype=np.float32).astype(np.int64)
+    except ValueError:
+        raise UserError(f"frame labels {path} must be zeros and ones separated by spaces or lines") from None
+
+
+def mask_images(path):
+    """A folder of black and white images, one per frame."""
+    files = sorted((p for p in path.iterdir() if p.suffix.lower() in (".bmp", ".png", ".tif", ".jpg")), key=natural)
+    images = [cv2.imdecode(np.fromfile(p, np.uint8), cv2.IMREAD_GRAYSCALE) if p.stat().st_size else None for p in files]
+    if not images or any(x is None for x in images):
+        bad = next((p for p, x in zip(files, images) if x is None), path)
+        raise UserError(f"pixel masks: {bad} cannot be read")
+    return np.stack(images) > 127
+
+
+def volume_masks(path):
+    """Avenue's `volLabel`: a cell of H×W masks."""
+    return np.stack([np.asarray(x) != 0 for x in read_mat(path, "volLabel").reshape(-1)])
+
+
+def npz_names(path):
+    try:
+        with np.load(path, allow_pickle=False) as z:
+            return list(z.files)
+    except Exception as e:
+        raise UserError(f"pixel masks {path} cannot be read ({first_line(e)})") from None
+
+
+def packed_masks(path, name):
+    with np.load(path, allow_pickle=False) as z:
+        return np.unpackbits(z[name], axis=-1, count=int(z["width"])).astype(bool)
+
+
+def any_masks(path):
+    if path.is_dir():
+        return mask_images(path)
+    if path.suffix == ".npy":
+        return load_array(path, "pixel mask") != 0
+    arrays = load_arrays(path, "pixel mask")
+    if "masks" not in arrays:
+        raise UserError(f"pixel mask {path} has no array called masks; it holds {', '.join(arrays) or 'nothing'}")
+    return arrays["masks"] != 0
+
+
+__all__ = ["Dataset", "Video", "canonical", "find", "folder"]

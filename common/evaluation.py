@@ -1,0 +1,259 @@
+"""From frame scores to results: smoothing, metrics, table, metrics.json, curves; and comparison of finished runs.
+
+    python common/evaluation.py runs/a/scores.npz runs/b/scores.npz --dataset ped2
+"""
+import argparse
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np  # noqa: E402
+
+from common import metrics, plots, smoothing  # noqa: E402
+from common.files import UserError, load_arrays, replacing, run, writable_folder, write_json  # noqa: E402
+
+BASELINE_FILTER = "median:17"
+ROWS = [("micro_auc", "micro AUC"), ("macro_auc", "macro AUC"), ("auc_abnormal_videos", "AUC, abnormal videos"),
+        ("ap", "AP"), ("pr_auc", "PR-AUC"), ("eer", "EER"), ("far_at_0.5", "FAR at 0.5"), ("rbdc", "RBDC"), ("tbdc", "TBDC"),
+        ("pixel_auc", "pixel-level AUC")]
+
+
+@dataclass
+class Protocol:
+    """What is done between raw scores and metrics; `liberties` are named in the table and in metrics.json."""
+    name: str = "strict"
+    smoothing: str = "median:17"
+    skip: int = 0                       # frames left out at the start of every video
+    liberties: list = field(default_factory=list)
+
+
+def save_scores(path, scores):
+    """{video: float [T]} -> scores.npz."""
+    with replacing(path) as tmp:
+        np.savez(tmp, **{k: np.asarray(v, np.float32) for k, v in scores.items()})
+
+
+def load_scores(path):
+    scores = load_arrays(path, "scores")
+    for name, s in scores.items():
+        if s.ndim != 1 or s.dtype.kind not in "fiu":
+            raise UserError(f"scores {path}: video {name} has an array of shape {s.shape} and type {s.dtype}, expected one "
+                            "number per frame")
+        if not np.isfinite(s).all():
+            raise UserError(f"scores {path}: video {name} holds {(~np.isfinite(s)).sum()} NaN or infinite scores")
+    if not scores:
+        raise UserError(f"scores {path} holds no video")
+    return scores
+
+
+def labels_of(scores, data):
+    """{video: uint8 [T]} for scored videos, each checked against its scores' length; {} without labels."""
+    if not data.has_labels:
+        return {}
+    by_name = {v.name: v for v in data.test}
+    unknown = sorted(set(scores) - set(by_name))
+    if unknown:
+        raise UserError(f"scores of {', '.join(unknown[:5])} do not belong to a test video of {data.name} in {data.root}")
+    return {k: data.labels(by_name[k], len(s)) for k, s in scores.items()}
+
+
+def frame_difference(frames):
+    """Trivial baseline: mean absolute difference to the previous frame. uint8 [T, H, W, C] -> float32 [T], first is 0."""
+    out = np.zeros(len(frames), np.float32)
+    for t in range(1, len(frames)):
+        out[t] = np.abs(frames[t].astype(np.int16) - frames[t - 1]).mean(dtype=np.float64)
+    return out
+
+
+def fastest_box(cube_frames, speeds, frames):
+    """Trivial baseline: per frame the largest mean flow magnitude of its boxes, 0 without boxes. -> float32 [frames]."""
+    out = np.zeros(frames, np.float32)
+    np.maximum.at(out, cube_frames, speeds)
+    return out
+
+
+def measure(scores, labels, protocol):
+    """Frame-level metrics of raw scores {video: [T]} -> (dict of numbers, smoothed scores)."""
+    apply = smoothing.parse(protocol.smoothing)
+    smoothed, out = {}, {}
+    names = sorted(scores)
+    cut = {k: slice(min(protocol.skip, len(scores[k])), None) for k in names}
+    for k in names:
+        s = np.full(len(scores[k]), np.nan)
+        s[cut[k]] = apply(scores[k][cut[k]])
+        smoothed[k] = s
+    if not labels:
+        return out, smoothed
+    ys = [labels[k][cut[k]] for k in names]
+    ss = [smoothed[k][cut[k]] for k in names]
+    y, s = np.concatenate(ys), np.concatenate(ss)
+
+    def attempt(name, function):
+        try:
+            out[name] = function()
+        except ValueError as e:
+            out.setdefault("undefined", {})[name] = str(e)
+
+    attempt("micro_auc", lambda: metrics.auc(y, s))
+    attempt("macro_auc", lambda: metrics.macro_auc(ys, ss)[0])
+    out["one_class_videos"] = sum(len(np.unique(v)) < 2 for v in ys)
+    attempt("auc_abnormal_videos", lambda: metrics.auc_abnormal_videos(ys, ss))
+    attempt("ap", lambda: metrics.average_precision(y, s))
+    attempt("pr_auc", lambda: metrics.pr_auc(y, s))
+    attempt("eer", lambda: metrics.eer(y, s)[0])
+    attempt("eer_nearest", lambda: metrics.eer(y, s)[1])
+    if len(s) and s.min() >= 0 and s.max() <= 1:
+        attempt("far_at_0.5", lambda: metrics.false_alarm_rate(y, s, 0.5))
+    out["auc_per_video"] = {}
+    for k, yy, sss in zip(names, ys, ss):
+        if len(np.unique(yy)) == 2:
+            out["auc_per_video"][k] = metrics.auc(yy, sss)
+    out["frames"], out["abnormal_frames"], out["videos"] = len(y), int(y.sum()), len(names)
+    return out, smoothed
+
+
+def localization(data, detections, skip=0):
+    """RBDC, TBDC and pixel-level AUC from boxes with scores: detections {video: [n, 6] frame, x1, y1, x2, y2, score}."""
+    out, tracks, boxes, total, pixel, pixel_labels = {}, [], [], 0, [], []
+    by_name, derived = {v.name: v for v in data.test}, False
+    for name in sorted(detections):
+        video, d = by_name[name], detections[name]
+        masks, known = data.masks(video), data.tracks(video)
+        if masks is None and known is None:
+            return {}
+        length = len(masks) if masks is not None else None
+        if known is None:
+            known, derived = metrics.tracks_from_masks(masks), True
+        tracks.append(known[known[:, 1] >= skip])
+        boxes.append(d[d[:, 0] >= skip])
+        total += max(0, (length if length is not None else int(max(d[:, 0].max(initial=0), known[:, 1].max(initial=0))) + 1)
+                     - skip)
+        if masks is not None:
+            order = np.argsort(d[:, 0], kind="stable")
+            d = d[order]
+            edges = np.searchsorted(d[:, 0], np.arange(len(masks) + 1))
+            for t in range(skip, len(masks)):
+                part = d[edges[t]:edges[t + 1]]
+                pixel.append(metrics.pixel_frame_score(metrics.paint(part[:, 1:5], part[:, 5], masks[t].shape), masks[t]))
+                pixel_labels.append(masks[t].any())
+    try:
+        out["rbdc"], out["tbdc"] = metrics.rbdc_tbdc(tracks, boxes, total)
+        out["tracks"] = "derived from masks: connected components, linked by overlap" if derived else "of the dataset"
+        if pixel:
+            out["pixel_auc"] = metrics.pixel_auc(pixel_labels, pixel)
+    except ValueError as e:
+        out["undefined_localization"] = str(e)
+    return out
+
+
+def evaluate(out, data, scores, *, protocol, method, detections=None, baselines=None, threshold=None, extra=None):
+    """Write scores.npz, detections.npz, metrics.json, curves/*.png, roc.png into `out` and print the table. -> metrics.
+
+    scores {video: float [T]} raw, higher is more abnormal; baselines {title: scores}, smoothed with a median of 17.
+    """
+    out = writable_folder(out)
+    labels = labels_of(scores, data)
+    result, smoothed = measure(scores, labels, protocol)
+    if labels and detections:
+        result.update(localization(data, detections, protocol.skip))
+    others = {}
+    for title, s in (baselines or {}).items():
+        others[title], _ = measure(s, labels, Protocol("strict", BASELINE_FILTER))
+    save_scores(out / "scores.npz", scores)
+    if detections:
+        save_scores(out / "detections.npz", detections)
+    report = {"method": method, "dataset": data.name, "protocol": protocol.name, "smoothing": protocol.smoothing,
+              "left_out_frames_per_video": protocol.skip, "liberties": protocol.liberties,
+              "label_source": data.label_source if labels else None, "mask_source": data.mask_source, **result,
+              "baselines": {k: {x: y for x, y in v.items() if isinstance(y, float)} for k, v in others.items()},
+              **(extra or {})}
+    write_json(out / "metrics.json", report)
+    if labels:
+        print_table({method: result, **others}, data, protocol)
+        plots.roc({method: smoothed, "raw": scores, **{k: {n: smoothing.parse(BASELINE_FILTER)(x) for n, x in v.items()}
+                                                       for k, v in (baselines or {}).items()}}, labels, out / "roc.png")
+    else:
+        print_ranking(smoothed, data)
+    for name in sorted(scores):
+        plots.curve(scores[name], smoothed[name], labels.get(name), f"{method} · {data.name} · {name}",
+                    out / "curves" / f"{safe(name)}.png", threshold)
+    print(f"wrote {out}/metrics.json, scores.npz, curves/ ({len(scores)} videos)" + (", roc.png" if labels else ""))
+    return report
+
+
+def safe(name):
+    return str(name).replace("/", "_")
+
+
+def print_table(columns, data, protocol):
+    """Measures by methods, in percent; what the protocol left out or took is named above it."""
+    print(f"\n{data.name}, protocol {protocol.name}: smoothing {protocol.smoothing} inside each video"
+          + (f", first {protocol.skip} frames of every video left out" if protocol.skip else ", every frame scored"))
+    for liberty in protocol.liberties:
+        print(f"  liberty taken: {liberty}")
+    first = next(iter(columns.values()))
+    print(f"labels: {data.label_source}; {first['frames']} frames of {first['videos']} videos, "
+          f"{first['abnormal_frames']} abnormal; {first['one_class_videos']} videos of one class (macro AUC)")
+    width = max(22, *(len(k) + 2 for k in columns))
+    print(" " * 24 + "".join(f"{k:>{width}}" for k in columns))
+    for key, title in ROWS:
+        cells = [v.get(key) for v in columns.values()]
+        if any(c is not None for c in cells):
+            print(f"{title:<24}" + "".join(f"{'–' if c is None else f'{100 * c:.2f}':>{width}}" for c in cells))
+    best = max((v.get("micro_auc", 0), k) for k, v in list(columns.items())[1:]) if len(columns) > 1 else None
+    if best and "micro_auc" in first:
+        gap = 100 * (first["micro_auc"] - best[0])
+        print(f"micro AUC is {abs(gap):.2f} points {'above' if gap >= 0 else 'BELOW'} the better trivial baseline ({best[1]})")
+    for name, why in first.get("undefined", {}).items():
+        print(f"{name}: not defined here ({why})")
+    print()
+
+
+def print_ranking(smoothed, data):
+    """Without labels: the most abnormal videos, by their highest smoothed score."""
+    print(f"\n{data.name} has no labels under {data.root}: no metrics. Videos by their highest smoothed score:")
+    order = sorted(smoothed, key=lambda k: -np.nanmax(smoothed[k], initial=-np.inf))
+    for k in order[:10]:
+        t = int(np.nanargmax(smoothed[k])) if np.isfinite(smoothed[k]).any() else 0
+        print(f"  {np.nanmax(smoothed[k], initial=-np.inf):9.3f}  {k}, frame {t}")
+    print()
+
+
+def main(argv=None):
+    from common import datasets
+    parser = argparse.ArgumentParser(description="Compare finished runs by their scores.npz.")
+    parser.add_argument("scores", type=Path, nargs="+", help="scores.npz files of runs on one dataset")
+    parser.add_argument("--dataset", required=True)
+    parser.add_argument("--data-root", type=Path, default=Path("data"), help="(default: %(default)s)")
+    parser.add_argument("--labels", type=Path, default=None, help=".npz of video name -> 0/1 per frame")
+    parser.add_argument("--smoothing", default="median:17", help="the same for all runs (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=None, help="folder for roc.png and curves of all runs together")
+    args = parser.parse_args(argv)
+    data = datasets.find(args.dataset, args.data_root, args.labels)
+    protocol = Protocol("strict", args.smoothing)
+    columns, runs = {}, {}
+    for path in args.scores:
+        scores = load_scores(path)
+        title = str(path.parent) if str(path.parent) != "." else str(path)
+        runs[title], labels = scores, labels_of(scores, data)
+        if not labels:
+            raise UserError(f"{data.name} has no labels under {data.root}: nothing to compare by; give --labels FILE.npz")
+        columns[title], _ = measure(scores, labels, protocol)
+    if len({frozenset(s) for s in runs.values()}) > 1:
+        everywhere = set.intersection(*(set(s) for s in runs.values()))
+        raise UserError(f"the runs scored different videos ({len(everywhere)} in common): compare runs of the same test set")
+    print_table(columns, data, protocol)
+    if args.out:
+        out, apply = writable_folder(args.out), smoothing.parse(args.smoothing)
+        smoothed = {t: {k: apply(x) for k, x in s.items()} for t, s in runs.items()}
+        plots.roc(smoothed, labels, out / "roc.png")
+        for name in labels:
+            plots.curves({t: s[name] for t, s in smoothed.items()}, labels[name], f"{data.name} · {name}",
+                         out / "curves" / f"{safe(name)}.png")
+        print(f"wrote {out}/roc.png and curves/")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,113 @@
+"""Errors a user can cause, files written whole or not at all, and small files read without trusting them."""
+import contextlib
+import errno
+import json
+import os
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+
+class UserError(Exception):
+    """Something the user can put right: one sentence that names the file or flag and the way out."""
+
+
+def run(main):
+    """Call main() as a script does: a UserError is one line on stderr and exit code 2, Ctrl-C is 130."""
+    try:
+        sys.exit(main())
+    except UserError as e:
+        print(f"error: {e}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped; finished work is kept, the same command goes on from there", file=sys.stderr)
+        sys.exit(130)
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.ENOTDIR):
+            raise
+        print(f"error: {describe(e)}", file=sys.stderr)
+        sys.exit(2)
+
+
+def describe(e):
+    """One sentence for an operating system's refusal."""
+    where = e.filename or "the output folder"
+    if e.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space left while writing {where}: free some, or point --out and --cache to another disk"
+    return f"cannot write {where} ({os.strerror(e.errno)}): choose a writable folder with --out and --cache"
+
+
+def writable_folder(path):
+    """Create `path` and prove that a file can be written there, before hours of work depend on it."""
+    path = Path(path)
+    probe = path / f".probe-{os.getpid()}"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as e:
+        e.filename = str(path)
+        raise UserError(describe(e)) from None
+    return path
+
+
+@contextlib.contextmanager
+def replacing(path):
+    """Yield a temporary path beside `path`; renamed onto it on success, removed on any error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tmp = path.with_name(f".{path.name}.{os.getpid()}.part{path.suffix}")
+    try:
+        yield tmp
+        with open(tmp, "rb+") as f:
+            os.fsync(f.fileno())
+        os.replace(tmp, path)
+    except OSError as e:
+        e.filename = str(path)  # the name the user knows
+        raise
+    finally:
+        tmp.unlink(missing_ok=True)
+
+
+def write_json(path, obj):
+    with replacing(path) as tmp:
+        tmp.write_text(json.dumps(obj, indent=1, allow_nan=False) + "\n")
+
+
+def read_json(path, what):
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise UserError(f"{what} {path} is missing") from None
+    except (OSError, ValueError) as e:
+        raise UserError(f"{what} {path} cannot be read as JSON ({e})") from None
+
+
+def load_array(path, what, mmap=False):
+    """One .npy array, never unpickled."""
+    try:
+        return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{what} {path} is missing") from None
+    except (OSError, ValueError, EOFError, SyntaxError, MemoryError, zipfile.BadZipFile) as e:
+        raise UserError(f"{what} {path} is not a readable .npy array ({first_line(e)}); "
+                        "pickled objects are refused") from None
+
+
+def load_arrays(path, what):
+    """{name: array} of an .npz archive, never unpickled."""
+    try:
+        with np.load(path, allow_pickle=False) as z:
+            return {k: z[k] for k in z.files}
+    except FileNotFoundError:
+        raise UserError(f"{what} {path} is missing") from None
+    except Exception as e:  # zipfile and numpy raise many kinds on damaged archives
+        raise UserError(f"{what} {path} is not a readable .npz archive ({first_line(e)}); "
+                        "pickled objects are refused") from None
+
+
+def first_line(e):
+    text = str(e).strip() or type(e).__name__
+    return text.splitlines()[0][:200]

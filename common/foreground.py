@@ -1,0 +1,259 @@
+"""From frames to objects: detector and motion boxes, and space-time cubes in memory-mapped records.
+
+One record of a cube file holds uint8 `appearance` [frames, C, S, S] (C as in the source: 1 grey, 3 BGR), float16
+`flow` [flows, 2, S, S] in pixels, `box` (x1, y1, x2, y2), `frame` (its number in the video) and `speed` (mean flow
+magnitude inside the box, pixels per frame).
+"""
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from common import detectors
+from common.files import UserError, load_array, load_arrays, read_json, replacing, write_json
+from common.flow import gray, make_flow
+from common.flow import uses_device as flow_uses_device
+from common.parallel import map_videos, tick
+
+
+@dataclass
+class Settings:
+    """Everything that decides what a cube file holds; boxes in pixels, areas in square pixels."""
+    boxes: str = "motion"
+    tile: bool = False
+    flow: str = "dis"
+    min_score: float = 0.5
+    min_area: float = 100
+    covered: float = 0.6           # drop a box covered more than this by a larger one
+    motion_blur: int = 3
+    motion_threshold: int = 18
+    motion_area: float = 100
+    frames: tuple = (-4, -3, -2, -1, 0)   # relative to the box's frame
+    flows: tuple = (-3, -2, -1, 0)
+    size: int = 32
+
+    def key(self):
+        d = {**asdict(self), "boxes": detectors.fingerprint(self.boxes)}
+        return hashlib.sha256(json.dumps(d, sort_keys=True).encode()).hexdigest()[:10]
+
+
+# ----------------------------------------------------------------------------------------------------------- boxes
+
+def drop_covered(boxes, limit):
+    """Keep boxes [n, 4+] not covered more than `limit` of their own area by a larger one (areas counted with +1)."""
+    if len(boxes) < 2:
+        return boxes
+    boxes = boxes[np.argsort((boxes[:, 2] - boxes[:, 0] + 1) * (boxes[:, 3] - boxes[:, 1] + 1), kind="stable")]
+    x1, y1, x2, y2 = boxes[:, :4].T
+    area = (x2 - x1 + 1) * (y2 - y1 + 1)
+    w = np.minimum(x2[:, None], x2) - np.maximum(x1[:, None], x1) + 1
+    h = np.minimum(y2[:, None], y2) - np.maximum(y1[:, None], y1) + 1
+    share = np.maximum(w, 0) * np.maximum(h, 0) / area[:, None]
+    return boxes[~(np.triu(share, 1) > limit).any(1)]
+
+
+def object_boxes(found, s):
+    """Detections [n, 5] -> boxes [m, 4] that are sure, large and uncovered enough."""
+    area = (found[:, 2] - found[:, 0] + 1) * (found[:, 3] - found[:, 1] + 1)
+    keep = (found[:, 4] > s.min_score) & (area >= s.min_area)
+    return drop_covered(found[keep, :4], s.covered)
+
+
+def motion_boxes(before, now, after, known, s):
+    """Boxes [n, 4] of what moves outside the `known` boxes; the three frames are blurred uint8 [H, W]."""
+    difference = cv2.add(cv2.absdiff(now, before), cv2.absdiff(after, now))
+    moving = (difference > s.motion_threshold).astype(np.uint8)
+    h, w = moving.shape
+    for x1, y1, x2, y2 in known:
+        moving[max(0, int(y1) - 2):int(y2) + 3, max(0, int(x1) - 2):int(x2) + 3] = 0
+    return contour_boxes(moving, s.motion_area)
+
+
+def contour_boxes(binary, min_area, max_aspect=10, grow=2):
+    """Boxes [n, 4] of the external contours of a 0/1 image, grown and clipped to the image."""
+    h, w = binary.shape
+    contours, _ = cv2.findContours(binary, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
+    out = []
+    for c in contours:
+        x, y, bw, bh = cv2.boundingRect(c)
+        if (bw + 1) * (bh + 1) > min_area and max(bw, bh) < max_aspect * min(bw, bh):
+            out.append((max(0, x - grow), max(0, y - grow), min(w - 1, x + bw + grow), min(h - 1, y + bh + grow)))
+    return np.array(out, np.float32).reshape(-1, 4)
+
+
+# ----------------------------------------------------------------------------------------------------------- cubes
+
+def record(s, channels):
+    return np.dtype([("appearance", "u1", (len(s.frames), channels, s.size, s.size)),
+                     ("flow", "<f2", (len(s.flows), 2, s.size, s.size)),
+                     ("box", "<f4", (4,)), ("frame", "<i4"), ("speed", "<f4")])
+
+
+def cut(boxes, frames, flows, speed, t, s, dtype):
+    """Records of one frame's boxes; frames uint8 [H, W, F*C], flows float32 [H, W, 2*F] interleaved over time."""
+    out = np.empty(len(boxes), dtype)
+    out["frame"], out["box"] = t, boxes
+    h, w = speed.shape
+    lo = np.clip(np.ceil(boxes[:, :2]), 0, [w - 1, h - 1]).astype(int)
+    hi = np.clip(np.ceil(boxes[:, 2:]), lo + 1, [w, h]).astype(int)
+    size = (s.size, s.size)
+    for i, ((x1, y1), (x2, y2)) in enumerate(zip(lo, hi)):
+        a = cv2.resize(frames[y1:y2, x1:x2], size).reshape(s.size, s.size, -1)
+        f = cv2.resize(flows[y1:y2, x1:x2], size)
+        out["appearance"][i] = a.transpose(2, 0, 1).reshape(dtype["appearance"].shape)
+        out["flow"][i] = f.transpose(2, 0, 1).reshape(dtype["flow"].shape)
+        out["speed"][i] = speed[y1:y2, x1:x2].mean()
+    return out
+
+
+def cubes_of_video(frames, found, s, flow, first_pair=(0, 0)):
+    """Yield the records of every frame, in order: structured [n] (n may be 0).
+
+    frames uint8 [T, H, W, C]; found: list of [n, 5] detections per frame, or None; flow: function of common.flow.
+    `first_pair`: the frames whose flow stands for frame 0, which has no predecessor.
+    """
+    last = len(frames) - 1
+    at = (lambda t: min(max(t, 0), last))
+    dtype = record(s, frames.shape[3])
+    flow_of, blurred = {}, {}
+    blur = (lambda t: cv2.GaussianBlur(np.ascontiguousarray(gray(frames[t])), (s.motion_blur, s.motion_blur), 0))
+    for t in range(len(frames)):
+        wanted = sorted({at(t + d) for d in s.flows} | {t})
+        missing = [k for k in wanted if k not in flow_of]
+        pairs = [tuple(frames[at(i)] for i in first_pair) if k == 0 else (frames[k - 1], frames[k]) for k in missing]
+        flow_of = {k: v for k, v in flow_of.items() if k >= wanted[0]} | dict(zip(missing, flow(pairs)))
+        blurred = {k: blurred[k] if k in blurred else blur(k) for k in (at(t - 1), t, at(t + 1))}
+        boxes = object_boxes(found[t], s) if found is not None else np.zeros((0, 4), np.float32)
+        moving = motion_boxes(blurred[at(t - 1)], blurred[t], blurred[at(t + 1)], boxes, s)
+        boxes = np.concatenate([boxes, moving]).astype(np.float32)
+        if not len(boxes):
+            yield np.empty(0, dtype)
+            continue
+        window = np.concatenate([frames[at(t + d)] for d in s.frames], axis=2)
+        flows = np.concatenate([flow_of[at(t + d)] for d in s.flows], axis=2)
+        speed = cv2.magnitude(flow_of[t][..., 0], flow_of[t][..., 1])
+        yield cut(boxes, window, flows, speed, t, s, dtype)
+
+
+def write_records(path, parts, dtype):
+    """Stream record arrays into one .npy whose length is known only at the end. -> number of records."""
+    n = 0
+    with replacing(path) as tmp, open(tmp, "wb") as f:
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (0,)}
+        np.lib.format.write_array_header_1_0(f, header)
+        start = f.tell()
+        for part in parts:
+            f.write(part.data)
+            n += len(part)
+        f.seek(0)
+        np.lib.format.write_array_header_1_0(f, {**header, "shape": (n,)})
+        if f.tell() != start:
+            raise RuntimeError("numpy's header grew")
+    return n
+
+
+@lru_cache(maxsize=2)
+def _detector(spec, device, min_score, tile):
+    return detectors.make_detector(spec, device, min_score, tile)
+
+
+@lru_cache(maxsize=2)
+def _flow(method, device):
+    return make_flow(method, device)
+
+
+class CubeStore:
+    """Boxes and cubes of one dataset under `folder`, per video; finished videos are skipped."""
+
+    def __init__(self, cache, folder, settings):
+        self.cache, self.s = cache, settings
+        detectors.check(settings.boxes)
+        self.boxes_folder = Path(folder) / ("boxes-" + hashlib.sha256(json.dumps(
+            [detectors.fingerprint(settings.boxes), settings.tile]).encode()).hexdigest()[:10])
+        self.folder = Path(folder) / f"cubes-{settings.key()}"
+
+    def path(self, video):
+        return self.folder / video.split / f"{video.name}.npy"
+
+    def info(self, video):
+        """{"source", "cubes", "frames", "channels"} of a finished video, else None."""
+        side = self.path(video).with_suffix(".json")
+        if not side.exists() or not self.path(video).exists():
+            return None
+        info = read_json(side, "cube file entry")
+        return info if info.get("source") == video.fingerprint() else None
+
+    def records(self, video):
+        """Structured memory map [n]."""
+        info = self.info(video)
+        if info["cubes"] == 0:
+            return np.empty(0, record(self.s, info["channels"]))
+        return load_array(self.path(video), "cube file", mmap=True)
+
+    def build(self, videos, workers, device="cpu"):
+        """Make what is missing. -> (videos that are there, [(name, why)] of those that failed)."""
+        fresh = [v for v in videos if self.info(v) is None]
+        if not fresh:
+            return list(videos), []
+        s, total = self.s, sum(self.cache.info(v)["frames"] for v in fresh)
+        kind = detectors.check(s.boxes)
+        if kind in ("onnx", "torchvision", "mmdet"):
+            todo = [v for v in fresh if not self._boxes_path(v).exists()]
+            if todo:
+                frames = sum(self.cache.info(v)["frames"] for v in todo)
+                print(f"detecting objects in {len(todo)} videos with {s.boxes}", flush=True)
+                _, errors = map_videos(_detect, [(self, v, str(device)) for v in todo],
+                                       workers=1 if detectors.uses_device(s.boxes) else workers, total=frames,
+                                       label="detect")
+                if errors:
+                    raise UserError(errors[0][1])
+        write_json(self.folder / "settings.json", asdict(s))
+        print(f"cutting cubes of {len(fresh)} of {len(videos)} videos into {self.folder}", flush=True)
+        _, errors = map_videos(_cut, [(self, v, str(device)) for v in fresh],
+                               workers=1 if flow_uses_device(s.flow) else workers, total=total, label="cubes")
+        failed = {fresh[i].name: e for i, e in errors}
+        return [v for v in videos if v.name not in failed], sorted(failed.items())
+
+    def _boxes_path(self, video):
+        return self.boxes_folder / video.split / f"{video.name}.npz"
+
+    def detections(self, video, frames):
+        """list of [n, 5] per frame, or None with motion boxes alone."""
+        kind, _, rest = self.s.boxes.partition(":")
+        if kind == "motion":
+            return None
+        if kind == "file":
+            return detectors.boxes_from_file(rest, video, frames)
+        z = load_arrays(self._boxes_path(video), "cached boxes")
+        return np.split(z["boxes"], np.cumsum(z["count"])[:-1])
+
+
+def _detect(job):
+    store, video, device = job
+    detect = _detector(store.s.boxes, device, 0.05, store.s.tile)
+    frames, found = store.cache.frames(video), []
+    for i in range(0, len(frames), 8):
+        found += detect(list(frames[i:i + 8]))
+        tick(len(found) - i)
+    with replacing(store._boxes_path(video)) as tmp:
+        np.savez(tmp, boxes=np.concatenate(found).astype(np.float32), count=np.array([len(f) for f in found], np.int32))
+
+
+def _cut(job):
+    store, video, device = job
+    frames = store.cache.frames(video)
+    found = store.detections(video, len(frames))
+    source = video.fingerprint()
+
+    def parts():
+        for part in cubes_of_video(frames, found, store.s, _flow(store.s.flow, device)):
+            tick()
+            yield part
+
+    n = write_records(store.path(video), parts(), record(store.s, frames.shape[3]))
+    write_json(store.path(video).with_suffix(".json"),
+               {"source": source, "cubes": n, "frames": len(frames), "channels": frames.shape[3]})

@@ -1,0 +1,85 @@
+"""One function over many videos in several processes, with one progress bar that counts frames."""
+import concurrent.futures as cf
+import errno
+import multiprocessing as mp
+import os
+import sys
+import time
+
+from tqdm import tqdm
+
+from common.files import UserError, first_line
+
+_counter = None  # in a worker: frames done by all workers; in a single process: the bar's update function
+
+
+def tick(n=1):
+    """Called by a job for every n frames it has finished."""
+    if callable(_counter):
+        _counter(n)
+    elif _counter is not None:
+        with _counter.get_lock():
+            _counter.value += n
+
+
+def _start_worker(counter):
+    global _counter
+    _counter = counter
+    os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = "threads;1"
+    import cv2
+    cv2.setNumThreads(1)  # one process per core already
+
+
+def _call(function, job):
+    try:
+        return function(job), None
+    except UserError as e:
+        return None, str(e)
+    except OSError as e:
+        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+            raise
+        return None, first_line(e)
+
+
+def map_videos(function, jobs, *, workers, total, label, unit="frame"):
+    """[function(job) for job in jobs], in order, None where a job raised a UserError.
+
+    function and jobs must be picklable; function calls tick() per frame. A damaged video does not stop the rest:
+    returns (results, [(job index, message), …]). A full disk does, and so does a fault of ours.
+    """
+    global _counter
+    jobs = list(jobs)
+    workers = min(workers, len(jobs))
+    quiet = not sys.stderr.isatty() and not os.environ.get("VAD_PROGRESS")
+    bar = tqdm(total=total, desc=label, unit=unit, mininterval=10 if quiet else 0.2, dynamic_ncols=True)
+    outcomes = []
+    with bar:
+        if workers <= 1:
+            _counter = bar.update
+            try:
+                outcomes = [_call(function, job) for job in jobs]
+            finally:
+                _counter = None
+        else:
+            context = mp.get_context("spawn")  # forking a process that has used OpenCV's or torch's threads can hang
+            counter = context.Value("q", 0)
+            pool = cf.ProcessPoolExecutor(workers, context, initializer=_start_worker, initargs=(counter,))
+            try:
+                futures = [pool.submit(_call, function, job) for job in jobs]
+                pending, shown = set(futures), 0
+                while pending:
+                    done, pending = cf.wait(pending, timeout=0.2, return_when=cf.FIRST_EXCEPTION)
+                    bar.update(counter.value - shown)
+                    shown = counter.value if counter.value > shown else shown
+                    for f in done:
+                        f.result()
+                    time.sleep(0)
+                outcomes = [f.result() for f in futures]
+            except cf.process.BrokenProcessPool:
+                raise UserError(f"a worker process died during {label} (killed, or out of memory): "
+                                "run the same command again, with fewer --workers if memory was short") from None
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
+        bar.n = max(bar.n, bar.total or 0) if not any(e for _, e in outcomes) else bar.n
+        bar.refresh()
+    return [r for r, _ in outcomes], [(i, e) for i, (_, e) in enumerate(outcomes) if e]

@@ -1,0 +1,136 @@
+"""Pictures of results: score curves, ROC, and overlay videos."""
+from pathlib import Path
+
+import cv2
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt  # noqa: E402
+import numpy as np  # noqa: E402
+from sklearn.metrics import auc, roc_curve  # noqa: E402
+
+from common.files import UserError, replacing  # noqa: E402
+
+BLUE, GREY, RED = "#1f5fa8", "#9aa5b1", "#d6453d"
+
+
+def ranges(labels):
+    """[(first, end)] of the runs of ones, end exclusive."""
+    edges = np.flatnonzero(np.diff(np.r_[0, np.asarray(labels) > 0, 0]))
+    return list(zip(edges[::2].tolist(), edges[1::2].tolist()))
+
+
+def _save(figure, path):
+    path = Path(path)
+    with replacing(path) as tmp:
+        figure.savefig(tmp, format=path.suffix[1:], dpi=110)
+    plt.close(figure)
+
+
+def _axes(title, labels, frames, figsize=(9, 2.8)):
+    figure, ax = plt.subplots(figsize=figsize, layout="constrained")
+    for i, (a, b) in enumerate(ranges(labels) if labels is not None else ()):
+        ax.axvspan(a - 0.5, b - 0.5, color=RED, alpha=0.15, lw=0, label=None if i else "abnormal (ground truth)")
+    ax.set(title=title, xlabel="frame", ylabel="anomaly score", xlim=(0, max(1, frames - 1)))
+    ax.spines[["top", "right"]].set_visible(False)
+    return figure, ax
+
+
+def curve(scores, smoothed, labels, title, path, threshold=None):
+    """One video: raw and smoothed scores [T], shaded abnormal ranges, optional threshold."""
+    figure, ax = _axes(title, labels, len(scores))
+    ax.plot(scores, color=GREY, lw=0.8, label="frame score")
+    ax.plot(smoothed, color=BLUE, lw=1.8, label="smoothed")
+    if threshold is not None:
+        ax.axhline(threshold, color="black", ls=":", lw=1, label="threshold")
+    ax.legend(loc="upper left", fontsize=8, frameon=False, ncols=4)
+    _save(figure, path)
+
+
+def curves(runs, labels, title, path):
+    """Several runs over each other, each scaled to [0, 1] by its own extremes in this video."""
+    figure, ax = _axes(title, labels, len(labels))
+    for name, s in runs.items():
+        span = np.ptp(s)
+        ax.plot((s - s.min()) / span if span else s * 0, lw=1.4, label=name)
+    ax.legend(loc="upper left", fontsize=8, frameon=False)
+    _save(figure, path)
+
+
+def roc(runs, labels, path):
+    """ROC over all frames of several runs {title: {video: [T]}}; frames left out (NaN) are skipped."""
+    figure, ax = plt.subplots(figsize=(5, 5), layout="constrained")
+    names = sorted(labels)
+    y = np.concatenate([labels[k] for k in names])
+    for i, (title, s) in enumerate(runs.items()):
+        s = np.concatenate([s[k] for k in names])
+        ok = np.isfinite(s)
+        if len(np.unique(y[ok])) < 2:
+            continue
+        fpr, tpr, _ = roc_curve(y[ok], s[ok])
+        ax.plot(fpr, tpr, lw=2.2 if i == 0 else 1.2, label=f"{title}: {100 * auc(fpr, tpr):.1f}")
+    ax.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=":")
+    ax.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(0, 1), ylim=(0, 1.005), aspect="equal",
+           title="ROC over all frames (AUC in %)")
+    ax.legend(loc="lower right", fontsize=8, frameon=False)
+    ax.spines[["top", "right"]].set_visible(False)
+    _save(figure, path)
+
+
+def heat(share):
+    """0..1 -> BGR from green over yellow to red."""
+    share = float(np.clip(share, 0, 1))
+    return (40, int(200 * min(1, 2 - 2 * share)), int(230 * min(1, 2 * share)))
+
+
+def overlay(frames, boxes, smoothed, labels, path, fps, box_range, score_range, threshold=None):
+    """An mp4 with every box coloured by its score and the score curve running underneath.
+
+    frames uint8 [T, H, W, C]; boxes float [n, 6] frame, x1, y1, x2, y2, score; box_range and score_range (low, high) map
+    scores to colours and to the curve's height: the same for all videos of a run, so that colours compare.
+    """
+    t, h, w, _ = frames.shape
+    scale = max(1, int(np.ceil(480 / w)))
+    width, height = w * scale // 2 * 2, h * scale // 2 * 2
+    strip = max(60, height // 4) // 2 * 2
+    order = boxes[np.argsort(boxes[:, 0], kind="stable")]
+    edges = np.searchsorted(order[:, 0], np.arange(t + 1))
+    background = _strip(smoothed, labels, width, strip, score_range, threshold)
+    with replacing(path) as tmp:
+        writer = cv2.VideoWriter(str(tmp), cv2.VideoWriter_fourcc(*"mp4v"), fps or 25.0, (width, height + strip))
+        if not writer.isOpened():
+            raise UserError(f"the overlay video {path} cannot be written: this OpenCV has no mp4 encoder, or the folder "
+                            "refuses it")
+        for i in range(t):
+            image = frames[i] if frames.shape[3] == 3 else np.repeat(frames[i], 3, axis=2)
+            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+            part = order[edges[i]:edges[i + 1]]
+            for _, x1, y1, x2, y2, s in part[np.argsort(part[:, 5])]:
+                share = (s - box_range[0]) / max(1e-9, box_range[1] - box_range[0])
+                a, b = (int(x1 * scale), int(y1 * scale)), (int((x2 + 1) * scale), int((y2 + 1) * scale))
+                cv2.rectangle(image, a, b, heat(share), 3 if share >= 1 else 1, cv2.LINE_AA)
+            below = background.copy()
+            x = int(i / max(1, t - 1) * (width - 1))
+            cv2.line(below, (x, 0), (x, strip), (40, 40, 40), 1)
+            below[:, x + 1:] = below[:, x + 1:] // 2 + 110   # what is still to come stays pale
+            if labels is not None and labels[i]:
+                cv2.rectangle(image, (0, 0), (width - 1, height - 1), (61, 69, 214), 4)
+            cv2.putText(image, f"{i}", (6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
+            writer.write(np.vstack([image, below]))
+        writer.release()
+
+
+def _strip(smoothed, labels, width, height, score_range, threshold):
+    image = np.full((height, width, 3), 250, np.uint8)
+    t = len(smoothed)
+    place = (lambda i: i / max(1, t - 1) * (width - 1))
+    level = (lambda s: height - 4 - (height - 8) * np.clip((s - score_range[0]) / max(1e-9, score_range[1] - score_range[0]), 0, 1))
+    for a, b in ranges(labels) if labels is not None else ():
+        image[:, int(place(a)):int(place(b)) + 1] = (220, 222, 250)
+    if threshold is not None:
+        y = int(level(threshold))
+        cv2.line(image, (0, y), (width, y), (120, 120, 120), 1)
+    values = np.nan_to_num(np.asarray(smoothed, np.float64), nan=score_range[0])
+    points = np.stack([place(np.arange(t)), level(values)], 1).round().astype(np.int32)
+    cv2.polylines(image, [points.reshape(-1, 1, 2)], False, (168, 95, 31), 2, cv2.LINE_AA)
+    return image

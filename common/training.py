@@ -1,0 +1,219 @@
+"""Seed, device, precision, torchrun, checkpoints, resume and log: the part of a training loop that is no method's own."""
+import json
+import os
+import pickle
+import random
+import resource
+import sys
+import time
+import zipfile
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from common.files import UserError, first_line, replacing
+
+
+def add_flags(parser, *, out, epochs=None, batch_size=None, lr=None, epochs_type=int):
+    """The flags that mean the same in every script."""
+    g = parser.add_argument_group("run")
+    g.add_argument("--out", "--model_save_path", type=Path, default=None, help=f"folder of this run (default: {out})")
+    g.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    g.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto",
+                   help="auto: bf16 autocast on a GPU that has it, fp32 elsewhere")
+    g.add_argument("--seed", type=int, default=0)
+    g.add_argument("--workers", type=int, default=None, help="processes that read and crop (default: one per core)")
+    if epochs:
+        g = parser.add_argument_group("optimisation")
+        g.add_argument("--epochs", type=epochs_type, default=None, help=f"(default: {epochs})")
+        g.add_argument("--batch-size", "--batchsize", type=int, default=None, help=f"(default: {batch_size})")
+        g.add_argument("--lr", type=float, default=None, help=f"(default: {lr})")
+        g.add_argument("--resume", action=argparse_bool(), default=True,
+                       help="go on where an interrupted run of the same settings stopped")
+        g.add_argument("--save-minutes", type=float, default=5,
+                       help="minutes between checkpoints inside an epoch (one is always written at its end)")
+        g.add_argument("--compile", action="store_true", help="torch.compile the model")
+
+
+def argparse_bool():
+    import argparse
+    return argparse.BooleanOptionalAction
+
+
+def cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def seed_everything(seed):
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+class Run:
+    """Where a script runs: device, precision, and its place among torchrun's processes."""
+
+    def __init__(self, device="auto", precision="auto"):
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        local = int(os.environ.get("LOCAL_RANK", 0))
+        if device == "auto":
+            device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
+        try:
+            self.device = torch.device(device)
+            torch.empty(1, device=self.device)
+        except (RuntimeError, AssertionError) as e:
+            raise UserError(f"--device {device} cannot be used here ({first_line(e)}); try --device cpu") from None
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+            torch.set_float32_matmul_precision("high")
+            torch.backends.cudnn.benchmark = True
+        bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        self.precision = ("bf16" if bf16 else "fp32") if precision == "auto" else precision
+        if self.world > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+
+    @property
+    def main(self):
+        return self.rank == 0
+
+    def autocast(self):
+        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+
+    def say(self, text):
+        if self.main:
+            print(text, flush=True)
+
+    def barrier(self):
+        if self.world > 1:
+            dist.barrier()
+
+    def average_gradients(self, parameters):
+        """Mean of the gradients over the processes, in one flat message."""
+        if self.world == 1:
+            return
+        grads = [p.grad for p in parameters if p.grad is not None]
+        flat = torch._utils._flatten_dense_tensors(grads)
+        dist.all_reduce(flat)
+        flat /= self.world
+        for g, f in zip(grads, torch._utils._unflatten_dense_tensors(flat, grads)):
+            g.copy_(f)
+
+    def sync_buffers(self, module):
+        """Rank 0's buffers (batch-norm statistics) on every process."""
+        if self.world > 1:
+            for b in module.buffers():
+                dist.broadcast(b, 0)
+
+    def share(self, n):
+        """This process's contiguous part of range(n)."""
+        return range(n * self.rank // self.world, n * (self.rank + 1) // self.world)
+
+    def gather(self, array):
+        """Concatenate every process's array [n_i, ...] in rank order, on every process."""
+        if self.world == 1:
+            return array
+        parts = [None] * self.world
+        dist.all_gather_object(parts, array)
+        return np.concatenate(parts)
+
+    def close(self):
+        if self.world > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def epoch_order(n, seed, epoch):
+    """The permutation of n samples for one epoch, the same however often the run was interrupted. int64 [n]."""
+    return np.random.default_rng([seed, epoch]).permutation(n)
+
+
+def get_rng():
+    state = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def set_rng(state):
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def save_checkpoint(path, state):
+    """Tensors, numbers, strings, lists and dicts only, so that weights_only loading accepts it; written, then renamed."""
+    with replacing(path) as tmp:
+        torch.save(state, tmp)
+
+
+def load_checkpoint(path, method=None):
+    """A checkpoint as a dict, on the CPU. Refuses files that would run code and checkpoints of another method."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"checkpoint {path} is missing") from None
+    except pickle.UnpicklingError as e:
+        if "Unsupported" in str(e) or "not an allowed" in str(e) or "weights_only" in str(e).lower():
+            raise UserError(f"checkpoint {path} holds objects that would run code on loading, or is damaged: refused; "
+                            "only tensors, numbers, strings, lists and dicts are read") from None
+        raise UserError(f"checkpoint {path} is damaged ({first_line(e)})") from None
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError,
+            zipfile.BadZipFile) as e:
+        raise UserError(f"checkpoint {path} cannot be read ({first_line(e)}); is it a PyTorch file, whole?") from None
+    if not isinstance(state, dict):
+        raise UserError(f"checkpoint {path} holds a {type(state).__name__}, expected a dict of weights")
+    if method and "method" in state and state["method"] != method:
+        raise UserError(f"checkpoint {path} belongs to the method {state['method']}, this script is {method}")
+    return state
+
+
+class Log:
+    """One JSON line per epoch, appended and flushed."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+
+    def write(self, **values):
+        with open(self.path, "a") as f:
+            f.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in values.items()}) + "\n")
+
+    def drop_after(self, stage, epoch):
+        """Forget lines of `stage` past `epoch`: the run goes back to a checkpoint made before them."""
+        if not self.path.exists():
+            return
+        lines = [json.loads(line) for line in self.path.read_text().splitlines() if line.strip().endswith("}")]
+        kept = [x for x in lines if not (x.get("stage") == stage and x.get("epoch", 0) > epoch)]
+        with replacing(self.path) as tmp:
+            tmp.write_text("".join(json.dumps(x) + "\n" for x in kept))
+
+
+def check_finite(value, where):
+    """Stop with a way out on a NaN or infinite loss."""
+    if not np.isfinite(value):
+        raise UserError(f"the loss became {value} {where}: lower --lr, or try --precision fp32; "
+                        "the last checkpoint before it is kept")
+
+
+def peak_memory():
+    """Largest resident memory of this process so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 1024 if sys.platform != "darwin" else peak / 2 ** 20
+
+
+class Timer:
+    """Seconds spent in named parts: `with timer("data"): ...`"""
+
+    def __init__(self):
+        self.seconds, self._name, self._start = {}, None, 0.0
+
+    def __call__(self, name):
+        self._name = name
+        return self
+
+    def __enter__(self):
+        self._start = time.perf_counter()
+
+    def __exit__(self, *_):
+        self.seconds[self._name] = self.seconds.get(self._name, 0) + time.perf_counter() - self._start

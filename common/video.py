@@ -1,0 +1,267 @@
+"""Decoding, and the frame cache: every video is decoded once into a uint8 .npy and memory-mapped ever after."""
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from common.files import UserError, load_array, read_json, replacing, write_json
+from common.parallel import map_videos, tick
+
+IMAGES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"}
+VIDEOS = {".avi", ".mp4", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".webm", ".wmv"}
+HEADER = 128  # bytes that numpy writes before the frames of a cached video
+
+
+@dataclass
+class Video:
+    """One video: a file, or a folder of frames (then `files` lists them in order)."""
+    name: str
+    path: Path
+    split: str = "test"
+    scene: str = ""
+    files: list = field(default_factory=list, repr=False)
+
+    def fingerprint(self):
+        """Changes when the source does: where it is, how much, how new."""
+        paths = [Path(self.path, f) for f in self.files] or [self.path]
+        try:
+            stats = [os.stat(p) for p in paths]
+        except OSError as e:
+            raise UserError(f"video {self.name}: {e.filename} cannot be read ({e.strerror})") from None
+        return [str(Path(self.path).resolve()), len(paths), sum(s.st_size for s in stats),
+                max(s.st_mtime_ns for s in stats)]
+
+    def expected_frames(self):
+        """Number of frames as far as is known without decoding (a container's header may be wrong)."""
+        if self.files:
+            return len(self.files)
+        capture = cv2.VideoCapture(str(self.path))
+        n = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
+        return n if 0 < n < 10 ** 8 else 0
+
+
+def natural(path):
+    """Sort key under which frame 10 follows frame 9, however they are padded."""
+    return [(0, int(s), s) if s.isdigit() else (1, 0, s) for s in re.split(r"(\d+)", Path(path).name) if s]
+
+
+def list_videos(folder, split="test"):
+    """Video files and folders of frames directly inside `folder`, in natural order; [] where there is none."""
+    folder = Path(folder)
+    found, loose = [], []
+    for p in sorted(folder.iterdir(), key=natural):
+        if p.name.startswith((".", "_")):
+            continue
+        if p.is_dir():
+            files = list_frames(p)
+            if files:
+                found.append(Video(p.name, p, split, files=files))
+        elif p.suffix.lower() in VIDEOS:
+            found.append(Video(p.stem, p, split))
+        elif p.suffix.lower() in IMAGES:
+            loose.append(p.name)
+    if loose and not found:
+        return [Video(folder.name, folder, split, files=loose)]
+    names = [v.name for v in found]
+    for v in found:
+        if names.count(v.name) > 1:  # a.avi beside a.mp4
+            v.name = v.path.name
+    return found
+
+
+def list_frames(folder):
+    return sorted((p.name for p in os.scandir(folder) if Path(p.name).suffix.lower() in IMAGES
+                   and not p.name.startswith(".")), key=natural)
+
+
+def open_video(path):
+    """A Video for a file or a folder of frames that the user names."""
+    path = Path(path)
+    if path.is_dir():
+        files = list_frames(path)
+        if not files:
+            raise UserError(f"{path} holds no frames ({', '.join(sorted(IMAGES))})")
+        return Video(path.resolve().name, path, files=files)
+    if not path.exists():
+        raise UserError(f"video {path} does not exist")
+    return Video(path.stem, path)
+
+
+def read_image(path):
+    """uint8 [H, W] or [H, W, 3] BGR, or None where the file is damaged, truncated or no image."""
+    try:
+        data = np.fromfile(path, np.uint8)
+    except OSError:
+        return None
+    if data.size < 16 or max(image_size(data)) > 20000:
+        return None
+    tail, suffix = data[-4096:].tobytes(), Path(path).suffix.lower()
+    if (suffix in (".jpg", ".jpeg") and b"\xff\xd9" not in tail) or (suffix == ".png" and b"IEND" not in tail):
+        return None  # OpenCV would fill the missing part with grey and say nothing
+    try:
+        return cv2.imdecode(data, cv2.IMREAD_ANYCOLOR)
+    except cv2.error:
+        return None
+
+
+def image_size(data):
+    """(width, height) that a PNG or BMP header claims, so that a lie is not allocated; (0, 0) for other formats."""
+    head = data[:26].tobytes()
+    if head[:8] == b"\x89PNG\r\n\x1a\n":
+        return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
+    if head[:2] == b"BM":
+        return int.from_bytes(head[18:22], "little"), abs(int.from_bytes(head[22:26], "little", signed=True))
+    return 0, 0
+
+
+class Decoder:
+    """Iterate over a video's frames: uint8 [H, W, C], C = 1 (grey source) or 3 (BGR), all of the first one's size.
+
+    A damaged frame inside a folder is replaced by the one before it (at the start: by the first good one), so that
+    frame numbers and labels stay aligned; `damaged` names it. `resized` counts frames that came in another size.
+    """
+
+    def __init__(self, video):
+        self.video, self.damaged, self.resized, self.fps, self.missing = video, [], 0, 0.0, 0
+
+    def __iter__(self):
+        last, waiting = None, 0
+        for frame in self._files() if self.video.files else self._capture():
+            if frame is None:
+                if last is None:
+                    waiting += 1
+                    continue
+                yield last
+                continue
+            frame = self._fit(frame, last)
+            for _ in range(waiting):
+                yield frame
+            waiting, last = 0, frame
+            yield frame
+        if last is None:
+            raise UserError(f"video {self.video.name} ({self.video.path}): no frame could be decoded")
+
+    def _files(self):
+        for name in self.video.files:
+            frame = read_image(Path(self.video.path, name))
+            if frame is None:
+                self.damaged.append(name)
+            yield frame
+
+    def _capture(self):
+        capture = cv2.VideoCapture(str(self.video.path))
+        if not capture.isOpened():
+            raise UserError(f"video {self.video.name} ({self.video.path}) cannot be opened: damaged, or not a video")
+        fps = capture.get(cv2.CAP_PROP_FPS)
+        self.fps = fps if 0 < fps < 1000 else 0.0
+        claimed, n = self.video.expected_frames(), 0
+        try:
+            while True:
+                ok, frame = capture.read()
+                if not ok:
+                    break
+                n += 1
+                yield frame
+        finally:
+            capture.release()
+        self.missing = max(0, claimed - n)
+
+    def _fit(self, frame, like):
+        if frame.ndim == 2:
+            frame = frame[:, :, None]
+        if like is None:
+            return frame
+        if frame.shape[:2] != like.shape[:2]:
+            self.resized += 1
+            frame = cv2.resize(frame, like.shape[1::-1], interpolation=cv2.INTER_AREA).reshape(*like.shape[:2], -1)
+        if frame.shape[2] != like.shape[2]:
+            frame = (cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)[:, :, None] if like.shape[2] == 1
+                     else np.repeat(frame, 3, axis=2))
+        return frame
+
+
+def write_frames(path, frames, on_frame=None):
+    """Stream frames (equal shapes, uint8) into a .npy without knowing their number. -> shape [T, H, W, C]."""
+    shape, n = None, 0
+    with replacing(path) as tmp:
+        with open(tmp, "wb") as f:
+            f.write(bytes(HEADER))
+            for frame in frames:
+                shape = frame.shape
+                f.write(np.ascontiguousarray(frame).data)
+                n += 1
+                if on_frame:
+                    on_frame()
+            f.seek(0)
+            np.lib.format.write_array_header_1_0(f, {"descr": "|u1", "fortran_order": False, "shape": (n, *shape)})
+            if f.tell() != HEADER:
+                raise RuntimeError(f"numpy's header takes {f.tell()} bytes, expected {HEADER}")
+    return (n, *shape)
+
+
+class FrameCache:
+    """Decoded videos of one dataset under `folder`; a video whose source has not changed is never decoded again."""
+
+    def __init__(self, folder):
+        self.folder = Path(folder)
+
+    def path(self, video):
+        return self.folder / video.split / f"{video.name}.npy"
+
+    def info(self, video):
+        """What is known of a cached video: {"source", "frames", "height", "width", "channels", "fps", "damaged"}."""
+        side = self.path(video).with_suffix(".json")
+        if not side.exists() or not self.path(video).exists():
+            return None
+        info = read_json(side, "frame cache entry")
+        return info if info.get("source") == video.fingerprint() else None
+
+    def frames(self, video):
+        """uint8 [T, H, W, C] memory map."""
+        return load_array(self.path(video), "cached video", mmap=True)
+
+    def build(self, videos, workers):
+        """Decode what is missing. -> (videos that are there, [(name, why)] of those that could not be decoded)."""
+        fresh = []
+        failed = {}
+        for v in videos:
+            try:
+                if self.info(v) is None:
+                    fresh.append(v)
+            except UserError as e:
+                failed[v.name] = str(e)
+        if fresh:
+            total = sum(v.expected_frames() for v in fresh)
+            print(f"decoding {len(fresh)} of {len(videos)} videos into {self.folder}", flush=True)
+            _, errors = map_videos(_decode, [(v, self.path(v)) for v in fresh], workers=workers, total=total,
+                                   label="decode")
+            failed.update({fresh[i].name: e for i, e in errors})
+            for v in fresh:
+                if v.name not in failed:
+                    self._report(v)
+        return [v for v in videos if v.name not in failed], sorted(failed.items())
+
+    def _report(self, video):
+        info = self.info(video)
+        if info["damaged"]:
+            print(f"warning: video {video.name}: {len(info['damaged'])} damaged frames replaced by the one before: "
+                  + ", ".join(info["damaged"][:5]) + (" …" if len(info["damaged"]) > 5 else ""))
+        if info["resized"]:
+            print(f"warning: video {video.name}: {info['resized']} frames of another size were resized to "
+                  f"{info['width']}×{info['height']}, the size of its first frame")
+        if info["missing"]:
+            print(f"warning: video {video.name}: {info['missing']} of the frames that its header promises could not "
+                  f"be decoded; {info['frames']} were")
+
+
+def _decode(job):
+    video, path = job
+    decoder = Decoder(video)
+    source = video.fingerprint()
+    t, h, w, c = write_frames(path, decoder, tick)
+    write_json(path.with_suffix(".json"), {
+        "source": source, "frames": t, "height": h, "width": w, "channels": c, "fps": decoder.fps,
+        "damaged": decoder.damaged, "resized": decoder.resized, "missing": decoder.missing})

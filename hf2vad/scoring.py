@@ -1,0 +1,146 @@
+"""Cubes -> scores: the inference path, the statistics of the training cubes, and what a checkpoint must say for both."""
+import time
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from common import training
+from common.batches import Batches
+from common.files import UserError
+from hf2vad.model import HF2VAD, MLMemAE, cube_scores, fold
+
+SIZES = {"full": {}, "small": dict(features_root=16, num_slots=256, shrink_threshold=0.004, nf_start=32, nf_max=64)}
+FIELDS = {"appearance": slice(None), "flow": slice(None)}
+
+
+def to_input(batch):
+    """uint8 [N, F, C, S, S] and float16 [N, K, 2, S, S] -> float32 [N, 3F, S, S] in [0, 1] and [N, 2K, S, S]."""
+    frames = batch["appearance"]
+    frames = frames.expand(-1, -1, 3, -1, -1) if frames.shape[2] == 1 else frames
+    return frames.flatten(1, 2).float() / 255, batch["flow"].flatten(1, 2).float()
+
+
+class Scorer:
+    """A network ready for inference: folded, channels_last, no prior samples. score(batch) -> flow and frame errors [n]."""
+
+    def __init__(self, net, run, *, optimised=True):
+        self.run, self.optimised = run, optimised
+        self.net = (fold(net) if optimised else net.eval()).to(run.device)
+        if optimised:
+            self.net.to(memory_format=torch.channels_last)
+        self.whole = isinstance(net, HF2VAD)
+
+    @torch.inference_mode()
+    def score(self, batch):
+        frames, flows = to_input(batch)
+        if self.optimised:
+            frames, flows = (x.contiguous(memory_format=torch.channels_last) for x in (frames, flows))
+        with self.run.autocast():
+            if not self.whole:  # stage one alone: there is no prediction yet
+                n, c, h, w = flows.shape
+                recon = self.net(flows.reshape(n * c // 2, 2, h, w))["recon"].reshape(n, c, h, w)
+                flow = (recon.float() - flows).pow(2).flatten(1).sum(1)
+                return flow, torch.zeros_like(flow)
+            out = self.net(frames, flows, prior=not self.optimised)
+        return cube_scores(out, frames, flows)
+
+    def score_records(self, records, label, batch_size=256):
+        """Errors of all cubes, in order: float32 [N, 2] (flow, frame). With torchrun every process scores a part."""
+        data = Batches(records, FIELDS, self.run.device)
+        mine = self.run.share(len(data))
+        out, done = torch.zeros(len(mine), 2, device=self.run.device), 0
+        with tqdm(total=len(mine), desc=label, unit="cube", disable=not self.run.main, dynamic_ncols=True,
+                  mininterval=1 if self.run.device.type == "cuda" else 5) as bar:
+            for rows, batch in data.iterate(np.arange(mine.start, mine.stop), batch_size):
+                out[done:done + len(rows)] = torch.stack(self.score(batch), 1)
+                done += len(rows)
+                bar.update(len(rows))
+        return self.run.gather(out.float().cpu().numpy())
+
+
+def statistics(errors):
+    """Mean and deviation of the training cubes' errors [N, 2], as the score's normalisation needs them."""
+    if not len(errors):
+        raise UserError("there are no training cubes to normalise the scores with: no boxes were found in the training "
+                        "videos; lower --motion-threshold or --motion-area, or choose another --boxes")
+    mean, std = errors.astype(np.float64).mean(0), errors.astype(np.float64).std(0)
+    std = np.where(std > 0, std, 1.0)
+    return {"flow_mean": float(mean[0]), "flow_std": float(std[0]), "frame_mean": float(mean[1]),
+            "frame_std": float(std[1]), "cubes": len(errors)}
+
+
+def combine(errors, stats, w_flow, w_frame):
+    """Normality score of cubes: w_r · z(flow) + w_p · z(frame) (section 3.4). [N, 2] -> float32 [N]."""
+    flow = (errors[:, 0] - stats["flow_mean"]) / stats["flow_std"]
+    frame = (errors[:, 1] - stats["frame_mean"]) / stats["frame_std"]
+    return (w_flow * flow + w_frame * frame).astype(np.float32)
+
+
+def frame_scores(cube_frames, scores, frames, empty):
+    """Maximum over a frame's cubes; `empty` for frames without any. -> float32 [frames]."""
+    out = np.full(frames, -np.inf, np.float32)
+    np.maximum.at(out, cube_frames, scores)
+    return np.where(np.isneginf(out), np.float32(empty), out)
+
+
+def empty_score(stats, w_flow, w_frame):
+    """A frame without cubes scores as a cube without error."""
+    return float(combine(np.zeros((1, 2)), stats, w_flow, w_frame)[0])
+
+
+def build(model_args, stage):
+    args = {k: tuple(v) if isinstance(v, list) else v for k, v in model_args.items()}
+    if stage == "memae":
+        keep = ("features_root", "num_slots", "shrink_threshold", "mem_usage", "skip_ops", "spatial_size")
+        return MLMemAE(**{k: v for k, v in args.items() if k in keep})
+    return HF2VAD(**args)
+
+
+def load_model(path, model_args=None):
+    """-> (network, checkpoint dict). Sizes from `model_args`, the file, or its tensors. Ours, or the authors' files: {"model_state_dict": …} with the same keys."""
+    state = training.load_checkpoint(path, "hf2vad")
+    weights = state.get("model_state_dict")
+    if not isinstance(weights, dict) or not weights:
+        raise UserError(f"checkpoint {path} has no model_state_dict; it is not one of HF2-VAD's")
+    weights = {k.removeprefix("module."): v for k, v in weights.items()}
+    stage = "memae" if "in_conv.conv.conv.0.weight" in weights else "finetune"
+    if stage != "memae" and not {"memAE.in_conv.conv.conv.0.weight", "vunet.f_phi.in_op.beta"} <= set(weights):
+        raise UserError(f"checkpoint {path} is not one of HF2-VAD's: its first keys are {', '.join(list(weights)[:3])}")
+    try:
+        net = build(model_args or state.get("model_args") or infer_args(weights), stage)
+        net.load_state_dict(weights)
+    except (RuntimeError, TypeError, ValueError, KeyError) as e:
+        raise UserError(f"checkpoint {path} does not fit the model: {str(e).splitlines()[0]} "
+                        f"{' '.join(str(e).splitlines()[1:3]).strip()}") from None
+    if not all(torch.isfinite(p).all() for p in net.parameters()):
+        raise UserError(f"checkpoint {path} holds NaN or infinite weights")
+    return net, state
+
+
+def infer_args(weights):
+    """The sizes of a model whose file does not say them, read off its tensors."""
+    p = "memAE." if "memAE.in_conv.conv.conv.0.weight" in weights else ""
+    root = weights[f"{p}in_conv.conv.conv.0.weight"].shape[0]
+    args = {"features_root": root, "mem_usage": [False] + [f"{p}mem{i}.memMatrix" in weights for i in (1, 2, 3)]}
+    for level in (1, 2, 3):
+        if f"{p}mem{level}.memMatrix" in weights:
+            slots, dim = weights[f"{p}mem{level}.memMatrix"].shape
+            args.update(num_slots=slots, spatial_size=int(round((dim / (root * 2 ** level)) ** 0.5)) * 2 ** level)
+    args["skip_ops"] = ["concat" if weights[f"{p}up_{i}.conv.conv.0.weight"].shape[1]
+                        > weights[f"{p}up_{i}.up.weight"].shape[1] else "none" for i in (1, 2, 3)]
+    if p:
+        f_phi, e_theta = (weights[f"vunet.{k}.in_op.conv.weight_v"].shape for k in ("f_phi", "e_theta"))
+        args.update(nf_start=f_phi[0], clip_hist=e_theta[1] // 2,
+                    nf_max=max(v.shape[0] for k, v in weights.items() if k.endswith("_2.conv2d.conv.weight_v")))
+    return args
+
+
+def throughput(function, cubes, seconds=3.0):
+    """cubes per second of function(), called until `seconds` have passed (after one warm-up call)."""
+    function()
+    n, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        function()
+        n += cubes
+    return n / (time.perf_counter() - start)
