@@ -102,7 +102,8 @@ class Dataset:
         if path is None:
             return None
         try:
-            return np.loadtxt(path, delimiter=",", dtype=np.float32, ndmin=2, comments="#").reshape(-1, 6)
+            lines = [x for x in path.read_text().splitlines() if x.strip() and not x.startswith("#")]
+            return np.array([x.split(",") for x in lines], np.float32).reshape(-1, 6)
         except (OSError, ValueError) as e:
             raise UserError(f"tracks {path}: expected lines id,frame,x1,y1,x2,y2 ({first_line(e)})") from None
 

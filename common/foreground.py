@@ -32,6 +32,7 @@ class Settings:
     motion_blur: int = 3
     motion_threshold: int = 18
     motion_area: float = 100
+    motion_close: int = 0          # join moving parts up to this many pixels apart (0: as published)
     frames: tuple = (-4, -3, -2, -1, 0)   # relative to the box's frame
     flows: tuple = (-3, -2, -1, 0)
     size: int = 32
@@ -67,7 +68,8 @@ def motion_boxes(before, now, after, known, s):
     """Boxes [n, 4] of what moves outside the `known` boxes; the three frames are blurred uint8 [H, W]."""
     difference = cv2.add(cv2.absdiff(now, before), cv2.absdiff(after, now))
     moving = (difference > s.motion_threshold).astype(np.uint8)
-    h, w = moving.shape
+    if s.motion_close:
+        moving = cv2.morphologyEx(moving, cv2.MORPH_CLOSE, np.ones((s.motion_close, s.motion_close), np.uint8))
     for x1, y1, x2, y2 in known:
         moving[max(0, int(y1) - 2):int(y2) + 3, max(0, int(x1) - 2):int(x2) + 3] = 0
     return contour_boxes(moving, s.motion_area)

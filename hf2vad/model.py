@@ -143,9 +143,9 @@ class WeightNorm(nn.Module):
 
     def __init__(self, in_ch, out_ch, kernel):
         super().__init__()
-        self.bias = nn.Parameter(torch.zeros(out_ch))
-        self.weight_g = nn.Parameter(torch.ones(out_ch, 1, 1, 1))
-        self.weight_v = nn.Parameter(torch.empty(out_ch, in_ch, kernel, kernel))
+        plain = nn.Conv2d(in_ch, out_ch, kernel)  # PyTorch's default initialisation, as published
+        self.bias, self.weight_v = plain.bias, plain.weight
+        self.weight_g = nn.Parameter(plain.weight.detach().flatten(1).norm(dim=1).view(-1, 1, 1, 1))
 
     def weight(self):
         return torch._weight_norm(self.weight_v, self.weight_g, 0)
@@ -337,7 +337,6 @@ class VUnet(nn.Module):
         self.zc = Posterior(widths, dropout)
         self.bottleneck = Bottleneck(widths, dropout)
         self.decoder = Decoder(widths, out_channels, dropout)
-        init_weights(self)
 
     def forward(self, appearance, flow, prior=True):
         """[N, 3*past, S, S] in [0, 1], [N, 2*flows, S, S] -> prediction in [0, 1], posterior and prior means."""
@@ -428,14 +427,15 @@ def cube_scores(out, frames, flows):
 # ------------------------------------------------------------------------------------------ initialisation and speed
 
 def init_weights(net):
-    """Kaiming-normal (a = 0.1, fan-in) convolutions, N(1, 0.02) batch-norm weights, zero biases."""
+    """Kaiming-normal (a = 0.1, fan-in) convolutions, N(1, 0.02) batch-norm weights, zero biases.
+
+    Weight-normalised convolutions keep PyTorch's default: there the published initialisation sets a tensor that is
+    computed anew from g and v, so it has no effect (with it, the residual chain would start with a KL of 1e7).
+    """
     for m in net.modules():
         if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)):
             nn.init.kaiming_normal_(m.weight, a=0.1)
             nn.init.zeros_(m.bias)
-        elif isinstance(m, WeightNorm):
-            nn.init.kaiming_normal_(m.weight_v, a=0.1)
-            m.weight_g.data.copy_(m.weight_v.data.flatten(1).norm(dim=1).view_as(m.weight_g))
         elif isinstance(m, nn.BatchNorm2d):
             nn.init.normal_(m.weight, 1.0, 0.02)
             nn.init.zeros_(m.bias)

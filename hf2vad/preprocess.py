@@ -15,16 +15,15 @@ from common.foreground import CubeStore, Settings  # noqa: E402
 from common.video import FrameCache  # noqa: E402
 
 # Constants of the paper's configuration: areas in square pixels, the rest as in common.foreground.Settings.
-# `weights` are w_r (flow) and w_p (frame) of the score; only Ped2's are published outside the authors' checkpoints.
 PUBLISHED = {
     "ped1":         dict(min_score=0.5, min_area=10**2, covered=0.6, motion_blur=3, motion_threshold=18, motion_area=10**2),
     "ped2":         dict(min_score=0.5, min_area=10**2, covered=0.6, motion_blur=3, motion_threshold=18, motion_area=10**2),
     "avenue":       dict(min_score=0.25, min_area=40**2, covered=0.6, motion_blur=5, motion_threshold=18, motion_area=40**2),
     "shanghaitech": dict(min_score=0.5, min_area=8**2, covered=0.65, motion_blur=5, motion_threshold=15, motion_area=40**2),
     "folder":       dict(min_score=0.5, min_area=10**2, covered=0.6, motion_blur=5, motion_threshold=18, motion_area=20**2),
-    "demo":         dict(min_score=0.5, min_area=10**2, covered=0.6, motion_blur=5, motion_threshold=18, motion_area=10**2),
+    "demo":         dict(min_score=0.5, min_area=10**2, covered=0.6, motion_blur=5, motion_threshold=10, motion_area=10**2,
+                         motion_close=9),
 }
-WEIGHTS = {"ped1": (1.0, 0.1), "ped2": (1.0, 0.1)}  # others: (1, 1), not tuned
 
 
 def add_data_flags(parser):
@@ -46,11 +45,12 @@ def add_data_flags(parser):
     g.add_argument("--motion-blur", type=int, help="Gaussian kernel before differencing, px, odd")
     g.add_argument("--motion-threshold", type=int, help="least grey-level difference, 0..255")
     g.add_argument("--motion-area", type=float, help="least area of a motion box, px²")
+    g.add_argument("--motion-close", type=int, help="join moving parts up to this many px apart (default: 0, on demo 9)")
 
 
 def settings_of(args, dataset):
     """Settings from the dataset's constants, overridden by flags."""
-    chosen = {k: getattr(args, k) for k in PUBLISHED["ped2"] if getattr(args, k) is not None}
+    chosen = {k: getattr(args, k) for k in PUBLISHED["demo"] if getattr(args, k) is not None}
     if chosen.get("motion_blur", 1) % 2 == 0:
         raise UserError("--motion-blur must be odd")
     return Settings(boxes=args.boxes, tile=args.tile, flow=args.flow, **{**PUBLISHED[dataset], **chosen})

@@ -1,4 +1,5 @@
 """Cubes -> scores: the inference path, the statistics of the training cubes, and what a checkpoint must say for both."""
+import hashlib
 import time
 
 import numpy as np
@@ -10,7 +11,7 @@ from common.batches import Batches
 from common.files import UserError
 from hf2vad.model import HF2VAD, MLMemAE, cube_scores, fold
 
-SIZES = {"full": {}, "small": dict(features_root=16, num_slots=256, shrink_threshold=0.004, nf_start=32, nf_max=64)}
+SIZES = {"full": {}, "small": dict(features_root=8, num_slots=100, shrink_threshold=0.01, nf_start=16, nf_max=32)}
 FIELDS = {"appearance": slice(None), "flow": slice(None)}
 
 
@@ -134,6 +135,13 @@ def infer_args(weights):
         args.update(nf_start=f_phi[0], clip_hist=e_theta[1] // 2,
                     nf_max=max(v.shape[0] for k, v in weights.items() if k.endswith("_2.conv2d.conv.weight_v")))
     return args
+
+
+def weights_hash(module):
+    h = hashlib.sha256()
+    for k, v in sorted(module.state_dict().items()):
+        h.update(k.encode() + v.cpu().numpy().tobytes())
+    return h.hexdigest()[:16]
 
 
 def throughput(function, cubes, seconds=3.0):

@@ -5,7 +5,6 @@
     torchrun --nproc-per-node 4 hf2vad/train.py --dataset shanghaitech
 """
 import argparse
-import hashlib
 import sys
 import time
 from pathlib import Path
@@ -76,10 +75,11 @@ def plan_of(args, dataset):
 class Stage:
     """One stage of training: its network, optimizer and loss, and how it is saved and continued."""
 
-    def __init__(self, name, plan, net, r, folder, identity):
+    def __init__(self, name, plan, net, r, folder, identity, foreground):
         self.name, self.plan, self.net, self.run, self.folder = name, plan, net.to(r.device), r, folder
         self.net.to(memory_format=torch.channels_last)
         self.identity = identity            # settings that must agree for a run to be continued
+        self.foreground = foreground        # how the cubes were cut, for scoring other videos alike
         self.parameters = list(net.vunet.parameters() if name == "cvae" else net.parameters())
         if name == "cvae":
             net.memAE.requires_grad_(False)
@@ -96,6 +96,7 @@ class Stage:
             return
         state = {"method": "hf2vad", "stage": self.name, "done": done, "epoch": self.epoch, "step": self.step,
                  "model_args": self.identity["model_args"], "identity": self.identity,
+                 "foreground": self.foreground,
                  "model_state_dict": self.net.state_dict(), "seconds": self.seconds, "sums": self.sums,
                  "rng": training.get_rng(), "statistics": self.statistics, "optimizer": self.optimizer.state_dict()}
         training.save_checkpoint(self.path, state)
@@ -191,19 +192,12 @@ class Stage:
         bar.close()
 
 
-def weights_hash(module):
-    h = hashlib.sha256()
-    for k, v in sorted(module.state_dict().items()):
-        h.update(k.encode() + v.cpu().numpy().tobytes())
-    return h.hexdigest()[:16]
-
-
 def reconstructions(net, records, r, path):
     """The frozen ML-MemAE-SC's answer for every training cube: float16 [N, 2·flows, S, S] memory map at `path`.
 
     Stage `cvae` would compute it anew in every epoch; the file is named by the weights it comes from.
     """
-    side, key = path.with_suffix(".json"), {"weights": weights_hash(net.memAE), "cubes": sum(map(len, records))}
+    side, key = path.with_suffix(".json"), {"weights": scoring.weights_hash(net.memAE), "cubes": sum(map(len, records))}
     if r.main and not (path.exists() and side.exists() and read_json(side, "reconstructions' entry") == key):
         frozen = scoring.Scorer(net.memAE, r)
         data = Batches(records, {"flow": slice(None)}, r.device)
@@ -287,8 +281,8 @@ def train(args, ready, r):
             weights = training.load_checkpoint(previous, "hf2vad")["model_state_dict"]
             (net.memAE if name == "cvae" else net).load_state_dict(weights)
         own = {**identity, "batch_size": plan[name]["batch_size"], "lr": plan[name]["lr"],
-               "start": None if name == "memae" else weights_hash(net.memAE)}
-        stage = Stage(name, plan[name], net, r, folder, own)
+               "start": None if name == "memae" else scoring.weights_hash(net.memAE)}
+        stage = Stage(name, plan[name], net, r, folder, own, vars(ready.store.s))
         if args.resume and stage.load():
             r.say(f"stage {name}: {stage.epoch} epochs done before ({stage.path})")
         else:
