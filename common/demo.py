@@ -194,9 +194,8 @@ def draw(image, scene, actor, t, value=None):
             _limb(image, (x - tip[0], y - lift - tip[1]), (x + tip[0], y - lift + tip[1]), colors[3], 0.3 * scale)
         return
     if value is None:
-        cv2.ellipse(image, (int(x * 8), int((y - 0.01 * h) * 8)), (int(0.22 * h * 8), int(0.05 * h * 8)), 0, 0, 360,
-                    tuple(float(v) for v in 0.6 * scene.background[min(HEIGHT - 1, max(0, int(y))), min(WIDTH - 1, max(0, int(x)))]),
-                    -1, cv2.LINE_AA, 3)   # contact shadow
+        ground = scene.background[min(HEIGHT - 1, max(0, int(y))), min(WIDTH - 1, max(0, int(x)))]
+        _oval(image, (x, y - 0.01 * h), 0.22 * h, 0.05 * h, tuple(0.6 * float(v) for v in ground))   # contact shadow
     if actor.kind == "cyclist":
         _cyclist(image, x, y, h, actor.phase + age * speed * 2.2, side, colors)
     elif actor.kind == "cart":
@@ -204,7 +203,8 @@ def draw(image, scene, actor, t, value=None):
     else:
         stride = actor.phase + age * speed * (3.9 if actor.kind == "runner" else 4.4) / max(actor.size, 1) * 1.7
         running = actor.kind == "runner"
-        _person(image, x, y, h, np.sin(stride) * (1.5 if running else 1.0), abs(np.cos(stride)) * (0.05 if running else 0.015) * h,
+        bob = abs(np.cos(stride)) * (0.05 if running else 0.015) * h
+        _person(image, x, y, h, np.sin(stride) * (1.5 if running else 1.0), bob,
                 side * (0.9 if running else 0.1), colors, 1.5 if running else 0.75)
 
 
@@ -221,8 +221,8 @@ def make_actor(rng, scene, kind, first, frames, abnormal, way=None, progress=0.0
     shift = np.array([-d[1], d[0]]) * rng.uniform(-0.9, 0.9)
     length = np.linalg.norm(b - a)
     color = lambda lo, hi: tuple(int(v) for v in rng.integers(lo, hi, 3))
-    colors = [color(30, 235), color(20, 110), (int(rng.integers(90, 160)), int(rng.integers(120, 190)), int(rng.integers(160, 230))),
-              color(20, 90)]
+    skin = (int(rng.integers(90, 160)), int(rng.integers(120, 190)), int(rng.integers(160, 230)))
+    colors = [color(30, 235), color(20, 110), skin, color(20, 90)]
     if kind == "thrown":
         start = a + (b - a) * rng.uniform(0.3, 0.45) + shift
         colors[3] = (int(rng.integers(0, 60)), int(rng.integers(60, 160)), int(rng.integers(190, 250)))
@@ -288,7 +288,8 @@ def render(name, index, split, path):
                         tracks.append((actors.index(a), t, xs.min(), ys.min(), xs.max(), ys.max()))
             image *= tint * (1 + 0.05 * np.sin(light + 2 * np.pi * t / period))
             dy, dx = rng.integers(0, 16, 2)
-            image += (1 + 0.7 * np.sin(gain + t / period * 4)) * grain[int(rng.integers(6))][dy:dy + HEIGHT, dx:dx + WIDTH]  # auto gain
+            noise = grain[int(rng.integers(6))][dy:dy + HEIGHT, dx:dx + WIDTH]
+            image += (1 + 0.7 * np.sin(gain + 4 * t / period)) * noise        # a camera's automatic gain
             writer.write(np.clip(cv2.GaussianBlur(image, (3, 3), 0.6), 0, 255).astype(np.uint8))
             tick()
         writer.release()

@@ -25,7 +25,7 @@ def run(main):
         print("\nstopped; finished work is kept, the same command goes on from there", file=sys.stderr)
         sys.exit(130)
     except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.ENOTDIR):
+        if e.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.ENOTDIR, errno.EFBIG):
             raise
         print(f"error: {describe(e)}", file=sys.stderr)
         sys.exit(2)
@@ -34,7 +34,7 @@ def run(main):
 def describe(e):
     """One sentence for an operating system's refusal."""
     where = e.filename or "the output folder"
-    if e.errno in (errno.ENOSPC, errno.EDQUOT):
+    if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"no space left while writing {where}: free some, or point --out and --cache to another disk"
     return f"cannot write {where} ({os.strerror(e.errno)}): choose a writable folder with --out and --cache"
 

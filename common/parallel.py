@@ -36,7 +36,7 @@ def _call(function, job):
     except UserError as e:
         return None, str(e)
     except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
+        if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EFBIG):
             raise
         return None, first_line(e)
 

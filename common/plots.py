@@ -124,7 +124,8 @@ def _strip(smoothed, labels, width, height, score_range, threshold):
     image = np.full((height, width, 3), 250, np.uint8)
     t = len(smoothed)
     place = (lambda i: i / max(1, t - 1) * (width - 1))
-    level = (lambda s: height - 4 - (height - 8) * np.clip((s - score_range[0]) / max(1e-9, score_range[1] - score_range[0]), 0, 1))
+    span = max(1e-9, score_range[1] - score_range[0])
+    level = (lambda s: height - 4 - (height - 8) * np.clip((s - score_range[0]) / span, 0, 1))
     for a, b in ranges(labels) if labels is not None else ():
         image[:, int(place(a)):int(place(b)) + 1] = (220, 222, 250)
     if threshold is not None:

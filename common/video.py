@@ -101,6 +101,8 @@ def read_image(path):
     tail, suffix = data[-4096:].tobytes(), Path(path).suffix.lower()
     if (suffix in (".jpg", ".jpeg") and b"\xff\xd9" not in tail) or (suffix == ".png" and b"IEND" not in tail):
         return None  # OpenCV would fill the missing part with grey and say nothing
+    if data[:2].tobytes() == b"BM" and int.from_bytes(data[2:6].tobytes(), "little") > data.size:
+        return None
     try:
         return cv2.imdecode(data, cv2.IMREAD_ANYCOLOR)
     except cv2.error:

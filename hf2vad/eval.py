@@ -33,7 +33,8 @@ def add_eval_flags(parser):
                    help="strict: every frame, nothing chosen on test labels; official: as the authors computed it "
                    "(default: %(default)s)")
     g.add_argument("--w-flow", type=float, default=None, help="weight of the flow error w_r (default: 1)")
-    g.add_argument("--w-frame", type=float, default=None, help="weight of the frame error w_p (default: 1; official on ped2: 0.1)")
+    g.add_argument("--w-frame", type=float, default=None,
+                   help="weight of the frame error w_p (default: 1; official on ped2: 0.1)")
     g.add_argument("--smoothing", default="median:17", help="filter inside each video (default: %(default)s)")
     g.add_argument("--overlay", action="store_true", help="also write an mp4 per video with scored boxes and the curve")
 
@@ -45,7 +46,8 @@ def parse(argv=None):
     g = parser.add_argument_group("what to score")
     g.add_argument("--checkpoint", "--ckpt_path", "--model_path", type=Path, default=None,
                    help="our checkpoint or the authors' (default: the newest of runs/hf2vad/<dataset>)")
-    g.add_argument("--video", type=Path, default=None, help="a video file or a folder of frames instead of the dataset's test set")
+    g.add_argument("--video", type=Path, default=None,
+                   help="a video file or a folder of frames instead of the dataset's test set")
     g.add_argument("--batch-size", type=int, default=256, help="cubes at once; scores do not depend on it (default: %(default)s)")
     g.add_argument("--benchmark", action="store_true", help="measure speed and memory of every step and stop")
     add_eval_flags(parser)
@@ -140,8 +142,9 @@ def evaluate(args, ready, checkpoint, r):
     report = evaluation.evaluate(
         out, ready.data, scores, method="HF2-VAD", protocol=protocol_of(args, ready.data.name), detections=detections,
         baselines=baselines(ready, ready.test),
-        extra={"checkpoint": str(checkpoint), "weights": weights, "statistics": stats, "seed": state.get("identity", {}).get("seed"),
-               "stage": state.get("stage"), "epochs": state.get("epoch"), "foreground": vars(ready.store.s),
+        extra={"checkpoint": str(checkpoint), "weights": weights, "statistics": stats,
+               "seed": state.get("identity", {}).get("seed"), "stage": state.get("stage"),
+               "epochs": state.get("epoch"), "foreground": vars(ready.store.s),
                "training_seconds": state.get("seconds"), "skipped_videos": ready.skipped,
                "parameters": sum(p.numel() for p in net.parameters()), "peak_memory_mib": round(training.peak_memory())})
     if args.overlay:

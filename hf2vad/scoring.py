@@ -1,6 +1,5 @@
 """Cubes -> scores: the inference path, the statistics of the training cubes, and what a checkpoint must say for both."""
 import hashlib
-import time
 
 import numpy as np
 import torch
@@ -99,7 +98,10 @@ def build(model_args, stage):
 
 
 def load_model(path, model_args=None):
-    """-> (network, checkpoint dict). Sizes from `model_args`, the file, or its tensors. Ours, or the authors' files: {"model_state_dict": …} with the same keys."""
+    """-> (network, checkpoint dict). Ours, or the authors' files: {"model_state_dict": …} with the same keys.
+
+    Sizes come from `model_args`, else from the file, else from its tensors.
+    """
     state = training.load_checkpoint(path, "hf2vad")
     weights = state.get("model_state_dict")
     if not isinstance(weights, dict) or not weights:
@@ -142,13 +144,3 @@ def weights_hash(module):
     for k, v in sorted(module.state_dict().items()):
         h.update(k.encode() + v.cpu().numpy().tobytes())
     return h.hexdigest()[:16]
-
-
-def throughput(function, cubes, seconds=3.0):
-    """cubes per second of function(), called until `seconds` have passed (after one warm-up call)."""
-    function()
-    n, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        function()
-        n += cubes
-    return n / (time.perf_counter() - start)

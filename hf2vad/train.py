@@ -26,14 +26,15 @@ STAGES = ("memae", "cvae", "finetune")
 SCHEDULE = {"memae": dict(epochs=80, batch_size=256, lr=1e-4, decay=lambda e: 0.8 if e >= 50 else 1.0),
             "cvae": dict(epochs=80, batch_size=128, lr=1e-4, decay=lambda e: 0.8 ** (e // 50)),
             "finetune": dict(epochs=80, batch_size=128, lr=8e-5, decay=lambda e: 1.0)}
-DEMO = {"memae": dict(epochs=8, batch_size=64, lr=1e-3), "cvae": dict(epochs=4, batch_size=64, lr=5e-4),
+DEMO = {"memae": dict(epochs=10, batch_size=32, lr=1e-3), "cvae": dict(epochs=3, batch_size=32, lr=1e-3),
         "finetune": dict(epochs=0)}
 
 
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     preprocess.add_data_flags(parser)
-    training.add_flags(parser, out="runs/hf2vad/<dataset>", epochs="80, each stage; one number or memae,cvae,finetune", epochs_type=str,
+    training.add_flags(parser, out="runs/hf2vad/<dataset>", epochs_type=str,
+                       epochs="80, each stage; one number or memae,cvae,finetune",
                        batch_size="256 memae, 128 cvae and finetune", lr="1e-4, 1e-4, 8e-5")
     g = parser.add_argument_group("method")
     g.add_argument("--stage", choices=STAGES, default=None, help="run this stage alone (default: all that are missing)")

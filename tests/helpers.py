@@ -1,0 +1,76 @@
+"""Small videos and runs of the real scripts, shared by the tests."""
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def walkers(frames=24, size=(64, 96), speed=2, seed=0, channels=3):
+    """uint8 [T, H, W, C]: textured blocks that move over a fixed background."""
+    rng = np.random.default_rng(seed)
+    h, w = size
+    back = cv2.GaussianBlur(rng.integers(60, 120, (h, w, channels), dtype=np.uint8), (5, 5), 0).reshape(h, w, channels)
+    block = rng.integers(120, 255, (24, 14, channels), dtype=np.uint8)
+    out = np.repeat(back[None], frames, 0)
+    for t in range(frames):
+        x = (5 + speed * t) % (w - 16)
+        out[t, 20:44, x:x + 14] = block
+    return out
+
+
+def save_frames(folder, frames, suffix=".png", digits=3):
+    folder.mkdir(parents=True)
+    for t, f in enumerate(frames):
+        ok, data = cv2.imencode(suffix, f)
+        assert ok
+        (folder / f"{t:0{digits}d}{suffix}").write_bytes(data.tobytes())
+    return folder
+
+
+def save_video(path, frames, fps=10):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"MJPG"), fps, frames.shape[2:0:-1])
+    assert writer.isOpened()
+    for f in frames:
+        writer.write(f)
+    writer.release()
+    return path
+
+
+def tiny_folder(root, train=2, test=2, frames=24):
+    """A `folder` dataset with labels: in test videos the block jumps to another speed in the second half."""
+    for i in range(train):
+        save_frames(root / "train" / f"a{i}", walkers(frames, seed=i))
+    for i in range(test):
+        x = walkers(frames, seed=10 + i)
+        x[frames // 2:] = walkers(frames, speed=6, seed=10 + i)[frames // 2:]
+        save_frames(root / "test" / f"b{i}", x)
+        (root / "labels").mkdir(exist_ok=True)
+        np.save(root / "labels" / f"b{i}.npy", (np.arange(frames) >= frames // 2).astype(np.uint8))
+    return root
+
+
+def script(path, *args, cwd=None, check=True, env=None, threads=1, **kwargs):
+    """Run a script of the repository as a user does. -> CompletedProcess with text output."""
+    done = subprocess.run([sys.executable, str(ROOT / path), *map(str, args)], cwd=cwd or ROOT, text=True,
+                          capture_output=True, timeout=600,
+                          env={**os.environ, "OMP_NUM_THREADS": str(threads), **(env or {})}, **kwargs)
+    if check and done.returncode != 0:
+        raise AssertionError(f"{path} ended with {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+    return done
+
+
+def refused(done, *words):
+    """The run ended with code 2 and one sentence that holds all `words`; no traceback."""
+    assert done.returncode == 2, (done.returncode, done.stdout[-1500:], done.stderr[-1500:])
+    assert "Traceback" not in done.stderr, done.stderr[-3000:]
+    last = [x for x in done.stderr.splitlines() if x.startswith("error:")]
+    assert len(last) == 1, done.stderr[-1500:]
+    for word in words:
+        assert str(word) in last[0], (word, last[0])
+    return last[0]

@@ -1,0 +1,118 @@
+"""Measures against hand-computed examples and scikit-learn."""
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score, roc_auc_score
+
+from common import metrics, smoothing
+from common.files import UserError
+
+
+def test_auc_with_ties_is_scikit_learns():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        y, s = rng.integers(0, 2, 200), rng.integers(0, 5, 200) / 4
+        y[:2] = 0, 1
+        assert metrics.auc(y, s) == pytest.approx(roc_auc_score(y, s))
+        assert metrics.average_precision(y, s) == pytest.approx(average_precision_score(y, s))
+
+
+def test_eer_by_hand():
+    # thresholds 4, 3, 2, 1: (fpr, tpr) = (0, .5), (.5, .5), (.5, 1), (1, 1): equality fpr = 1 - tpr at (.5, .5)
+    assert metrics.eer([1, 0, 1, 0], [4, 3, 2, 1])[0] == pytest.approx(0.5)
+    assert metrics.eer([0, 0, 1, 1], [1, 2, 3, 4]) == (0.0, 0.0)
+
+
+def test_macro_auc_adds_one_frame_of_each_kind():
+    mean, each, one_class = metrics.macro_auc([[0, 1], [0, 0]], [[0.9, 0.1], [0.3, 0.7]])
+    # video 0: labels 0 0 1 1, scores 0 .9 .1 1 -> 3 of 4 pairs; video 1: the added frame is above everything
+    assert each == [pytest.approx(0.75), 1.0] and one_class == 1 and mean == pytest.approx(0.875)
+    assert metrics.macro_auc([[0, 1]], [[-5.0, 40.0]])[0] == 1.0
+
+
+@pytest.mark.parametrize("labels, scores, words", [([], [], "no frames"), ([1, 1], [1, 2], "no normal"),
+                                                   ([0, 0], [1, 2], "no abnormal"), ([0, 1], [1], "2 labels but 1"),
+                                                   ([0, 1], [1, np.nan], "NaN")])
+def test_undefined_measures_say_why(labels, scores, words):
+    with pytest.raises(ValueError, match=words):
+        metrics.auc(labels, scores)
+
+
+def test_false_alarm_rate():
+    assert metrics.false_alarm_rate([0, 0, 0, 1], [0.6, 0.5, 0.1, 0.9]) == pytest.approx(1 / 3)
+
+
+def test_iou_counts_inclusive_pixels():
+    assert metrics.iou([[0, 0, 9, 9]], [[0, 0, 9, 9], [5, 0, 14, 9], [20, 20, 25, 25]])[0] == pytest.approx([1, 50 / 150, 0])
+
+
+def test_rbdc_tbdc_by_hand():
+    # One video of 4 frames, two tracks: A in frames 0 and 1, B in frame 2.
+    tracks = [np.array([[0, 0, 0, 0, 9, 9], [0, 1, 0, 0, 9, 9], [1, 2, 50, 50, 59, 59]], float)]
+    detections = [np.array([[0, 0, 0, 9, 9, 0.9],        # finds A in frame 0
+                            [3, 70, 70, 79, 79, 0.8],    # false positive
+                            [1, 0, 0, 9, 9, 0.7],        # finds A in frame 1
+                            [1, 1, 1, 9, 9, 0.65],       # overlaps a region found already: neither
+                            [2, 80, 80, 89, 89, 0.6]], float)]  # false positive; B is never found
+    # thresholds .9: x 0, y 1/3 | .8: x 1/4 | .7: x 1/4, y 2/3 | .6: x 2/4, y 2/3, held to 1
+    rbdc = (1 / 3) * 0.25 + (2 / 3) * 0.75
+    tbdc = 0.5  # track A from the first threshold on, B never
+    assert metrics.rbdc_tbdc(tracks, detections, 4) == (pytest.approx(rbdc), pytest.approx(tbdc))
+
+
+def test_rbdc_is_cut_at_one_false_positive_per_frame():
+    tracks = [np.array([[0, 0, 0, 0, 9, 9]], float)]
+    false = [[0, 50 + 10 * i, 50, 55 + 10 * i, 55, 0.9] for i in range(2)]
+    # two false positives in one frame come before the region: at x = 1 the curve is half way up from (0, 0) to (2, 0)
+    detections = [np.array(false + [[0, 0, 0, 9, 9, 0.5]], float)]
+    assert metrics.rbdc_tbdc(tracks, detections, 1) == (0.0, 0.0)
+    detections = [np.array(false[:1] + [[0, 0, 0, 9, 9, 0.9], false[1][:5] + [0.2]], float)]
+    # .9: (1, 1), reached from (0, 0) on a straight line: a half
+    assert metrics.rbdc_tbdc(tracks, detections, 1)[0] == pytest.approx(0.5)
+
+
+def test_rbdc_needs_tracks():
+    with pytest.raises(ValueError, match="regions"):
+        metrics.rbdc_tbdc([np.zeros((0, 6))], [np.zeros((0, 6))], 10)
+
+
+def test_track_needs_a_tenth_of_its_regions():
+    track = np.array([[0, t, 0, 0, 9, 9] for t in range(20)], float)
+    two = np.array([[0, 0, 0, 9, 9, 0.9], [1, 0, 0, 9, 9, 0.4]], float)
+    assert metrics.rbdc_tbdc([track], [two[:1]], 20)[1] == 0     # 1 of 20 is below alpha = 0.1
+    assert metrics.rbdc_tbdc([track], [two], 20)[1] == 1
+
+
+def test_tracks_from_masks_link_overlapping_regions():
+    masks = np.zeros((4, 20, 20), bool)
+    masks[0, 2:6, 2:6] = masks[1, 3:7, 3:7] = masks[3, 3:7, 3:7] = True
+    masks[1, 12:15, 12:15] = masks[2, 12:15, 13:16] = True
+    t = metrics.tracks_from_masks(masks)
+    ids = {(int(f), int(x)): int(i) for i, f, x, *_ in t}
+    assert ids[0, 2] == ids[1, 3] != ids[3, 3]      # the gap in frame 2 ends the first track
+    assert ids[1, 12] == ids[2, 13] and len(t) == 5
+    assert t[0].tolist() == [0, 0, 2, 2, 5, 5]      # inclusive
+
+
+def test_pixel_criterion_by_hand():
+    mask = np.zeros((10, 10), bool)
+    mask[0, :10] = True
+    scores = metrics.paint(np.array([[0, 0, 2, 0], [3, 0, 3, 0]], float), np.array([5.0, 2.0]), (10, 10))
+    # 3 of 10 pixels reach 5, 4 of 10 reach 2: 40 % are covered up to threshold 2
+    assert metrics.pixel_frame_score(scores, mask) == 2.0
+    assert metrics.pixel_frame_score(scores, np.zeros((10, 10), bool)) == 5.0
+    assert metrics.pixel_auc([1, 0], [2.0, -np.inf]) == 1.0
+
+
+def test_paint_takes_the_maximum():
+    out = metrics.paint(np.array([[0, 0, 5, 5], [3, 3, 8, 8]], float), np.array([7.0, 1.0]), (10, 10), empty=0)
+    assert out[4, 4] == 7 and out[7, 7] == 1 and out[9, 9] == 0
+
+
+def test_smoothing_keeps_length_and_handles_short_videos():
+    for spec in ("median:17", "gaussian:3", "moving_average:10", "aedmae:38:11", "aedmae:302:21", "none"):
+        for n in (0, 1, 2, 5, 400):
+            assert smoothing.parse(spec)(np.ones(n)).shape == (n,), (spec, n)
+    for wrong in ("mean", "median:x", "median:-3", "none:4"):
+        with pytest.raises(UserError):
+            smoothing.parse(wrong)
+    assert smoothing.minmax([3, 3]).tolist() == [0, 0]

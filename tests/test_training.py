@@ -1,0 +1,83 @@
+"""Checkpoints, resuming and the loop's safeguards."""
+import json
+import pickle
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+
+from common import training
+from common.files import UserError
+
+
+class Evil:
+    def __reduce__(self):
+        return (print, ("this must never run",))
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path, capfd):
+    for name, write in (("plain.pt", lambda p: p.write_bytes(pickle.dumps({"model_state_dict": Evil()}))),
+                        ("torch.pt", lambda p: torch.save({"model_state_dict": {"a": Evil()}}, p)),
+                        ("old.pt", lambda p: torch.save({"a": Evil()}, p, _use_new_zipfile_serialization=False))):
+        path = tmp_path / name
+        write(path)
+        with pytest.raises(UserError, match=f"{name}.*refused"):
+            training.load_checkpoint(path)
+    assert "must never run" not in capfd.readouterr().out
+
+
+def test_damaged_and_foreign_checkpoints(tmp_path):
+    path = tmp_path / "a.pt"
+    with pytest.raises(UserError, match="missing"):
+        training.load_checkpoint(path)
+    training.save_checkpoint(path, {"method": "sdmae", "x": torch.zeros(1000)})
+    with pytest.raises(UserError, match="belongs to the method sdmae"):
+        training.load_checkpoint(path, "hf2vad")
+    whole = path.read_bytes()
+    for content in (b"", b"hello", whole[:len(whole) // 2]):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match="a.pt"):
+            training.load_checkpoint(path)
+    torch.save([1, 2], path)
+    with pytest.raises(UserError, match="holds a list"):
+        training.load_checkpoint(path)
+    with zipfile.ZipFile(path, "w") as z:
+        z.writestr("x", "y")
+    with pytest.raises(UserError, match="a.pt"):
+        training.load_checkpoint(path)
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "a.pt"
+    training.save_checkpoint(path, {"x": 1})
+    with pytest.raises(Exception, match="lambda"):
+        training.save_checkpoint(path, {"x": lambda: 0})
+    assert training.load_checkpoint(path) == {"x": 1} and [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_epoch_order_depends_on_seed_and_epoch_alone():
+    a, b, c = (training.epoch_order(100, s, e) for s, e in ((0, 0), (0, 0), (0, 1)))
+    assert (a == b).all() and (a != c).any() and sorted(c) == list(range(100))
+
+
+def test_non_finite_loss_stops_with_a_way_out():
+    training.check_finite(1.0, "anywhere")
+    for bad in (float("nan"), float("inf")):
+        with pytest.raises(UserError, match="--lr"):
+            training.check_finite(bad, "in epoch 1")
+
+
+def test_log_is_one_json_line_per_epoch_and_forgets_what_is_redone(tmp_path):
+    log = training.Log(tmp_path / "log.jsonl")
+    for e in (1, 2, 3):
+        log.write(stage="memae", epoch=e, loss=0.5)
+    log.write(stage="cvae", epoch=1, loss=np.float64(0.25).item())
+    log.drop_after("memae", 1)
+    lines = [json.loads(x) for x in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [(x["stage"], x["epoch"]) for x in lines] == [("memae", 1), ("cvae", 1)]
+
+
+def test_unknown_device():
+    with pytest.raises(UserError, match="--device"):
+        training.Run("cuda:77")

@@ -1,0 +1,117 @@
+"""Decoding and the frame cache, on good and on damaged input."""
+import os
+
+import numpy as np
+import pytest
+
+from common.files import UserError
+from common.video import Decoder, FrameCache, Video, list_videos, natural, open_video
+from tests.helpers import save_frames, save_video, walkers
+
+
+def cached(tmp_path, video, workers=1):
+    cache = FrameCache(tmp_path / "cache")
+    usable, failed = cache.build([video], workers)
+    return cache, usable, failed
+
+
+def test_frames_in_a_folder_come_back_exactly(tmp_path):
+    frames = walkers(7, channels=3)
+    video = open_video(save_frames(tmp_path / "ü v", frames))
+    cache, usable, failed = cached(tmp_path, video)
+    got = cache.frames(video)
+    assert not failed and isinstance(got, np.memmap) and got.dtype == np.uint8 and (got == frames).all()
+
+
+def test_grey_stays_grey(tmp_path):
+    video = open_video(save_frames(tmp_path / "v", walkers(4, channels=1)))
+    assert cached(tmp_path, video)[0].frames(video).shape == (4, 64, 96, 1)
+
+
+def test_video_file_and_its_rate(tmp_path):
+    video = open_video(save_video(tmp_path / "my film é.avi", walkers(9), fps=12))
+    cache, _, _ = cached(tmp_path, video)
+    assert cache.frames(video).shape == (9, 64, 96, 3) and cache.info(video)["fps"] == pytest.approx(12)
+
+
+def test_frame_order_is_by_number(tmp_path):
+    names = ["frame10.png", "frame9.png", "frame1.png", "Frame 2.png"]
+    assert sorted(names[:3], key=natural) == ["frame1.png", "frame9.png", "frame10.png"]
+    for n in ("1.png", "10.png", "2.png"):
+        save_frames(tmp_path / n, np.full((1, 16, 16, 1), int(n.split(".")[0]), np.uint8))
+        os.rename(tmp_path / n / "000.png", tmp_path / f"x{n}")
+        (tmp_path / n).rmdir()
+    assert [int(f[0, 0, 0]) for f in Decoder(open_video(tmp_path))] == [1, 2, 10]
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".bmp", ".tif"])
+@pytest.mark.parametrize("harm", ["truncated", "empty", "noise"])
+def test_a_damaged_frame_is_replaced_and_named(tmp_path, capsys, suffix, harm):
+    folder = save_frames(tmp_path / "v", walkers(5), suffix)
+    bad = folder / f"002{suffix}"
+    data = bad.read_bytes()
+    bad.write_bytes({"truncated": data[:len(data) // 2], "empty": b"", "noise": os.urandom(500)}[harm])
+    video = open_video(folder)
+    cache, _, failed = cached(tmp_path, video)
+    got = cache.frames(video)
+    assert not failed and len(got) == 5
+    assert (got[2] == got[1]).all() and cache.info(video)["damaged"] == [bad.name]
+    assert bad.name in capsys.readouterr().out
+
+
+def test_a_damaged_first_frame_is_replaced_by_the_next(tmp_path):
+    folder = save_frames(tmp_path / "v", walkers(4))
+    (folder / "000.png").write_bytes(b"")
+    got = list(Decoder(open_video(folder)))
+    assert len(got) == 4 and (got[0] == got[1]).all()
+
+
+def test_frames_of_another_size_are_resized_and_counted(tmp_path, capsys):
+    folder = save_frames(tmp_path / "v", walkers(3))
+    save_frames(tmp_path / "w", walkers(1, size=(80, 120)))
+    os.replace(tmp_path / "w" / "000.png", folder / "001.png")
+    video = open_video(folder)
+    cache, _, _ = cached(tmp_path, video)
+    assert cache.frames(video).shape == (3, 64, 96, 3) and cache.info(video)["resized"] == 1
+    assert "another size" in capsys.readouterr().out
+
+
+def test_truncated_and_empty_video_files(tmp_path, capsys):
+    path = save_video(tmp_path / "a.avi", walkers(40))
+    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    (tmp_path / "b.avi").write_bytes(b"")
+    (tmp_path / "c.avi").write_bytes(b"not a video at all" * 100)
+    cache = FrameCache(tmp_path / "cache")
+    usable, failed = cache.build(list_videos(tmp_path), 2)
+    assert [v.name for v in usable] == ["a"] and sorted(n for n, _ in failed) == ["b", "c"]
+    assert 5 < len(cache.frames(usable[0])) < 40 and "could not be decoded" in capsys.readouterr().out
+    assert not list((tmp_path / "cache").rglob("*.part*"))
+
+
+def test_nothing_is_decoded_twice_until_the_source_changes(tmp_path):
+    video = open_video(save_frames(tmp_path / "v", walkers(4)))
+    cache, _, _ = cached(tmp_path, video)
+    first = os.stat(cache.path(video)).st_mtime_ns
+    cache.build([video], 1)
+    assert os.stat(cache.path(video)).st_mtime_ns == first
+    (tmp_path / "v" / "000.png").touch()
+    assert cache.info(video) is None
+    cache.build([video], 1)
+    assert os.stat(cache.path(video)).st_mtime_ns != first
+
+
+def test_missing_and_empty_input(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        open_video(tmp_path / "none.mp4")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no frames"):
+        open_video(tmp_path / "empty")
+    assert list_videos(tmp_path) == []
+    with pytest.raises(UserError, match="cannot be opened"):
+        list(Decoder(Video("x", tmp_path / "empty.avi")))
+
+
+def test_two_files_of_one_name_stay_apart(tmp_path):
+    save_video(tmp_path / "a.avi", walkers(3))
+    save_frames(tmp_path / "a", walkers(3))
+    assert sorted(v.name for v in list_videos(tmp_path)) == ["a", "a.avi"]
