@@ -148,7 +148,7 @@ def evaluate(args, ready, checkpoint, r):
                "training_seconds": state.get("seconds"), "skipped_videos": ready.skipped,
                "parameters": sum(p.numel() for p in net.parameters()), "peak_memory_mib": round(training.peak_memory())})
     if args.overlay:
-        write_overlays(ready, scores, detections, args.smoothing, out)
+        write_overlays(ready, scores, detections, args.smoothing, weights, out)
     preprocess.report_skipped(ready.skipped)
     if not args.overlay:
         print("next: add --overlay for videos with scored boxes; "
@@ -156,13 +156,17 @@ def evaluate(args, ready, checkpoint, r):
     return report
 
 
-def write_overlays(ready, scores, detections, filter_, out):
+def ranges(smoothed, weights):
+    """What the overlay's colours and curve span: red is three deviations of the training cubes above their mean."""
+    red = 3 * float(np.hypot(*weights)) or 1.0
+    return (0.0, red), (float(min(0.0, smoothed.min(initial=0))), float(max(red, np.percentile(smoothed, 98))))
+
+
+def write_overlays(ready, scores, detections, filter_, weights, out):
     labels = evaluation.labels_of(scores, ready.data)
     apply = smoothing.parse(filter_)
     smoothed = {k: apply(s) for k, s in scores.items()}
-    boxes, ss = np.concatenate([d[:, 5] for d in detections.values()]), np.concatenate(list(smoothed.values()))
-    box_range = tuple(np.percentile(boxes, (50, 99.5))) if len(boxes) else (0, 1)
-    score_range = (float(ss.min()), float(ss.max()))
+    box_range, score_range = ranges(np.concatenate(list(smoothed.values())), weights)
     for v in tqdm(ready.test, desc="overlay", unit="video", dynamic_ncols=True):
         path = out / "overlay" / f"{evaluation.safe(v.name)}.mp4"
         plots.overlay(ready.cache.frames(v), detections[v.name], smoothed[v.name], labels.get(v.name), path,
@@ -206,7 +210,8 @@ def score_video(args, r):
     errors = scorer.score_records(ready.records(ready.test), "score cubes", args.batch_size)
     if not r.main:
         return
-    scores, detections = per_video(ready, ready.test, errors, stats, weights_of(args, state.get("identity", {}).get("dataset")))
+    weights = weights_of(args, state.get("identity", {}).get("dataset"))
+    scores, detections = per_video(ready, ready.test, errors, stats, weights)
     s, d = scores[video.name], detections[video.name]
     smoothed, fps = smoothing.parse(args.smoothing)(s), ready.cache.info(video)["fps"]
     counts = np.bincount(d[:, 0].astype(int), minlength=len(s))
@@ -216,9 +221,7 @@ def score_video(args, r):
         for t in range(len(s)):
             table.writerow([t, f"{t / fps:.3f}" if fps else "", f"{s[t]:.4f}", f"{smoothed[t]:.4f}", counts[t]])
     plots.curve(s, smoothed, None, f"HF2-VAD · {video.name}", out / "curve.png")
-    box_range = tuple(np.percentile(d[:, 5], (50, 99.5))) if len(d) else (0, 1)
-    plots.overlay(ready.cache.frames(video), d, smoothed, None, out / "overlay.mp4", fps, box_range,
-                  (float(smoothed.min()), float(smoothed.max())))
+    plots.overlay(ready.cache.frames(video), d, smoothed, None, out / "overlay.mp4", fps, *ranges(smoothed, weights))
     print(f"{video.name}: {len(s)} frames, {len(d)} objects; most abnormal moments (smoothed score):")
     left = smoothed.copy()
     for _ in range(5):

@@ -254,7 +254,8 @@ def test_folded_network_gives_the_same_scores():
 
 
 def test_sizes_are_read_off_published_weights():
-    for args in ({}, dict(features_root=16, num_slots=50, mem_usage=(False, False, True, True), skip_ops=("none", "none", "concat"))):
+    other = dict(features_root=16, num_slots=50, mem_usage=(False, False, True, True), skip_ops=("none", "none", "concat"))
+    for args in ({}, other):
         net = HF2VAD(**args)
         found = scoring.infer_args(net.state_dict())
         again = scoring.build(found, "finetune")
