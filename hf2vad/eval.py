@@ -17,7 +17,6 @@ from tqdm import tqdm  # noqa: E402
 from common import evaluation, metrics, plots, smoothing, training  # noqa: E402
 from common.datasets import Dataset  # noqa: E402
 from common.files import UserError, load_array, replacing, run, writable_folder  # noqa: E402
-from common.foreground import Settings  # noqa: E402
 from common.video import open_video  # noqa: E402
 from hf2vad import preprocess, scoring  # noqa: E402
 
@@ -114,7 +113,7 @@ def training_statistics(state, net, scorer, args, r, checkpoint):
     if state.get("statistics"):
         return state["statistics"]
     r.say(f"{checkpoint} has no training statistics: scoring the training cubes of {args.dataset}")
-    ready = preprocess.prepare(args, r.device, splits=("train",))
+    ready = preprocess.prepare(args, r.device, splits=("train",), trained=state.get("foreground"))
     if not ready.train:
         raise UserError(f"{checkpoint} has no training statistics and {args.dataset} no training videos: the scores cannot "
                         "be normalised")
@@ -192,19 +191,15 @@ def score_video(args, r):
     """One's own footage: scores.csv, curve.png, overlay.mp4."""
     video = open_video(args.video)
     net, state = scoring.load_model(args.checkpoint)
-    trained = state.get("foreground") or {}
+    trained = dict(state.get("foreground") or {})
     scorer = scoring.Scorer(net, r)
     stats = training_statistics(state, net, scorer, args, r, args.checkpoint)
-    settings = None
-    if trained:
-        chosen = {k: getattr(args, k) for k in preprocess.PUBLISHED["demo"] if getattr(args, k) is not None}
-        keep = {k: tuple(v) if isinstance(v, list) else v for k, v in trained.items() if k not in ("boxes", "tile")}
-        settings = Settings(**{**keep, **chosen, "flow": args.flow, "boxes": args.boxes, "tile": args.tile})
-        if args.boxes.split(":")[0] != str(trained["boxes"]).split(":")[0]:
-            r.say(f"note: trained with boxes from {trained['boxes']}, scoring with {args.boxes}: "
-                  "the same detector scores best")
+    if str(trained.get("boxes")).startswith("file:") and args.boxes is None:
+        r.say(f"note: trained with boxes from {trained['boxes']}, which knows nothing of this video: motion boxes are used; the "
+              "same detector (--boxes) would score best")
+        trained["boxes"] = "motion"
     data = Dataset("video", video.path.resolve().parent, [], [video])
-    ready = preprocess.prepare(args, r.device, data=data, settings=settings or preprocess.settings_of(args, "folder"))
+    ready = preprocess.prepare(args, r.device, data=data, trained=trained)
     name = evaluation.safe(video.name)
     out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / name)
     errors = scorer.score_records(ready.records(ready.test), "score cubes", args.batch_size)
@@ -255,12 +250,12 @@ def main(argv=None):
     args.checkpoint = args.checkpoint or newest_checkpoint(args.out or Path("runs/hf2vad") / canonical(args.dataset))
     if args.video:
         return score_video(args, r)
-    scoring.load_model(args.checkpoint)  # refuse a wrong file before hours of preprocessing
+    trained = scoring.load_model(args.checkpoint)[1].get("foreground")  # a wrong file is refused before any work
     if r.main:
-        ready = preprocess.prepare(args, r.device, splits=("test",))
+        ready = preprocess.prepare(args, r.device, splits=("test",), trained=trained)
     r.barrier()
     if not r.main:
-        ready = preprocess.prepare(args, r.device, splits=("test",))
+        ready = preprocess.prepare(args, r.device, splits=("test",), trained=trained)
     evaluate(args, ready, args.checkpoint, r)
     r.close()
 

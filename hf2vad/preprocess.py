@@ -34,11 +34,11 @@ def add_data_flags(parser):
     g.add_argument("--cache", type=Path, default=Path("cache"), help="folder for decoded frames and cubes (default: %(default)s)")
     g.add_argument("--labels", type=Path, default=None, help="frame labels to use instead of the dataset's own: an .npz of "
                    "video name -> 0/1 per frame")
-    g = parser.add_argument_group("foreground (defaults: the paper's constants of the dataset)")
-    g.add_argument("--boxes", default="motion", help=f"{detectors.KINDS} (default: %(default)s); motion boxes always add "
-                   "what the detector misses")
-    g.add_argument("--tile", action="store_true", help="detect in the frame and in 2×2 overlapping quarters: small objects")
-    g.add_argument("--flow", default="dis", choices=flow.METHODS, help="optical flow (default: %(default)s)")
+    g = parser.add_argument_group("foreground (defaults: as the checkpoint was trained, else the paper's constants)")
+    g.add_argument("--boxes", help=f"{detectors.KINDS} (default: motion); motion boxes always add what the detector misses")
+    g.add_argument("--tile", action=argparse.BooleanOptionalAction, default=None,
+                   help="detect in the frame and in 2×2 overlapping quarters: for small objects (default: no)")
+    g.add_argument("--flow", choices=flow.METHODS, help="optical flow (default: dis)")
     g.add_argument("--min-score", type=float, help="least score of a detection, 0..1")
     g.add_argument("--min-area", type=float, help="least area of a detection, px²")
     g.add_argument("--covered", type=float, help="drop a box covered more than this by a larger one, 0..1")
@@ -48,12 +48,15 @@ def add_data_flags(parser):
     g.add_argument("--motion-close", type=int, help="join moving parts up to this many px apart (default: 0, on demo 9)")
 
 
-def settings_of(args, dataset):
-    """Settings from the dataset's constants, overridden by flags."""
-    chosen = {k: getattr(args, k) for k in PUBLISHED["demo"] if getattr(args, k) is not None}
+def settings_of(args, dataset, trained=None):
+    """Settings of the dataset's constants, or those a checkpoint was `trained` with; flags override both."""
+    chosen = {k: getattr(args, k) for k in ("boxes", "tile", "flow", *PUBLISHED["demo"]) if getattr(args, k) is not None}
     if chosen.get("motion_blur", 1) % 2 == 0:
         raise UserError("--motion-blur must be odd")
-    return Settings(boxes=args.boxes, tile=args.tile, flow=args.flow, **{**PUBLISHED[dataset], **chosen})
+    base = PUBLISHED.get(dataset, PUBLISHED["folder"])
+    if trained:
+        base = {k: tuple(v) if isinstance(v, list) else v for k, v in trained.items()}
+    return Settings(**{**base, **chosen})
 
 
 class Prepared:
@@ -76,10 +79,10 @@ def cache_folder(root, data):
     return Path(root) / f"{data.name}-{tag}"
 
 
-def prepare(args, device="cpu", splits=("train", "test"), data=None, settings=None):
-    """Find the dataset and do what is missing of decoding, detection, flow and cubes."""
+def prepare(args, device="cpu", splits=("train", "test"), data=None, trained=None):
+    """Find the dataset and do what is missing of decoding, detection, flow and cubes (cut as a checkpoint was `trained`)."""
     data = data or datasets.find(args.dataset, args.data_root, args.labels)
-    settings = settings or settings_of(args, data.name)
+    settings = settings_of(args, data.name, trained)
     detectors.check(settings.boxes)
     folder = cache_folder(writable_folder(args.cache), data)
     workers = args.workers or training.cores()

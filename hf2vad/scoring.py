@@ -42,12 +42,18 @@ class Scorer:
                 recon = self.net(flows.reshape(n * c // 2, 2, h, w))["recon"].reshape(n, c, h, w)
                 flow = (recon.float() - flows).pow(2).flatten(1).sum(1)
                 return flow, torch.zeros_like(flow)
-            out = self.net(frames, flows, prior=not self.optimised)
+            if "recon" in batch:  # reconstructed before, with the same weights
+                recon = batch["recon"].float()
+                out = {"of_recon": recon, **self.net.vunet(frames[:, :self.net.past_channels], recon, prior=False)}
+            else:
+                out = self.net(frames, flows, prior=not self.optimised)
         return cube_scores(out, frames, flows)
 
     def score_records(self, records, label, batch_size=256):
+        return self.score_data(Batches(records, FIELDS, self.run.device), label, batch_size)
+
+    def score_data(self, data, label, batch_size=256):
         """Errors of all cubes, in order: float32 [N, 2] (flow, frame). With torchrun every process scores a part."""
-        data = Batches(records, FIELDS, self.run.device)
         mine = self.run.share(len(data))
         out, done = torch.zeros(len(mine), 2, device=self.run.device), 0
         with tqdm(total=len(mine), desc=label, unit="cube", disable=not self.run.main, dynamic_ncols=True,

@@ -260,7 +260,7 @@ def train(args, ready, r):
     cubes = sum(map(len, records))
     if cubes == 0:
         raise UserError("no boxes were found in the training videos: lower --motion-threshold or --motion-area, or choose "
-                        f"another detector with --boxes (now {args.boxes})")
+                        f"another detector with --boxes (now {ready.store.s.boxes})")
     channels = {x.dtype["appearance"].shape[1] for x in records}
     identity = {"model_args": dict(scoring.SIZES[size]), "dataset": dataset, "cubes": [ready.store.s.key(), cubes],
                 "seed": args.seed, "precision": r.precision, "processes": r.world}
@@ -297,7 +297,8 @@ def train(args, ready, r):
             stage.statistics = None
         if stage.statistics is None and (name == "finetune" or args.stage or not any(
                 plan[s]["epochs"] for s in STAGES[STAGES.index(name) + 1:])):
-            stage.statistics = scoring.statistics(scoring.Scorer(net, r).score_records(records, "training statistics"))
+            data = stage_data(name, net, records, r, folder) if name == "cvae" else Batches(records, scoring.FIELDS, r.device)
+            stage.statistics = scoring.statistics(scoring.Scorer(net, r).score_data(data, "training statistics"))
         stage.save(done=True)
         r.barrier()
         newest = stage.path

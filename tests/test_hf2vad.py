@@ -58,7 +58,7 @@ def test_nothing_is_done_twice(trained):
 
 def test_official_protocol_names_its_liberties(trained):
     base, root, _ = trained
-    done = script("hf2vad/eval.py", "--dataset", "folder", "--data-root", root, "--cache", base / "cache", "--motion-area", 60,
+    done = script("hf2vad/eval.py", "--dataset", "folder", "--data-root", root, "--cache", base / "cache",
                   "--checkpoint", base / "run" / "finetune.pt", "--protocol", "official", "--overlay")
     assert "liberty taken" in done.stdout
     report = json.loads((base / "run" / "official" / "metrics.json").read_text())
@@ -69,7 +69,7 @@ def test_official_protocol_names_its_liberties(trained):
 def test_scores_depend_neither_on_batch_size_nor_on_workers(trained, tmp_path):
     base, root, _ = trained
     shutil.copy(base / "run" / "finetune.pt", tmp_path / "finetune.pt")
-    script("hf2vad/eval.py", "--dataset", "folder", "--data-root", root, "--cache", tmp_path / "cache", "--motion-area", 60,
+    script("hf2vad/eval.py", "--dataset", "folder", "--data-root", root, "--cache", tmp_path / "cache",
            "--checkpoint", tmp_path / "finetune.pt", "--batch-size", 7, "--workers", 2, "--out", tmp_path / "out")
     a = load_arrays(base / "run" / "strict" / "scores.npz", "scores")
     b = load_arrays(tmp_path / "out" / "strict" / "scores.npz", "scores")
@@ -281,3 +281,19 @@ def test_frame_scores_by_hand():
     empty = scoring.empty_score(stats, 1.0, 0.1)
     assert empty == pytest.approx(-5.2)
     assert scoring.frame_scores(np.array([1, 1]), s, 3, empty).tolist() == pytest.approx([-5.2, 2.1, -5.2])
+
+
+def test_torchrun_with_two_processes(trained, tmp_path):
+    """The same loop on two processes: every stage ends, and both score the same as one process does with their checkpoint."""
+    base, root, _ = trained
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29617",
+               str(ROOT / "hf2vad" / "train.py"), *SMALL, "--data-root", str(root), "--cache", str(base / "cache"),
+               "--out", str(tmp_path / "run")]
+    done = subprocess.run(command, text=True, capture_output=True, timeout=400, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.count("wrote ") == 1 and "micro AUC" in done.stdout
+    script("hf2vad/eval.py", "--dataset", "folder", "--data-root", root, "--cache", base / "cache",
+           "--checkpoint", tmp_path / "run" / "finetune.pt", "--out", tmp_path / "one")
+    a, b = (load_arrays(tmp_path / p / "strict" / "scores.npz", "scores") for p in ("run", "one"))
+    for k in a:
+        assert np.abs(a[k] - b[k]).max() < 1e-3 * max(1, np.abs(a[k]).max())
