@@ -134,6 +134,8 @@ def evaluate(args, ready, checkpoint, r):
     if not r.main:
         return None
     weights = weights_of(args, ready.data.name)
+    if state.get("done") is False:
+        print(f"note: the training of {checkpoint} has not finished (stage {state['stage']}, {state['epoch']} whole epochs)")
     if not scorer.whole:
         print("this checkpoint is stage one alone: scores are flow errors")
     scores, detections = per_video(ready, ready.test, errors, stats, weights)

@@ -6,7 +6,6 @@ Parameter names are the published ones, so checkpoints travel both ways between 
     out = net(torch.rand(2, 15, 32, 32), torch.randn(2, 8, 32, 32))   # BGR in [0, 1], flow in pixels
     flow_score, frame_score = cube_scores(out, frames, flows)         # [2], [2]
 """
-import copy
 import math
 
 import torch
@@ -186,7 +185,7 @@ def dropout(x, p, training):
     """F.dropout, exact to 1/65536 in p; on the CPU four decisions come from one 64-bit draw (torch's own: 11 % of a step)."""
     if not training or p == 0:
         return x
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p)
     draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2 ** 63, None).view(torch.int16)[:x.numel()]
     keep = draws >= round(p * 65536) - 32768
@@ -442,8 +441,8 @@ def init_weights(net):
 
 
 def fold(net):
-    """A copy for inference, same outputs: batch norm inside the convolution before it, weight norm multiplied out."""
-    net = copy.deepcopy(net).eval().requires_grad_(False)
+    """Change a network for inference, same outputs: batch norm into the convolution before it, weight norm multiplied out."""
+    net = net.eval().requires_grad_(False)
     for module in list(net.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, NormConv2d):

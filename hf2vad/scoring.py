@@ -1,4 +1,5 @@
 """Cubes -> scores: the inference path, the statistics of the training cubes, and what a checkpoint must say for both."""
+import copy
 import hashlib
 
 import numpy as np
@@ -26,7 +27,7 @@ class Scorer:
 
     def __init__(self, net, run, *, optimised=True):
         self.run, self.optimised = run, optimised
-        self.net = (fold(net) if optimised else net.eval()).to(run.device)
+        self.net = (fold(copy.deepcopy(net)) if optimised else net.eval()).to(run.device)
         if optimised:
             self.net.to(memory_format=torch.channels_last)
         self.whole = isinstance(net, HF2VAD)

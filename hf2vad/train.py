@@ -292,7 +292,7 @@ def train(args, ready, r):
             if r.main:
                 log.drop_after(name, stage.epoch)
             if args.compile:
-                stage.net.compile()
+                (net.vunet if name == "cvae" else net).compile()
             stage.train(stage_data(name, net, records, r, folder), args, log, after)
             stage.statistics = None
         if stage.statistics is None and (name == "finetune" or args.stage or not any(
