@@ -21,7 +21,7 @@ from common.video import open_video  # noqa: E402
 from hf2vad import preprocess, scoring  # noqa: E402
 
 SKIPPED = 4  # frames without full history, which the authors leave out
-# w_r (flow) and w_p (frame). Published values were found on the test set, so strict weighs both errors alike.
+# w_r (flow) and w_p (frame). How the published values were found is unknown, so strict weighs both errors alike.
 STRICT_WEIGHTS = (1.0, 1.0)
 OFFICIAL_WEIGHTS = {"ped2": (1.0, 0.1)}
 
@@ -63,7 +63,7 @@ def protocol_of(args, dataset):
         return evaluation.Protocol("strict", args.smoothing)
     liberties = [f"the first {SKIPPED} frames of every video are left out"]
     if dataset in OFFICIAL_WEIGHTS:
-        liberties.append("the weights of the two errors are the authors', who chose them on the test set")
+        liberties.append("the weights of the two errors are the authors' for this dataset; how they were chosen is unknown")
     return evaluation.Protocol("official", args.smoothing, SKIPPED, liberties)
 
 
