@@ -16,7 +16,7 @@ import numpy as np
 import scipy.io
 
 from common.files import UserError, first_line, load_array, load_arrays
-from common.video import Video, list_videos, natural
+from common.video import list_videos, natural
 
 ALIASES = {
     "ped1": ("ped1", "ucsdped1"),
@@ -29,6 +29,16 @@ ALIASES = {
 WRAPPERS = ("ucsdanomalydatasetv1p2", "ucsdanomalydataset")  # folders that hold a dataset's folder
 TRAIN = ("training/frames", "training/videos", "training_videos", "train/frames", "train/videos", "training", "train")
 TEST = ("testing/frames", "testing/videos", "testing_videos", "test/frames", "test/videos", "testing", "test")
+
+
+def add_flags(parser):
+    g = parser.add_argument_group("data")
+    g.add_argument("--dataset", "--dataset_name", default="demo", help=f"one of {', '.join(ALIASES)}; the papers' "
+                   "spellings are understood (default: %(default)s)")
+    g.add_argument("--data-root", type=Path, default=Path("data"), help="folder that holds the dataset (default: %(default)s)")
+    g.add_argument("--cache", type=Path, default=Path("cache"), help="folder for decoded frames and cubes (default: %(default)s)")
+    g.add_argument("--labels", type=Path, default=None, help="frame labels to use instead of the dataset's own: an .npz of "
+                   "video name -> 0/1 per frame")
 
 
 def plain(name):
@@ -421,5 +431,3 @@ def any_masks(path):
         raise UserError(f"pixel mask {path} has no array called masks; it holds {', '.join(arrays) or 'nothing'}")
     return arrays["masks"] != 0
 
-
-__all__ = ["Dataset", "Video", "canonical", "find", "folder"]

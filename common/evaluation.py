@@ -148,7 +148,7 @@ def localization(data, detections, skip=0):
     return out
 
 
-def evaluate(out, data, scores, *, protocol, method, detections=None, baselines=None, threshold=None, extra=None):
+def evaluate(out, data, scores, *, protocol, method, detections=None, baselines=None, extra=None):
     """Write scores.npz, detections.npz, metrics.json, curves/*.png, roc.png into `out` and print the table. -> metrics.
 
     scores {video: float [T]} raw, higher is more abnormal; baselines {title: scores}, smoothed with a median of 17.
@@ -178,7 +178,7 @@ def evaluate(out, data, scores, *, protocol, method, detections=None, baselines=
         print_ranking(smoothed, data)
     for name in sorted(scores):
         plots.curve(scores[name], smoothed[name], labels.get(name), f"{method} · {data.name} · {name}",
-                    out / "curves" / f"{safe(name)}.png", threshold)
+                    out / "curves" / f"{safe(name)}.png")
     print(f"wrote {out}/metrics.json, scores.npz, curves/ ({len(scores)} videos)" + (", roc.png" if labels else ""))
     return report
 

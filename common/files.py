@@ -71,6 +71,30 @@ def replacing(path):
         tmp.unlink(missing_ok=True)
 
 
+def stream_npy(path, parts, dtype=None):
+    """Write arrays [n_i, …] one after another as one .npy whose length is known only at the end. -> its shape.
+
+    `dtype` is needed where there may be no part at all.
+    """
+    n, rest, start = 0, (), None
+    with replacing(path) as tmp, open(tmp, "wb") as f:
+        def header():
+            np.lib.format.write_array_header_1_0(
+                f, {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": (n, *rest)})
+        for part in parts:
+            if start is None:
+                dtype, rest = part.dtype, part.shape[1:]
+                header()
+                start = f.tell()
+            f.write(np.ascontiguousarray(part).data)
+            n += len(part)
+        f.seek(0)
+        header()
+        if start not in (None, f.tell()):
+            raise RuntimeError("numpy's header grew")  # it leaves room for a longer length
+    return (n, *rest)
+
+
 def write_json(path, obj):
     with replacing(path) as tmp:
         tmp.write_text(json.dumps(obj, indent=1, allow_nan=False) + "\n")

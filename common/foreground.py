@@ -14,10 +14,11 @@ import cv2
 import numpy as np
 
 from common import detectors
-from common.files import UserError, load_array, load_arrays, read_json, replacing, write_json
+from common.files import load_arrays, replacing, write_json
 from common.flow import gray, make_flow
 from common.flow import uses_device as flow_uses_device
 from common.parallel import map_videos, tick
+from common.video import VideoFiles
 
 
 @dataclass
@@ -141,23 +142,6 @@ def cubes_of_video(frames, found, s, flow, first_pair=(0, 0)):
         yield cut(boxes, window, flows, speed, t, s, dtype)
 
 
-def write_records(path, parts, dtype):
-    """Stream record arrays into one .npy whose length is known only at the end. -> number of records."""
-    n = 0
-    with replacing(path) as tmp, open(tmp, "wb") as f:
-        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": (0,)}
-        np.lib.format.write_array_header_1_0(f, header)
-        start = f.tell()
-        for part in parts:
-            f.write(part.data)
-            n += len(part)
-        f.seek(0)
-        np.lib.format.write_array_header_1_0(f, {**header, "shape": (n,)})
-        if f.tell() != start:
-            raise RuntimeError("numpy's header grew")
-    return n
-
-
 @lru_cache(maxsize=2)
 def _detector(spec, device, min_score, tile):
     return detectors.make_detector(spec, device, min_score, tile)
@@ -168,60 +152,56 @@ def _flow(method, device):
     return make_flow(method, device)
 
 
-class CubeStore:
-    """Boxes and cubes of one dataset under `folder`, per video; finished videos are skipped."""
+class CubeStore(VideoFiles):
+    """Boxes and cubes of one dataset under `folder`, per video; finished videos are skipped.
+
+    info(video): {"source", "cubes", "frames", "channels"}.
+    """
+    what = "cube file"
 
     def __init__(self, cache, folder, settings):
+        super().__init__(Path(folder) / f"cubes-{settings.key()}")
         self.cache, self.s = cache, settings
         detectors.check(settings.boxes)
         self.boxes_folder = Path(folder) / ("boxes-" + hashlib.sha256(json.dumps(
             [detectors.fingerprint(settings.boxes), settings.tile]).encode()).hexdigest()[:10])
-        self.folder = Path(folder) / f"cubes-{settings.key()}"
-
-    def path(self, video):
-        return self.folder / video.split / f"{video.name}.npy"
-
-    def info(self, video):
-        """{"source", "cubes", "frames", "channels"} of a finished video, else None."""
-        side = self.path(video).with_suffix(".json")
-        if not side.exists() or not self.path(video).exists():
-            return None
-        info = read_json(side, "cube file entry")
-        return info if info.get("source") == video.fingerprint() else None
 
     def records(self, video):
         """Structured memory map [n]."""
         info = self.info(video)
-        if info["cubes"] == 0:
+        if info["cubes"] == 0:  # nothing to map
             return np.empty(0, record(self.s, info["channels"]))
-        return load_array(self.path(video), "cube file", mmap=True)
+        return self.array(video)
 
     def build(self, videos, workers, device="cpu"):
         """Make what is missing. -> (videos that are there, [(name, why)] of those that failed)."""
         fresh = [v for v in videos if self.info(v) is None]
         if not fresh:
             return list(videos), []
-        s, total = self.s, sum(self.cache.info(v)["frames"] for v in fresh)
-        kind = detectors.check(s.boxes)
-        if kind in ("onnx", "torchvision", "mmdet"):
-            todo = [v for v in fresh if not self._boxes_path(v).exists()]
+        s, failed, length = self.s, {}, {v.name: self.cache.info(v)["frames"] for v in fresh}
+        if detectors.check(s.boxes) in ("onnx", "torchvision", "mmdet"):
+            todo = [v for v in fresh if not self._has_boxes(v)]
             if todo:
-                frames = sum(self.cache.info(v)["frames"] for v in todo)
                 print(f"detecting objects in {len(todo)} videos with {s.boxes}", flush=True)
                 _, errors = map_videos(_detect, [(self, v, str(device)) for v in todo],
-                                       workers=1 if detectors.uses_device(s.boxes) else workers, total=frames,
-                                       label="detect")
-                if errors:
-                    raise UserError(errors[0][1])
+                                       workers=1 if detectors.uses_device(s.boxes) else workers,
+                                       total=sum(length[v.name] for v in todo), label="detect")
+                failed = {todo[i].name: e for i, e in errors}
+                fresh = [v for v in fresh if v.name not in failed]
         write_json(self.folder / "settings.json", asdict(s))
         print(f"cutting cubes of {len(fresh)} of {len(videos)} videos into {self.folder}", flush=True)
         _, errors = map_videos(_cut, [(self, v, str(device)) for v in fresh],
-                               workers=1 if flow_uses_device(s.flow) else workers, total=total, label="cubes")
-        failed = {fresh[i].name: e for i, e in errors}
+                               workers=1 if flow_uses_device(s.flow) else workers,
+                               total=sum(length[v.name] for v in fresh), label="cubes")
+        failed.update({fresh[i].name: e for i, e in errors})
         return [v for v in videos if v.name not in failed], sorted(failed.items())
 
     def _boxes_path(self, video):
         return self.boxes_folder / video.split / f"{video.name}.npz"
+
+    def _has_boxes(self, video):
+        path = self._boxes_path(video)
+        return path.exists() and json.loads(str(load_arrays(path, "cached boxes")["source"])) == video.fingerprint()
 
     def detections(self, video, frames):
         """list of [n, 5] per frame, or None with motion boxes alone."""
@@ -237,25 +217,24 @@ class CubeStore:
 def _detect(job):
     store, video, device = job
     detect = _detector(store.s.boxes, device, 0.05, store.s.tile)
-    frames, found = store.cache.frames(video), []
+    frames, found, source = store.cache.frames(video), [], json.dumps(video.fingerprint())
     for i in range(0, len(frames), 8):
         found += detect(list(frames[i:i + 8]))
         tick(len(found) - i)
     with replacing(store._boxes_path(video)) as tmp:
-        np.savez(tmp, boxes=np.concatenate(found).astype(np.float32), count=np.array([len(f) for f in found], np.int32))
+        np.savez(tmp, boxes=np.concatenate(found).astype(np.float32), count=np.array([len(f) for f in found], np.int32),
+                 source=np.array(source))
 
 
 def _cut(job):
     store, video, device = job
     frames = store.cache.frames(video)
     found = store.detections(video, len(frames))
-    source = video.fingerprint()
 
     def parts():
         for part in cubes_of_video(frames, found, store.s, _flow(store.s.flow, device)):
             tick()
             yield part
 
-    n = write_records(store.path(video), parts(), record(store.s, frames.shape[3]))
-    write_json(store.path(video).with_suffix(".json"),
-               {"source": source, "cubes": n, "frames": len(frames), "channels": frames.shape[3]})
+    store.write(video, parts(), lambda shape: {"cubes": shape[0], "frames": len(frames), "channels": frames.shape[3]},
+                record(store.s, frames.shape[3]))

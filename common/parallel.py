@@ -4,7 +4,6 @@ import errno
 import multiprocessing as mp
 import os
 import sys
-import time
 
 from tqdm import tqdm
 
@@ -69,17 +68,15 @@ def map_videos(function, jobs, *, workers, total, label, unit="frame"):
                 pending, shown = set(futures), 0
                 while pending:
                     done, pending = cf.wait(pending, timeout=0.2, return_when=cf.FIRST_EXCEPTION)
-                    bar.update(counter.value - shown)
-                    shown = counter.value if counter.value > shown else shown
+                    now = counter.value
+                    bar.update(now - shown)
+                    shown = now
                     for f in done:
                         f.result()
-                    time.sleep(0)
                 outcomes = [f.result() for f in futures]
             except cf.process.BrokenProcessPool:
                 raise UserError(f"a worker process died during {label} (killed, or out of memory): "
                                 "run the same command again, with fewer --workers if memory was short") from None
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
-        bar.n = max(bar.n, bar.total or 0) if not any(e for _, e in outcomes) else bar.n
-        bar.refresh()
     return [r for r, _ in outcomes], [(i, e) for i, (_, e) in enumerate(outcomes) if e]

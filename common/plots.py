@@ -36,13 +36,11 @@ def _axes(title, labels, frames, figsize=(9, 2.8)):
     return figure, ax
 
 
-def curve(scores, smoothed, labels, title, path, threshold=None):
-    """One video: raw and smoothed scores [T], shaded abnormal ranges, optional threshold."""
+def curve(scores, smoothed, labels, title, path):
+    """One video: raw and smoothed scores [T], shaded abnormal ranges."""
     figure, ax = _axes(title, labels, len(scores))
     ax.plot(scores, color=GREY, lw=0.8, label="frame score")
     ax.plot(smoothed, color=BLUE, lw=1.8, label="smoothed")
-    if threshold is not None:
-        ax.axhline(threshold, color="black", ls=":", lw=1, label="threshold")
     ax.legend(loc="upper left", fontsize=8, frameon=False, ncols=4)
     _save(figure, path)
 
@@ -83,7 +81,7 @@ def heat(share):
     return (40, int(200 * min(1, 2 - 2 * share)), int(230 * min(1, 2 * share)))
 
 
-def overlay(frames, boxes, smoothed, labels, path, fps, box_range, score_range, threshold=None):
+def overlay(frames, boxes, smoothed, labels, path, fps, box_range, score_range):
     """An mp4 with every box coloured by its score and the score curve running underneath.
 
     frames uint8 [T, H, W, C]; boxes float [n, 6] frame, x1, y1, x2, y2, score; box_range and score_range (low, high) map
@@ -95,7 +93,7 @@ def overlay(frames, boxes, smoothed, labels, path, fps, box_range, score_range, 
     strip = max(60, height // 4) // 2 * 2
     order = boxes[np.argsort(boxes[:, 0], kind="stable")]
     edges = np.searchsorted(order[:, 0], np.arange(t + 1))
-    background = _strip(smoothed, labels, width, strip, score_range, threshold)
+    background = _strip(smoothed, labels, width, strip, score_range)
     with replacing(path) as tmp:
         writer = cv2.VideoWriter(str(tmp), cv2.VideoWriter_fourcc(*"mp4v"), fps or 25.0, (width, height + strip))
         if not writer.isOpened():
@@ -120,7 +118,7 @@ def overlay(frames, boxes, smoothed, labels, path, fps, box_range, score_range, 
         writer.release()
 
 
-def _strip(smoothed, labels, width, height, score_range, threshold):
+def _strip(smoothed, labels, width, height, score_range):
     image = np.full((height, width, 3), 250, np.uint8)
     t = len(smoothed)
     place = (lambda i: i / max(1, t - 1) * (width - 1))
@@ -128,9 +126,6 @@ def _strip(smoothed, labels, width, height, score_range, threshold):
     level = (lambda s: height - 4 - (height - 8) * np.clip((s - score_range[0]) / span, 0, 1))
     for a, b in ranges(labels) if labels is not None else ():
         image[:, int(place(a)):int(place(b)) + 1] = (220, 222, 250)
-    if threshold is not None:
-        y = int(level(threshold))
-        cv2.line(image, (0, y), (width, y), (120, 120, 120), 1)
     values = np.nan_to_num(np.asarray(smoothed, np.float64), nan=score_range[0])
     points = np.stack([place(np.arange(t)), level(values)], 1).round().astype(np.int32)
     cv2.polylines(image, [points.reshape(-1, 1, 2)], False, (168, 95, 31), 2, cv2.LINE_AA)

@@ -7,12 +7,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from common.files import UserError, load_array, read_json, replacing, write_json
+from common.files import UserError, load_array, read_json, stream_npy, write_json
 from common.parallel import map_videos, tick
 
 IMAGES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"}
 VIDEOS = {".avi", ".mp4", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".webm", ".wmv"}
-HEADER = 128  # bytes that numpy writes before the frames of a cached video
 
 
 @dataclass
@@ -185,27 +184,9 @@ class Decoder:
         return frame
 
 
-def write_frames(path, frames, on_frame=None):
-    """Stream frames (equal shapes, uint8) into a .npy without knowing their number. -> shape [T, H, W, C]."""
-    shape, n = None, 0
-    with replacing(path) as tmp:
-        with open(tmp, "wb") as f:
-            f.write(bytes(HEADER))
-            for frame in frames:
-                shape = frame.shape
-                f.write(np.ascontiguousarray(frame).data)
-                n += 1
-                if on_frame:
-                    on_frame()
-            f.seek(0)
-            np.lib.format.write_array_header_1_0(f, {"descr": "|u1", "fortran_order": False, "shape": (n, *shape)})
-            if f.tell() != HEADER:
-                raise RuntimeError(f"numpy's header takes {f.tell()} bytes, expected {HEADER}")
-    return (n, *shape)
-
-
-class FrameCache:
-    """Decoded videos of one dataset under `folder`; a video whose source has not changed is never decoded again."""
+class VideoFiles:
+    """One .npy per video under `folder`, and beside it a .json that says which source it was made from."""
+    what = "cached file"
 
     def __init__(self, folder):
         self.folder = Path(folder)
@@ -214,16 +195,33 @@ class FrameCache:
         return self.folder / video.split / f"{video.name}.npy"
 
     def info(self, video):
-        """What is known of a cached video: {"source", "frames", "height", "width", "channels", "fps", "damaged"}."""
+        """What was written with it, or None where it is missing or its source has changed since."""
         side = self.path(video).with_suffix(".json")
         if not side.exists() or not self.path(video).exists():
             return None
-        info = read_json(side, "frame cache entry")
+        info = read_json(side, f"{self.what}'s entry")
         return info if info.get("source") == video.fingerprint() else None
+
+    def array(self, video):
+        return load_array(self.path(video), self.what, mmap=True)
+
+    def write(self, video, parts, describe, dtype=None):
+        """Stream `parts` [n_i, …] into the video's file; describe(shape) -> what is worth knowing of it."""
+        source = video.fingerprint()  # as it was before reading began
+        shape = stream_npy(self.path(video), parts, dtype)
+        write_json(self.path(video).with_suffix(".json"), {"source": source, **describe(shape)})
+
+
+class FrameCache(VideoFiles):
+    """Decoded videos of one dataset under `folder`; a video whose source has not changed is never decoded again.
+
+    info(video): {"source", "frames", "height", "width", "channels", "fps", "damaged", "resized", "missing"}.
+    """
+    what = "cached video"
 
     def frames(self, video):
         """uint8 [T, H, W, C] memory map."""
-        return load_array(self.path(video), "cached video", mmap=True)
+        return self.array(video)
 
     def build(self, videos, workers):
         """Decode what is missing. -> (videos that are there, [(name, why)] of those that could not be decoded)."""
@@ -238,7 +236,7 @@ class FrameCache:
         if fresh:
             total = sum(v.expected_frames() for v in fresh)
             print(f"decoding {len(fresh)} of {len(videos)} videos into {self.folder}", flush=True)
-            _, errors = map_videos(_decode, [(v, self.path(v)) for v in fresh], workers=workers, total=total,
+            _, errors = map_videos(_decode, [(self, v) for v in fresh], workers=workers, total=total,
                                    label="decode")
             failed.update({fresh[i].name: e for i, e in errors})
             for v in fresh:
@@ -260,10 +258,16 @@ class FrameCache:
 
 
 def _decode(job):
-    video, path = job
+    cache, video = job
     decoder = Decoder(video)
-    source = video.fingerprint()
-    t, h, w, c = write_frames(path, decoder, tick)
-    write_json(path.with_suffix(".json"), {
-        "source": source, "frames": t, "height": h, "width": w, "channels": c, "fps": decoder.fps,
-        "damaged": decoder.damaged, "resized": decoder.resized, "missing": decoder.missing})
+
+    def frames():
+        for frame in decoder:
+            tick()
+            yield frame[None]
+
+    def describe(shape):
+        return {**dict(zip(("frames", "height", "width", "channels"), shape)), "fps": decoder.fps,
+                "damaged": decoder.damaged, "resized": decoder.resized, "missing": decoder.missing}
+
+    cache.write(video, frames(), describe)

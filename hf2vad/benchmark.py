@@ -61,7 +61,7 @@ def model_of(args):
 
 
 def benchmark_evaluation(args, r):
-    ready = preprocess.prepare(args, r.device, splits=("test",))
+    ready = preprocess.prepare(args, r, splits=("test",))
     net, what = model_of(args)
     records = ready.records(ready.test)
     data = Batches(records, scoring.FIELDS, r.device)

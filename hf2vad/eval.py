@@ -5,16 +5,15 @@
     python hf2vad/eval.py --dataset demo --benchmark
 """
 import argparse
-import csv
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np  # noqa: E402
-from tqdm import tqdm  # noqa: E402
 
-from common import evaluation, metrics, plots, smoothing, training  # noqa: E402
+from common import evaluation, metrics, objects, smoothing, training  # noqa: E402
+from common.batches import Batches  # noqa: E402
 from common.datasets import Dataset  # noqa: E402
 from common.files import UserError, load_array, replacing, run, writable_folder  # noqa: E402
 from common.video import open_video  # noqa: E402
@@ -69,7 +68,7 @@ def protocol_of(args, dataset):
 
 def cube_errors(scorer, ready, videos, tag, folder, r, batch_size):
     """[N, 2] flow and frame errors of all cubes of `videos`; kept in `folder`, so that a second protocol costs nothing."""
-    path = folder / f"errors-{tag}-{ready.store.s.key()}.npy"
+    path = folder / f"errors-{tag}-{ready.store.s.key()}-{r.precision}.npy"
     records = ready.records(videos)
     count = sum(map(len, records))
     known = path.exists()
@@ -85,52 +84,38 @@ def cube_errors(scorer, ready, videos, tag, folder, r, batch_size):
     return errors
 
 
-def per_video(ready, videos, errors, stats, weights):
-    """-> {video: frame scores [T]}, {video: detections [n, 6] frame, x1, y1, x2, y2, score}."""
-    scores, detections, start = {}, {}, 0
-    for v in videos:
-        rec = ready.store.records(v)
-        s = scoring.combine(errors[start:start + len(rec)], stats, *weights)
-        start += len(rec)
-        frames = np.array(rec["frame"])
-        scores[v.name] = scoring.frame_scores(frames, s, ready.frames(v), scoring.empty_score(stats, *weights))
-        detections[v.name] = np.column_stack([frames, np.array(rec["box"]).reshape(-1, 4), s]).astype(np.float32)
-    return scores, detections
+def per_video(ready, errors, stats, weights):
+    """-> {video: frame scores}, {video: detections} of the test videos; a frame without cubes scores as one without error."""
+    return objects.per_video(ready, ready.test, scoring.combine(errors, stats, *weights), scoring.empty_score(stats, *weights))
 
 
-def baselines(ready, videos):
-    """The two trivial scores that every result is shown beside."""
-    difference, fastest = {}, {}
-    for v in tqdm(videos, desc="trivial baselines", unit="video", dynamic_ncols=True, mininterval=5):
-        rec = ready.store.records(v)
-        difference[v.name] = evaluation.frame_difference(ready.cache.frames(v))
-        fastest[v.name] = evaluation.fastest_box(np.array(rec["frame"]), np.array(rec["speed"]), ready.frames(v))
-    return {"frame difference": difference, "fastest box": fastest}
+def red(weights):
+    """The score that overlays paint red: three deviations of the training cubes above their mean."""
+    return 3 * float(np.hypot(*weights)) or 1.0
 
 
-def training_statistics(state, net, scorer, args, r, checkpoint):
+def training_statistics(state, net, scorer, args, r, checkpoint, batch_size):
     """The checkpoint's own statistics, or those of the dataset's training cubes where it has none."""
     if state.get("statistics"):
         return state["statistics"]
     r.say(f"{checkpoint} has no training statistics: scoring the training cubes of {args.dataset}")
-    ready = preprocess.prepare(args, r.device, splits=("train",), trained=state.get("foreground"))
+    ready = preprocess.prepare(args, r, splits=("train",), trained=state.get("foreground"))
     if not ready.train:
         raise UserError(f"{checkpoint} has no training statistics and {args.dataset} no training videos: the scores cannot "
                         "be normalised")
     return scoring.statistics(cube_errors(scorer, ready, ready.train, "train-" + scoring.weights_hash(net), ready.store.folder,
-                                          r, args.batch_size))
+                                          r, batch_size))
 
 
-def evaluate(args, ready, checkpoint, r):
+def evaluate(args, ready, checkpoint, r, batch_size=256):
     """Score the test set, print and write the results. -> metrics (rank 0)."""
     if not ready.test:
         raise UserError(f"{ready.data.name} has no test videos under {ready.data.root}; score single ones with --video")
     net, state = scoring.load_model(checkpoint)
     scorer = scoring.Scorer(net, r)
-    args.batch_size = getattr(args, "batch_size", None) or 256
-    stats = training_statistics(state, net, scorer, args, r, checkpoint)
+    stats = training_statistics(state, net, scorer, args, r, checkpoint, batch_size)
     folder = writable_folder(args.out or Path(checkpoint).parent)
-    errors = cube_errors(scorer, ready, ready.test, scoring.weights_hash(net), folder, r, args.batch_size)
+    errors = cube_errors(scorer, ready, ready.test, scoring.weights_hash(net), folder, r, batch_size)
     if not r.main:
         return None
     weights = weights_of(args, ready.data.name)
@@ -138,53 +123,36 @@ def evaluate(args, ready, checkpoint, r):
         print(f"note: the training of {checkpoint} has not finished (stage {state['stage']}, {state['epoch']} whole epochs)")
     if not scorer.whole:
         print("this checkpoint is stage one alone: scores are flow errors")
-    scores, detections = per_video(ready, ready.test, errors, stats, weights)
+    scores, detections = per_video(ready, errors, stats, weights)
     out = folder / args.protocol
     report = evaluation.evaluate(
         out, ready.data, scores, method="HF2-VAD", protocol=protocol_of(args, ready.data.name), detections=detections,
-        baselines=baselines(ready, ready.test),
+        baselines=objects.baselines(ready, ready.test),
         extra={"checkpoint": str(checkpoint), "weights": weights, "statistics": stats,
                "seed": state.get("identity", {}).get("seed"), "stage": state.get("stage"),
                "epochs": state.get("epoch"), "foreground": vars(ready.store.s),
                "training_seconds": state.get("seconds"), "skipped_videos": ready.skipped,
                "parameters": sum(p.numel() for p in net.parameters()), "peak_memory_mib": round(training.peak_memory())})
     if args.overlay:
-        write_overlays(ready, scores, detections, args.smoothing, weights, out)
-    preprocess.report_skipped(ready.skipped)
+        objects.write_overlays(ready, scores, detections, args.smoothing, red(weights), out)
+    ready.report_skipped()
     if not args.overlay:
         print("next: add --overlay for videos with scored boxes; "
               f"python hf2vad/eval.py --video FILE --checkpoint {checkpoint} scores your own footage")
     return report
 
 
-def ranges(smoothed, weights):
-    """What the overlay's colours and curve span: red is three deviations of the training cubes above their mean."""
-    red = 3 * float(np.hypot(*weights)) or 1.0
-    return (0.0, red), (float(min(0.0, smoothed.min(initial=0))), float(max(red, np.percentile(smoothed, 98))))
-
-
-def write_overlays(ready, scores, detections, filter_, weights, out):
-    labels = evaluation.labels_of(scores, ready.data)
-    apply = smoothing.parse(filter_)
-    smoothed = {k: apply(s) for k, s in scores.items()}
-    box_range, score_range = ranges(np.concatenate(list(smoothed.values())), weights)
-    for v in tqdm(ready.test, desc="overlay", unit="video", dynamic_ncols=True):
-        path = out / "overlay" / f"{evaluation.safe(v.name)}.mp4"
-        plots.overlay(ready.cache.frames(v), detections[v.name], smoothed[v.name], labels.get(v.name), path,
-                      ready.cache.info(v)["fps"], box_range, score_range)
-    print(f"wrote {len(ready.test)} videos into {out}/overlay")
-
-
-def quick_auc(net, ready, picked, every, args, r):
-    """AUC of unsmoothed scores on every N-th test frame; normalised by the picked cubes themselves. For looking only."""
-    scorer = scoring.Scorer(net, r)
-    errors = scorer.score_records(picked, "monitor")
+def quick_auc(net, ready, records, rows, every, args, r):
+    """AUC of unsmoothed scores on every N-th test frame; normalised by the cubes of `rows` themselves. For looking only."""
+    data = Batches(records, scoring.FIELDS, r.device)
+    errors = scoring.Scorer(net, r).score_data(data, "monitor", rows=rows)
     stats, start, ss, ys = scoring.statistics(errors), 0, [], []
-    for v, rec in zip(ready.test, picked):
-        frames = ready.frames(v)
-        s = scoring.combine(errors[start:start + len(rec)], stats, *weights_of(args, ready.data.name))
-        start += len(rec)
-        ss.append(scoring.frame_scores(rec["frame"], s, frames, float(s.min(initial=0)))[::every])
+    for v, rec in zip(ready.test, records):
+        frames, number = ready.frames(v), np.array(rec["frame"])
+        number = number[number % every == 0]
+        s = scoring.combine(errors[start:start + len(number)], stats, *weights_of(args, ready.data.name))
+        start += len(number)
+        ss.append(objects.frame_scores(number, s, frames, float(s.min(initial=0)))[::every])
         ys.append(ready.data.labels(v, frames)[::every])
     return {f"auc_every_{every}": metrics.micro_auc(ys, ss)}
 
@@ -193,42 +161,18 @@ def score_video(args, r):
     """One's own footage: scores.csv, curve.png, overlay.mp4."""
     video = open_video(args.video)
     net, state = scoring.load_model(args.checkpoint)
-    trained = dict(state.get("foreground") or {})
     scorer = scoring.Scorer(net, r)
-    stats = training_statistics(state, net, scorer, args, r, args.checkpoint)
-    if str(trained.get("boxes")).startswith("file:") and args.boxes is None:
-        r.say(f"note: trained with boxes from {trained['boxes']}, which knows nothing of this video: motion boxes are used; the "
-              "same detector (--boxes) would score best")
-        trained["boxes"] = "motion"
-    data = Dataset("video", video.path.resolve().parent, [], [video])
-    ready = preprocess.prepare(args, r.device, data=data, trained=trained)
-    name = evaluation.safe(video.name)
-    out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / name)
+    stats = training_statistics(state, net, scorer, args, r, args.checkpoint, args.batch_size)
+    ready = preprocess.prepare(args, r, data=Dataset("video", video.path.resolve().parent, [], [video]),
+                               trained=objects.for_own_video(state.get("foreground"), args.boxes))
+    out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / evaluation.safe(video.name))
     errors = scorer.score_records(ready.records(ready.test), "score cubes", args.batch_size)
-    if not r.main:
-        return
-    weights = weights_of(args, state.get("identity", {}).get("dataset"))
-    scores, detections = per_video(ready, ready.test, errors, stats, weights)
-    s, d = scores[video.name], detections[video.name]
-    smoothed, fps = smoothing.parse(args.smoothing)(s), ready.cache.info(video)["fps"]
-    counts = np.bincount(d[:, 0].astype(int), minlength=len(s))
-    with replacing(out / "scores.csv") as tmp, open(tmp, "w", newline="") as f:
-        table = csv.writer(f)
-        table.writerow(["frame", "seconds", "score", "smoothed", "boxes"])
-        for t in range(len(s)):
-            table.writerow([t, f"{t / fps:.3f}" if fps else "", f"{s[t]:.4f}", f"{smoothed[t]:.4f}", counts[t]])
-    plots.curve(s, smoothed, None, f"HF2-VAD · {video.name}", out / "curve.png")
-    plots.overlay(ready.cache.frames(video), d, smoothed, None, out / "overlay.mp4", fps, *ranges(smoothed, weights))
-    print(f"{video.name}: {len(s)} frames, {len(d)} objects; most abnormal moments (smoothed score):")
-    left = smoothed.copy()
-    for _ in range(5):
-        t = int(np.argmax(left))
-        if not np.isfinite(left[t]):
-            break
-        print(f"  {left[t]:9.3f}  frame {t}" + (f"  {t / fps:8.2f} s" if fps else ""))
-        left[max(0, t - 50):t + 51] = -np.inf
-    print(f"wrote {out}/scores.csv, curve.png, overlay.mp4")
-    preprocess.report_skipped(ready.skipped)
+    if r.main:
+        weights = weights_of(args, state.get("identity", {}).get("dataset"))
+        scores, detections = per_video(ready, errors, stats, weights)
+        objects.write_own_video(ready, video, scores[video.name], detections[video.name], args.smoothing, red(weights), "HF2-VAD",
+                                out)
+        ready.report_skipped()
 
 
 def newest_checkpoint(folder):
@@ -253,12 +197,8 @@ def main(argv=None):
     if args.video:
         return score_video(args, r)
     trained = scoring.load_model(args.checkpoint)[1].get("foreground")  # a wrong file is refused before any work
-    if r.main:
-        ready = preprocess.prepare(args, r.device, splits=("test",), trained=trained)
-    r.barrier()
-    if not r.main:
-        ready = preprocess.prepare(args, r.device, splits=("test",), trained=trained)
-    evaluate(args, ready, args.checkpoint, r)
+    ready = preprocess.prepare(args, r, splits=("test",), trained=trained)
+    evaluate(args, ready, args.checkpoint, r, args.batch_size)
     r.close()
 
 

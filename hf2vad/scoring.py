@@ -53,16 +53,18 @@ class Scorer:
     def score_records(self, records, label, batch_size=256):
         return self.score_data(Batches(records, FIELDS, self.run.device), label, batch_size)
 
-    def score_data(self, data, label, batch_size=256):
-        """Errors of all cubes, in order: float32 [N, 2] (flow, frame). With torchrun every process scores a part."""
-        mine = self.run.share(len(data))
+    def score_data(self, data, label, batch_size=256, rows=None):
+        """Errors of all cubes, or of `rows`, in order: float32 [N, 2] (flow, frame). torchrun: every process scores a part."""
+        rows = np.arange(len(data)) if rows is None else rows
+        share = self.run.share(len(rows))
+        mine = rows[share.start:share.stop]
         out, done = torch.zeros(len(mine), 2, device=self.run.device), 0
         with tqdm(total=len(mine), desc=label, unit="cube", disable=not self.run.main, dynamic_ncols=True,
                   mininterval=1 if self.run.device.type == "cuda" else 5) as bar:
-            for rows, batch in data.iterate(np.arange(mine.start, mine.stop), batch_size):
-                out[done:done + len(rows)] = torch.stack(self.score(batch), 1)
-                done += len(rows)
-                bar.update(len(rows))
+            for part, batch in data.iterate(mine, batch_size):
+                out[done:done + len(part)] = torch.stack(self.score(batch), 1)
+                done += len(part)
+                bar.update(len(part))
         return self.run.gather(out.float().cpu().numpy())
 
 
@@ -82,13 +84,6 @@ def combine(errors, stats, w_flow, w_frame):
     flow = (errors[:, 0] - stats["flow_mean"]) / stats["flow_std"]
     frame = (errors[:, 1] - stats["frame_mean"]) / stats["frame_std"]
     return (w_flow * flow + w_frame * frame).astype(np.float32)
-
-
-def frame_scores(cube_frames, scores, frames, empty):
-    """Maximum over a frame's cubes; `empty` for frames without any. -> float32 [frames]."""
-    out = np.full(frames, -np.inf, np.float32)
-    np.maximum.at(out, cube_frames, scores)
-    return np.where(np.isneginf(out), np.float32(empty), out)
 
 
 def empty_score(stats, w_flow, w_frame):

@@ -33,9 +33,9 @@ DEMO = {"memae": dict(epochs=10, batch_size=32, lr=1e-3), "cvae": dict(epochs=3,
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     preprocess.add_data_flags(parser)
-    training.add_flags(parser, out="runs/hf2vad/<dataset>", epochs_type=str,
+    training.add_flags(parser, out="runs/hf2vad/<dataset>", count=str,
                        epochs="80, each stage; one number or memae,cvae,finetune",
-                       batch_size="256 memae, 128 cvae and finetune", lr="1e-4, 1e-4, 8e-5")
+                       batch_size="256,128,128; one number or three as above", lr="1e-4, 1e-4, 8e-5")
     g = parser.add_argument_group("method")
     g.add_argument("--stage", choices=STAGES, default=None, help="run this stage alone (default: all that are missing)")
     g.add_argument("--size", choices=scoring.SIZES, default=None, help="model size; small is for demo and tests "
@@ -48,28 +48,30 @@ def parse(argv=None):
     return parser.parse_args(argv)
 
 
-def epochs_flag(text):
+def per_stage(flag, text, least):
+    """"6" or "6,2,0" -> {stage: number}."""
     try:
-        values = [int(x) for x in str(text).split(",")]
+        values = [int(x) for x in text.split(",")]
     except ValueError:
         values = []
-    if len(values) not in (1, 3) or min(values, default=-1) < 0:
-        raise UserError(f"--epochs {text}: expected one number, or three for memae,cvae,finetune, such as 6,2,0")
+    if len(values) not in (1, 3) or min(values) < least:
+        raise UserError(f"{flag} {text}: expected one number of at least {least}, or three for memae,cvae,finetune, "
+                        "such as 6,2,1")
     return dict(zip(STAGES, values * (3 // len(values))))
 
 
 def plan_of(args, dataset):
     """{stage: epochs, batch_size, lr, decay} after defaults of the dataset and flags."""
     plan = {s: {**SCHEDULE[s], **(DEMO[s] if dataset == "demo" else {})} for s in STAGES}
-    for s in STAGES:
-        if args.epochs is not None:
-            plan[s]["epochs"] = epochs_flag(args.epochs)[s]
-        for k in ("batch_size", "lr"):
-            value = getattr(args, k)
-            if value is not None:
-                if value <= 0:
-                    raise UserError(f"--{k.replace('_', '-')} must be above 0")
-                plan[s][k] = value
+    given = {"epochs": args.epochs and per_stage("--epochs", args.epochs, 0),
+             "batch_size": args.batch_size and per_stage("--batch-size", args.batch_size, 1)}
+    if args.lr is not None:
+        if args.lr <= 0:
+            raise UserError("--lr must be above 0")
+        given["lr"] = dict.fromkeys(STAGES, args.lr)
+    for key, values in given.items():
+        for s, value in (values or {}).items():
+            plan[s][key] = value
     return plan
 
 
@@ -84,8 +86,7 @@ class Stage:
         self.parameters = list(net.vunet.parameters() if name == "cvae" else net.parameters())
         if name == "cvae":
             net.memAE.requires_grad_(False)
-        fused = {"fused": True} if r.device.type == "cuda" else {}
-        self.optimizer = torch.optim.Adam(self.parameters, lr=plan["lr"], eps=1e-7, **fused)
+        self.optimizer = torch.optim.Adam(self.parameters, lr=plan["lr"], eps=1e-7, fused=True)
         self.epoch, self.step, self.seconds, self.sums, self.statistics = 0, 0, 0.0, {}, None
 
     @property
@@ -159,20 +160,23 @@ class Stage:
                 g["lr"] = self.plan["lr"] * self.plan["decay"](self.epoch)
             order = training.epoch_order(len(data), args.seed, self.epoch)
             saved = began = time.perf_counter()
-            data.waited, spent = 0.0, self.seconds
+            data.waited, spent, first = 0.0, self.seconds, self.step
             for rows, batch in data.iterate(order, size, start=self.step):
-                part = slice(r.rank * len(rows) // r.world, (r.rank + 1) * len(rows) // r.world)
-                losses = self.train_step({k: v[part] for k, v in batch.items()} if r.world > 1 else batch)
+                if 1 < r.world <= len(rows):
+                    part = slice(r.rank * len(rows) // r.world, (r.rank + 1) * len(rows) // r.world)
+                    batch = {k: v[part] for k, v in batch.items()}
+                losses = self.train_step(batch)
                 for k, v in losses.items():
                     self.sums[k] = self.sums.get(k, 0.0) + v.detach()
                 self.step += 1
                 bar.update()
                 now = time.perf_counter()
-                if self.step % 20 == 0 or self.step == steps:
+                save = now - saved > args.save_minutes * 60 and self.step < steps
+                if save or self.step % 20 == 0 or self.step == steps:   # what is saved has been looked at
                     total = float(self.sums["total"])
                     training.check_finite(total, f"in stage {self.name}, epoch {self.epoch + 1}, step {self.step}")
                     bar.set_postfix(loss=f"{total / self.step:.4f}", epoch=f"{self.epoch + 1}/{self.plan['epochs']}")
-                if now - saved > args.save_minutes * 60 and self.step < steps:
+                if save:
                     self.seconds = spent + now - began
                     self.save()
                     saved = time.perf_counter()
@@ -186,7 +190,7 @@ class Stage:
             self.mode()
             if r.main:
                 log.write(stage=self.name, epoch=self.epoch, **means, lr=self.optimizer.param_groups[0]["lr"],
-                          seconds=self.seconds, cubes_per_second=len(data) / (now - began) if not spent else None,
+                          seconds=self.seconds, cubes_per_second=(len(data) - first * size) / (now - began),
                           waited_share=data.waited / (now - began), **extra)
                 bar.write(f"{self.name} epoch {self.epoch}/{self.plan['epochs']}: " + ", ".join(
                     f"{k} {v:.5g}" for k, v in {**means, **extra}.items()))
@@ -221,10 +225,13 @@ class WithReconstructions(Batches):
     """Cube batches with one more field, `recon`, from a file of the same order."""
 
     def __init__(self, records, recon, device):
-        super().__init__(records, scoring.FIELDS, device)
         self.recon = recon
+        super().__init__(records, scoring.FIELDS, device)
         if self.resident is not None:
             self.resident["recon"] = torch.from_numpy(np.ascontiguousarray(recon)).to(self.device)
+
+    def bytes(self):
+        return super().bytes() + self.recon.nbytes
 
     def rows(self, rows):
         return {**super().rows(rows), "recon": self.recon[np.asarray(rows)]}
@@ -241,10 +248,12 @@ def stage_data(name, net, records, r, folder):
 def monitor(ready, records, every, args, r):
     """-> function(stage) giving the AUC on every N-th test frame: a look, not a choice."""
     from hf2vad.eval import quick_auc
-    picked = [np.asarray(x[x["frame"] % every == 0]) for x in records] if every else []
+    if not every or not ready.data.has_labels or not sum(map(len, records)):
+        return lambda stage: {}
+    rows = np.flatnonzero(np.concatenate([x["frame"] for x in records]) % every == 0)
 
     def after(stage):
-        return quick_auc(stage.net, ready, picked, every, args, r) if every and ready.data.has_labels else {}
+        return quick_auc(stage.net, ready, records, rows, every, args, r)
     return after
 
 
@@ -255,7 +264,7 @@ def train(args, ready, r):
     plan, size = plan_of(args, dataset), args.size or ("small" if dataset == "demo" else "full")
     if not ready.train:
         raise UserError(f"{dataset} has no training videos under {ready.data.root}: HF2-VAD learns from normal videos in a "
-                        "training folder; without one, spr_uvad trains on unlabeled videos")
+                        "training folder; add one with videos of ordinary days")
     records = ready.records(ready.train)
     cubes = sum(map(len, records))
     if cubes == 0:
@@ -283,7 +292,8 @@ def train(args, ready, r):
             (net.memAE if name == "cvae" else net).load_state_dict(weights)
         own = {**identity, "batch_size": plan[name]["batch_size"], "lr": plan[name]["lr"],
                "start": None if name == "memae" else scoring.weights_hash(net.memAE)}
-        stage = Stage(name, plan[name], net, r, folder, own, vars(ready.store.s))
+        stage, data = Stage(name, plan[name], net, r, folder, own, vars(ready.store.s)), None
+        last = name == "finetune" or args.stage or not any(plan[s]["epochs"] for s in STAGES[STAGES.index(name) + 1:])
         if args.resume and stage.load():
             r.say(f"stage {name}: {stage.epoch} epochs done before ({stage.path})")
         else:
@@ -293,13 +303,17 @@ def train(args, ready, r):
                 log.drop_after(name, stage.epoch)
             if args.compile:
                 (net.vunet if name == "cvae" else net).compile()
-            stage.train(stage_data(name, net, records, r, folder), args, log, after)
+            data = stage_data(name, net, records, r, folder)
             stage.statistics = None
-        if stage.statistics is None and (name == "finetune" or args.stage or not any(
-                plan[s]["epochs"] for s in STAGES[STAGES.index(name) + 1:])):
-            data = stage_data(name, net, records, r, folder) if name == "cvae" else Batches(records, scoring.FIELDS, r.device)
+            stage.train(data, args, log, after)
+            if not last:
+                stage.save(done=True)
+        if last and stage.statistics is None:
+            if name == "memae":   # it trains on the last flow alone
+                data = Batches(records, scoring.FIELDS, r.device)
+            data = data or stage_data(name, net, records, r, folder)
             stage.statistics = scoring.statistics(scoring.Scorer(net, r).score_data(data, "training statistics"))
-        stage.save(done=True)
+            stage.save(done=True)
         r.barrier()
         newest = stage.path
     if newest is None:
@@ -311,11 +325,7 @@ def main(argv=None):
     args = parse(argv)
     began = time.time()
     r = training.Run(args.device, args.precision)
-    if r.main:
-        ready = preprocess.prepare(args, r.device)
-    r.barrier()
-    if not r.main:
-        ready = preprocess.prepare(args, r.device)
+    ready = preprocess.prepare(args, r)
     if args.benchmark:
         from hf2vad.benchmark import benchmark_training
         return benchmark_training(args, ready, r)

@@ -152,3 +152,18 @@ def test_batches_gather_rows_across_files():
         assert (batch["flow"].numpy() == together["flow"][rows][:, -1:]).all()
         seen += rows.tolist()
     assert seen == order[5:].tolist() and len(data) == 12
+
+
+def test_detections_are_made_anew_when_the_video_was_replaced(tmp_path, monkeypatch):
+    from common import foreground
+    monkeypatch.setattr(foreground, "_detector", lambda *_: lambda frames: [EVERYTHING] * len(frames))
+    monkeypatch.setattr(detectors, "check", lambda spec: "onnx")
+    monkeypatch.setattr(detectors, "fingerprint", lambda spec: [spec])
+    video, store = store_of(tmp_path, walkers(4), Settings(boxes="onnx:x", motion_threshold=255))
+    store.build([video], 1)
+    assert store._has_boxes(video) and len(store.records(video)) == 4
+    (tmp_path / "v" / "000.png").touch()
+    assert not store._has_boxes(video)
+    store.cache.build([video], 1)
+    store.build([video], 1)
+    assert store._has_boxes(video)

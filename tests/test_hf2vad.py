@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from common import training
+from common import objects, training
 from common.files import load_arrays
 from hf2vad import scoring
 from hf2vad.model import HF2VAD, dropout, fold
@@ -31,7 +31,7 @@ def trained(tmp_path_factory):
     """A dataset in a path with spaces and umlauts, trained on once."""
     base = tmp_path_factory.mktemp("übung mit leerzeichen")
     root = tiny_folder(base / "data")
-    done = train(root, base / "run")
+    done = train(root, base / "run", "--monitor", "3")
     return base, root, done
 
 
@@ -48,11 +48,14 @@ def test_one_command_goes_from_videos_to_results(trained):
     assert (out / "roc.png").stat().st_size > 5000 and sorted(p.name for p in (out / "curves").iterdir()) == ["b0.png", "b1.png"]
     lines = [json.loads(x) for x in (base / "run" / "log.jsonl").read_text().splitlines()]
     assert [(x["stage"], x["epoch"]) for x in lines] == [("memae", 1), ("memae", 2), ("cvae", 1), ("finetune", 1)]
+    assert all(x["cubes_per_second"] > 0 and 0 <= x["auc_every_3"] <= 1 for x in lines)
 
 
 def test_nothing_is_done_twice(trained):
     base, root, _ = trained
+    before = {p.name: p.stat().st_mtime_ns for p in (base / "run").glob("*.pt")}
     again = train(root, base / "run")
+    assert {p.name: p.stat().st_mtime_ns for p in (base / "run").glob("*.pt")} == before and len(before) == 3
     assert "decoding" not in again.stdout and "cutting" not in again.stdout and again.stdout.count("done before") == 3
 
 
@@ -280,7 +283,7 @@ def test_frame_scores_by_hand():
     assert s.tolist() == pytest.approx([2.1, 0.0])
     empty = scoring.empty_score(stats, 1.0, 0.1)
     assert empty == pytest.approx(-5.2)
-    assert scoring.frame_scores(np.array([1, 1]), s, 3, empty).tolist() == pytest.approx([-5.2, 2.1, -5.2])
+    assert objects.frame_scores(np.array([1, 1]), s, 3, empty).tolist() == pytest.approx([-5.2, 2.1, -5.2])
 
 
 def test_torchrun_with_two_processes(trained, tmp_path):

@@ -1,0 +1,184 @@
+"""What object-level methods share: from a dataset to cubes, and from scores of cubes to results."""
+import argparse
+import csv
+import hashlib
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from common import datasets, detectors, evaluation, flow, plots, smoothing, training
+from common.files import UserError, replacing, writable_folder
+from common.foreground import CubeStore, Settings
+from common.video import FrameCache
+
+FLAGS = ("boxes", "tile", "flow", "min_score", "min_area", "covered", "motion_blur", "motion_threshold", "motion_area",
+         "motion_close")
+
+
+def add_foreground_flags(parser):
+    """-> the argument group, to which a method may add its own."""
+    g = parser.add_argument_group("foreground (defaults: as the checkpoint was trained, else the paper's constants)")
+    g.add_argument("--boxes", help=f"{detectors.KINDS} (default: motion); motion boxes always add what the detector misses")
+    g.add_argument("--tile", action=argparse.BooleanOptionalAction, default=None,
+                   help="detect in the frame and in 2×2 overlapping quarters: for small objects (default: no)")
+    g.add_argument("--min-score", type=float, help="least score of a detection, 0..1")
+    g.add_argument("--min-area", type=float, help="least area of a detection, px²")
+    g.add_argument("--covered", type=float, help="drop a box covered more than this by a larger one, 0..1")
+    g.add_argument("--motion-area", type=float, help="least area of a motion box, px²")
+    return g
+
+
+def add_difference_flags(group):
+    """Flags of motion boxes that come from frame differences."""
+    group.add_argument("--flow", choices=flow.METHODS, help="optical flow (default: dis)")
+    group.add_argument("--motion-blur", type=int, help="Gaussian kernel before differencing, px, odd")
+    group.add_argument("--motion-threshold", type=int, help="least grey-level difference, 0..255")
+    group.add_argument("--motion-close", type=int, help="join moving parts up to this many px apart (default: 0, on demo 9)")
+
+
+def for_own_video(trained, boxes):
+    """Settings of a checkpoint for footage that a boxes file knows nothing of: motion boxes, unless --boxes says better."""
+    trained = dict(trained or {})
+    if str(trained.get("boxes")).startswith("file:") and boxes is None:
+        print(f"note: trained with boxes from {trained['boxes']}, which knows nothing of this video: motion boxes are used; the "
+              "same detector (--boxes) would score best", flush=True)
+        trained["boxes"] = "motion"
+    return trained
+
+
+def settings_of(args, published, dataset, trained=None):
+    """Settings of the dataset's `published` constants, or those a checkpoint was `trained` with; flags override both."""
+    chosen = {k: getattr(args, k) for k in FLAGS if getattr(args, k, None) is not None}
+    if chosen.get("motion_blur", 1) % 2 == 0:
+        raise UserError("--motion-blur must be odd")
+    base = published.get(dataset, published["folder"])
+    if trained:
+        base = {k: tuple(v) if isinstance(v, list) else v for k, v in trained.items()}
+    return Settings(**{**base, **chosen})
+
+
+class Prepared:
+    """A dataset with its frames decoded and its cubes cut. train, test: the videos that are usable."""
+
+    def __init__(self, data, cache, store, train, test, skipped):
+        self.data, self.cache, self.store, self.train, self.test, self.skipped = data, cache, store, train, test, skipped
+
+    def frames(self, video):
+        return self.cache.info(video)["frames"]
+
+    def records(self, videos):
+        return [self.store.records(v) for v in videos]
+
+    def summary(self):
+        for split in ("train", "test"):
+            videos = getattr(self, split)
+            print(f"{split}: {len(videos)} videos, {sum(map(self.frames, videos))} frames, "
+                  f"{sum(self.store.info(v)['cubes'] for v in videos)} cubes")
+
+    def report_skipped(self):
+        if self.skipped:
+            print(f"skipped {len(self.skipped)} videos:")
+            for name, why in self.skipped.items():
+                print(f"  {name}: {why}")
+
+
+def prepare(args, published, r, splits=("train", "test"), data=None, trained=None):
+    """Find the dataset and do what is missing of decoding, detection, flow and cubes (cut as a checkpoint was `trained`).
+
+    Under torchrun the first process works and the others wait for it.
+    """
+    if not r.main:
+        r.barrier()
+    data = data or datasets.find(args.dataset, args.data_root, args.labels)
+    settings = settings_of(args, published, data.name, trained)
+    place = hashlib.sha256(str(Path(data.root).resolve()).encode()).hexdigest()[:6]  # two copies of a dataset never mix
+    folder = writable_folder(args.cache) / f"{data.name}-{place}"
+    workers = args.workers or training.cores()
+    videos = [v for s in splits for v in getattr(data, s)]
+    cache, store = FrameCache(folder / "frames"), None
+    usable, skipped = cache.build(videos, workers)
+    store = CubeStore(cache, folder, settings)
+    usable, more = store.build(usable, workers, r.device)
+    skipped = dict(skipped + more)
+    if videos and not usable:
+        raise UserError(f"none of the {len(videos)} videos of {data.name} could be used; the first: "
+                        f"{next(iter(skipped.values()))}")
+    if r.main:
+        r.barrier()
+    return Prepared(data, cache, store, [v for v in usable if v.split == "train"],
+                    [v for v in usable if v.split == "test"], skipped)
+
+
+# ------------------------------------------------------------------------------------------- from cube scores to results
+
+def frame_scores(cube_frames, scores, frames, empty):
+    """Maximum over a frame's cubes; `empty` for frames without any. -> float32 [frames]."""
+    out = np.full(frames, -np.inf, np.float32)
+    np.maximum.at(out, cube_frames, scores)
+    return np.where(np.isneginf(out), np.float32(empty), out)
+
+
+def per_video(ready, videos, cube_scores, empty):
+    """Scores of all cubes of `videos`, in order [N] -> {video: frame scores [T]}, {video: detections [n, 6]}.
+
+    A detection is frame, x1, y1, x2, y2, score.
+    """
+    scores, detections, start = {}, {}, 0
+    for v in videos:
+        rec = ready.store.records(v)
+        s = cube_scores[start:start + len(rec)]
+        start += len(rec)
+        frames = np.array(rec["frame"])
+        scores[v.name] = frame_scores(frames, s, ready.frames(v), empty)
+        detections[v.name] = np.column_stack([frames, np.array(rec["box"]).reshape(-1, 4), s]).astype(np.float32)
+    return scores, detections
+
+
+def baselines(ready, videos):
+    """The two trivial scores that every result is shown beside."""
+    difference, fastest = {}, {}
+    for v in tqdm(videos, desc="trivial baselines", unit="video", dynamic_ncols=True, mininterval=5):
+        rec = ready.store.records(v)
+        difference[v.name] = evaluation.frame_difference(ready.cache.frames(v))
+        fastest[v.name] = evaluation.fastest_box(np.array(rec["frame"]), np.array(rec["speed"]), ready.frames(v))
+    return {"frame difference": difference, "fastest box": fastest}
+
+
+def score_range(smoothed, red):
+    """What the curve under an overlay spans, with the score `red` that colours boxes red always inside."""
+    return float(min(0.0, smoothed.min(initial=0))), float(max(red, np.percentile(smoothed, 98)))
+
+
+def write_overlays(ready, scores, detections, filter_, red, out):
+    """One mp4 per test video; boxes go from green at 0 to red at `red`, the same in all videos."""
+    labels, apply = evaluation.labels_of(scores, ready.data), smoothing.parse(filter_)
+    smoothed = {k: apply(s) for k, s in scores.items()}
+    span = score_range(np.concatenate(list(smoothed.values())), red)
+    for v in tqdm(ready.test, desc="overlay", unit="video", dynamic_ncols=True):
+        plots.overlay(ready.cache.frames(v), detections[v.name], smoothed[v.name], labels.get(v.name),
+                      out / "overlay" / f"{evaluation.safe(v.name)}.mp4", ready.cache.info(v)["fps"], (0.0, red), span)
+    print(f"wrote {len(ready.test)} videos into {out}/overlay")
+
+
+def write_own_video(ready, video, scores, detections, filter_, red, method, out):
+    """scores.csv, curve.png and overlay.mp4 of one's own footage, and its most abnormal moments on the terminal."""
+    smoothed, fps = smoothing.parse(filter_)(scores), ready.cache.info(video)["fps"]
+    counts = np.bincount(detections[:, 0].astype(int), minlength=len(scores))
+    with replacing(out / "scores.csv") as tmp, open(tmp, "w", newline="") as f:
+        table = csv.writer(f)
+        table.writerow(["frame", "seconds", "score", "smoothed", "boxes"])
+        for t in range(len(scores)):
+            table.writerow([t, f"{t / fps:.3f}" if fps else "", f"{scores[t]:.4f}", f"{smoothed[t]:.4f}", counts[t]])
+    plots.curve(scores, smoothed, None, f"{method} · {video.name}", out / "curve.png")
+    plots.overlay(ready.cache.frames(video), detections, smoothed, None, out / "overlay.mp4", fps, (0.0, red),
+                  score_range(smoothed, red))
+    print(f"{video.name}: {len(scores)} frames, {len(detections)} objects; most abnormal moments (smoothed score):")
+    left = smoothed.copy()
+    for _ in range(5):
+        t = int(np.argmax(left))
+        if not np.isfinite(left[t]):
+            break
+        print(f"  {left[t]:9.3f}  frame {t}" + (f"  {t / fps:8.2f} s" if fps else ""))
+        left[max(0, t - 50):t + 51] = -np.inf
+    print(f"wrote {out}/scores.csv, curve.png, overlay.mp4")
