@@ -27,6 +27,7 @@ class Protocol:
     smoothing: str = "median:17"
     skip: int = 0                       # frames left out at the start of every video
     liberties: list = field(default_factory=list)
+    across: bool = False                # smooth all videos as one, in the order of their names
 
 
 def save_scores(path, scores):
@@ -80,10 +81,14 @@ def measure(scores, labels, protocol):
     smoothed, out = {}, {}
     names = sorted(scores)
     cut = {k: slice(min(protocol.skip, len(scores[k])), None) for k in names}
-    for k in names:
-        s = np.full(len(scores[k]), np.nan)
-        s[cut[k]] = apply(scores[k][cut[k]])
-        smoothed[k] = s
+    kept = [np.asarray(scores[k][cut[k]]) for k in names]
+    if protocol.across:
+        done = np.split(apply(np.concatenate(kept)), np.cumsum([len(s) for s in kept])[:-1])
+    else:
+        done = [apply(s) for s in kept]
+    for k, s in zip(names, done):
+        smoothed[k] = np.full(len(scores[k]), np.nan)
+        smoothed[k][cut[k]] = s
     if not labels:
         return out, smoothed
     ys = [labels[k][cut[k]] for k in names]
@@ -189,7 +194,8 @@ def safe(name):
 
 def print_table(columns, data, protocol):
     """Measures by methods, in percent; what the protocol left out or took is named above it."""
-    print(f"\n{data.name}, protocol {protocol.name}: smoothing {protocol.smoothing} inside each video"
+    print(f"\n{data.name}, protocol {protocol.name}: smoothing {protocol.smoothing} "
+          + ("over all videos as one" if protocol.across else "inside each video")
           + (f", first {protocol.skip} frames of every video left out" if protocol.skip else ", every frame scored"))
     for liberty in protocol.liberties:
         print(f"  liberty taken: {liberty}")

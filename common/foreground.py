@@ -6,7 +6,7 @@ magnitude inside the box, pixels per frame).
 """
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 
@@ -30,16 +30,21 @@ class Settings:
     min_score: float = 0.5
     min_area: float = 100
     covered: float = 0.6           # drop a box covered more than this by a larger one
+    motion: str = "difference"     # motion boxes from frame differences, or from optical "flow"
     motion_blur: int = 3
-    motion_threshold: int = 18
+    motion_threshold: float = 18   # grey levels; with flow the squared length in px²
     motion_area: float = 100
     motion_close: int = 0          # join moving parts up to this many pixels apart (0: as published)
     frames: tuple = (-4, -3, -2, -1, 0)   # relative to the box's frame
     flows: tuple = (-3, -2, -1, 0)
     size: int = 32
+    first_pair: tuple = (0, 0)     # the frames whose flow stands for that of frame 0, which has no predecessor
 
     def key(self):
         d = {**asdict(self), "boxes": detectors.fingerprint(self.boxes)}
+        for f in fields(self):  # fields that came later leave the names of older files alone
+            if f.name in ("motion", "first_pair") and d[f.name] == f.default:
+                del d[f.name]
         return hashlib.sha256(json.dumps(d, sort_keys=True).encode()).hexdigest()[:10]
 
 
@@ -71,9 +76,20 @@ def motion_boxes(before, now, after, known, s):
     moving = (difference > s.motion_threshold).astype(np.uint8)
     if s.motion_close:
         moving = cv2.morphologyEx(moving, cv2.MORPH_CLOSE, np.ones((s.motion_close, s.motion_close), np.uint8))
+    return contour_boxes(outside(moving, known), s.motion_area)
+
+
+def flow_boxes(flow, known, s):
+    """Boxes [n, 4] of what moves outside the `known` boxes by optical flow, float32 [H, W, 2] in pixels."""
+    moving = (flow[..., 0] ** 2 + flow[..., 1] ** 2 > s.motion_threshold).astype(np.uint8)
+    return contour_boxes(outside(moving, known), s.motion_area)
+
+
+def outside(moving, known):
+    """Blank the `known` boxes, grown by 2 px, in a 0/1 image (in place)."""
     for x1, y1, x2, y2 in known:
         moving[max(0, int(y1) - 2):int(y2) + 3, max(0, int(x1) - 2):int(x2) + 3] = 0
-    return contour_boxes(moving, s.motion_area)
+    return moving
 
 
 def contour_boxes(binary, min_area, max_aspect=10, grow=2):
@@ -113,11 +129,10 @@ def cut(boxes, frames, flows, speed, t, s, dtype):
     return out
 
 
-def cubes_of_video(frames, found, s, flow, first_pair=(0, 0)):
+def cubes_of_video(frames, found, s, flow):
     """Yield the records of every frame, in order: structured [n] (n may be 0).
 
     frames uint8 [T, H, W, C]; found: list of [n, 5] detections per frame, or None; flow: function of common.flow.
-    `first_pair`: the frames whose flow stands for frame 0, which has no predecessor.
     """
     last = len(frames) - 1
     at = (lambda t: min(max(t, 0), last))
@@ -127,11 +142,14 @@ def cubes_of_video(frames, found, s, flow, first_pair=(0, 0)):
     for t in range(len(frames)):
         wanted = sorted({at(t + d) for d in s.flows} | {t})
         missing = [k for k in wanted if k not in flow_of]
-        pairs = [tuple(frames[at(i)] for i in first_pair) if k == 0 else (frames[k - 1], frames[k]) for k in missing]
+        pairs = [tuple(frames[at(i)] for i in s.first_pair) if k == 0 else (frames[k - 1], frames[k]) for k in missing]
         flow_of = {k: v for k, v in flow_of.items() if k >= wanted[0]} | dict(zip(missing, flow(pairs)))
-        blurred = {k: blurred[k] if k in blurred else blur(k) for k in (at(t - 1), t, at(t + 1))}
         boxes = object_boxes(found[t], s) if found is not None else np.zeros((0, 4), np.float32)
-        moving = motion_boxes(blurred[at(t - 1)], blurred[t], blurred[at(t + 1)], boxes, s)
+        if s.motion == "flow":
+            moving = flow_boxes(flow_of[t], boxes, s)
+        else:
+            blurred = {k: blurred[k] if k in blurred else blur(k) for k in (at(t - 1), t, at(t + 1))}
+            moving = motion_boxes(blurred[at(t - 1)], blurred[t], blurred[at(t + 1)], boxes, s)
         boxes = np.concatenate([boxes, moving]).astype(np.float32)
         if not len(boxes):
             yield np.empty(0, dtype)

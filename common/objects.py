@@ -8,7 +8,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common import datasets, detectors, evaluation, flow, plots, smoothing, training
-from common.files import UserError, replacing, writable_folder
+from common.files import UserError, load_array, replacing, writable_folder
 from common.foreground import CubeStore, Settings
 from common.video import FrameCache
 
@@ -67,6 +67,10 @@ class Prepared:
     def frames(self, video):
         return self.cache.info(video)["frames"]
 
+    def sizes(self, videos):
+        """(height, width) of each video."""
+        return [(i["height"], i["width"]) for i in map(self.cache.info, videos)]
+
     def records(self, videos):
         return [self.store.records(v) for v in videos]
 
@@ -117,6 +121,21 @@ def frame_scores(cube_frames, scores, frames, empty):
     out = np.full(frames, -np.inf, np.float32)
     np.maximum.at(out, cube_frames, scores)
     return np.where(np.isneginf(out), np.float32(empty), out)
+
+
+def kept_errors(path, shape, r, compute):
+    """compute() -> float32 `shape`, written to `path`, so that a second protocol costs nothing."""
+    known = path.exists()
+    r.barrier()
+    if known:
+        errors = load_array(path, "cube errors")
+        if errors.shape == shape:
+            return errors
+    errors = compute()
+    if r.main:
+        with replacing(path) as tmp:
+            np.save(tmp, errors)
+    return errors
 
 
 def per_video(ready, videos, cube_scores, empty):

@@ -1,5 +1,6 @@
 """Seed, device, precision, torchrun, checkpoints, resume and log: the part of a training loop that is no method's own."""
 import argparse
+import hashlib
 import json
 import os
 import pickle
@@ -102,6 +103,14 @@ class Run:
             for b in module.buffers():
                 dist.broadcast(b, 0)
 
+    def sum(self, array):
+        """Sum of every process's array, on every process."""
+        if self.world == 1:
+            return array
+        total = torch.from_numpy(np.array(array)).to(self.device)
+        dist.all_reduce(total)
+        return total.cpu().numpy()
+
     def share(self, n):
         """This process's contiguous part of range(n)."""
         return range(n * self.rank // self.world, n * (self.rank + 1) // self.world)
@@ -180,6 +189,14 @@ class Log:
         kept = [x for x in lines if not (x.get("stage") == stage and x.get("epoch", 0) > epoch)]
         with replacing(self.path) as tmp:
             tmp.write_text("".join(json.dumps(x) + "\n" for x in kept))
+
+
+def weights_hash(module):
+    """Names a network by its weights."""
+    h = hashlib.sha256()
+    for k, v in sorted(module.state_dict().items()):
+        h.update(k.encode() + v.cpu().numpy().tobytes())
+    return h.hexdigest()[:16]
 
 
 def check_finite(value, where):

@@ -15,7 +15,7 @@ import numpy as np  # noqa: E402
 from common import evaluation, metrics, objects, smoothing, training  # noqa: E402
 from common.batches import Batches  # noqa: E402
 from common.datasets import Dataset  # noqa: E402
-from common.files import UserError, load_array, replacing, run, writable_folder  # noqa: E402
+from common.files import UserError, run, writable_folder  # noqa: E402
 from common.video import open_video  # noqa: E402
 from hf2vad import preprocess, scoring  # noqa: E402
 
@@ -67,21 +67,10 @@ def protocol_of(args, dataset):
 
 
 def cube_errors(scorer, ready, videos, tag, folder, r, batch_size):
-    """[N, 2] flow and frame errors of all cubes of `videos`; kept in `folder`, so that a second protocol costs nothing."""
-    path = folder / f"errors-{tag}-{ready.store.s.key()}-{r.precision}.npy"
+    """[N, 2] flow and frame errors of all cubes of `videos`."""
     records = ready.records(videos)
-    count = sum(map(len, records))
-    known = path.exists()
-    r.barrier()
-    if known:
-        errors = load_array(path, "cube errors")
-        if errors.shape == (count, 2):
-            return errors
-    errors = scorer.score_records(records, "score cubes", batch_size)
-    if r.main:
-        with replacing(path) as tmp:
-            np.save(tmp, errors)
-    return errors
+    return objects.kept_errors(folder / f"errors-{tag}-{ready.store.s.key()}-{r.precision}.npy", (sum(map(len, records)), 2), r,
+                               lambda: scorer.score_records(records, "score cubes", batch_size))
 
 
 def per_video(ready, errors, stats, weights):
@@ -103,7 +92,7 @@ def training_statistics(state, net, scorer, args, r, checkpoint, batch_size):
     if not ready.train:
         raise UserError(f"{checkpoint} has no training statistics and {args.dataset} no training videos: the scores cannot "
                         "be normalised")
-    return scoring.statistics(cube_errors(scorer, ready, ready.train, "train-" + scoring.weights_hash(net), ready.store.folder,
+    return scoring.statistics(cube_errors(scorer, ready, ready.train, "train-" + training.weights_hash(net), ready.store.folder,
                                           r, batch_size))
 
 
@@ -115,7 +104,7 @@ def evaluate(args, ready, checkpoint, r, batch_size=256):
     scorer = scoring.Scorer(net, r)
     stats = training_statistics(state, net, scorer, args, r, checkpoint, batch_size)
     folder = writable_folder(args.out or Path(checkpoint).parent)
-    errors = cube_errors(scorer, ready, ready.test, scoring.weights_hash(net), folder, r, batch_size)
+    errors = cube_errors(scorer, ready, ready.test, training.weights_hash(net), folder, r, batch_size)
     if not r.main:
         return None
     weights = weights_of(args, ready.data.name)
@@ -142,11 +131,13 @@ def evaluate(args, ready, checkpoint, r, batch_size=256):
     return report
 
 
-def quick_auc(net, ready, records, rows, every, args, r):
-    """AUC of unsmoothed scores on every N-th test frame; normalised by the cubes of `rows` themselves. For looking only."""
-    data = Batches(records, scoring.FIELDS, r.device)
-    errors = scoring.Scorer(net, r).score_data(data, "monitor", rows=rows)
-    stats, start, ss, ys = scoring.statistics(errors), 0, [], []
+def quick_auc(net, ready, records, rows, training_records, every, args, r):
+    """AUC of unsmoothed scores on every N-th test frame, normalised by 1024 of the training cubes. For looking only."""
+    scorer, sample = scoring.Scorer(net, r), Batches(training_records, scoring.FIELDS, r.device)
+    some = np.unique(np.linspace(0, len(sample) - 1, 1024, dtype=int))
+    stats = scoring.statistics(scorer.score_data(sample, "monitor", rows=some))
+    errors = scorer.score_data(Batches(records, scoring.FIELDS, r.device), "monitor", rows=rows)
+    start, ss, ys = 0, [], []
     for v, rec in zip(ready.test, records):
         frames, number = ready.frames(v), np.array(rec["frame"])
         number = number[number % every == 0]

@@ -1,6 +1,5 @@
 """Cubes -> scores: the inference path, the statistics of the training cubes, and what a checkpoint must say for both."""
 import copy
-import hashlib
 
 import numpy as np
 import torch
@@ -139,10 +138,3 @@ def infer_args(weights):
         args.update(nf_start=f_phi[0], clip_hist=e_theta[1] // 2,
                     nf_max=max(v.shape[0] for k, v in weights.items() if k.endswith("_2.conv2d.conv.weight_v")))
     return args
-
-
-def weights_hash(module):
-    h = hashlib.sha256()
-    for k, v in sorted(module.state_dict().items()):
-        h.update(k.encode() + v.cpu().numpy().tobytes())
-    return h.hexdigest()[:16]

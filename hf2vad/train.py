@@ -202,7 +202,7 @@ def reconstructions(net, records, r, path):
 
     Stage `cvae` would compute it anew in every epoch; the file is named by the weights it comes from.
     """
-    side, key = path.with_suffix(".json"), {"weights": scoring.weights_hash(net.memAE), "cubes": sum(map(len, records))}
+    side, key = path.with_suffix(".json"), {"weights": training.weights_hash(net.memAE), "cubes": sum(map(len, records))}
     if r.main and not (path.exists() and side.exists() and read_json(side, "reconstructions' entry") == key):
         frozen = scoring.Scorer(net.memAE, r)
         data = Batches(records, {"flow": slice(None)}, r.device)
@@ -245,7 +245,7 @@ def stage_data(name, net, records, r, folder):
     return WithReconstructions(records, reconstructions(net, records, r, folder / "reconstructed_flows.npy"), r.device)
 
 
-def monitor(ready, records, every, args, r):
+def monitor(ready, records, training_records, every, args, r):
     """-> function(stage) giving the AUC on every N-th test frame: a look, not a choice."""
     from hf2vad.eval import quick_auc
     if not every or not ready.data.has_labels or not sum(map(len, records)):
@@ -253,7 +253,7 @@ def monitor(ready, records, every, args, r):
     rows = np.flatnonzero(np.concatenate([x["frame"] for x in records]) % every == 0)
 
     def after(stage):
-        return quick_auc(stage.net, ready, records, rows, every, args, r)
+        return quick_auc(stage.net, ready, records, rows, training_records, every, args, r)
     return after
 
 
@@ -276,7 +276,7 @@ def train(args, ready, r):
     log, newest = training.Log(folder / "log.jsonl"), None
     r.say(f"{dataset}: {len(ready.train)} training videos, {cubes} cubes ({'grey' if channels == {1} else 'colour'}), "
           f"model {size}, {r.device}, {r.precision}")
-    after = monitor(ready, ready.records(ready.test), args.monitor, args, r)
+    after = monitor(ready, ready.records(ready.test), records, args.monitor, args, r)
     for name in STAGES:
         if plan[name]["epochs"] == 0 or (args.stage and name != args.stage):
             if (folder / f"{name}.pt").exists():
@@ -291,7 +291,7 @@ def train(args, ready, r):
             weights = training.load_checkpoint(previous, "hf2vad")["model_state_dict"]
             (net.memAE if name == "cvae" else net).load_state_dict(weights)
         own = {**identity, "batch_size": plan[name]["batch_size"], "lr": plan[name]["lr"],
-               "start": None if name == "memae" else scoring.weights_hash(net.memAE)}
+               "start": None if name == "memae" else training.weights_hash(net.memAE)}
         stage, data = Stage(name, plan[name], net, r, folder, own, vars(ready.store.s)), None
         last = name == "finetune" or args.stage or not any(plan[s]["epochs"] for s in STAGES[STAGES.index(name) + 1:])
         if args.resume and stage.load():

@@ -69,6 +69,26 @@ def hf2vad(case, tmp_path, dtype):
     return {**got, **case.gradients(net, losses["total"])}
 
 
+def spr_uvad(case, tmp_path, dtype):
+    from spr_uvad import scoring
+    from spr_uvad.model import cube_errors, self_paced_weights, weighted_loss
+    if "steps" in case.config:
+        drawn = case.input("scores", dtype)
+        scores = drawn ** 2 / 400  # as the case's note says
+        return {name: self_paced_weights(scores, int(name.partition(".step")[2]), mode=name.partition(".")[0],
+                                         shrink=case.config["shrink_rate"], init_std_range=case.config["init_std_range"])
+                for name in case.outputs}
+    path = tmp_path / "published.npy"  # nested lists [h][w][0], saved by torch under a numpy name
+    torch.save([[[case.state_dict()]]], path)
+    net = scoring.load_checkpoint(path)[0][0, 0].eval().to(dtype)
+    cubes, flows = case.input("cubes", dtype), case.input("flows", dtype)
+    out = net(cubes)
+    targets = {"raw": cubes, "flow": flows}
+    got = {**out, **{f"{k}_score": cube_errors(v, targets[k]) for k, v in out.items()}}
+    got["loss_unweighted"] = sum(weighted_loss(got[f"{k}_score"], 1.0, targets[k][0].numel()) for k in out)
+    return {**got, **case.gradients(net, got["loss_unweighted"])}
+
+
 def metrics_case(case, tmp_path, dtype):
     """Smoothed scores and measures; names of filters and measures are parsed, not listed."""
     scores, labels = [], []
@@ -114,7 +134,7 @@ def metrics_case(case, tmp_path, dtype):
     return out
 
 
-ADAPTERS = {"hf2vad": hf2vad, "metrics": metrics_case}
+ADAPTERS = {"hf2vad": hf2vad, "spr_uvad": spr_uvad, "metrics": metrics_case}
 
 
 def deviation(case, name, value):

@@ -1,0 +1,94 @@
+"""For footage without labels: the most abnormal moments as ranking.csv, thumbnails and one contact sheet."""
+import csv
+
+import cv2
+import numpy as np
+
+from common.files import replacing
+from common.plots import heat
+
+
+def moments(smoothed, *, top=20, share=0.5, gap=25):
+    """The highest peaks of smoothed scores {video: [T]} -> [(video, first, last, peak frame, peak score)], highest first.
+
+    A moment reaches as far around its peak as the score stays above `share` of the way from the median over all videos to
+    the peak; after it, `gap` frames around it are taken by no other moment.
+    """
+    if not smoothed or top < 1:
+        return []
+    left = {k: np.where(np.isfinite(s), s, -np.inf).astype(np.float64) for k, s in smoothed.items() if len(s)}
+    everything = np.concatenate(list(left.values())) if left else np.zeros(0)
+    finite = everything[np.isfinite(everything)]
+    if not len(finite):
+        return []
+    middle, out = float(np.median(finite)), []
+    while len(out) < top:
+        video = max(left, key=lambda k: left[k].max())
+        s = left[video]
+        t = int(np.argmax(s))
+        if not np.isfinite(s[t]) or (s[t] <= middle and out):
+            break
+        limit = middle + share * (s[t] - middle)
+        first, last = t, t
+        while first > 0 and s[first - 1] >= limit:
+            first -= 1
+        while last + 1 < len(s) and s[last + 1] >= limit:
+            last += 1
+        out.append((video, first, last, t, float(s[t])))
+        s[max(0, first - gap):last + gap + 1] = -np.inf
+    return out
+
+
+def picture(frames, t, boxes, red, width=480):
+    """Frame t as uint8 [h, width, 3], its boxes [n, 6] coloured by score, the highest one thick."""
+    image = frames[t] if frames.shape[3] == 3 else np.repeat(frames[t], 3, axis=2)
+    scale = width / image.shape[1]
+    image = cv2.resize(image, (width, max(1, round(image.shape[0] * scale))), interpolation=cv2.INTER_AREA)
+    now = boxes[boxes[:, 0] == t]
+    for i, (_, x1, y1, x2, y2, s) in enumerate(now[np.argsort(now[:, 5])]):
+        cv2.rectangle(image, (int(x1 * scale), int(y1 * scale)), (int((x2 + 1) * scale), int((y2 + 1) * scale)),
+                      heat(s / red), 3 if i == len(now) - 1 else 1, cv2.LINE_AA)
+    return image
+
+
+def write_image(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as tmp:
+        tmp.write_bytes(cv2.imencode(path.suffix, image)[1].tobytes())
+
+
+def write_ranking(ready, videos, smoothed, detections, red, out, *, top=20, sheet=12):
+    """ranking.csv, thumbnails/ and contact_sheet.png in `out`; the first moments on the terminal. -> the moments."""
+    by_name, found, tiles = {v.name: v for v in videos}, moments(smoothed, top=top), []
+    with replacing(out / "ranking.csv") as tmp, open(tmp, "w", newline="") as f:
+        table = csv.writer(f)
+        table.writerow(["rank", "video", "start_frame", "end_frame", "start_seconds", "end_seconds", "peak_frame", "score",
+                        "thumbnail"])
+        for rank, (name, first, last, t, score) in enumerate(found, 1):
+            video = by_name[name]
+            fps, frames = ready.cache.info(video)["fps"], ready.cache.frames(video)
+            image = picture(frames, t, detections[name], red)
+            thumbnail = out / "thumbnails" / f"{rank:02d}.jpg"
+            write_image(thumbnail, image)
+            table.writerow([rank, name, first, last, *(f"{x / fps:.2f}" if fps else "" for x in (first, last)), t, f"{score:.4f}",
+                            thumbnail.relative_to(out)])
+            if rank <= sheet:
+                caption = np.full((26, image.shape[1], 3), 255, np.uint8)
+                text = f"{rank}. {name}  frame {t}" + (f"  {t / fps:.1f} s" if fps else "") + f"  score {score:.2f}"
+                text = text.encode("ascii", "replace").decode()
+                cv2.putText(caption, text, (4, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (30, 30, 30), 1, cv2.LINE_AA)
+                tiles.append(np.vstack([image, caption]))
+    if tiles:
+        height = max(x.shape[0] for x in tiles)
+        tiles = [np.pad(x, ((0, height - x.shape[0] + 8), (0, 8), (0, 0)), constant_values=255) for x in tiles]
+        columns = min(3, len(tiles))
+        tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
+        lines = [np.hstack(tiles[i:i + columns]) for i in range(0, len(tiles), columns)]
+        write_image(out / "contact_sheet.png", np.vstack(lines))
+    print(f"\nmost abnormal moments ({len(found)}):")
+    for rank, (name, first, last, _, score) in enumerate(found[:10], 1):
+        fps = ready.cache.info(by_name[name])["fps"]
+        when = f", {first / fps:.1f}..{last / fps:.1f} s" if fps else ""
+        print(f"  {rank:2d}. {score:8.3f}  {name}, frames {first}..{last}{when}")
+    print(f"wrote {out}/ranking.csv, thumbnails/" + (", contact_sheet.png" if tiles else ""))
+    return found

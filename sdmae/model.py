@@ -1,0 +1,243 @@
+"""AED-MAE: a self-distilled masked autoencoder on whole frames (Ristea et al., CVPR 2024). Imports torch alone.
+
+Parameter names are the published ones.
+
+    net = SDMAE(patch_size=16, image_size=(320, 640))
+    out = net(frames, noise)              # frames [N, 9, 320, 640] in [-1, 1], noise [N, 800] in [0, 1)
+    distill, recon = scores(out, target)  # target [N, 4, 320, 640]; [N] each
+"""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+EPS = 1e-6  # of every LayerNorm
+
+
+# ------------------------------------------------------------------------------------------------------------- tokens
+
+def patchify(x, p):
+    """[N, C, H, W] -> [N, H/p·W/p, p·p·C]: a token's values by row, column, channel."""
+    n, c, h, w = x.shape
+    x = x.view(n, c, h // p, p, w // p, p)
+    return x.permute(0, 2, 4, 3, 5, 1).reshape(n, (h // p) * (w // p), p * p * c)
+
+
+def unpatchify(x, p, height, width):
+    """Inverse of patchify. [N, L, p·p·C] -> [N, C, height, width]."""
+    n, c = len(x), x.shape[2] // p ** 2
+    x = x.view(n, height // p, width // p, p, p, c)
+    return x.permute(0, 5, 1, 3, 2, 4).reshape(n, c, height, width)
+
+
+def random_masking(noise, ratio):
+    """Keep the tokens with the smallest noise, in the order of its ranks. noise [N, L].
+
+    -> kept indices [N, L·(1-ratio)], places to take every token from when they return [N, L], mask [N, L] (1: removed).
+    """
+    n, length = noise.shape
+    kept = int(length * (1 - ratio))
+    order = noise.argsort(dim=1)
+    restore = order.argsort(dim=1)
+    mask = (restore >= kept).to(noise.dtype)
+    return order[:, :kept], restore, mask
+
+
+def gradient_masking(gradient, p, ratio):
+    """The alternative: keep the tokens with the smallest maximum gradient over pixels and channels. [N, 3, H, W]."""
+    return random_masking(patchify(gradient, p).amax(dim=2), ratio)
+
+
+# ----------------------------------------------------------------------------------------------- CvT blocks (section 3.2)
+
+class DepthwiseProjection(nn.Module):
+    """3×3 depthwise convolution and batch norm on the grid of tokens."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False)
+        self.bn = nn.BatchNorm2d(dim)
+
+    def forward(self, x):
+        return self.bn(self.conv(x))
+
+    def folded(self):
+        """Weight [dim, 1, 3, 3] and bias [dim] of one convolution that equals both in evaluation mode."""
+        scale = self.bn.weight / torch.sqrt(self.bn.running_var + self.bn.eps)
+        return self.conv.weight * scale.view(-1, 1, 1, 1), self.bn.bias - self.bn.running_mean * scale
+
+
+class Attention(nn.Module):
+    def __init__(self, dim, heads):
+        super().__init__()
+        self.heads, self.scale = heads, dim ** -0.5  # of the whole width, not of a head: as published
+        self.conv_proj_q, self.conv_proj_k, self.conv_proj_v = (DepthwiseProjection(dim) for _ in range(3))
+        self.proj_q, self.proj_k, self.proj_v = (nn.Linear(dim, dim) for _ in range(3))
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x, grid):
+        """[N, 1 + h·w, dim]; the class token bypasses the convolutions."""
+        n, length, dim = x.shape
+        token, rest = x[:, :1], x[:, 1:]
+        picture = rest.transpose(1, 2).reshape(n, dim, *grid)
+
+        def project(conv, linear):
+            y = conv(picture).flatten(2).transpose(1, 2)
+            y = linear(torch.cat([token, y], dim=1))
+            return y.view(n, length, self.heads, dim // self.heads).transpose(1, 2)
+
+        q, k, v = (project(getattr(self, f"conv_proj_{i}"), getattr(self, f"proj_{i}")) for i in "qkv")
+        y = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        return self.proj(y.transpose(1, 2).reshape(n, length, dim))
+
+
+class Mlp(nn.Module):
+    """1×1 convolutions on the grid, which are linear layers on the tokens; the class token bypasses them."""
+
+    def __init__(self, dim, hidden, dropout):
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(dim, hidden, 1), nn.GELU(), nn.Dropout(0.0), nn.Conv2d(hidden, dim, 1),
+                                 nn.Dropout(dropout))
+
+    def forward(self, x):
+        first, last = self.net[0], self.net[3]
+        y = F.gelu(F.linear(x[:, 1:], first.weight.flatten(1), first.bias))
+        y = self.net[4](F.linear(y, last.weight.flatten(1), last.bias))
+        return torch.cat([x[:, :1], y], dim=1)
+
+
+class Block(nn.Module):
+    def __init__(self, dim, heads, mlp_ratio, dropout=0.1):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(dim, eps=EPS), nn.LayerNorm(dim, eps=EPS)
+        self.attn = Attention(dim, heads)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), dropout)
+
+    def forward(self, x, grid):
+        x = x + self.attn(self.norm1(x), grid)
+        return x + self.mlp(self.norm2(x))
+
+
+class PatchEmbed(nn.Module):
+    def __init__(self, patch, in_ch, dim):
+        super().__init__()
+        self.proj = nn.Conv2d(in_ch, dim, patch, stride=patch)
+        self.norm = nn.LayerNorm(dim, eps=1e-5)
+
+    def forward(self, x):
+        return self.norm(self.proj(x).flatten(2).transpose(1, 2))
+
+
+class SDMAE(nn.Module):
+    """Masked autoencoder with a teacher and a student decoder (sections 3.1-3.4). No position embedding."""
+
+    def __init__(self, *, patch_size=16, image_size=(320, 640), in_channels=9, out_channels=4, embed_dim=256, depth=3, heads=4,
+                 decoder_dim=128, decoder_depth=3, decoder_heads=4, mlp_ratio=2, mask_ratio=0.5, dropout=0.1):
+        super().__init__()
+        height, width = image_size
+        if height % patch_size or width % patch_size or width // patch_size % 2:
+            raise ValueError(f"image_size {height}×{width}: expected multiples of the patch ({patch_size}), across an even "
+                             "number of them")
+        self.patch_size, self.mask_ratio = patch_size, mask_ratio
+        self.grid = height // patch_size, width // patch_size
+        self.patch_embed = PatchEmbed(patch_size, in_channels, embed_dim)
+        self.cls_token = nn.Parameter(torch.zeros(1, 1, embed_dim))
+        self.blocks = nn.ModuleList([Block(embed_dim, heads, mlp_ratio, dropout) for _ in range(depth)])
+        self.norm = nn.LayerNorm(embed_dim, eps=EPS)
+        self.decoder_embed = nn.Linear(embed_dim, decoder_dim)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
+        self.decoder_blocks = nn.ModuleList([Block(decoder_dim, decoder_heads, mlp_ratio, dropout) for _ in range(decoder_depth)])
+        self.decoder_norm = nn.LayerNorm(decoder_dim, eps=EPS)
+        self.decoder_pred = nn.Linear(decoder_dim, patch_size ** 2 * out_channels)
+        self.decoder_student_block = Block(decoder_dim, decoder_heads, mlp_ratio, dropout)
+        self.decoder_student_norm = nn.LayerNorm(decoder_dim, eps=EPS)
+        self.decoder_student_pred = nn.Linear(decoder_dim, patch_size ** 2 * out_channels)
+        init_weights(self)
+
+    @property
+    def tokens(self):
+        return self.grid[0] * self.grid[1]
+
+    def encode(self, frames, noise):
+        """-> latent [N, 1 + kept, embed_dim], places to return to [N, L], mask [N, L]."""
+        x = self.patch_embed(frames)
+        kept, restore, mask = random_masking(noise, self.mask_ratio)
+        x = x.gather(1, kept[:, :, None].expand(-1, -1, x.shape[2]))
+        x = torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
+        grid = self.grid[0], kept.shape[1] // self.grid[0]
+        for block in self.blocks:
+            x = block(x, grid)
+        return self.norm(x), restore, mask
+
+    def decode(self, latent, restore, *, teacher=True, student=True):
+        """-> {"teacher", "student": [N, L, patch²·4]}, as far as they are wanted."""
+        x, out = self.decoder_embed(latent), {}
+        missing = self.mask_token.expand(len(x), restore.shape[1] + 1 - x.shape[1], -1).to(x.dtype)
+        full = torch.cat([x[:, 1:], missing], dim=1).gather(1, restore[:, :, None].expand(-1, -1, x.shape[2]))
+        x = self.decoder_blocks[0](torch.cat([x[:, :1], full], dim=1), self.grid)
+        if student:
+            y = self.decoder_student_block(x, self.grid)
+            out["student"] = self.decoder_student_pred(self.decoder_student_norm(y))[:, 1:]
+        if teacher:
+            for block in self.decoder_blocks[1:]:
+                x = block(x, self.grid)
+            out["teacher"] = self.decoder_pred(self.decoder_norm(x))[:, 1:]
+        return out
+
+    def forward(self, frames, noise, *, student=True):
+        """frames [N, 9, H, W] in [-1, 1] (t-3, t, t+3 in BGR), noise [N, L] -> {"teacher", "student", "mask", "latent"}."""
+        latent, restore, mask = self.encode(frames, noise)
+        return {**self.decode(latent, restore, student=student), "mask": mask, "latent": latent}
+
+    def train_student_alone(self):
+        """Phase two: everything but the student is frozen, its running statistics too."""
+        self.requires_grad_(False)
+        self.eval()
+        for name in ("decoder_student_block", "decoder_student_norm", "decoder_student_pred"):
+            getattr(self, name).requires_grad_(True).train()
+
+
+# --------------------------------------------------------------------------------------------------- losses and scores
+
+def token_weights(gradient, target, patch):
+    """Weights [N, L] of the teacher's tokens, summing to 1 per image (section 3.3).
+
+    gradient [N, 3, H, W] in 0..255; where the target's anomaly map (channel 3) is abnormal, the image's largest gradient, at
+    least 128, is added. An image without any gradient weighs its tokens alike.
+    """
+    strongest = gradient.flatten(1).amax(1).clamp(min=128).view(-1, 1, 1, 1)
+    gradient = gradient + target[:, 3:].clamp(0, 1) * strongest
+    weights = F.max_pool2d(gradient, patch).mean(1).flatten(1)
+    total = weights.sum(1, keepdim=True)
+    return torch.where(total > 0, weights / total.clamp(min=1e-12), 1 / weights.shape[1])
+
+
+def teacher_loss(prediction, target, gradient, patch, *, weighted=True):
+    """Squared error of each token, weighted by motion gradients, summed over the batch; target [N, 4, H, W]."""
+    errors = (prediction.float() - patchify(target, patch)).pow(2).mean(2)
+    weights = token_weights(gradient, target, patch) if weighted else 1 / errors.shape[1]
+    return (errors * weights).sum()
+
+
+def student_loss(student, teacher, mask):
+    """Squared distance to the teacher on the removed tokens."""
+    errors = (student.float() - teacher.detach().float()).pow(2).mean(2)
+    return (errors * mask).sum() / mask.sum()
+
+
+def error_maps(out, target, patch, norm="L2"):
+    """-> distillation and reconstruction error of each token [N, L]; L2: squared, L1: absolute."""
+    measure = torch.square if norm == "L2" else torch.abs
+    teacher = out["teacher"].float()
+    return measure(teacher - out["student"].float()).mean(2), measure(patchify(target, patch) - teacher).mean(2)
+
+
+def init_weights(net):
+    """Xavier-uniform linear layers and patch embedding, N(0, 0.02) tokens, zero biases (as in MAE)."""
+    for m in net.modules():
+        if isinstance(m, nn.Linear):
+            nn.init.xavier_uniform_(m.weight)
+            nn.init.zeros_(m.bias)
+    weight = net.patch_embed.proj.weight
+    nn.init.xavier_uniform_(weight.view(len(weight), -1))
+    for token in (net.cls_token, net.mask_token):
+        nn.init.normal_(token, std=0.02)

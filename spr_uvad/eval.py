@@ -1,0 +1,192 @@
+"""Score videos with a trained LBR-SPR.
+
+    python spr_uvad/eval.py --dataset ped2 --checkpoint runs/spr_uvad/ped2/spr.pt --protocol official --overlay
+    python spr_uvad/eval.py --dataset ped2 --checkpoint authors_model_set.npy --training-scores raw_training_scores.npy
+    python spr_uvad/eval.py --video my.mp4 --checkpoint runs/spr_uvad/folder/spr.pt
+"""
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np  # noqa: E402
+
+from common import datasets, evaluation, metrics, objects, ranking, smoothing, training  # noqa: E402
+from common.files import UserError, run, writable_folder  # noqa: E402
+from common.video import open_video  # noqa: E402
+from spr_uvad import preprocess, scoring  # noqa: E402
+
+W_RAW, W_FLOW = {"shanghaitech": 0.1}, 1.0   # weights of the two errors (authors' code); w_raw is 0.5 elsewhere
+RED = 4.0                                    # normalised score that overlays paint red
+
+
+def add_eval_flags(parser):
+    g = parser.add_argument_group("scores")
+    g.add_argument("--protocol", choices=["strict", "official"], default="strict",
+                   help="strict: smoothing inside each video; official: as the authors computed it, over all videos as one "
+                   "(default: %(default)s)")
+    g.add_argument("--w-raw", type=float, default=None, help="weight of the appearance error, with motion "
+                   "(default: 0.5, shanghaitech 0.1)")
+    g.add_argument("--w-flow", type=float, default=W_FLOW, help="weight of the motion error (default: %(default)s)")
+    g.add_argument("--smoothing", default="moving_average:10", help="filter of frame scores (default: %(default)s)")
+    g.add_argument("--top", type=int, default=20, help="moments in ranking.csv (default: %(default)s)")
+    g.add_argument("--overlay", action="store_true", help="also write an mp4 per video with scored boxes and the curve")
+
+
+def parse(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    preprocess.add_data_flags(parser)
+    training.add_flags(parser, out="the checkpoint's folder")
+    g = parser.add_argument_group("what to score")
+    g.add_argument("--checkpoint", "--ckpt_path", "--model_path", type=Path, default=None,
+                   help="our checkpoint, or the authors' nested list of models (default: runs/spr_uvad/<dataset>/spr.pt)")
+    g.add_argument("--training-scores", type=Path, nargs="+", default=None, metavar="FILE",
+                   help="the authors' training-score files (raw, and flow for a model with motion); without them the cubes of "
+                   "--setting are scored for their statistics")
+    g.add_argument("--setting", choices=["test", "merge"], default=None,
+                   help="cubes for the statistics of a checkpoint that has none (default: test)")
+    g.add_argument("--video", type=Path, default=None,
+                   help="a video file or a folder of frames instead of the dataset's test set")
+    add_eval_flags(parser)
+    return parser.parse_args(argv)
+
+
+def weights_of(args, dataset):
+    return W_RAW.get(dataset, 0.5) if args.w_raw is None else args.w_raw, args.w_flow
+
+
+def protocol_of(args):
+    if args.protocol == "strict":
+        return evaluation.Protocol("strict", args.smoothing)
+    return evaluation.Protocol("official", args.smoothing, 0, ["smoothing runs across the borders of videos"], across=True)
+
+
+class Scored:
+    """A checkpoint with what it needs to score: models per block, settings of the cubes, statistics."""
+
+    def __init__(self, path):
+        self.path, (nets, self.state) = path, scoring.load_checkpoint(path)
+        self.grid = tuple(self.state["grid"])
+        self.nets = scoring.numbered(nets, self.grid)
+        self.use_flow = any(n.use_flow for n in self.nets.values())
+        self.foreground = self.state.get("foreground")
+
+    def errors(self, ready, videos, folder, r):
+        """-> errors [N, 2] and blocks [N] of all cubes of `videos`."""
+        block = scoring.blocks(ready.records(videos), ready.sizes(videos), self.grid)
+        return scoring.kept_score(self.nets, ready, videos, block, folder, r, "score cubes"), block
+
+    def statistics(self, args, ready, folder, r):
+        if self.state.get("statistics"):
+            return {int(k): v for k, v in self.state["statistics"].items()}
+        if args.training_scores:
+            return statistics_of_files(args.training_scores, self.grid, self.use_flow, self.nets)
+        merge = args.setting == "merge"
+        r.say(f"{self.path} has no training statistics: scoring the cubes of setting {args.setting or 'test'}")
+        everything = preprocess.prepare(args, r, splits=("train", "test"), trained=self.foreground) if merge else ready
+        errors, block = self.errors(everything, everything.train + everything.test if merge else ready.test, folder, r)
+        numbers = [k for k in self.nets if (block == k).any()]
+        return scoring.statistics(errors, block, numbers)
+
+
+def statistics_of_files(paths, grid, use_flow, nets):
+    if len(paths) != (2 if use_flow else 1):
+        raise UserError(f"--training-scores: this model is {'with' if use_flow else 'without'} motion and needs "
+                        f"{'two files, raw and flow' if use_flow else 'one file, raw'}; {len(paths)} were given")
+    out = {k: {} for k in nets}
+    for name, path in zip(("raw", "flow"), paths):
+        known = scoring.load_training_scores(path, grid)
+        for k in nets:
+            if k not in known:
+                raise UserError(f"training scores {path} have none for block {k // grid[1]},{k % grid[1]}")
+            out[k].update({"cubes": len(known[k]), f"{name}_mean": float(known[k].mean()),
+                           f"{name}_std": float(known[k].std()) or 1.0})
+    return out
+
+
+def evaluate(args, ready, checkpoint, r):
+    """Score the test set, print and write the results. -> metrics (rank 0)."""
+    if not ready.test:
+        raise UserError(f"{ready.data.name} has no test videos under {ready.data.root}; score single ones with --video")
+    model = Scored(checkpoint)
+    folder = writable_folder(args.out or Path(checkpoint).parent)
+    stats = model.statistics(args, ready, folder, r)
+    errors, block = model.errors(ready, ready.test, folder, r)
+    if not r.main:
+        return None
+    weights = weights_of(args, ready.data.name)
+    scores, detections = objects.per_video(ready, ready.test, scoring.combine(errors, block, stats, *weights), scoring.NO_BOX)
+    out, identity = folder / args.protocol, model.state.get("identity", {})
+    report = evaluation.evaluate(
+        out, ready.data, scores, method="LBR-SPR", protocol=protocol_of(args), detections=detections,
+        baselines=objects.baselines(ready, ready.test),
+        extra={"checkpoint": str(checkpoint), "weights": weights if model.use_flow else None, "statistics": stats,
+               "seed": identity.get("seed"), "epochs": model.state.get("at", {}).get("epoch"), "plan": model.state.get("plan"),
+               "with_motion": model.use_flow, "foreground": vars(ready.store.s), "training_seconds": model.state.get("seconds"),
+               "skipped_videos": ready.skipped, "peak_memory_mib": round(training.peak_memory())})
+    apply = smoothing.parse(args.smoothing)
+    ranking.write_ranking(ready, ready.test, {k: apply(s) for k, s in scores.items()}, detections, RED, out, top=args.top)
+    if args.overlay:
+        objects.write_overlays(ready, scores, detections, args.smoothing, RED, out)
+    ready.report_skipped()
+    print(f"next: look at {out}/contact_sheet.png" + ("" if args.overlay else "; --overlay writes videos with scored boxes"))
+    return report
+
+
+def quick_auc(trainer, ready, videos, records, block, args, r):
+    """AUC of strict scores on every N-th test frame, unsmoothed, statistics of the same cubes. For looking only."""
+    test = np.concatenate([np.full(len(x), v.split == "test") for v, x in zip(videos, records)])
+    frame = np.concatenate([np.array(x["frame"]) for x in records])
+    rows = np.flatnonzero(test & (frame % args.monitor == 0))
+    errors = scoring.score(trainer.nets, records, block, r, "monitor", rows=rows)
+    own = [k for k in trainer.nets if (block[rows] == k).any()]
+    stats = scoring.statistics(errors, block[rows], own)
+    values = scoring.combine(errors, block[rows], stats, *weights_of(args, ready.data.name))
+    start, ss, ys = 0, [], []
+    for v, rec in zip(videos, records):
+        if v.split == "test":
+            number = np.array(rec["frame"])
+            number = number[number % args.monitor == 0]
+            ss.append(objects.frame_scores(number, values[start:start + len(number)], ready.frames(v),
+                                           scoring.NO_BOX)[::args.monitor])
+            ys.append(ready.data.labels(v, ready.frames(v))[::args.monitor])
+            start += len(number)
+    return metrics.micro_auc(ys, ss)
+
+
+def score_video(args, r):
+    """One's own footage: scores.csv, curve.png, overlay.mp4, ranking.csv."""
+    video, model = open_video(args.video), Scored(args.checkpoint)
+    ready = preprocess.prepare(args, r, data=datasets.Dataset("video", video.path.resolve().parent, [], [video]),
+                               trained=objects.for_own_video(model.foreground, args.boxes))
+    out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / evaluation.safe(video.name))
+    stats = model.statistics(args, ready, out, r)
+    errors, block = model.errors(ready, ready.test, out, r)
+    if r.main:
+        values = scoring.combine(errors, block, stats, *weights_of(args, model.state.get("identity", {}).get("dataset")))
+        scores, detections = objects.per_video(ready, ready.test, values, scoring.NO_BOX)
+        s, d = scores[video.name], detections[video.name]
+        objects.write_own_video(ready, video, s, d, args.smoothing, RED, "LBR-SPR", out)
+        ranking.write_ranking(ready, [video], {video.name: smoothing.parse(args.smoothing)(s)}, {video.name: d}, RED, out,
+                              top=args.top)
+        ready.report_skipped()
+
+
+def main(argv=None):
+    args = parse(argv)
+    smoothing.parse(args.smoothing)
+    r = training.Run(args.device, args.precision)
+    args.checkpoint = args.checkpoint or Path("runs/spr_uvad") / datasets.canonical(args.dataset) / "spr.pt"
+    if args.video:
+        return score_video(args, r)
+    model = Scored(args.checkpoint)  # a wrong file is refused before any work
+    if args.flow is None and model.use_flow and model.foreground is None:
+        args.flow = "dis"
+    ready = preprocess.prepare(args, r, splits=("test",), trained=model.foreground)
+    evaluate(args, ready, args.checkpoint, r)
+    r.close()
+
+
+if __name__ == "__main__":
+    run(main)

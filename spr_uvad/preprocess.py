@@ -1,0 +1,50 @@
+"""Videos -> space-time cubes on disk. Run by train.py and eval.py where it is missing, or alone:
+
+    python spr_uvad/preprocess.py --dataset ped2 --data-root data --boxes file:boxes.npz
+"""
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common import datasets, flow, objects, training  # noqa: E402
+from common.files import run  # noqa: E402
+
+SHARED = dict(min_score=0.2, covered=0.6, frames=(-2, -1, 0, 1, 2), flows=(-2, -1, 0, 1, 2), motion="flow", motion_threshold=1.0,
+              first_pair=(0, 1))
+# Constants of the paper's configuration; areas in square pixels, for detections and motion boxes alike.
+PUBLISHED = {name: {**SHARED, "min_area": area, "motion_area": area} for name, area in {
+    "ped1": 10**2, "ped2": 10**2, "avenue": 40**2, "shanghaitech": 30**2, "folder": 10**2, "demo": 10**2}.items()}
+
+
+def add_data_flags(parser):
+    datasets.add_flags(parser)
+    g = objects.add_foreground_flags(parser)
+    g.add_argument("--motion-threshold", type=float, help="least squared flow of a moving pixel, px² (default: 1)")
+    g.add_argument("--flow", nargs="?", const="dis", choices=flow.METHODS, help="with motion: predict this optical flow of "
+                   "the cube too (--flow alone: dis). Without it appearance alone is scored; motion boxes use dis then")
+
+
+def prepare(args, r, **how):
+    """-> common.objects.Prepared; what is missing of decoding, detection, flow and cubes is done first."""
+    return objects.prepare(args, PUBLISHED, r, **how)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.RawTextHelpFormatter)
+    add_data_flags(parser)
+    training.add_flags(parser, out="not used here")
+    args = parser.parse_args(argv)
+    start = time.time()
+    ready = prepare(args, training.Run(args.device, args.precision))
+    seconds = time.time() - start
+    ready.summary()
+    print(f"cubes are in {ready.store.folder} ({seconds:.1f} s)")
+    ready.report_skipped()
+    print(f"next: python spr_uvad/train.py --dataset {args.dataset}")
+
+
+if __name__ == "__main__":
+    run(main)
