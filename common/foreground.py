@@ -196,23 +196,23 @@ class CubeStore(VideoFiles):
         fresh = [v for v in videos if self.info(v) is None]
         if not fresh:
             return list(videos), []
-        s, failed, length = self.s, {}, {v.name: self.cache.info(v)["frames"] for v in fresh}
+        s, failed, length = self.s, {}, {v.key: self.cache.info(v)["frames"] for v in fresh}
         if detectors.check(s.boxes) in ("onnx", "torchvision", "mmdet"):
             todo = [v for v in fresh if not self._has_boxes(v)]
             if todo:
                 print(f"detecting objects in {len(todo)} videos with {s.boxes}", flush=True)
                 _, errors = map_videos(_detect, [(self, v, str(device)) for v in todo],
                                        workers=1 if detectors.uses_device(s.boxes) else workers,
-                                       total=sum(length[v.name] for v in todo), label="detect")
-                failed = {todo[i].name: e for i, e in errors}
-                fresh = [v for v in fresh if v.name not in failed]
+                                       total=sum(length[v.key] for v in todo), label="detect")
+                failed = {todo[i].key: e for i, e in errors}
+                fresh = [v for v in fresh if v.key not in failed]
         write_json(self.folder / "settings.json", asdict(s))
         print(f"cutting cubes of {len(fresh)} of {len(videos)} videos into {self.folder}", flush=True)
         _, errors = map_videos(_cut, [(self, v, str(device)) for v in fresh],
                                workers=1 if flow_uses_device(s.flow) else workers,
-                               total=sum(length[v.name] for v in fresh), label="cubes")
-        failed.update({fresh[i].name: e for i, e in errors})
-        return [v for v in videos if v.name not in failed], sorted(failed.items())
+                               total=sum(length[v.key] for v in fresh), label="cubes")
+        failed.update({fresh[i].key: e for i, e in errors})
+        return [v for v in videos if v.key not in failed], sorted(failed.items())
 
     def _boxes_path(self, video):
         return self.boxes_folder / video.split / f"{video.name}.npz"

@@ -18,8 +18,8 @@ import torch.distributed as dist
 from common.files import UserError, first_line, replacing
 
 
-def add_flags(parser, *, out, epochs=None, batch_size=None, lr=None, count=int):
-    """The flags that mean the same in every script. `count` reads --epochs and --batch-size (str where stages differ)."""
+def add_flags(parser, *, out, epochs=None, batch_size=None, lr=None, number=None):
+    """The flags that mean the same in every script. `number` reads numbers of stages: one or several."""
     g = parser.add_argument_group("run")
     g.add_argument("--out", "--model_save_path", type=Path, default=None, help=f"folder of this run (default: {out})")
     g.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
@@ -29,9 +29,9 @@ def add_flags(parser, *, out, epochs=None, batch_size=None, lr=None, count=int):
     g.add_argument("--workers", type=int, default=None, help="processes that read and crop (default: one per core)")
     if epochs:
         g = parser.add_argument_group("optimisation")
-        g.add_argument("--epochs", type=count, default=None, help=f"(default: {epochs})")
-        g.add_argument("--batch-size", "--batchsize", type=count, default=None, help=f"(default: {batch_size})")
-        g.add_argument("--lr", type=float, default=None, help=f"(default: {lr})")
+        g.add_argument("--epochs", type=number or int, default=None, help=f"(default: {epochs})")
+        g.add_argument("--batch-size", "--batchsize", type=number or int, default=None, help=f"(default: {batch_size})")
+        g.add_argument("--lr", type=number or float, default=None, help=f"(default: {lr})")
         g.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,
                        help="go on where an interrupted run of the same settings stopped")
         g.add_argument("--save-minutes", type=float, default=5,

@@ -23,6 +23,11 @@ class Video:
     scene: str = ""
     files: list = field(default_factory=list, repr=False)
 
+    @property
+    def key(self):
+        """Names it among training and test videos together: in several datasets both have a 01."""
+        return f"{self.split}/{self.name}"
+
     def fingerprint(self):
         """Changes when the source does: where it is, how much, how new."""
         paths = [Path(self.path, f) for f in self.files] or [self.path]
@@ -232,17 +237,17 @@ class FrameCache(VideoFiles):
                 if self.info(v) is None:
                     fresh.append(v)
             except UserError as e:
-                failed[v.name] = str(e)
+                failed[v.key] = str(e)
         if fresh:
             total = sum(v.expected_frames() for v in fresh)
             print(f"decoding {len(fresh)} of {len(videos)} videos into {self.folder}", flush=True)
             _, errors = map_videos(_decode, [(self, v) for v in fresh], workers=workers, total=total,
                                    label="decode")
-            failed.update({fresh[i].name: e for i, e in errors})
+            failed.update({fresh[i].key: e for i, e in errors})
             for v in fresh:
-                if v.name not in failed:
+                if v.key not in failed:
                     self._report(v)
-        return [v for v in videos if v.name not in failed], sorted(failed.items())
+        return [v for v in videos if v.key not in failed], sorted(failed.items())
 
     def _report(self, video):
         info = self.info(video)

@@ -5,6 +5,7 @@
     torchrun --nproc-per-node 4 hf2vad/train.py --dataset shanghaitech
 """
 import argparse
+import math
 import sys
 import time
 from pathlib import Path
@@ -22,9 +23,9 @@ from hf2vad import preprocess, scoring  # noqa: E402
 from hf2vad.model import cvae_losses, full_losses, memae_losses  # noqa: E402
 
 STAGES = ("memae", "cvae", "finetune")
-# lr is multiplied by 0.8 at these epochs (paper's configuration)
+# The paper's configuration; decay: factor of lr after so many (parts of) epochs
 SCHEDULE = {"memae": dict(epochs=80, batch_size=256, lr=1e-4, decay=lambda e: 0.8 if e >= 50 else 1.0),
-            "cvae": dict(epochs=80, batch_size=128, lr=1e-4, decay=lambda e: 0.8 ** (e // 50)),
+            "cvae": dict(epochs=80, batch_size=128, lr=1e-4, decay=lambda e: 0.8 ** int(e // 50)),
             "finetune": dict(epochs=80, batch_size=128, lr=8e-5, decay=lambda e: 1.0)}
 DEMO = {"memae": dict(epochs=10, batch_size=32, lr=1e-3), "cvae": dict(epochs=3, batch_size=32, lr=1e-3),
         "finetune": dict(epochs=0)}
@@ -33,13 +34,15 @@ DEMO = {"memae": dict(epochs=10, batch_size=32, lr=1e-3), "cvae": dict(epochs=3,
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     preprocess.add_data_flags(parser)
-    training.add_flags(parser, out="runs/hf2vad/<dataset>", count=str,
+    training.add_flags(parser, out="runs/hf2vad/<dataset>", number=str,
                        epochs="80, each stage; one number or memae,cvae,finetune",
-                       batch_size="256,128,128; one number or three as above", lr="1e-4, 1e-4, 8e-5")
+                       batch_size="256,128,128; one number or three as above", lr="1e-4,1e-4,8e-5; as above")
     g = parser.add_argument_group("method")
     g.add_argument("--stage", choices=STAGES, default=None, help="run this stage alone (default: all that are missing)")
     g.add_argument("--size", choices=scoring.SIZES, default=None, help="model size; small is for demo and tests "
                    "(default: full, small on demo)")
+    g.add_argument("--decay", choices=["published", "cosine"], default="published", help="how the learning rate falls: in the "
+                   "paper's steps, or along a cosine to 0 over the stage's epochs, for short schedules (default: %(default)s)")
     g.add_argument("--monitor", type=int, default=0, metavar="N", help="after every epoch score each N-th test frame and log "
                    "its AUC, to look at: nothing is chosen by it (default: off)")
     g.add_argument("--benchmark", action="store_true", help="measure training speed and stop")
@@ -48,13 +51,13 @@ def parse(argv=None):
     return parser.parse_args(argv)
 
 
-def per_stage(flag, text, least):
+def per_stage(flag, text, kind, least):
     """"6" or "6,2,0" -> {stage: number}."""
     try:
-        values = [int(x) for x in text.split(",")]
+        values = [kind(x) for x in text.split(",")]
     except ValueError:
         values = []
-    if len(values) not in (1, 3) or min(values) < least:
+    if len(values) not in (1, 3) or not all(least <= x < 1e9 for x in values):
         raise UserError(f"{flag} {text}: expected one number of at least {least}, or three for memae,cvae,finetune, "
                         "such as 6,2,1")
     return dict(zip(STAGES, values * (3 // len(values))))
@@ -63,15 +66,14 @@ def per_stage(flag, text, least):
 def plan_of(args, dataset):
     """{stage: epochs, batch_size, lr, decay} after defaults of the dataset and flags."""
     plan = {s: {**SCHEDULE[s], **(DEMO[s] if dataset == "demo" else {})} for s in STAGES}
-    given = {"epochs": args.epochs and per_stage("--epochs", args.epochs, 0),
-             "batch_size": args.batch_size and per_stage("--batch-size", args.batch_size, 1)}
-    if args.lr is not None:
-        if args.lr <= 0:
-            raise UserError("--lr must be above 0")
-        given["lr"] = dict.fromkeys(STAGES, args.lr)
-    for key, values in given.items():
-        for s, value in (values or {}).items():
-            plan[s][key] = value
+    for key, kind, least in (("epochs", int, 0), ("batch_size", int, 1), ("lr", float, 1e-12)):
+        text = getattr(args, key)
+        if text is not None:
+            for s, value in per_stage(f"--{key.replace('_', '-')}", text, kind, least).items():
+                plan[s][key] = value
+    if args.decay == "cosine":
+        for s in STAGES:
+            plan[s]["decay"] = lambda e, n=plan[s]["epochs"]: 0.5 * (1 + math.cos(math.pi * e / n))
     return plan
 
 
@@ -156,8 +158,6 @@ class Stage:
                    dynamic_ncols=True, mininterval=1 if sys.stderr.isatty() else 30)
         self.mode()
         while self.epoch < self.plan["epochs"]:
-            for g in self.optimizer.param_groups:
-                g["lr"] = self.plan["lr"] * self.plan["decay"](self.epoch)
             order = training.epoch_order(len(data), args.seed, self.epoch)
             saved = began = time.perf_counter()
             data.waited, spent, first = 0.0, self.seconds, self.step
@@ -165,6 +165,8 @@ class Stage:
                 if 1 < r.world <= len(rows):
                     part = slice(r.rank * len(rows) // r.world, (r.rank + 1) * len(rows) // r.world)
                     batch = {k: v[part] for k, v in batch.items()}
+                for g in self.optimizer.param_groups:
+                    g["lr"] = self.plan["lr"] * self.plan["decay"](self.epoch + self.step / steps)
                 losses = self.train_step(batch)
                 for k, v in losses.items():
                     self.sums[k] = self.sums.get(k, 0.0) + v.detach()
@@ -291,6 +293,7 @@ def train(args, ready, r):
             weights = training.load_checkpoint(previous, "hf2vad")["model_state_dict"]
             (net.memAE if name == "cvae" else net).load_state_dict(weights)
         own = {**identity, "batch_size": plan[name]["batch_size"], "lr": plan[name]["lr"],
+               "decay": f"cosine over {plan[name]['epochs']} epochs" if args.decay == "cosine" else None,
                "start": None if name == "memae" else training.weights_hash(net.memAE)}
         stage, data = Stage(name, plan[name], net, r, folder, own, vars(ready.store.s)), None
         last = name == "finetune" or args.stage or not any(plan[s]["epochs"] for s in STAGES[STAGES.index(name) + 1:])

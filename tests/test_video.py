@@ -83,7 +83,7 @@ def test_truncated_and_empty_video_files(tmp_path, capsys):
     (tmp_path / "c.avi").write_bytes(b"not a video at all" * 100)
     cache = FrameCache(tmp_path / "cache")
     usable, failed = cache.build(list_videos(tmp_path), 2)
-    assert [v.name for v in usable] == ["a"] and sorted(n for n, _ in failed) == ["b", "c"]
+    assert [v.name for v in usable] == ["a"] and sorted(n for n, _ in failed) == ["test/b", "test/c"]
     assert 5 < len(cache.frames(usable[0])) < 40 and "could not be decoded" in capsys.readouterr().out
     assert not list((tmp_path / "cache").rglob("*.part*"))
 
@@ -115,3 +115,13 @@ def test_two_files_of_one_name_stay_apart(tmp_path):
     save_video(tmp_path / "a.avi", walkers(3))
     save_frames(tmp_path / "a", walkers(3))
     assert sorted(v.name for v in list_videos(tmp_path)) == ["a", "a.avi"]
+
+
+def test_a_damaged_training_video_leaves_the_test_video_of_its_name(tmp_path):
+    good = Video("01", save_frames(tmp_path / "test" / "01", walkers(6)), "test")
+    good.files = sorted(p.name for p in good.path.iterdir())
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "01.avi").write_bytes(b"nonsense" * 50)
+    bad = Video("01", tmp_path / "train" / "01.avi", "train")
+    usable, failed = FrameCache(tmp_path / "cache").build([bad, good], 1)
+    assert usable == [good] and [name for name, _ in failed] == ["train/01"]
