@@ -1,9 +1,34 @@
 """Batches of cube records: rows gathered from memory maps, or from device memory where they all fit."""
+import mmap
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
+
+from common.files import UserError
+
+
+def copy_rows(array, rows, out, places, field=None, part=slice(None)):
+    """out[places] = array[rows], or array[field][rows][:, part].
+
+    Rows of a memory map are read from its file: mapped pages would count as this process's memory, up to the whole file.
+    """
+    start = 0
+    if field is not None:
+        sub, start = array.dtype.fields[field]
+        start += part.indices(sub.shape[0])[0] * (sub.itemsize // sub.shape[0])
+    if not isinstance(array.base, mmap.mmap) or not hasattr(os, "preadv"):
+        out[places] = array[rows] if field is None else array[field][rows][:, part]
+        return
+    file = os.open(array.filename, os.O_RDONLY)
+    try:
+        for place, row in zip(places.tolist(), rows.tolist()):
+            if os.preadv(file, [out[place]], array.offset + row * array.strides[0] + start) != out[place].nbytes:
+                raise UserError(f"{array.filename} is shorter than its header says: delete it, and run the same command again")
+    finally:
+        os.close(file)
 
 
 class Batches:
@@ -44,9 +69,11 @@ class Batches:
         out = {}
         for k, s in self.fields.items():
             first = self.records[0][k][:1, s]
-            a = out[k] = np.empty((len(rows), *first.shape[1:]), first.dtype)
-            for i, (f, j) in enumerate(zip(which.tolist(), inside.tolist())):
-                a[i] = self.records[f][k][j, s]
+            out[k] = np.empty((len(rows), *first.shape[1:]), first.dtype)
+        for f in np.unique(which):
+            places = np.flatnonzero(which == f)
+            for k, s in self.fields.items():
+                copy_rows(self.records[f], inside[places], out[k], places, k, s)
         return out
 
     def get(self, rows):

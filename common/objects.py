@@ -71,6 +71,10 @@ class Prepared:
         """(height, width) of each video."""
         return [(i["height"], i["width"]) for i in map(self.cache.info, videos)]
 
+    def column(self, videos, field):
+        """One small field (frame, box, speed) of every video's records, copied; the memory maps are closed again."""
+        return [np.array(self.store.records(v)[field]) for v in videos]
+
     def records(self, videos):
         return [self.store.records(v) for v in videos]
 
@@ -145,12 +149,11 @@ def per_video(ready, videos, cube_scores, empty):
     """
     scores, detections, start = {}, {}, 0
     for v in videos:
-        rec = ready.store.records(v)
-        s = cube_scores[start:start + len(rec)]
-        start += len(rec)
-        frames = np.array(rec["frame"])
+        frames, boxes = (ready.column([v], k)[0] for k in ("frame", "box"))
+        s = cube_scores[start:start + len(frames)]
+        start += len(frames)
         scores[v.name] = frame_scores(frames, s, ready.frames(v), empty)
-        detections[v.name] = np.column_stack([frames, np.array(rec["box"]).reshape(-1, 4), s]).astype(np.float32)
+        detections[v.name] = np.column_stack([frames, boxes.reshape(-1, 4), s]).astype(np.float32)
     return scores, detections
 
 
@@ -158,25 +161,25 @@ def baselines(ready, videos):
     """The two trivial scores that every result is shown beside."""
     difference, fastest = {}, {}
     for v in tqdm(videos, desc="trivial baselines", unit="video", dynamic_ncols=True, mininterval=5):
-        rec = ready.store.records(v)
+        frames, speeds = (ready.column([v], k)[0] for k in ("frame", "speed"))
         difference[v.name] = evaluation.frame_difference(ready.cache.frames(v))
-        fastest[v.name] = evaluation.fastest_box(np.array(rec["frame"]), np.array(rec["speed"]), ready.frames(v))
+        fastest[v.name] = evaluation.fastest_box(frames, speeds, ready.frames(v))
     return {"frame difference": difference, "fastest box": fastest}
 
 
 def score_range(smoothed, red):
-    """What the curve under an overlay spans, with the score `red` that colours boxes red always inside."""
-    return float(min(0.0, smoothed.min(initial=0))), float(max(red, np.percentile(smoothed, 98)))
+    """What the curve under one video's overlay spans: its own scores, and at least what colours boxes from green to red."""
+    return float(min(0.0, smoothed.min(initial=0))), float(max(red, smoothed.max(initial=0)))
 
 
 def write_overlays(ready, scores, detections, filter_, red, out):
     """One mp4 per test video; boxes go from green at 0 to red at `red`, the same in all videos."""
     labels, apply = evaluation.labels_of(scores, ready.data), smoothing.parse(filter_)
-    smoothed = {k: apply(s) for k, s in scores.items()}
-    span = score_range(np.concatenate(list(smoothed.values())), red)
     for v in tqdm(ready.test, desc="overlay", unit="video", dynamic_ncols=True):
-        plots.overlay(ready.cache.frames(v), detections[v.name], smoothed[v.name], labels.get(v.name),
-                      out / "overlay" / f"{evaluation.safe(v.name)}.mp4", ready.cache.info(v)["fps"], (0.0, red), span)
+        smoothed = apply(scores[v.name])
+        plots.overlay(ready.cache.frames(v), detections[v.name], smoothed, labels.get(v.name),
+                      out / "overlay" / f"{evaluation.safe(v.name)}.mp4", ready.cache.info(v)["fps"], (0.0, red),
+                      score_range(smoothed, red))
     print(f"wrote {len(ready.test)} videos into {out}/overlay")
 
 

@@ -84,8 +84,8 @@ def heat(share):
 def overlay(frames, boxes, smoothed, labels, path, fps, box_range, score_range):
     """An mp4 with every box coloured by its score and the score curve running underneath.
 
-    frames uint8 [T, H, W, C]; boxes float [n, 6] frame, x1, y1, x2, y2, score; box_range and score_range (low, high) map
-    scores to colours and to the curve's height: the same for all videos of a run, so that colours compare.
+    frames uint8 [T, H, W, C]; boxes float [n, 6] frame, x1, y1, x2, y2, score; box_range (low, high) maps scores to colours
+    and is the same for all videos of a run, so that colours compare; score_range maps them to the curve's height.
     """
     t, h, w, _ = frames.shape
     scale = max(1, int(np.ceil(480 / w)))

@@ -138,9 +138,8 @@ def quick_auc(net, ready, records, rows, training_records, every, args, r):
     stats = scoring.statistics(scorer.score_data(sample, "monitor", rows=some))
     errors = scorer.score_data(Batches(records, scoring.FIELDS, r.device), "monitor", rows=rows)
     start, ss, ys = 0, [], []
-    for v, rec in zip(ready.test, records):
-        frames, number = ready.frames(v), np.array(rec["frame"])
-        number = number[number % every == 0]
+    for v, number in zip(ready.test, ready.column(ready.test, "frame")):
+        frames, number = ready.frames(v), number[number % every == 0]
         s = scoring.combine(errors[start:start + len(number)], stats, *weights_of(args, ready.data.name))
         start += len(number)
         ss.append(objects.frame_scores(number, s, frames, float(s.min(initial=0)))[::every])

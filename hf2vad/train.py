@@ -17,7 +17,7 @@ import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from common import training  # noqa: E402
-from common.batches import Batches  # noqa: E402
+from common.batches import Batches, copy_rows  # noqa: E402
 from common.files import UserError, load_array, read_json, replacing, run, writable_folder, write_json  # noqa: E402
 from hf2vad import preprocess, scoring  # noqa: E402
 from hf2vad.model import cvae_losses, full_losses, memae_losses  # noqa: E402
@@ -236,7 +236,9 @@ class WithReconstructions(Batches):
         return super().bytes() + self.recon.nbytes
 
     def rows(self, rows):
-        return {**super().rows(rows), "recon": self.recon[np.asarray(rows)]}
+        recon = np.empty((len(rows), *self.recon.shape[1:]), self.recon.dtype)
+        copy_rows(self.recon, np.asarray(rows), recon, np.arange(len(rows)))
+        return {**super().rows(rows), "recon": recon}
 
 
 def stage_data(name, net, records, r, folder):
@@ -252,7 +254,7 @@ def monitor(ready, records, training_records, every, args, r):
     from hf2vad.eval import quick_auc
     if not every or not ready.data.has_labels or not sum(map(len, records)):
         return lambda stage: {}
-    rows = np.flatnonzero(np.concatenate([x["frame"] for x in records]) % every == 0)
+    rows = np.flatnonzero(np.concatenate(ready.column(ready.test, "frame")) % every == 0)
 
     def after(stage):
         return quick_auc(stage.net, ready, records, rows, training_records, every, args, r)

@@ -15,12 +15,12 @@ from common import plots  # noqa: E402
 from common.files import UserError, run  # noqa: E402
 
 
-def cube_labels(ready, videos, records, share=0.2):
+def cube_labels(ready, videos, share=0.2):
     """int8 [N]: 1 for cubes with at least `share` of their box abnormal by the pixel masks; without masks the frame's label."""
     out = []
-    for v, rec in zip(videos, records):
-        frame, box = np.array(rec["frame"]), np.array(rec["box"]).reshape(-1, 4)
-        label = np.zeros(len(rec), np.int8)
+    for v in videos:
+        frame, box = (ready.column([v], k)[0] for k in ("frame", "box"))
+        label = np.zeros(len(frame), np.int8)
         if v.split == "test":
             masks = ready.data.masks(v)
             if masks is None:

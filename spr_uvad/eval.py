@@ -74,7 +74,7 @@ class Scored:
 
     def errors(self, ready, videos, folder, r):
         """-> errors [N, 2] and blocks [N] of all cubes of `videos`."""
-        block = scoring.blocks(ready.records(videos), ready.sizes(videos), self.grid)
+        block = scoring.blocks(ready.column(videos, "box"), ready.sizes(videos), self.grid)
         return scoring.kept_score(self.nets, ready, videos, block, folder, r, "score cubes"), block
 
     def statistics(self, args, ready, folder, r):
@@ -136,17 +136,17 @@ def evaluate(args, ready, checkpoint, r):
 
 def quick_auc(trainer, ready, videos, records, block, args, r):
     """AUC of strict scores on every N-th test frame, unsmoothed, statistics of the same cubes. For looking only."""
-    test = np.concatenate([np.full(len(x), v.split == "test") for v, x in zip(videos, records)])
-    frame = np.concatenate([np.array(x["frame"]) for x in records])
+    frames = ready.column(videos, "frame")
+    test = np.concatenate([np.full(len(x), v.split == "test") for v, x in zip(videos, frames)])
+    frame = np.concatenate(frames)
     rows = np.flatnonzero(test & (frame % args.monitor == 0))
     errors = scoring.score(trainer.nets, records, block, r, "monitor", rows=rows)
     own = [k for k in trainer.nets if (block[rows] == k).any()]
     stats = scoring.statistics(errors, block[rows], own)
     values = scoring.combine(errors, block[rows], stats, *weights_of(args, ready.data.name))
     start, ss, ys = 0, [], []
-    for v, rec in zip(videos, records):
+    for v, number in zip(videos, frames):
         if v.split == "test":
-            number = np.array(rec["frame"])
             number = number[number % args.monitor == 0]
             ss.append(objects.frame_scores(number, values[start:start + len(number)], ready.frames(v),
                                            scoring.NO_BOX)[::args.monitor])

@@ -29,18 +29,17 @@ def to_input(batch):
     return out
 
 
-def blocks(records, sizes, grid):
+def blocks(boxes, sizes, grid):
     """Number (row * columns + column) of the block that each box's centre lies in. int64 [N].
 
-    records: structured arrays [n_i] with `box`; sizes: (height, width) of each one's video; grid: (rows, columns).
+    boxes: [n_i, 4] of every video; sizes: (height, width) of each; grid: (rows, columns).
     """
-    out = []
-    for rec, (h, w) in zip(records, sizes):
-        box = np.array(rec["box"]).reshape(-1, 4)
+    out = [np.zeros(0, np.int64)]
+    for box, (h, w) in zip(boxes, sizes):
         row = np.clip((box[:, 1] + box[:, 3]) / 2 * grid[0] // h, 0, grid[0] - 1)
         column = np.clip((box[:, 0] + box[:, 2]) / 2 * grid[1] // w, 0, grid[1] - 1)
         out.append((row * grid[1] + column).astype(np.int64))
-    return np.concatenate(out) if out else np.zeros(0, np.int64)
+    return np.concatenate(out)
 
 
 def score(nets, records, block, r, label, batch_size=1024, rows=None):

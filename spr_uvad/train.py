@@ -255,7 +255,7 @@ def train(args, ready, r):
     if cubes == 0:
         raise UserError("no boxes were found in these videos (nothing moves, or too little): lower --motion-threshold or "
                         f"--motion-area, or choose another detector with --boxes (now {ready.store.s.boxes})")
-    block = scoring.blocks(records, ready.sizes(videos), plan["grid"])
+    block = scoring.blocks(ready.column(videos, "box"), ready.sizes(videos), plan["grid"])
     model_args = {**scoring.SIZES[args.size], "num_frames": len(ready.store.s.frames), "use_flow": args.flow is not None}
     identity = {"model_args": model_args, "dataset": dataset, "cubes": [ready.store.s.key(), cubes], "seed": args.seed,
                 "precision": r.precision, "processes": r.world,
@@ -293,7 +293,7 @@ def train(args, ready, r):
 
 def observer(args, ready, videos, records, block, r):
     """-> function(trainer, block, errors) with what is logged after an epoch. Labels are looked at, nothing depends on them."""
-    labels = advantage.cube_labels(ready, videos, records) if ready.data.has_labels and r.main else None
+    labels = advantage.cube_labels(ready, videos) if ready.data.has_labels and r.main else None
 
     def after(trainer, number, errors):
         extra = {}

@@ -197,9 +197,8 @@ def test_self_paced_weights_by_hand():
 
 
 def test_blocks_scores_and_moments_by_hand():
-    rec = np.zeros(3, [("box", "<f4", 4)])
-    rec["box"] = [[0, 0, 10, 10], [80, 0, 100, 20], [90, 70, 120, 99]]
-    assert scoring.blocks([rec], [(100, 100)], (2, 2)).tolist() == [0, 1, 3]
+    boxes = np.array([[0, 0, 10, 10], [80, 0, 100, 20], [90, 70, 120, 99]], np.float32)
+    assert scoring.blocks([boxes], [(100, 100)], (2, 2)).tolist() == [0, 1, 3]
     errors, block = np.array([[4, 9], [1, 1], [2, np.nan]], np.float32), np.array([0, 0, 1])
     stats = {0: {"raw_mean": 2.0, "raw_std": 2.0, "flow_mean": 1.0, "flow_std": 4.0, "cubes": 2}}
     assert scoring.combine(errors, block, stats, 0.5, 1.0).tolist() == [0.5 * 1 + 2, 0.5 * -0.5, scoring.NO_MODEL]

@@ -2,13 +2,15 @@
 import json
 import pickle
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from common import training
-from common.files import UserError
+from common.batches import Batches
+from common.files import UserError, load_array
 
 
 class Evil:
@@ -81,3 +83,24 @@ def test_log_is_one_json_line_per_epoch_and_forgets_what_is_redone(tmp_path):
 def test_unknown_device():
     with pytest.raises(UserError, match="--device"):
         training.Run("cuda:77")
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory of a process is read from /proc")
+def test_batches_read_long_memory_maps_in_little_memory(tmp_path):
+    """A gigabyte of records is read in random order: what stays in the process is bounded, and the rows are right."""
+    record = np.dtype([("x", "u1", (65536,)), ("number", "<i4", (1,))])
+    array = np.lib.format.open_memmap(tmp_path / "long.npy", "w+", record, (16000,))  # sparse: takes no disk
+    array["number"][:, 0] = np.arange(16000)
+    del array
+
+    def mapped():
+        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("RssFile"))
+        return int(line.split()[1]) / 1024
+
+    data = Batches([load_array(tmp_path / "long.npy", "x", mmap=True)], {"x": slice(None), "number": slice(None)})
+    before, worst = mapped(), 0
+    order = np.random.default_rng(0).permutation(16000)[:6000]
+    for rows, batch in data.iterate(order, 64):
+        assert (batch["number"][:, 0].numpy() == rows).all()
+        worst = max(worst, mapped() - before)
+    assert worst < 350
