@@ -4,7 +4,7 @@ import numpy as np
 
 from common.files import UserError
 
-METHODS = ("dis", "dis-fast", "raft-small", "raft-large")
+METHODS = ("dis", "dis-fast", "dis-fine", "raft-small", "raft-large")
 
 
 def gray(frame):
@@ -26,6 +26,8 @@ def make_flow(method="dis", device="cpu"):
 def _dis(method):
     dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST if method == "dis-fast"
                                     else cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    if method == "dis-fine":  # down to full resolution instead of half: for objects of a few dozen pixels
+        dis.setFinestScale(0)
 
     def one(a, b):
         if min(a.shape[:2]) < 16:  # below DIS's patch pyramid
