@@ -40,8 +40,8 @@ def parse(argv=None):
     g.add_argument("--stage", choices=STAGES, default=None, help="run this stage alone (default: all that are missing)")
     g.add_argument("--size", choices=scoring.SIZES, default=None, help="model size; small is for demo and tests "
                    "(default: full, small on demo)")
-    g.add_argument("--decay", choices=["published", "cooldown"], default="published", help="how the learning rate falls: in "
-                   "the paper's steps, or for short schedules in a line to 0 over the last third (default: %(default)s)")
+    g.add_argument("--decay", choices=["published", "cooldown"], default=None, help="how the learning rate falls: in the "
+                   "paper's steps, or (short schedules) in a line to 0 over the last third (default: published; demo: cooldown)")
     g.add_argument("--monitor", type=int, default=0, metavar="N", help="after every epoch score each N-th test frame and log "
                    "its AUC, to look at: nothing is chosen by it (default: off)")
     g.add_argument("--benchmark", action="store_true", help="measure training speed and stop")
@@ -70,9 +70,10 @@ def plan_of(args, dataset):
         if text is not None:
             for s, value in per_stage(f"--{key.replace('_', '-')}", text, kind, least).items():
                 plan[s][key] = value
-    if args.decay == "cooldown":
+    if args.decay == "cooldown" or (args.decay is None and dataset == "demo"):
         for s in STAGES:
             plan[s]["decay"] = lambda e, n=plan[s]["epochs"]: min(1.0, 3 * (n - e) / n)
+            plan[s]["falls"] = f"cooldown, {plan[s]['epochs']} epochs"
     return plan
 
 
@@ -294,7 +295,7 @@ def train(args, ready, r):
             weights = training.load_checkpoint(previous, "hf2vad")["model_state_dict"]
             (net.memAE if name == "cvae" else net).load_state_dict(weights)
         own = {**identity, "batch_size": plan[name]["batch_size"], "lr": plan[name]["lr"],
-               "decay": f"cooldown, {plan[name]['epochs']} epochs" if args.decay == "cooldown" else None,
+               "decay": plan[name].get("falls"),
                "start": None if name == "memae" else training.weights_hash(net.memAE)}
         stage, data = Stage(name, plan[name], net, r, folder, own, vars(ready.store.s)), None
         last = name == "finetune" or args.stage or not any(plan[s]["epochs"] for s in STAGES[STAGES.index(name) + 1:])
