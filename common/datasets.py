@@ -16,13 +16,14 @@ import numpy as np
 import scipy.io
 
 from common.files import UserError, first_line, load_array, load_arrays
-from common.video import list_videos, natural
+from common.video import VIDEOS, Video, list_videos, natural
 
 ALIASES = {
     "ped1": ("ped1", "ucsdped1"),
     "ped2": ("ped2", "ucsdped2"),
     "avenue": ("avenue", "avenuedataset", "cuhkavenue", "avenuecuhk"),
     "shanghaitech": ("shanghaitech", "shanghai", "sht", "shanghaitechcampus"),
+    "ubnormal": ("ubnormal", "ubn"),
     "folder": ("folder",),
     "demo": ("demo",),
 }
@@ -64,7 +65,8 @@ class Dataset:
     _ranges: dict = field(default_factory=dict, repr=False)   # video name -> [(first, last)], 0-based inclusive
     _arrays: dict = field(default_factory=dict, repr=False)   # video name -> function returning uint8 [T]
     _masks: dict = field(default_factory=dict, repr=False)    # video name -> function returning bool [T, H, W]
-    _tracks: dict = field(default_factory=dict, repr=False)   # video name -> file
+    _tracks: dict = field(default_factory=dict, repr=False)   # video name -> file, or function returning float32 [n, 6]
+    abnormal_train: list = field(default_factory=list)        # UBnormal: labelled abnormal videos for training
 
     @property
     def has_labels(self):
@@ -81,6 +83,8 @@ class Dataset:
         if key in self._ranges:
             out = np.zeros(frames, np.uint8)
             for first, last in self._ranges[key]:
+                if self.name == "ubnormal":  # its tracks may end after the video, as its authors' script allows
+                    last = min(last, frames - 1)
                 if not 0 <= first <= last < frames:
                     raise UserError(f"labels of video {key} ({self.label_source}) mark frames {first + 1}..{last + 1}, "
                                     f"but the video has {frames} frames: labels or frames are of another version")
@@ -109,8 +113,8 @@ class Dataset:
     def tracks(self, video):
         """float32 [n, 6]: track id, frame (0-based), x1, y1, x2, y2 in inclusive pixels; None where there are none."""
         path = self._tracks.get(video.name)
-        if path is None:
-            return None
+        if path is None or callable(path):
+            return path and path()
         try:
             lines = [x for x in path.read_text().splitlines() if x.strip() and not x.startswith("#")]
             return np.array([x.split(",") for x in lines], np.float32).reshape(-1, 6)
@@ -129,6 +133,8 @@ def find(name, data_root="data", labels=None):
         data = folder(root, name="demo")
     elif name == "folder":
         data = folder(data_root)
+    elif name == "ubnormal":
+        data = ubnormal(data_root)
     else:
         data = {"ped1": ucsd, "ped2": ucsd, "avenue": avenue, "shanghaitech": shanghaitech}[name](
             name, *locate(name, data_root))
@@ -273,6 +279,91 @@ def shanghaitech(name, root, train, test):
         data._masks = {f.stem: (lambda f=f: load_array(f, "pixel mask") != 0) for f in p.glob("*.npy")}
         data.mask_source = p.name
     return data
+
+
+def ubnormal(data_root):
+    """UBnormal (Acsintoae et al. 2022): train holds its normal training videos, test the normal and abnormal test videos.
+
+    Its abnormal training videos, which pseudo anomalies are cut out of, are in `abnormal_train`; their masks and tracks are
+    read like those of test videos. Which video is in which split is listed in the files *_video_names.txt of the dataset.
+    """
+    places = [p for p in [data_root, *sorted(data_root.iterdir())] if p.is_dir() and search(p, r"scene ?_?\d+", depth=1)] \
+        if data_root.is_dir() else []
+    if not places:
+        raise UserError(f"ubnormal was not found under --data-root {data_root}: looked there and one folder below for Scene1, "
+                        "Scene2, … with videos")
+    root = places[0]
+    lists = {p.name.lower(): p for p in search(root, r"(ab)?normal_(training|test)_video_names\.txt")}
+    known = {p.stem: p for scene in search(root, r"scene ?_?\d+", depth=1) for p in sorted(scene.iterdir())
+             if p.suffix.lower() in VIDEOS}
+
+    def listed(name, split):
+        if name not in lists:
+            raise UserError(f"ubnormal in {root} has no {name}: put the dataset's four lists of video names ((ab)normal_training_"
+                            "video_names.txt, (ab)normal_test_video_names.txt) there")
+        names = lists[name].read_text().split()
+        missing = [n for n in names if n not in known]
+        if missing:
+            raise UserError(f"{lists[name]} lists {missing[0]} and {len(missing) - 1} more that are not in {root}")
+        return sorted((Video(n, known[n], split, scene=re.findall(r"scene_(\d+)", n)[0]) for n in names),
+                      key=lambda v: natural(v.name))
+
+    train, test = listed("normal_training_video_names.txt", "train"), listed("normal_test_video_names.txt", "test")
+    test = sorted(test + listed("abnormal_test_video_names.txt", "test"), key=lambda v: natural(v.name))
+    data = Dataset("ubnormal", root, train, test, "*_tracks.txt", "*_gt.png")
+    if "abnormal_training_video_names.txt" in lists:
+        data.abnormal_train = listed("abnormal_training_video_names.txt", "train")
+    for v in test + data.abnormal_train:
+        notes = v.path.with_name(f"{v.name}_annotations")
+        ranges = tracks_of_ubnormal(notes, v.name) if v.name.startswith("abnormal") else []
+        data._ranges[v.name] = [(first, last) for _, first, last in ranges]
+        data._tracks[v.name] = lambda notes=notes, v=v, ranges=ranges: boxes_of_ubnormal(notes, v, ranges)
+        data._masks[v.name] = lambda notes=notes, v=v, ranges=ranges: masks_of_ubnormal(notes, v, ranges)
+    return data
+
+
+def tracks_of_ubnormal(notes, name):
+    """[(track id, first frame, last frame)], 0-based inclusive; a corrected list (_new_tracks) goes before the first one."""
+    path = next((p for p in (notes / f"{name}_new_tracks.txt", notes / f"{name}_tracks.txt") if p.exists()), None)
+    if path is None:
+        raise UserError(f"ubnormal: {notes}/{name}_tracks.txt is missing")
+    try:
+        return [tuple(int(float(x)) for x in line.split(",")[:3]) for line in path.read_text().splitlines() if line.strip()]
+    except ValueError as e:
+        raise UserError(f"{path}: expected lines id,start,end ({first_line(e)})") from None
+
+
+def ids_of_ubnormal(notes, video, frame):
+    """uint8 [H, W]: the track that each pixel of a frame belongs to, 0 for none; None where the file is missing."""
+    path = notes / f"{video.name}_{frame:04d}_gt.png"
+    return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_GRAYSCALE) if path.exists() else None
+
+
+def boxes_of_ubnormal(notes, video, ranges):
+    rows = []
+    for track, first, last in ranges:
+        for t in range(first, last + 1):
+            ids = ids_of_ubnormal(notes, video, t)
+            ys, xs = np.nonzero(ids == track) if ids is not None else ((), ())
+            if len(ys):
+                rows.append((track, t, xs.min(), ys.min(), xs.max(), ys.max()))
+    return np.array(rows, np.float32).reshape(-1, 6)
+
+
+def masks_of_ubnormal(notes, video, ranges):
+    size, out = None, {}
+    for t in sorted({t for _, first, last in ranges for t in range(first, last + 1)}):
+        ids = ids_of_ubnormal(notes, video, t)
+        if ids is not None:
+            out[t], size = ids > 0, ids.shape
+    if size is None:
+        capture = cv2.VideoCapture(str(video.path))
+        size = int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)), int(capture.get(cv2.CAP_PROP_FRAME_WIDTH))
+    masks = np.zeros((video.expected_frames(), *size), bool)
+    for t, m in out.items():
+        if t < len(masks):
+            masks[t] = m
+    return masks
 
 
 def folder(root, name="folder"):

@@ -28,6 +28,7 @@ class Protocol:
     skip: int = 0                       # frames left out at the start of every video
     liberties: list = field(default_factory=list)
     across: bool = False                # smooth all videos as one, in the order of their names
+    minmax: bool = False                # then scale every video's scores to [0, 1] by its own extremes
 
 
 def save_scores(path, scores):
@@ -86,6 +87,8 @@ def measure(scores, labels, protocol):
         done = np.split(apply(np.concatenate(kept)), np.cumsum([len(s) for s in kept])[:-1])
     else:
         done = [apply(s) for s in kept]
+    if protocol.minmax:
+        done = [smoothing.minmax(s) for s in done]
     for k, s in zip(names, done):
         smoothed[k] = np.full(len(scores[k]), np.nan)
         smoothed[k][cut[k]] = s

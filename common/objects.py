@@ -2,14 +2,17 @@
 import argparse
 import csv
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 from tqdm import tqdm
 
 from common import datasets, detectors, evaluation, flow, plots, smoothing, training
-from common.files import UserError, load_array, replacing, writable_folder
-from common.foreground import CubeStore, Settings
+from common.files import UserError, load_array, load_arrays, replacing, writable_folder
+from common.foreground import CubeStore, Settings, motion_boxes
+from common.parallel import map_videos, tick
 from common.video import FrameCache
 
 FLAGS = ("boxes", "tile", "flow", "min_score", "min_area", "covered", "motion_blur", "motion_threshold", "motion_area",
@@ -165,6 +168,45 @@ def baselines(ready, videos):
         difference[v.name] = evaluation.frame_difference(ready.cache.frames(v))
         fastest[v.name] = evaluation.fastest_box(frames, speeds, ready.frames(v))
     return {"frame difference": difference, "fastest box": fastest}
+
+
+def frame_baselines(cache, videos, workers):
+    """The two trivial scores for methods without boxes: those of motion boxes and DIS flow, on the frames that the method sees.
+
+    Computed once per video and kept beside the cached frames.
+    """
+    names = ("frame difference", "fastest box")
+    missing = [v for v in videos if not _baseline_file(cache, v).exists()]
+    if missing:
+        _, errors = map_videos(_baseline, [(cache, v) for v in missing], workers=workers, label="trivial baselines",
+                               total=sum(cache.info(v)["frames"] for v in missing))
+        if errors:
+            raise UserError(errors[0][1])
+    kept = {v.name: load_arrays(_baseline_file(cache, v), "trivial baselines") for v in videos}
+    return {k: {name: kept[name][k] for name in kept} for k in names}
+
+
+def _baseline_file(cache, video):
+    stamp = hashlib.sha256(repr(video.fingerprint()).encode()).hexdigest()[:8]
+    return cache.folder / "baselines" / video.split / f"{video.name}-{stamp}.npz"
+
+
+def _baseline(job):
+    cache, video = job
+    frames, s, method = cache.frames(video), Settings(), flow.make_flow("dis")
+    speeds = np.zeros(len(frames), np.float32)
+    last = len(frames) - 1
+    grey = (lambda t: cv2.GaussianBlur(np.ascontiguousarray(flow.gray(frames[min(max(t, 0), last)])), (3, 3), 0))
+    area = s.motion_area * frames.shape[1] * frames.shape[2] / (240 * 360)   # its default belongs to frames of 240 × 360
+    for t in range(1, len(frames)):
+        boxes = motion_boxes(grey(t - 1), grey(t), grey(t + 1), [], replace(s, motion_area=area))
+        if len(boxes):
+            x, y = np.moveaxis(method([(frames[t - 1], frames[t])])[0], 2, 0)
+            speed = cv2.magnitude(np.ascontiguousarray(x), np.ascontiguousarray(y))
+            speeds[t] = max(speed[int(y1):int(y2) + 1, int(x1):int(x2) + 1].mean() for x1, y1, x2, y2 in boxes)
+        tick()
+    with replacing(_baseline_file(cache, video)) as tmp:
+        np.savez(tmp, **{"frame difference": evaluation.frame_difference(frames), "fastest box": speeds})
 
 
 def score_range(smoothed, red):

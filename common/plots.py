@@ -36,11 +36,13 @@ def _axes(title, labels, frames, figsize=(9, 2.8)):
     return figure, ax
 
 
-def curve(scores, smoothed, labels, title, path):
-    """One video: raw and smoothed scores [T], shaded abnormal ranges."""
+def curve(scores, smoothed, labels, title, path, threshold=None):
+    """One video: raw and smoothed scores [T], shaded abnormal ranges, a line at `threshold`."""
     figure, ax = _axes(title, labels, len(scores))
     ax.plot(scores, color=GREY, lw=0.8, label="frame score")
     ax.plot(smoothed, color=BLUE, lw=1.8, label="smoothed")
+    if threshold is not None:
+        ax.axhline(threshold, color=RED, lw=1, ls="--", label="threshold")
     ax.legend(loc="upper left", fontsize=8, frameon=False, ncols=4)
     _save(figure, path)
 
@@ -81,27 +83,38 @@ def heat(share):
     return (40, int(200 * min(1, 2 - 2 * share)), int(230 * min(1, 2 * share)))
 
 
-def overlay(frames, boxes, smoothed, labels, path, fps, box_range, score_range):
+def blend_map(image, values, value_range):
+    """A coarse map of errors [rows, columns] painted over a BGR image: unseen at the range's low end, red at its high end."""
+    low, high = value_range
+    share = np.clip((np.asarray(values, np.float32) - low) / max(1e-9, high - low), 0, 1)
+    share = cv2.resize(share, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)[..., None]
+    colour = np.concatenate([np.full_like(share, 40), 200 * np.minimum(1, 2 - 2 * share), 230 * np.minimum(1, 2 * share)], axis=2)
+    return (image + 0.6 * np.minimum(1, 3 * share) * (colour - image)).astype(np.uint8)
+
+
+def overlay(frames, boxes, smoothed, labels, path, fps, box_range, score_range, maps=None, map_range=None):
     """An mp4 with every box coloured by its score and the score curve running underneath.
 
-    frames uint8 [T, H, W, C]; boxes float [n, 6] frame, x1, y1, x2, y2, score; box_range (low, high) maps scores to colours
-    and is the same for all videos of a run, so that colours compare; score_range maps them to the curve's height.
+    frames: uint8 [H, W, C] each, as many as `smoothed` has scores; boxes float [n, 6] frame, x1, y1, x2, y2, score; box_range
+    (low, high) maps scores to colours and is the same for all videos of a run, so that colours compare; score_range maps them to
+    the curve's height. maps [T, rows, columns]: errors painted as heat, map_range (low, high) alike.
     """
-    t, h, w, _ = frames.shape
-    scale = max(1, int(np.ceil(480 / w)))
-    width, height = w * scale // 2 * 2, h * scale // 2 * 2
-    strip = max(60, height // 4) // 2 * 2
-    order = boxes[np.argsort(boxes[:, 0], kind="stable")]
+    t, order = len(smoothed), boxes[np.argsort(boxes[:, 0], kind="stable")]
     edges = np.searchsorted(order[:, 0], np.arange(t + 1))
-    background = _strip(smoothed, labels, width, strip, score_range)
+    writer = None
     with replacing(path) as tmp:
-        writer = cv2.VideoWriter(str(tmp), cv2.VideoWriter_fourcc(*"mp4v"), fps or 25.0, (width, height + strip))
-        if not writer.isOpened():
-            raise UserError(f"the overlay video {path} cannot be written: this OpenCV has no mp4 encoder, or the folder "
-                            "refuses it")
-        for i in range(t):
-            image = frames[i] if frames.shape[3] == 3 else np.repeat(frames[i], 3, axis=2)
+        for i, image in zip(range(t), frames):
+            if writer is None:
+                h, w = image.shape[:2]
+                scale = max(1, int(np.ceil(480 / w)))
+                width, height = w * scale // 2 * 2, h * scale // 2 * 2
+                strip = max(60, height // 4) // 2 * 2
+                background = _strip(smoothed, labels, width, strip, score_range)
+                writer = open_mp4(tmp, path, fps, (width, height + strip))
+            image = image if image.shape[2] == 3 else np.repeat(image, 3, axis=2)
             image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+            if maps is not None:
+                image = blend_map(image, maps[i], map_range)
             part = order[edges[i]:edges[i + 1]]
             for _, x1, y1, x2, y2, s in part[np.argsort(part[:, 5])]:
                 share = (s - box_range[0]) / max(1e-9, box_range[1] - box_range[0])
@@ -115,7 +128,16 @@ def overlay(frames, boxes, smoothed, labels, path, fps, box_range, score_range):
                 cv2.rectangle(image, (0, 0), (width - 1, height - 1), (61, 69, 214), 4)
             cv2.putText(image, f"{i}", (6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
             writer.write(np.vstack([image, below]))
-        writer.release()
+        if writer is not None:
+            writer.release()
+
+
+def open_mp4(tmp, path, fps, size):
+    """A writer of frames (width, height) `size` into the file `tmp`, which will be called `path`."""
+    writer = cv2.VideoWriter(str(tmp), cv2.VideoWriter_fourcc(*"mp4v"), fps or 25.0, size)
+    if not writer.isOpened():
+        raise UserError(f"the overlay video {path} cannot be written: this OpenCV has no mp4 encoder, or the folder refuses it")
+    return writer
 
 
 def _strip(smoothed, labels, width, height, score_range):

@@ -189,6 +189,13 @@ class Decoder:
         return frame
 
 
+def shrink(frame, size):
+    """uint8 [H, W, C] at (height, width) `size`, averaged over areas; unchanged without a size."""
+    if size is None or frame.shape[:2] == tuple(size):
+        return frame
+    return cv2.resize(frame, tuple(size)[::-1], interpolation=cv2.INTER_AREA).reshape(*size, -1)
+
+
 class VideoFiles:
     """One .npy per video under `folder`, and beside it a .json that says which source it was made from."""
     what = "cached file"
@@ -220,9 +227,14 @@ class VideoFiles:
 class FrameCache(VideoFiles):
     """Decoded videos of one dataset under `folder`; a video whose source has not changed is never decoded again.
 
-    info(video): {"source", "frames", "height", "width", "channels", "fps", "damaged", "resized", "missing"}.
+    size: (height, width) that frames are kept in, by default their own. info(video): {"source", "frames", "height", "width",
+    "channels", "source_size", "fps", "damaged", "resized", "missing"}.
     """
     what = "cached video"
+
+    def __init__(self, folder, size=None):
+        super().__init__(folder)
+        self.size = size
 
     def frames(self, video):
         """uint8 [T, H, W, C] memory map."""
@@ -264,15 +276,16 @@ class FrameCache(VideoFiles):
 
 def _decode(job):
     cache, video = job
-    decoder = Decoder(video)
+    decoder, source_size = Decoder(video), []
 
     def frames():
         for frame in decoder:
             tick()
-            yield frame[None]
+            source_size[:] = frame.shape[:2]
+            yield shrink(frame, cache.size)[None]
 
     def describe(shape):
-        return {**dict(zip(("frames", "height", "width", "channels"), shape)), "fps": decoder.fps,
+        return {**dict(zip(("frames", "height", "width", "channels"), shape)), "source_size": source_size, "fps": decoder.fps,
                 "damaged": decoder.damaged, "resized": decoder.resized, "missing": decoder.missing}
 
     cache.write(video, frames(), describe)

@@ -6,6 +6,8 @@ Parameter names are the published ones.
     out = net(frames, noise)              # frames [N, 9, 320, 640] in [-1, 1], noise [N, 800] in [0, 1)
     distill, recon = scores(out, target)  # target [N, 4, 320, 640]; [N] each
 """
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -61,9 +63,12 @@ class DepthwiseProjection(nn.Module):
         return self.bn(self.conv(x))
 
     def folded(self):
-        """Weight [dim, 1, 3, 3] and bias [dim] of one convolution that equals both in evaluation mode."""
+        """One convolution that equals both in evaluation mode."""
         scale = self.bn.weight / torch.sqrt(self.bn.running_var + self.bn.eps)
-        return self.conv.weight * scale.view(-1, 1, 1, 1), self.bn.bias - self.bn.running_mean * scale
+        out = nn.Conv2d(*self.conv.weight.shape[:1] * 2, 3, padding=1, groups=len(scale))
+        out.weight = nn.Parameter(self.conv.weight * scale.view(-1, 1, 1, 1))
+        out.bias = nn.Parameter(self.bn.bias - self.bn.running_mean * scale)
+        return out
 
 
 class Attention(nn.Module):
@@ -78,10 +83,10 @@ class Attention(nn.Module):
         """[N, 1 + h·w, dim]; the class token bypasses the convolutions."""
         n, length, dim = x.shape
         token, rest = x[:, :1], x[:, 1:]
-        picture = rest.transpose(1, 2).reshape(n, dim, *grid)
+        picture = rest.unflatten(1, grid).permute(0, 3, 1, 2)  # tokens are channels_last pictures already: nothing is copied
 
         def project(conv, linear):
-            y = conv(picture).flatten(2).transpose(1, 2)
+            y = conv(picture).permute(0, 2, 3, 1).flatten(1, 2)
             y = linear(torch.cat([token, y], dim=1))
             return y.view(n, length, self.heads, dim // self.heads).transpose(1, 2)
 
@@ -159,7 +164,7 @@ class SDMAE(nn.Module):
 
     def encode(self, frames, noise):
         """-> latent [N, 1 + kept, embed_dim], places to return to [N, L], mask [N, L]."""
-        x = self.patch_embed(frames)
+        x = self.patch_embed(frames.to(self.patch_embed.proj.weight.dtype))
         kept, restore, mask = random_masking(noise, self.mask_ratio)
         x = x.gather(1, kept[:, :, None].expand(-1, -1, x.shape[2]))
         x = torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
@@ -168,32 +173,64 @@ class SDMAE(nn.Module):
             x = block(x, grid)
         return self.norm(x), restore, mask
 
-    def decode(self, latent, restore, *, teacher=True, student=True):
-        """-> {"teacher", "student": [N, L, patch²·4]}, as far as they are wanted."""
-        x, out = self.decoder_embed(latent), {}
-        missing = self.mask_token.expand(len(x), restore.shape[1] + 1 - x.shape[1], -1).to(x.dtype)
-        full = torch.cat([x[:, 1:], missing], dim=1).gather(1, restore[:, :, None].expand(-1, -1, x.shape[2]))
-        x = self.decoder_blocks[0](torch.cat([x[:, :1], full], dim=1), self.grid)
-        if student:
-            y = self.decoder_student_block(x, self.grid)
-            out["student"] = self.decoder_student_pred(self.decoder_student_norm(y))[:, 1:]
-        if teacher:
-            for block in self.decoder_blocks[1:]:
-                x = block(x, self.grid)
-            out["teacher"] = self.decoder_pred(self.decoder_norm(x))[:, 1:]
-        return out
+    def decode(self, latent, restore, *, student=True):
+        """-> {"teacher", "student": [N, L, patch²·4]}, the student's if it is wanted."""
+        shared = self.decoder_blocks[0](self.complete(latent, restore), self.grid)
+        return {**({"student": self.learn(shared)} if student else {}), "teacher": self.read(shared)}
 
     def forward(self, frames, noise, *, student=True):
         """frames [N, 9, H, W] in [-1, 1] (t-3, t, t+3 in BGR), noise [N, L] -> {"teacher", "student", "mask", "latent"}."""
         latent, restore, mask = self.encode(frames, noise)
         return {**self.decode(latent, restore, student=student), "mask": mask, "latent": latent}
 
+    def students(self):
+        return self.decoder_student_block, self.decoder_student_norm, self.decoder_student_pred
+
+    @torch.no_grad()
+    def folded(self, dtype=torch.float32):
+        """A copy for evaluation alone: batch norms folded into the convolutions before them, weights in `dtype`."""
+        net = copy.deepcopy(self).eval()
+        for module in net.modules():
+            if isinstance(module, Attention):
+                for i in "qkv":
+                    setattr(module, f"conv_proj_{i}", getattr(module, f"conv_proj_{i}").folded())
+        return net.requires_grad_(False).to(dtype, memory_format=torch.channels_last)
+
+    def train_teacher(self):
+        """Phase one: everything but the student."""
+        for module in self.students():
+            module.requires_grad_(False)
+
     def train_student_alone(self):
         """Phase two: everything but the student is frozen, its running statistics too."""
         self.requires_grad_(False)
         self.eval()
-        for name in ("decoder_student_block", "decoder_student_norm", "decoder_student_pred"):
-            getattr(self, name).requires_grad_(True).train()
+        for module in self.students():
+            module.requires_grad_(True).train()
+
+    def teach(self, frames, noise):
+        """-> what the student starts from (the teacher's first block), the teacher's prediction, mask."""
+        latent, restore, mask = self.encode(frames, noise)
+        shared = self.decoder_blocks[0](self.complete(latent, restore), self.grid)
+        return shared, self.read(shared), mask
+
+    def complete(self, latent, restore):
+        """Mask tokens fill in and all return to their places: [N, 1 + kept, embed_dim] -> [N, 1 + L, decoder_dim]."""
+        x = self.decoder_embed(latent)
+        missing = self.mask_token.expand(len(x), restore.shape[1] + 1 - x.shape[1], -1).to(x.dtype)
+        full = torch.cat([x[:, 1:], missing], dim=1).gather(1, restore[:, :, None].expand(-1, -1, x.shape[2]))
+        return torch.cat([x[:, :1], full], dim=1)
+
+    def read(self, shared):
+        """The teacher's later blocks and prediction."""
+        for block in self.decoder_blocks[1:]:
+            shared = block(shared, self.grid)
+        return self.decoder_pred(self.decoder_norm(shared))[:, 1:]
+
+    def learn(self, shared):
+        """The student's block and prediction."""
+        y = self.decoder_student_block(shared, self.grid)
+        return self.decoder_student_pred(self.decoder_student_norm(y))[:, 1:]
 
 
 # --------------------------------------------------------------------------------------------------- losses and scores

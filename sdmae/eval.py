@@ -1,0 +1,164 @@
+"""Score videos with a trained AED-MAE, or a camera as its frames arrive.
+
+    python sdmae/eval.py --dataset ped2 --checkpoint runs/sdmae/ped2/sdmae.pt --protocol official --overlay
+    python sdmae/eval.py --dataset avenue --checkpoint checkpoint-best.pth --student checkpoint-best-student.pth
+    python sdmae/eval.py --video my.mp4 --checkpoint runs/sdmae/folder/sdmae.pt      # a file, a folder of frames,
+    python sdmae/eval.py --video rtsp://camera/stream --checkpoint …                 # a camera's number or its address
+"""
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from common import datasets, evaluation, objects, plots, smoothing, training  # noqa: E402
+from common.files import UserError, run, writable_folder  # noqa: E402
+from common.video import Decoder  # noqa: E402
+from sdmae import preprocess, scoring  # noqa: E402
+from sdmae.frames import Frames  # noqa: E402
+
+
+def add_eval_flags(parser):
+    g = parser.add_argument_group("scores")
+    g.add_argument("--protocol", choices=["strict", "official"], default="strict",
+                   help="strict: smoothing fixed beforehand; official: the authors' filter and scaling (default: %(default)s)")
+    g.add_argument("--smoothing", default="median:17", help="filter of frame scores under strict (default: %(default)s)")
+    g.add_argument("--norm", choices=["L1", "L2"], default=None, help="of the errors (default: the paper's; L1 on ShanghaiTech "
+                   "and UBnormal, else L2)")
+    g.add_argument("--parts", choices=["both", "reconstruction", "distillation"], default=None,
+                   help="errors that are summed (default: the paper's; reconstruction on ShanghaiTech and UBnormal, else both)")
+    g.add_argument("--mask-draws", type=int, default=1, metavar="K", help="masks averaged over (default: %(default)s)")
+    g.add_argument("--overlay", action="store_true", help="also write an mp4 per video with heat maps, boxes and the curve")
+
+
+def parse(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    preprocess.add_data_flags(parser)
+    training.add_flags(parser, out="the checkpoint's folder")
+    g = parser.add_argument_group("what to score")
+    g.add_argument("--checkpoint", "--ckpt_path", type=Path, default=None,
+                   help="our checkpoint, or the authors' teacher (default: runs/sdmae/<dataset>/sdmae.pt)")
+    g.add_argument("--student", type=Path, default=None, help="the authors' second file, with the student")
+    g.add_argument("--video", default=None, help="a video file, a folder of frames, a camera's number or a stream's address "
+                   "instead of the dataset's test set")
+    g.add_argument("--benchmark", action="store_true", help="measure the speed of scoring and stop")
+    add_eval_flags(parser)
+    from sdmae.live import add_live_flags
+    add_live_flags(parser)
+    return parser.parse_args(argv)
+
+
+def protocol_of(args, dataset, rule):
+    if args.protocol == "strict":
+        return evaluation.Protocol("strict", args.smoothing)
+    liberties = ["the filter's parameters are the authors' for Avenue and ShanghaiTech; how they were chosen is unknown"]
+    if dataset not in ("avenue", "shanghaitech"):
+        other = "ShanghaiTech" if rule["minmax"] else "Avenue"
+        liberties[0] = f"the authors' filter for {dataset} is not published: theirs for {other} is used"
+    if rule["minmax"]:
+        liberties.append("scores of each video are scaled to [0, 1] by its own extremes, which needs the whole video")
+    return evaluation.Protocol("official", rule["filter"], 0, liberties, minmax=rule["minmax"])
+
+
+class Scored:
+    """A checkpoint with what it needs to score: network, rule, thresholds."""
+
+    def __init__(self, args, dataset, r):
+        size = None
+        if args.image_size and args.student:
+            size, _ = preprocess.input_of(args, dataset)
+        self.net, self.state = scoring.load_model(args.checkpoint, args.student, size)
+        self.size, self.patch = tuple(self.state["model_args"]["image_size"]), self.net.patch_size
+        self.dataset = self.state.get("identity", {}).get("dataset", dataset)
+        self.rule = scoring.rule_of(self.dataset, args.norm, args.parts)
+        if args.mask_draws < 1:
+            raise UserError("--mask-draws must be at least 1")
+        self.scorer = scoring.Scorer(self.net, self.rule, r, draws=args.mask_draws)
+
+    def statistics(self, args, r):
+        """Those of the checkpoint, if they were made with this rule; else of the dataset's training videos; None without any."""
+        known = self.state.get("statistics")
+        if known and known["norm"] == self.rule["norm"] and known["parts"] == list(self.rule["parts"]):
+            return known
+        try:
+            ready = preprocess.prepare(args, self.size, r, splits=("train",))
+        except UserError:
+            return None
+        if not ready.train:
+            return None
+        r.say("the checkpoint has no training statistics of these errors: scoring training frames")
+        return scoring.statistics(self.scorer, Frames(ready.arrays(ready.train), r.device))
+
+
+def evaluate(args, ready, checkpoint, r):
+    """Score the test set, print and write the results. -> metrics (rank 0)."""
+    if not ready.test:
+        raise UserError(f"{ready.data.name} has no test videos under {ready.data.root}; score single ones with --video")
+    args.checkpoint = checkpoint
+    args.student = getattr(args, "student", None)
+    model = Scored(args, ready.data.name, r)
+    folder = writable_folder(args.out or Path(checkpoint).parent)
+    stats = model.statistics(args, r)
+    errors, maps = scoring.score_videos(model.scorer, ready, ready.test, "score", keep=True)
+    if not r.main:
+        return None
+    protocol, rule = protocol_of(args, ready.data.name, model.rule), model.rule
+    scores = {k: scoring.frame_scores(e, rule) for k, e in errors.items()}
+    detections, threshold = None, None
+    if stats:
+        threshold = stats["token_quantiles"][str(scoring.QUANTILE)]
+        detections = {v.name: scoring.boxes_of_maps(maps[v.name].astype(np.float32), threshold,
+                                                    ready.cache.info(v)["source_size"]) for v in ready.test}
+    out, identity = folder / args.protocol, model.state.get("identity", {})
+    report = evaluation.evaluate(
+        out, ready.data, scores, method="AED-MAE", protocol=protocol, detections=detections,
+        baselines=objects.frame_baselines(ready.cache, ready.test, args.workers or training.cores()),
+        extra={"checkpoint": str(checkpoint), "rule": {**rule, "parts": list(rule["parts"])}, "mask_draws": args.mask_draws,
+               "size": list(model.size), "patch": model.patch, "token_threshold": threshold, "seed": identity.get("seed"),
+               "plan": model.state.get("plan"), "training_seconds": model.state.get("seconds"),
+               "skipped_videos": ready.skipped, "peak_memory_mib": round(training.peak_memory())})
+    if args.overlay:
+        write_overlays(ready, scores, maps, detections, protocol, threshold, out)
+    ready.report_skipped()
+    print("next: " + ("" if args.overlay else "add --overlay for videos with heat maps; ")
+          + f"python sdmae/eval.py --video FILE_OR_CAMERA --checkpoint {checkpoint} scores your own footage as it arrives")
+    return report
+
+
+def write_overlays(ready, scores, maps, detections, protocol, threshold, out):
+    labels, apply = evaluation.labels_of(scores, ready.data), smoothing.parse(protocol.smoothing)
+    smoothed = {k: apply(s) for k, s in scores.items()}
+    threshold = threshold or float(np.quantile(np.concatenate([m.reshape(-1) for m in maps.values()]).astype(np.float32), 0.999))
+    top = max(float(s.max(initial=0)) for s in smoothed.values())
+    for v in tqdm(ready.test, desc="overlay", unit="video", dynamic_ncols=True):
+        boxes = detections[v.name] if detections else np.zeros((0, 6), np.float32)
+        own = smoothed[v.name]
+        plots.overlay(Decoder(v), boxes, own, labels.get(v.name), out / "overlay" / f"{evaluation.safe(v.name)}.mp4",
+                      ready.cache.info(v)["fps"], (0.0, 3 * threshold), (float(own.min(initial=0)), top),
+                      maps=maps[v.name], map_range=(threshold / 2, 2 * threshold))
+    print(f"wrote {len(ready.test)} videos into {out}/overlay")
+
+
+def main(argv=None):
+    args = parse(argv)
+    smoothing.parse(args.smoothing)
+    r = training.Run(args.device, args.precision)
+    name = datasets.canonical(args.dataset)
+    args.checkpoint = args.checkpoint or Path("runs/sdmae") / name / "sdmae.pt"
+    if args.benchmark:
+        from sdmae.benchmark import benchmark
+        size, patch = preprocess.input_of(args, name)
+        return benchmark(args, preprocess.prepare(args, size, r, splits=("test",)), size, patch, r)
+    if args.video is not None:
+        from sdmae.live import watch
+        return watch(args, Scored(args, name, r), r)
+    model = Scored(args, name, r)  # a wrong file is refused before any work
+    evaluate(args, preprocess.prepare(args, model.size, r, splits=("test",)), args.checkpoint, r)
+    r.close()
+
+
+if __name__ == "__main__":
+    run(main)

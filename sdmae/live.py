@@ -1,0 +1,362 @@
+"""Score frames as they arrive: a file, a folder of frames, a camera or a network stream; memory stays bounded.
+
+Frame t is scored when t+3 is there. Scores are smoothed over the past alone; an event begins where they pass a threshold that
+normal training frames pass a stated number of times per hour, and ends a second after the last frame above it.
+"""
+import collections
+import contextlib
+import csv
+import math
+import queue
+import signal
+import threading
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from common import plots, training
+from common.evaluation import safe
+from common.files import UserError, replacing, writable_folder
+from common.video import Decoder, open_video, shrink
+from sdmae import scoring
+from sdmae.frames import STEPS
+
+AHEAD = STEPS[-1]              # frames that a score waits for
+TAIL = 0.95                    # scores above this quantile of the training scores are taken for an exponential tail
+HISTORY = 300                  # scores that the overlay's curve shows
+
+
+def add_live_flags(parser):
+    g = parser.add_argument_group("--video")
+    g.add_argument("--false-alarms-per-hour", type=float, default=1.0, metavar="N",
+                   help="events per hour that normal footage may cause; sets the threshold (default: %(default)s)")
+    g.add_argument("--threshold", type=float, default=None, help="smoothed score from which an event begins, instead")
+    g.add_argument("--window", type=float, default=0.5, help="past seconds that a score is averaged over (default: %(default)s)")
+    g.add_argument("--fps", type=float, default=None, help="frames per second where the source does not say (default: 25)")
+    g.add_argument("--reconnect", type=float, default=2.0, metavar="SECONDS",
+                   help="wait between attempts to find a lost stream again (default: %(default)s)")
+    g.add_argument("--max-seconds", type=float, default=None, help="stop after this much footage (default: never)")
+
+
+# ------------------------------------------------------------------------------------------------------------ sources
+
+class Recorded:
+    """A video file or a folder of frames: every frame, as fast as it can be scored."""
+    live = False
+
+    def __init__(self, path):
+        self.video = open_video(path)
+        self.name, self.fps, self.dropped = self.video.name, 0.0, 0
+
+    def frames(self, stop):
+        """Yield (segment number, frame uint8 [H, W, C]) until the event `stop` is set."""
+        decoder = Decoder(self.video)
+        for frame in decoder:
+            if stop.is_set():
+                return
+            self.fps = decoder.fps
+            yield 0, frame
+
+
+class Stream:
+    """A camera's number or a stream's address.
+
+    A thread reads; when scoring is too slow the oldest waiting frames are dropped, and when the stream is lost it is opened
+    again. After a gap a new segment begins: its frames have no neighbours before it.
+    """
+    live = True
+
+    def __init__(self, address, reconnect, say=print):
+        self.address, self.wait, self.say = int(address) if address.isdigit() else address, reconnect, say
+        self.name, self.dropped, self.lost = f"camera{address}" if address.isdigit() else safe(address.split("://")[-1]), 0, 0
+        self.capture = self.open()
+        if self.capture is None:
+            raise UserError(f"--video {address}: this camera or stream cannot be opened; is it on, and the address right?")
+        fps = self.capture.get(cv2.CAP_PROP_FPS)
+        self.fps = fps if 0 < fps < 1000 else 0.0
+        self.waiting, self.stopped = queue.Queue(maxsize=32), threading.Event()
+
+    def open(self):
+        capture = cv2.VideoCapture(self.address)
+        return capture if capture.isOpened() else None
+
+    def read(self):
+        segment = 0
+        while not self.stopped.is_set():
+            ok, frame = self.capture.read() if self.capture is not None else (False, None)
+            if ok:
+                if self.waiting.full():
+                    try:
+                        self.waiting.get_nowait()
+                        self.dropped += 1
+                        segment += 1            # what follows is no neighbour of what went before
+                    except queue.Empty:
+                        pass
+                self.waiting.put((segment, frame))
+                continue
+            if self.capture is not None:
+                self.capture.release()
+                self.lost += 1
+                self.say(f"stream {self.address} lost; trying again every {self.wait:g} s (Ctrl-C ends)")
+            segment += 1
+            self.stopped.wait(self.wait)
+            self.capture = self.open()
+            if self.capture is not None:
+                self.say(f"stream {self.address} is back")
+        if self.capture is not None:
+            self.capture.release()
+
+    def frames(self, stop):
+        thread = threading.Thread(target=self.read, daemon=True)
+        thread.start()
+        try:
+            while not stop.is_set():
+                try:
+                    yield self.waiting.get(timeout=0.5)
+                except queue.Empty:
+                    continue
+        finally:
+            self.stopped.set()
+            thread.join(timeout=5)
+
+
+def source_of(video, reconnect):
+    if str(video).isdigit() and not Path(video).exists() or "://" in str(video):
+        return Stream(str(video), reconnect)
+    return Recorded(video)
+
+
+# ---------------------------------------------------------------------------------------------------------- threshold
+
+def moving_mean(x, width):
+    """Mean over the last `width` values, over fewer at the start. [T] -> [T]"""
+    total = np.cumsum(np.concatenate([[0.0], np.asarray(x, np.float64)]))
+    end = np.arange(1, len(x) + 1)
+    start = np.maximum(0, end - width)
+    return (total[end] - total[start]) / (end - start)
+
+
+def calibrate(scores, per_hour, fps, width):
+    """The smoothed score that normal footage passes `per_hour` times an hour.
+
+    scores: of normal frames in order. Their hours are too few to count rare events, so the part above the TAIL quantile is taken
+    for exponential: P(score > x) = (1 - TAIL) · exp(-(x - q) / mean excess); there are 3600 · fps / width independent scores in
+    an hour.
+    """
+    smooth = moving_mean(scores, width)
+    q = np.quantile(smooth, TAIL)
+    above = smooth[smooth > q]
+    excess = float((above - q).mean()) if len(above) else 0.0
+    return float(q + excess * max(0.0, math.log((1 - TAIL) * 3600 * fps / width / per_hour)))
+
+
+class Events:
+    """Runs of scores above a threshold, joined over gaps of less than a second; printed and written as they end."""
+
+    def __init__(self, threshold, fps, file, say):
+        self.threshold, self.fps, self.gap, self.say = threshold, fps, max(1, round(fps)), say
+        self.table, self.file, self.now, self.count = csv.writer(file), file, None, 0
+        self.table.writerow(["event", "start_frame", "end_frame", "start_seconds", "end_seconds", "peak_frame", "peak_seconds",
+                             "peak_score"])
+
+    def add(self, t, score):
+        if score > self.threshold:
+            if self.now is None:
+                self.count += 1
+                self.now = dict(first=t, last=t, peak=t, score=score)
+                self.say(f"event {self.count} begins at {clock(t / self.fps)} (frame {t})")
+            self.now["last"] = t
+            if score > self.now["score"]:
+                self.now.update(peak=t, score=score)
+        elif self.now is not None and t - self.now["last"] >= self.gap:
+            self.end()
+
+    def end(self):
+        if self.now is None:
+            return
+        e, s = self.now, (lambda t: f"{t / self.fps:.2f}")
+        self.table.writerow([self.count, e["first"], e["last"], s(e["first"]), s(e["last"]), e["peak"], s(e["peak"]),
+                             f"{e['score']:.6g}"])
+        self.file.flush()
+        self.say(f"event {self.count}: {clock(e['first'] / self.fps)} to {clock(e['last'] / self.fps)}, peak "
+                 f"{e['score'] / self.threshold:.2f} × threshold at {clock(e['peak'] / self.fps)} (frame {e['peak']})")
+        self.now = None
+
+
+def clock(seconds):
+    return f"{int(seconds) // 3600:d}:{int(seconds) // 60 % 60:02d}:{seconds % 60:04.1f}"
+
+
+# ------------------------------------------------------------------------------------------------------------ watching
+
+class Window:
+    """Turns arriving frames into samples: five small frames around t once t+3 is there, or its segment has ended."""
+
+    def __init__(self, size, channels=3):
+        self.size, self.channels = size, channels
+        self.kept, self.segment, self.number = collections.deque(), None, 0     # [(t, small, frame for display)]
+        self.next = 0                                                           # t of the next sample
+
+    def small(self, frame):
+        frame = shrink(frame, self.size)
+        return frame if frame.shape[2] == self.channels else np.repeat(frame[:, :, :1], self.channels, axis=2)
+
+    def add(self, segment, frame):
+        """-> samples [(t, five [5, H, W, C], frame)] that are complete now."""
+        done = self.flush() if segment != self.segment else []
+        self.segment = segment
+        self.kept.append((self.number, self.small(frame), frame))
+        self.number += 1
+        if self.next <= self.number - 1 - AHEAD:
+            done.append(self.sample())
+        return done
+
+    def sample(self):
+        by_number, t = {n: (s, f) for n, s, f in self.kept}, self.next
+        own, frame = by_number[t]
+        five = np.stack([by_number.get(t + d, (own, None))[0] for d in STEPS])
+        self.next += 1
+        while self.kept and self.kept[0][0] < self.next - AHEAD:
+            self.kept.popleft()
+        return t, five, frame
+
+    def flush(self):
+        """The rest of a segment, whose last frames miss their successors."""
+        done = [self.sample() for _ in range(self.number - self.next)]
+        self.kept.clear()
+        return done
+
+
+class Overlay:
+    """An mp4 written frame by frame: heat map over the picture, the last scores under it."""
+
+    def __init__(self, path, tmp, fps, threshold, map_range):
+        self.path, self.tmp, self.fps, self.threshold, self.map_range = path, tmp, fps, threshold, map_range
+        self.writer, self.scores = None, collections.deque(maxlen=HISTORY)
+
+    def add(self, t, frame, errors, score):
+        if self.writer is None:
+            h, w = frame.shape[:2]
+            scale = min(2.0, max(480 / w, min(1.0, 960 / w)))
+            self.size = round(w * scale) // 2 * 2, round(h * scale) // 2 * 2
+            self.strip = max(60, self.size[1] // 4) // 2 * 2
+            self.writer = plots.open_mp4(self.tmp, self.path, self.fps, (self.size[0], self.size[1] + self.strip))
+        self.scores.append(score)
+        image = cv2.resize(frame if frame.shape[2] == 3 else np.repeat(frame, 3, axis=2), self.size)
+        image = plots.blend_map(image, errors, self.map_range)
+        if score > self.threshold:
+            cv2.rectangle(image, (0, 0), (self.size[0] - 1, self.size[1] - 1), (61, 69, 214), 4)
+        text = f"{clock(t / self.fps)}  {score / self.threshold:.2f} x threshold"
+        cv2.putText(image, text, (6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
+        below = np.full((self.strip, self.size[0], 3), 250, np.uint8)
+        level = (lambda s: self.strip - 4 - (self.strip - 8) * np.clip(np.asarray(s) / (2 * self.threshold), 0, 1))
+        y = int(level(self.threshold))
+        cv2.line(below, (0, y), (self.size[0], y), (61, 69, 214), 1)
+        x = np.linspace(0, self.size[0] - 1, HISTORY)[:len(self.scores)]
+        points = np.stack([x, level(list(self.scores))], axis=1).round().astype(np.int32)
+        cv2.polylines(below, [points.reshape(-1, 1, 2)], False, (168, 95, 31), 2, cv2.LINE_AA)
+        self.writer.write(np.vstack([image, below]))
+
+    def close(self):
+        if self.writer is not None:
+            self.writer.release()
+
+
+def watch(args, model, r):
+    """Score args.video until it ends or Ctrl-C: scores.csv, events.csv, overlay.mp4, curve.png. -> path of the folder."""
+    if args.false_alarms_per_hour <= 0:
+        raise UserError("--false-alarms-per-hour must be above 0")
+    stats = model.statistics(args, r)
+    if stats is None and args.threshold is None:
+        raise UserError(f"{args.checkpoint} has no scores of normal frames to set a threshold by: give --threshold, or "
+                        "--dataset and --data-root of its training videos")
+    source = source_of(args.video, args.reconnect)
+    out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / safe(source.name))
+    stop = threading.Event()
+    frames = source.frames(stop)
+    with stopping(stop):
+        return _watch(args, model, r, source, frames, stop, stats, out)
+
+
+@contextlib.contextmanager
+def stopping(stop):
+    """Ctrl-C sets the event `stop`, so that no batch is left half scored; a second one ends at once."""
+    def once(*_):
+        stop.set()
+        signal.signal(signal.SIGINT, before)
+    before = signal.signal(signal.SIGINT, once)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _watch(args, model, r, source, frames, stop, stats, out):
+    first = next(frames, None)
+    if first is None:
+        raise UserError(f"--video {args.video} has no frames")
+    fps = args.fps or source.fps or 25.0
+    width = max(1, round(args.window * fps))
+    threshold = args.threshold or calibrate(stats["frame_scores"], args.false_alarms_per_hour, fps, width)
+    tokens = stats["token_quantiles"][str(scoring.QUANTILE)] if stats else None
+    height, width_ = first[1].shape[:2]
+    why = "(--threshold)" if args.threshold else (f"(about {args.false_alarms_per_hour:g} false alarms per hour on footage like "
+                                                  "the training videos)")
+    print(f"{source.name}: {width_}×{height} at {fps:g} frames/s, scored at {model.size[1]}×{model.size[0]}; an event begins at "
+          f"{threshold:.4g} {why}", flush=True)
+    window, batch, size, past = Window(model.size), [], 1 if source.live else 16, collections.deque(maxlen=width)
+    kept_scores, began, done = [], time.perf_counter(), 0
+    with replacing(out / "scores.csv") as s, replacing(out / "events.csv") as e, replacing(out / "overlay.mp4") as video, \
+            open(s, "w", newline="") as sf, open(e, "w", newline="") as ef:
+        table, events = csv.writer(sf), Events(threshold, fps, ef, lambda x: print(x, flush=True))
+        table.writerow(["frame", "seconds", "score", "smoothed", "event"])
+        overlay = Overlay(out / "overlay.mp4", video, fps, threshold, (tokens / 2, 2 * tokens) if tokens else (0, 4 * threshold))
+
+        def score():
+            five = torch.from_numpy(np.stack([b[1] for b in batch])).to(r.device).permute(0, 1, 4, 2, 3)
+            maps = model.scorer.combine(model.scorer.maps(five, [b[0] for b in batch]))
+            maps = maps.view(-1, *model.scorer.grid).float().cpu().numpy()
+            for (t, _, frame), m in zip(batch, maps):
+                past.append(float(m.mean()))
+                smooth = sum(past) / len(past)
+                events.add(t, smooth)
+                table.writerow([t, f"{t / fps:.3f}", f"{past[-1]:.6g}", f"{smooth:.6g}", int(events.now is not None)])
+                overlay.add(t, frame, m, smooth)
+                if len(kept_scores) < 10 ** 6:
+                    kept_scores.append((past[-1], smooth))
+            count = len(batch)
+            batch.clear()
+            return count
+
+        arriving, reported = first, time.perf_counter()
+        while arriving is not None:
+            batch += window.add(*arriving)
+            if len(batch) >= size:
+                done += score()
+            if args.max_seconds and window.number >= args.max_seconds * fps:
+                break
+            if time.perf_counter() - reported > 10:
+                reported = time.perf_counter()
+                print(f"  {clock(done / fps)} scored, {done / (reported - began):.0f} frames/s"
+                      + (f", {source.dropped} frames dropped" if source.dropped else ""), flush=True)
+            arriving = next(frames, None)
+        stopped = "stopped by Ctrl-C; " if stop.is_set() else ""
+        frames.close()
+        batch += window.flush()
+        while batch:
+            rest, batch[:] = batch[size:], batch[:size]
+            done += score()
+            batch += rest
+        events.end()
+        overlay.close()
+    seconds = time.perf_counter() - began
+    if kept_scores:
+        raw, smooth = np.array(kept_scores).T
+        plots.curve(raw, smooth, None, f"AED-MAE · {source.name}", out / "curve.png", threshold)
+    print(f"{stopped}{done} frames in {seconds:.1f} s ({done / seconds:.0f} frames/s with overlay), {events.count} events"
+          + (f", {source.dropped} frames dropped" if source.dropped else "") + f", peak memory {training.peak_memory():.0f} MiB")
+    print(f"wrote {out}/scores.csv, events.csv, overlay.mp4, curve.png")
+    return out

@@ -1,0 +1,176 @@
+"""Decode a dataset's videos into uint8 frames of the network's size; all else happens while training. eval.py and train.py run
+this where it is missing.
+
+    python sdmae/preprocess.py --dataset ped2 --data-root data
+    python sdmae/preprocess.py --dataset avenue --preview          # a contact sheet of pseudo anomalies and their masks
+"""
+import argparse
+import hashlib
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+from common import datasets, training  # noqa: E402
+from common.files import UserError, replacing, run, writable_folder  # noqa: E402
+from common.video import FrameCache  # noqa: E402
+from sdmae import frames as input_  # noqa: E402
+from sdmae import pseudo  # noqa: E402
+
+# Input size (height, width) and patch. Avenue, ShanghaiTech and UBnormal as published: 20 × 40 tokens each. Ped2's size is not
+# published, its patch is 4: 96 × 144 keeps the frame's shape (240 × 360), makes as many tokens (24 × 36), and leaves a
+# pedestrian about 6 × 12 px. Ped1 has the same shape.
+PUBLISHED = {"avenue": dict(size=(320, 640), patch=16), "shanghaitech": dict(size=(160, 320), patch=8),
+             "ubnormal": dict(size=(160, 320), patch=8), "ped2": dict(size=(96, 144), patch=4),
+             "ped1": dict(size=(96, 144), patch=4), "folder": dict(size=(192, 320), patch=8),
+             "demo": dict(size=(96, 160), patch=8)}
+
+
+def add_data_flags(parser):
+    datasets.add_flags(parser)
+    g = parser.add_argument_group("input (defaults: as the checkpoint was trained, else the paper's)")
+    g.add_argument("--image-size", metavar="HEIGHTxWIDTH", default=None, help="size of the network's input, px")
+    g.add_argument("--patch", type=int, choices=[4, 8, 16], default=None, help="side of a token, px")
+
+
+def input_of(args, dataset):
+    """-> (height, width), patch: the dataset's, or what the flags say, made divisible by the patch."""
+    known = PUBLISHED.get(dataset, PUBLISHED["folder"])
+    patch = args.patch or known["patch"]
+    if not args.image_size and patch == known["patch"]:
+        return known["size"], patch
+    try:
+        wanted = tuple(int(x) for x in args.image_size.lower().split("x")) if args.image_size else known["size"]
+    except ValueError:
+        wanted = ()
+    if len(wanted) != 2 or not all(0 < x <= 8192 for x in wanted):
+        raise UserError(f"--image-size {args.image_size}: expected HEIGHTxWIDTH in pixels, such as 320x640")
+    size = max(2, round(wanted[0] / patch)) * patch, max(1, round(wanted[1] / patch / 2)) * 2 * patch
+    if size != wanted:
+        print(f"note: frames are resized to {size[0]}×{size[1]}: {wanted[0]}×{wanted[1]} is not made of patches of {patch} px, "
+              "an even number of them across", flush=True)
+    return size, patch
+
+
+class Prepared:
+    """A dataset with its frames decoded at the network's size. train, test: the videos that are usable."""
+
+    def __init__(self, data, cache, train, test, skipped):
+        self.data, self.cache, self.train, self.test, self.skipped = data, cache, train, test, skipped
+
+    def arrays(self, videos):
+        return [self.cache.frames(v) for v in videos]
+
+    def length(self, video):
+        return self.cache.info(video)["frames"]
+
+    def summary(self):
+        for split in ("train", "test"):
+            videos = getattr(self, split)
+            print(f"{split}: {len(videos)} videos, {sum(map(self.length, videos))} frames")
+
+    def report_skipped(self):
+        if self.skipped:
+            print(f"skipped {len(self.skipped)} videos:")
+            for name, why in self.skipped.items():
+                print(f"  {name}: {why}")
+
+
+def prepare(args, size, r, splits=("train", "test"), data=None):
+    """Find the dataset and decode what is missing. Under torchrun the first process works and the others wait for it."""
+    if not r.main:
+        r.barrier()
+    data = data or datasets.find(args.dataset, args.data_root, args.labels)
+    place = hashlib.sha256(str(Path(data.root).resolve()).encode()).hexdigest()[:6]
+    cache = FrameCache(writable_folder(args.cache) / f"{data.name}-{place}" / f"frames-{size[0]}x{size[1]}", size)
+    videos = [v for s in splits for v in getattr(data, s)]
+    usable, skipped = cache.build(videos, args.workers or training.cores())
+    if videos and not usable:
+        raise UserError(f"none of the {len(videos)} videos of {data.name} could be used; the first: {skipped[0][1]}")
+    if r.main:
+        r.barrier()
+    return Prepared(data, cache, [v for v in usable if v.split == "train"], [v for v in usable if v.split == "test"],
+                    dict(skipped))
+
+
+def add_pseudo_flags(parser):
+    g = parser.add_argument_group("pseudo anomalies")
+    g.add_argument("--pseudo", choices=["ubnormal", "self", "none"], default="self",
+                   help="where pasted objects come from: UBnormal's abnormal training videos (the paper), or the moving objects "
+                   "of the training videos themselves (default: %(default)s)")
+    g.add_argument("--pseudo-share", type=float, default=0.25, help="share of training frames that show one "
+                   "(default: %(default)s)")
+    g.add_argument("--ubnormal-root", type=Path, default=None, help="folder of UBnormal (default: --data-root/ubnormal)")
+    g.add_argument("--preview", action="store_true", help="write a contact sheet of pasted frames and masks, and stop")
+
+
+def bank_of(args, ready, size, patch, r):
+    """The objects to paste, or None."""
+    if args.pseudo == "none":
+        return None
+    if not 0 <= args.pseudo_share <= 1:
+        raise UserError(f"--pseudo-share {args.pseudo_share} must be between 0 and 1")
+    if args.pseudo == "ubnormal":
+        root = args.ubnormal_root or (ready.data.root if ready.data.name == "ubnormal" else args.data_root / "ubnormal")
+        channels = ready.cache.frames(ready.train[0]).shape[3]
+        bank = pseudo.from_ubnormal(datasets.ubnormal(Path(root)), size, channels, args.seed)
+    else:
+        bank = pseudo.from_training(ready.arrays(ready.train), patch, args.seed)
+        if bank is None:
+            r.say("note: nothing moves in the training videos, so there is nothing to paste: trained without pseudo anomalies")
+            return None
+    r.say(f"pseudo anomalies: {len(bank)} sequences of objects ({bank.source})")
+    return bank
+
+
+def preview(bank, ready, args, out):
+    """contact_sheet of pasted frames t-3, t, t+3 and the mask of t."""
+    if bank is None:
+        raise UserError("--preview needs pseudo anomalies (--pseudo ubnormal or self)")
+    frames = input_.Frames(ready.arrays(ready.train))
+    rng = np.random.default_rng(args.seed)
+    rows = rng.integers(0, len(frames), 12)
+    five = frames.get(rows)
+    chosen = pseudo.choose(bank, len(rows), 1.0, frames.size, rng)
+    seen, mask = pseudo.paste(five, bank, chosen, input_.STEPS, pseudo.span_of(bank))
+    lines = []
+    for pasted, m in zip(seen, mask):
+        tiles = [input_.colours(pasted[i:i + 1])[0] for i in (0, 2, 4)] + [m.expand(3, -1, -1)]
+        lines.append(torch.cat([framed(t) for t in tiles], dim=2))
+    half = len(lines) // 2
+    sheet = torch.cat([torch.cat(lines[:half], dim=1), torch.cat(lines[half:], dim=1)], dim=2).permute(1, 2, 0).numpy()
+    factor = max(1, round(1600 / sheet.shape[1]))
+    sheet = cv2.resize(sheet, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST)
+    path = writable_folder(out) / "pseudo_anomalies.png"
+    with replacing(path) as tmp:
+        tmp.write_bytes(cv2.imencode(".png", sheet)[1].tobytes())
+    print(f"wrote {path}: frames t-3, t, t+3 and the mask of t")
+
+
+def framed(t):
+    return torch.nn.functional.pad(t, (1, 1, 1, 1), value=255)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_data_flags(parser)
+    training.add_flags(parser, out="runs/sdmae/<dataset>")
+    add_pseudo_flags(parser)
+    args = parser.parse_args(argv)
+    r = training.Run(args.device, args.precision)
+    name = datasets.canonical(args.dataset)
+    size, patch = input_of(args, name)
+    ready = prepare(args, size, r)
+    if args.preview:
+        preview(bank_of(args, ready, size, patch, r), ready, args, args.out or Path("runs/sdmae") / name)
+    ready.summary()
+    ready.report_skipped()
+    print(f"next: python sdmae/train.py --dataset {name}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,217 @@
+"""Pseudo anomalies: objects cut out of videos, pasted into training frames with a motion that is not theirs.
+
+`self`: moving objects of the training videos, by motion masks. `ubnormal`: abnormal objects of UBnormal's training videos, by
+its masks (the paper's source). A bank holds sequences of crops; pasting is done on the device for a whole batch at once.
+"""
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from common.files import UserError
+from common.video import Decoder, shrink
+
+SIDE = 64              # crops are kept at this size, px
+LENGTH = 7             # frames of a sequence: what one sample sees, t-3..t+3
+MOVING = 15            # grey levels by which a moving pixel differs from the video's median frame
+OBJECTS = 2000         # at most, per bank
+STRETCH = 2.0          # largest enlargement
+# Of objects cut out of the training videos something must be unusual: (speed factor, turn in degrees, enlargement, bend).
+KINDS = {"fast": ((2.0, 5.0), (-15, 15), (0.9, 1.2), 0.0), "turned": ((1.0, 3.0), (45, 135), (0.9, 1.2), 0.0),
+         "large": ((1.0, 3.0), (-30, 30), (1.4, STRETCH), 0.0), "small": ((1.5, 4.0), (-30, 30), (0.4, 0.7), 0.0),
+         "bent": ((1.0, 3.0), (-90, 90), (0.8, 1.3), 0.5)}
+
+
+@dataclass
+class Bank:
+    """Sequences of cut-out objects. n of them, LENGTH frames each."""
+    crops: torch.Tensor      # uint8 [n, LENGTH, C, SIDE, SIDE]
+    masks: torch.Tensor      # uint8 [n, LENGTH, 1, SIDE, SIDE], 0 or 255
+    sizes: torch.Tensor      # float32 [n, LENGTH, 2]: height and width in the frame, px
+    places: torch.Tensor     # float32 [n, LENGTH, 2]: centre, row and column, px
+    source: str
+
+    def to(self, device):
+        return Bank(*(getattr(self, k).to(device) for k in ("crops", "masks", "sizes", "places")), self.source)
+
+    def __len__(self):
+        return len(self.crops)
+
+
+# ----------------------------------------------------------------------------------------------------------- cutting
+
+def crop(frame, mask, box):
+    """-> crop [C, SIDE, SIDE], mask [1, SIDE, SIDE], (height, width), (row, column) of one object. box x, y, w, h."""
+    x, y, w, h = box
+    part = cv2.resize(frame[y:y + h, x:x + w], (SIDE, SIDE)).reshape(SIDE, SIDE, -1)
+    shape = cv2.resize(mask[y:y + h, x:x + w].astype(np.uint8) * 255, (SIDE, SIDE))
+    return part.transpose(2, 0, 1), shape[None], (h, w), (y + (h - 1) / 2, x + (w - 1) / 2)
+
+
+def components(mask, least, most):
+    """[(box, mask of it)] of the connected parts of a bool [H, W] with `least` to `most` pixels."""
+    n, ids, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    return [(tuple(stats[i, :4]), ids == i) for i in range(1, n) if least <= stats[i, cv2.CC_STAT_AREA] <= most]
+
+
+def moving_masks(frames):
+    """Yield per frame the bool [H, W] of pixels that differ from the median frame. uint8 [T, H, W, C]."""
+    background = np.median(frames[::max(1, len(frames) // 50)], axis=0).astype(np.int16)
+    for f in frames:
+        moving = (np.abs(f - background).max(axis=2) > MOVING).astype(np.uint8)
+        moving = cv2.morphologyEx(cv2.medianBlur(moving, 3), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
+        yield moving > 0
+
+
+def sequences(frames, masks, least, most):
+    """Yield sequences of LENGTH crops of one object, followed by overlap from frame to frame and not repeated.
+
+    frames: iterable of uint8 [H, W, C]; masks: of bool [H, W].
+    """
+    alive = []                                        # [(box mask of the last frame, crops so far)]
+    for frame, mask in zip(frames, masks):
+        found, following = components(mask, least, most), []
+        for box, own in found:
+            before = [k for k, (old, _) in enumerate(alive) if (old & own).sum() > 0.3 * max(old.sum(), own.sum())]
+            sequence = [*alive[before[0]][1], crop(frame, own, box)] if len(before) == 1 else [crop(frame, own, box)]
+            if len(sequence) == LENGTH:
+                yield sequence
+                sequence = []
+            following.append((own, sequence))
+        alive = following
+
+
+def bank_of(found, source):
+    fields = [torch.from_numpy(np.stack([np.stack([np.asarray(step[i]) for step in s]) for s in found])) for i in range(4)]
+    return Bank(fields[0], fields[1], fields[2].float(), fields[3].float(), source)
+
+
+def thin(found, seed):
+    """At most OBJECTS of them, spread over all."""
+    if len(found) <= OBJECTS:
+        return found
+    keep = np.sort(np.random.default_rng(seed).permutation(len(found))[:OBJECTS])
+    return [found[i] for i in keep]
+
+
+def from_training(arrays, patch, seed=0):
+    """Bank of the moving objects of the training videos themselves: uint8 [T, H, W, C] each. None where nothing moves."""
+    found, (h, w) = [], arrays[0].shape[1:3]
+    least, most = max(2 * patch ** 2, 32), h * w // 12    # two tokens at least; a twelfth of the frame at most
+    for frames in tqdm(arrays, desc="cut objects", unit="video", dynamic_ncols=True, mininterval=5):
+        # long videos are sampled in stretches, so that memory and time stay what they are
+        for first in np.linspace(0, max(0, len(frames) - 300), max(1, min(8, len(frames) // 300))).astype(int):
+            part = np.ascontiguousarray(frames[first:first + 300])
+            for s in sequences(part, moving_masks(part), least, most):
+                moved = np.hypot(*(np.array(s[-1][3]) - s[0][3]))
+                if moved > 1 and all(0.5 < step[2][i] / max(1, s[0][2][i]) < 2 for step in s for i in (0, 1)):
+                    found.append(s)
+    return bank_of(thin(found, seed), "self") if found else None
+
+
+def from_ubnormal(data, size, channels, seed=0):
+    """Bank of the abnormal objects of UBnormal's training videos (800 to 5000 px at `size`), grey and blurred as published."""
+    if not data.abnormal_train:
+        raise UserError(f"--pseudo ubnormal: {data.root} has no abnormal_training_video_names.txt; put the dataset's lists of "
+                        "video names there")
+    found = []
+    for video in tqdm(data.abnormal_train, desc="cut UBnormal objects", unit="video", dynamic_ncols=True, mininterval=5):
+        ids, masks = data.tracks(video), data.masks(video)
+        if not len(ids):
+            continue
+
+        def frames():
+            for frame in Decoder(video):
+                grey = cv2.blur(shrink(cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)[:, :, None], size), (3, 3))
+                yield np.repeat(grey.reshape(*size, 1), channels, axis=2)
+        small = (cv2.resize(m.astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST) > 0 for m in masks)
+        found += sequences(frames(), small, 800, 5000)
+    if not found:
+        raise UserError(f"--pseudo ubnormal: no object of 800 to 5000 px at {size[0]}×{size[1]} lasts for {LENGTH} frames in "
+                        f"{data.root}")
+    return bank_of(thin(found, seed), "ubnormal")
+
+
+# ----------------------------------------------------------------------------------------------------------- pasting
+
+def choose(bank, n, share, size, rng):
+    """Draw which of n samples of (height, width) `size` get an object, and how it moves: dict of tensors [m] on the CPU, or None.
+
+    Objects cut out of the training videos get one of KINDS; UBnormal's, which are abnormal, move as they did.
+    """
+    samples = np.flatnonzero(rng.random(n) < share)
+    if not len(samples) or bank is None:
+        return None
+    m = len(samples)
+    kinds = list(KINDS.values())
+    rows = [kinds[i] for i in rng.integers(0, len(kinds), m)] if bank.source == "self" else [((1, 1), (0, 0), (1, 1), 0.0)] * m
+    value = (lambda i: np.array([rng.uniform(*r[i]) for r in rows]))
+    speed, turn, grow = value(0), np.deg2rad(value(1)) * rng.choice([-1, 1], m), value(2)
+    bend = np.array([rng.uniform(-r[3], r[3]) for r in rows])
+    # half of them go where objects are seen, the others anywhere
+    seen = bank.places[torch.as_tensor(rng.integers(0, len(bank), m)), LENGTH // 2].cpu().numpy()
+    place = np.where(rng.random((m, 1)) < 0.5, seen, rng.uniform((0.1, 0.05), (0.95, 0.95), (m, 2)) * size)
+    out = dict(sample=samples, object=rng.integers(0, len(bank), m), speed=speed, turn=turn, grow=grow, bend=bend,
+               mirror=rng.integers(0, 2, m), row=place[:, 0], column=place[:, 1])
+    return {k: torch.as_tensor(np.asarray(v), dtype=torch.int64 if k in ("sample", "object") else torch.float32)
+            for k, v in out.items()}
+
+
+def paste(five, bank, chosen, steps, span):
+    """Paste the `chosen` objects into frames uint8 [n, 5, C, H, W] -> (such frames, mask [n, 1, H, W] of the middle, 0 or 255).
+
+    steps: the frames' distances from t; span: side of the square that the largest enlarged object fits in, px.
+    """
+    n, k, c, h, w = five.shape
+    mask = five.new_zeros(n, 1, h, w)
+    if chosen is None:
+        return five, mask
+    chosen = {key: v.to(five.device, non_blocking=True) for key, v in chosen.items()}
+    who, m, half = chosen["object"], len(chosen["object"]), LENGTH // 2
+    steps = torch.tensor(steps, device=five.device)
+    crops, masks = (x[who][:, steps + half] for x in (bank.crops, bank.masks))
+    crops = torch.cat([crops.expand(-1, -1, c, -1, -1), masks], dim=2).float()
+    # where each object is at each step: its own mean velocity, made faster, turned and bent
+    velocity = (bank.places[who, -1] - bank.places[who, 0]) / (LENGTH - 1)
+    velocity[:, 1] *= 1 - 2 * chosen["mirror"]
+    cos, sin, t = chosen["turn"].cos(), chosen["turn"].sin(), steps.float()
+    velocity = chosen["speed"][:, None] * torch.stack([cos * velocity[:, 0] - sin * velocity[:, 1],
+                                                       sin * velocity[:, 0] + cos * velocity[:, 1]], dim=1)
+    sideways = torch.stack([-velocity[:, 1], velocity[:, 0]], dim=1)
+    centre = torch.stack([chosen["row"], chosen["column"]], dim=1)[:, None]
+    centre = centre + t[:, None] * velocity[:, None] + (chosen["bend"][:, None] * t ** 2 / 3)[..., None] * sideways[:, None]
+    size = bank.sizes[who][:, steps + half] * chosen["grow"][:, None, None]
+    # every object on a square of its own around the whole pixel nearest to its centre
+    corner = (centre - span / 2).round().clamp(min=-span, max=0x7FFF)
+    corner = torch.minimum(corner, torch.tensor([h, w], device=five.device, dtype=corner.dtype))
+    pixel = torch.arange(span, device=five.device, dtype=torch.float32)
+    y, x = (2 * (pixel + corner[..., i, None] - centre[..., i, None]) / size[..., i, None] for i in (0, 1))
+    x = x * (1 - 2 * chosen["mirror"])[:, None, None]
+    grid = torch.stack([x[..., None, :].expand(m, k, span, span), y[..., None].expand(m, k, span, span)], dim=-1)
+    drawn = F.grid_sample(crops.flatten(0, 1), grid.flatten(0, 1), align_corners=False).view(m, k, c + 1, span, span)
+    alpha = drawn[:, :, c:] / 255
+    # blended into frames with a border as wide as a square, so that no square is cut off
+    wide = F.pad(five[chosen["sample"]], (span, span, span, span))
+    at = corner.long() + span
+    inside = torch.arange(span, device=five.device)
+    index = (torch.arange(m, device=five.device).view(m, 1, 1, 1), torch.arange(k, device=five.device).view(1, k, 1, 1),
+             slice(None), (at[..., 0, None] + inside)[..., None], (at[..., 1, None] + inside)[..., None, :])
+    below = wide[index].float()                                                     # [m, k, span, span, C]
+    over = drawn[:, :, :c].movedim(2, -1)
+    wide[index] = (below + alpha.movedim(2, -1) * (over - below)).round().clamp(0, 255).to(wide.dtype)
+    middle = int((steps == 0).nonzero()[0])
+    full = five.new_zeros(m, h + 2 * span, w + 2 * span)
+    full[torch.arange(m, device=five.device).view(m, 1, 1), (at[:, middle, 0, None] + inside)[..., None],
+         (at[:, middle, 1, None] + inside)[:, None, :]] = ((alpha[:, middle, 0] > 0.5) * 255).to(full.dtype)
+    five = five.clone()
+    five[chosen["sample"]] = wide[..., span:span + h, span:span + w]
+    mask[chosen["sample"], 0] = full[:, span:span + h, span:span + w]
+    return five, mask
+
+
+def span_of(bank):
+    """Side of the square that every enlarged object fits in, px."""
+    return int(np.ceil(float(bank.sizes.max()) * (STRETCH if bank.source == "self" else 1))) + 2

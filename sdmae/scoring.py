@@ -1,0 +1,190 @@
+"""Frames -> scores: error maps, frame scores, boxes of thresholded maps; checkpoints, ours and the authors'."""
+from contextlib import nullcontext
+
+import cv2
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from common import smoothing, training
+from common.files import UserError, first_line
+from sdmae.frames import NOISE_ROWS, Frames, image_of, noise_table, target_of
+from sdmae.model import SDMAE, error_maps
+
+# How frames are scored. Avenue and ShanghaiTech as published; the others are not published: Ped1, Ped2 and one's own footage as
+# Avenue, UBnormal as ShanghaiTech (the authors use one size and patch for both).
+AVENUE = dict(norm="L2", parts=("distillation", "reconstruction"), filter="aedmae:38:11", minmax=False)
+SHANGHAI = dict(norm="L1", parts=("reconstruction",), filter="aedmae:302:21", minmax=True)
+PUBLISHED = {"avenue": AVENUE, "ped1": AVENUE, "ped2": AVENUE, "folder": AVENUE, "demo": AVENUE, "video": AVENUE,
+             "shanghaitech": SHANGHAI, "ubnormal": SHANGHAI}
+SIZES = {"full": {}, "small": dict(embed_dim=64, decoder_dim=32, depth=2, decoder_depth=2)}
+QUANTILE = 0.999               # of the token errors of normal training frames: what is above counts as detected
+
+
+def rule_of(dataset, norm=None, parts=None):
+    rule = dict(PUBLISHED.get(dataset, AVENUE))
+    if norm:
+        rule["norm"] = norm
+    if parts:
+        rule["parts"] = ("distillation", "reconstruction") if parts == "both" else (parts,)
+    return rule
+
+
+class Scorer:
+    """A network ready to score: five frames per sample in, errors per token out.
+
+    draws: masks averaged over; fast: norms folded and weights in the run's precision, else the network as it was trained.
+    """
+
+    def __init__(self, net, rule, r, *, fast=True, draws=1):
+        self.run, self.rule, self.patch, self.grid = r, rule, net.patch_size, net.grid
+        net = net.eval().to(r.device)
+        self.fast = fast
+        self.net = net.folded(torch.bfloat16 if r.precision == "bf16" else torch.float32) if fast else net
+        self.student = "distillation" in rule["parts"]
+        self.tables = torch.stack([noise_table(net.tokens, draw=i) for i in range(draws)]).to(r.device)
+
+    def maps(self, five, numbers):
+        """five uint8 [n, 5, C, H, W], numbers: of the frames in their videos -> errors [n, 2, tokens] (distillation or 0, and
+        reconstruction)."""
+        with torch.inference_mode():
+            image, target = image_of(five), target_of(five)
+            rows = torch.as_tensor(np.asarray(numbers) % NOISE_ROWS, device=image.device)
+            total = 0
+            for table in self.tables:
+                with nullcontext() if self.fast else self.run.autocast():
+                    out = self.net(image, table[rows], student=self.student)
+                if not self.student:
+                    out["student"] = out["teacher"]
+                total = total + torch.stack(error_maps(out, target, self.patch, self.rule["norm"]), dim=1)
+            return total / len(self.tables)
+
+    def combine(self, errors):
+        """[…, 2, …] on axis 1 -> the rule's sum."""
+        picked = [i for i, k in enumerate(("distillation", "reconstruction")) if k in self.rule["parts"]]
+        return errors[:, picked].sum(1)
+
+
+def score(scorer, frames, rows, label, batch_size=64, quiet=False):
+    """Errors of the frames in `rows`: float32 [n, 2, tokens]. torchrun: every process scores a part."""
+    r = scorer.run
+    share = r.share(len(rows))
+    mine = rows[share.start:share.stop]
+    out = np.empty((len(mine), 2, scorer.grid[0] * scorer.grid[1]), np.float32)
+    with tqdm(total=len(mine), desc=label, unit="frame", disable=quiet or not r.main, dynamic_ncols=True, mininterval=5) as bar:
+        done = 0
+        for part, five in frames.iterate(mine, batch_size):
+            out[done:done + len(part)] = scorer.maps(five, frames.number[part]).cpu().numpy()
+            done += len(part)
+            bar.update(len(part))
+    return r.gather(out)
+
+
+def score_videos(scorer, ready, videos, label, keep=False):
+    """{video: frame errors float32 [T, 2]}, {video: map of the rule's token errors float32 [T, rows, columns]}.
+
+    One video at a time, so that memory does not grow with their number.
+    """
+    errors, maps = {}, {}
+    total = sum(map(ready.length, videos))
+    with tqdm(total=total, desc=label, unit="frame", disable=not scorer.run.main, dynamic_ncols=True, mininterval=5) as bar:
+        for v in videos:
+            frames = Frames([ready.cache.frames(v)], scorer.run.device)
+            e = score(scorer, frames, np.arange(len(frames)), label, quiet=True)
+            errors[v.name] = e.mean(2)
+            if keep:
+                maps[v.name] = scorer.combine(e).reshape(-1, *scorer.grid).astype(np.float16)
+            bar.update(len(frames))
+    return errors, maps
+
+
+def frame_scores(errors, rule):
+    """Errors of one video's frames [T, 2] -> raw scores float32 [T]."""
+    picked = [i for i, k in enumerate(("distillation", "reconstruction")) if k in rule["parts"]]
+    return errors[:, picked].sum(1)
+
+
+def finished(scores, rule):
+    """The authors' last steps on one video's raw scores: their filter, and min-max on ShanghaiTech."""
+    smooth = smoothing.parse(rule["filter"])(scores)
+    return smoothing.minmax(smooth) if rule["minmax"] else smooth
+
+
+def boxes_of_maps(maps, threshold, source_size):
+    """Connected tokens above `threshold` -> detections float32 [n, 6]: frame, x1, y1, x2, y2 (px of the source), peak."""
+    out = []
+    rows, columns = maps.shape[1:]
+    sy, sx = source_size[0] / rows, source_size[1] / columns
+    for t, m in enumerate(maps):
+        n, ids, stats, _ = cv2.connectedComponentsWithStats((m > threshold).astype(np.uint8), connectivity=8)
+        for i in range(1, n):
+            x, y, w, h = stats[i, :4]
+            out.append((t, x * sx, y * sy, (x + w) * sx - 1, (y + h) * sy - 1, float(m[ids == i].max())))
+    return np.array(out, np.float32).reshape(-1, 6)
+
+
+def statistics(scorer, frames, most=2000):
+    """What scoring needs to know of normal frames: quantiles of token errors, and frame scores of the training videos in order.
+
+    At most `most` training frames are scored, in stretches of consecutive ones.
+    """
+    rows = np.arange(len(frames))
+    if len(rows) > most:
+        stretch = 100
+        first = np.linspace(0, len(rows) - stretch, most // stretch).astype(int)
+        rows = (first[:, None] + np.arange(stretch)).reshape(-1)
+    errors = score(scorer, frames, rows, "training statistics")
+    tokens = scorer.combine(errors)
+    return {"token_quantiles": {str(q): float(np.quantile(tokens, q)) for q in (0.5, 0.9, 0.99, QUANTILE, 0.9999)},
+            "frame_scores": [float(x) for x in scorer.combine(errors).mean(1)], "norm": scorer.rule["norm"],
+            "parts": list(scorer.rule["parts"])}
+
+
+# ------------------------------------------------------------------------------------------------------- checkpoints
+
+STUDENT = "student"
+KERNELS = ("erosion", "dilation")    # fixed morphology kernels in the authors' files that scoring never uses
+
+
+def authors_weights(path):
+    """State-dict of one of the authors' files {"model": ...}, or of a bare one."""
+    state = training.load_checkpoint(path, "sdmae")
+    weights = state.get("model", state)
+    if not isinstance(weights, dict) or not any("decoder" in str(k) for k in weights):
+        raise UserError(f"checkpoint {path} is not of this method: it has no decoder weights (keys such as "
+                        f"{', '.join(list(map(str, weights))[:3]) if isinstance(weights, dict) else 'none'})")
+    return {k: v for k, v in weights.items() if not str(k).startswith(KERNELS)}
+
+
+def load_model(path, student=None, size=None):
+    """-> (SDMAE, state). Ours in one file; or the authors' two: teacher in `path`, student in `student`.
+
+    size: (height, width) for files that do not say theirs.
+    """
+    state = training.load_checkpoint(path, "sdmae")
+    if "model_state_dict" in state:
+        if student is not None:
+            raise UserError(f"--student: {path} is our checkpoint and holds its student already; --student belongs to "
+                            "the authors' two files")
+        args, weights = state["model_args"], state["model_state_dict"]
+    else:
+        weights = authors_weights(path)
+        if student is not None:
+            own = {k: v for k, v in authors_weights(student).items() if STUDENT in k}
+            if not own:
+                raise UserError(f"--student {student} holds no student weights")
+            weights = {**{k: v for k, v in weights.items() if STUDENT not in k}, **own}
+        try:
+            patch = weights["patch_embed.proj.weight"].shape[2]
+        except (KeyError, AttributeError, IndexError):
+            raise UserError(f"checkpoint {path} is not of this method: it has no patch_embed.proj.weight") from None
+        args, state = dict(patch_size=int(patch), image_size=list(size or SIZE_OF_PATCH[int(patch)])), {}
+    try:
+        net = SDMAE(**{**args, "image_size": tuple(args["image_size"])})
+        net.load_state_dict(weights)
+    except (RuntimeError, ValueError, TypeError, KeyError) as e:
+        raise UserError(f"checkpoint {path} does not fit this model ({first_line(e)}…)") from None
+    return net, {**state, "model_args": args}
+
+
+SIZE_OF_PATCH = {16: (320, 640), 8: (160, 320), 4: (96, 144)}

@@ -1,0 +1,297 @@
+"""Train AED-MAE on normal videos: the teacher, then its student; decoding runs first where it is missing.
+
+    python sdmae/train.py --dataset demo
+    python sdmae/train.py --dataset ped2 --data-root data
+    python sdmae/train.py --dataset avenue --pseudo ubnormal --ubnormal-root data/UBnormal
+"""
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from common import datasets, metrics, training  # noqa: E402
+from common.files import UserError, run, writable_folder  # noqa: E402
+from sdmae import preprocess, pseudo, scoring  # noqa: E402
+from sdmae.frames import STEPS, Frames, gradient_of, image_of, target_of  # noqa: E402
+from sdmae.model import SDMAE, student_loss, teacher_loss  # noqa: E402
+
+EPOCHS, BATCH, LR, BETAS, DECAY = 200, 100, 1e-4, (0.9, 0.95), 0.05
+# The demo's network is small and its schedule short, so that it is trained in minutes; everything else is as published.
+PLANS = {"demo": dict(epochs=40, batch_size=20, lr=1e-3)}
+
+
+def parse(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    preprocess.add_data_flags(parser)
+    training.add_flags(parser, out="runs/sdmae/<dataset>", epochs=EPOCHS, batch_size=BATCH, lr=LR)
+    preprocess.add_pseudo_flags(parser)
+    g = parser.add_argument_group("method")
+    g.add_argument("--student-from", type=int, default=None, metavar="EPOCH",
+                   help="from this epoch on everything else is frozen and the student trains alone (default: half of --epochs)")
+    g.add_argument("--gradient-weights", action=argparse.BooleanOptionalAction, default=True,
+                   help="weigh tokens by motion gradients in the teacher's loss (default: yes)")
+    g.add_argument("--mask-ratio", type=float, default=0.5, help="share of tokens removed (default: %(default)s)")
+    g.add_argument("--size", choices=scoring.SIZES, default=None, help="model size (default: full; on demo small)")
+    g.add_argument("--monitor", type=int, default=0, metavar="N",
+                   help="every --monitor-epochs score each N-th test frame and log the AUC, to look at: nothing is chosen by it "
+                   "(default: off)")
+    g.add_argument("--monitor-epochs", type=int, default=1, help="epochs between two of these (default: %(default)s)")
+    g.add_argument("--benchmark", action="store_true", help="measure the speed of training and scoring and stop")
+    from sdmae.eval import add_eval_flags
+    add_eval_flags(parser)
+    return parser.parse_args(argv)
+
+
+def plan_of(args, dataset):
+    plan = {"epochs": EPOCHS, "batch_size": BATCH, "lr": LR, **PLANS.get(dataset, {})}
+    for key in plan:
+        if getattr(args, key) is not None:
+            plan[key] = getattr(args, key)
+    for key in ("epochs", "batch_size"):
+        if plan[key] < 1:
+            raise UserError(f"--{key.replace('_', '-')} must be at least 1")
+    if plan["lr"] <= 0:
+        raise UserError("--lr must be above 0")
+    plan["student_from"] = plan["epochs"] // 2 if args.student_from is None else args.student_from
+    if not 0 <= plan["student_from"] <= plan["epochs"]:
+        raise UserError(f"--student-from {plan['student_from']} must be between 0 and --epochs ({plan['epochs']})")
+    if not 0 < args.mask_ratio < 1:
+        raise UserError(f"--mask-ratio {args.mask_ratio} must be between 0 and 1")
+    return {**plan, "pseudo": args.pseudo, "pseudo_share": args.pseudo_share if args.pseudo != "none" else 0.0,
+            "gradient_weights": args.gradient_weights}
+
+
+def optimizer_of(net, lr, device):
+    """AdamW; norms, biases and single tokens do not decay."""
+    own = [(n, p) for n, p in net.named_parameters() if p.requires_grad]
+    plain = [p for n, p in own if p.ndim <= 1 or n.endswith("token")]
+    rest = [p for n, p in own if not (p.ndim <= 1 or n.endswith("token"))]
+    return torch.optim.AdamW([{"params": rest, "weight_decay": DECAY}, {"params": plain, "weight_decay": 0.0}], lr=lr,
+                             betas=BETAS, fused=True)
+
+
+class Trainer:
+    """Phase one trains everything but the student by the teacher's loss; phase two the student alone."""
+
+    def __init__(self, plan, model_args, frames, bank, r, path, identity, seed, rule):
+        self.plan, self.model_args, self.frames, self.run, self.path = plan, model_args, frames, r, path
+        self.identity, self.seed, self.rule = identity, seed, rule
+        self.bank, self.span = (bank.to(r.device), pseudo.span_of(bank)) if bank else (None, 0)
+        training.seed_everything(seed)
+        self.net = SDMAE(**{**model_args, "image_size": tuple(model_args["image_size"])}).to(r.device)
+        self.at, self.sums, self.seconds, self.done, self.statistics = {"epoch": 0, "step": 0}, {}, 0.0, False, None
+        self.phase, self.optimizer, self.saved = None, None, time.perf_counter()
+
+    def enter(self, phase):
+        """1: the teacher, 2: the student. A new phase starts with a new optimizer."""
+        if phase == self.phase:
+            return
+        self.phase = phase
+        self.net.requires_grad_(True).train()
+        if phase == 2:
+            self.net.train_student_alone()
+        else:
+            self.net.train_teacher()
+        self.optimizer = optimizer_of(self.net, self.plan["lr"], self.run.device)
+
+    def save(self):
+        self.saved = time.perf_counter()
+        if self.run.main:
+            training.save_checkpoint(self.path, {
+                "method": "sdmae", "done": self.done, "model_args": self.model_args, "identity": self.identity, "plan": self.plan,
+                "model_state_dict": self.net.state_dict(), "optimizer": self.optimizer.state_dict() if self.optimizer else None,
+                "phase": self.phase, "at": self.at, "sums": self.sums, "seconds": self.seconds, "rng": training.get_rng(),
+                "statistics": self.statistics, "rule": {**self.rule, "parts": list(self.rule["parts"])}})
+
+    def load(self):
+        """Continue from the checkpoint, if there is one. -> whether there was."""
+        if not self.path.exists():
+            return False
+        state = training.load_checkpoint(self.path, "sdmae")
+        for key, value in self.identity.items():
+            if state["identity"].get(key) != value:
+                raise UserError(f"{self.path} was trained with {key} = {state['identity'].get(key)}, now it is {value}: choose "
+                                "another --out, or start again with --no-resume")
+        self.net.load_state_dict(state["model_state_dict"])
+        if state["phase"]:
+            self.enter(state["phase"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        self.at, self.sums, self.seconds = state["at"], state["sums"], state["seconds"]
+        self.done, self.statistics = state["done"], state["statistics"]
+        training.set_rng(state["rng"])
+        return True
+
+    def input(self, five, rng, noise):
+        """Samples with pseudo anomalies -> network input, target, gradient, masking noise, all on the device."""
+        chosen = pseudo.choose(self.bank, len(five), self.plan["pseudo_share"], self.frames.size, rng)
+        seen, mask = pseudo.paste(five, self.bank, chosen, STEPS, self.span)
+        return image_of(seen), target_of(five, mask), gradient_of(seen), noise.to(five.device, non_blocking=True)
+
+    def step(self, five, rng, noise):
+        """One step of the present phase. -> {name: loss}, detached."""
+        image, target, gradient, noise = self.input(five, rng, noise)
+        net, n = self.net, len(five)
+        if self.phase == 1:
+            with self.run.autocast():
+                out = net(image, noise, student=False)
+            loss = teacher_loss(out["teacher"], target, gradient, net.patch_size, weighted=self.plan["gradient_weights"])
+            losses = {"teacher": loss.detach() / n}
+        else:
+            with self.run.autocast():
+                with torch.no_grad():
+                    shared, teacher, mask = net.teach(image, noise)
+                student = net.learn(shared)
+            loss = student_loss(student, teacher, mask)
+            losses = {"student": loss.detach()}
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.run.average_gradients([p for p in net.parameters() if p.requires_grad])
+        self.optimizer.step()
+        return losses
+
+    def train(self, args, log, after_epoch):
+        r, plan, at = self.run, self.plan, self.at
+        steps = -(-len(self.frames) // plan["batch_size"])
+        bar = tqdm(total=plan["epochs"] * steps, initial=at["epoch"] * steps + at["step"], desc="train", unit="step",
+                   disable=not r.main, dynamic_ncols=True, mininterval=1 if sys.stderr.isatty() else 30)
+        if args.compile:
+            self.net.compile()
+        while at["epoch"] < plan["epochs"]:
+            self.enter(1 if at["epoch"] < plan["student_from"] else 2)
+            self.epoch(steps, args, log, after_epoch, bar)
+        bar.close()
+
+    def epoch(self, steps, args, log, after_epoch, bar):
+        r, plan, at = self.run, self.plan, self.at
+        order = training.epoch_order(len(self.frames), self.seed, at["epoch"])
+        size, first = plan["batch_size"], at["step"]
+        began = time.perf_counter()
+        spent, self.frames.waited = self.seconds, 0.0
+        if r.world > 1:                         # every process reads its part of each batch only
+            parts = [order[i:i + size] for i in range(0, len(order), size)]
+            order = np.concatenate([p[r.rank::r.world] if len(p) >= r.world else p for p in parts])
+            size = -(-size // r.world)
+        for rows, five in self.frames.iterate(order, size, start=first):
+            rng = np.random.default_rng([self.seed, at["epoch"], at["step"], r.rank])
+            noise = torch.from_numpy(rng.random((len(rows), self.net.tokens), np.float32))
+            for k, v in self.step(five, rng, noise).items():
+                self.sums[k] = self.sums.get(k, 0.0) + v
+            at["step"] += 1
+            bar.update()
+            now = time.perf_counter()
+            save = now - self.saved > args.save_minutes * 60 and at["step"] < steps
+            if save or at["step"] % 20 == 0 or at["step"] == steps:
+                name, total = next(iter(self.sums.items()))
+                training.check_finite(float(total), f"in epoch {at['epoch'] + 1}, step {at['step']}")
+                bar.set_postfix(**{name: f"{float(total) / at['step']:.4f}"}, epoch=f"{at['epoch'] + 1}/{plan['epochs']}")
+            if save:
+                self.seconds = spent + now - began
+                self.save()
+        now = time.perf_counter()
+        self.seconds = spent + now - began
+        means = {k: float(v) / at["step"] for k, v in self.sums.items()}
+        r.sync_buffers(self.net)
+        at["epoch"], at["step"], self.sums = at["epoch"] + 1, 0, {}
+        if now - self.saved > 60 or at["epoch"] in (plan["student_from"], plan["epochs"]):
+            self.save()
+        extra = after_epoch(self)
+        if r.main:
+            log.write(stage="teacher" if self.phase == 1 else "student", epoch=at["epoch"], **means, seconds=self.seconds,
+                      frames_per_second=(len(self.frames) - first * plan["batch_size"]) / (now - began),
+                      waited_share=self.frames.waited / (now - began), **extra)
+            bar.write(f"epoch {at['epoch']}/{plan['epochs']}: "
+                      + ", ".join(f"{k} {v:.5g}" for k, v in {**means, **extra}.items()))
+
+
+def observer(args, ready, rule, r):
+    """-> function(trainer) with the AUC of each N-th test frame. Labels are looked at, nothing depends on them."""
+    if not args.monitor or not ready.data.has_labels or not ready.test:
+        return lambda trainer: {}
+    frames = Frames(ready.arrays(ready.test), r.device)
+    rows = np.flatnonzero(frames.number % args.monitor == 0)
+    labels = np.concatenate([ready.data.labels(v, ready.length(v)) for v in ready.test])[rows]
+
+    def after(trainer):
+        if trainer.at["epoch"] % args.monitor_epochs and trainer.at["epoch"] != trainer.plan["epochs"]:
+            return {}
+        modes = {m: m.training for m in trainer.net.modules()}
+        scorer = scoring.Scorer(trainer.net, {**rule, "parts": ("distillation", "reconstruction")}, r)
+        errors = scoring.score(scorer, frames, rows, "monitor", quiet=True).mean(2)
+        for m, mode in modes.items():
+            m.training = mode
+        out = {f"auc_every_{args.monitor}": metrics.auc(labels, errors.sum(1)), "auc_teacher": metrics.auc(labels, errors[:, 1])}
+        if trainer.phase == 2:
+            out["auc_student"] = metrics.auc(labels, errors[:, 0])
+        return out
+    return after
+
+
+def train(args, ready, size, patch, r):
+    """-> path of the finished checkpoint."""
+    dataset = ready.data.name
+    plan, folder = plan_of(args, dataset), writable_folder(args.out or Path("runs/sdmae") / dataset)
+    if not ready.train:
+        raise UserError(f"{dataset} has no training videos under {ready.data.root}: put normal videos into train/")
+    frames = Frames(ready.arrays(ready.train), r.device)
+    if 1 < r.world and len(frames) < r.world:
+        raise UserError(f"{len(frames)} training frames are too few for {r.world} processes")
+    rule = scoring.rule_of(dataset, args.norm, args.parts)
+    model_args = {**scoring.SIZES[args.size or ("small" if dataset == "demo" else "full")], "patch_size": patch,
+                  "image_size": list(size), "mask_ratio": args.mask_ratio}
+    identity = {"model_args": model_args, "dataset": dataset, "frames": len(frames), "seed": args.seed, "precision": r.precision,
+                "processes": r.world, **plan}
+    trainer = Trainer(plan, model_args, frames, preprocess.bank_of(args, ready, size, patch, r), r, folder / "sdmae.pt", identity,
+                      args.seed, rule)
+    log, resumed = training.Log(folder / "log.jsonl"), False
+    if args.resume:
+        resumed = trainer.load()
+    elif r.main:
+        log.path.unlink(missing_ok=True)
+    parameters = sum(p.numel() for p in trainer.net.parameters()) / 1e6
+    r.say(f"{dataset}: {len(ready.train)} training videos, {len(frames)} frames at {size[0]}×{size[1]}, "
+          f"{trainer.net.tokens} tokens of {patch}×{patch} px, {parameters:.1f} M parameters, {r.device}, {r.precision}")
+    if trainer.done:
+        r.say(f"{plan['epochs']} epochs done before ({trainer.path})")
+        return trainer.path
+    if resumed:
+        r.say(f"going on at epoch {trainer.at['epoch'] + 1}, step {trainer.at['step']}")
+        if r.main:
+            for stage in ("teacher", "student"):
+                log.drop_after(stage, trainer.at["epoch"])
+    trainer.train(args, log, observer(args, ready, rule, r))
+    trainer.statistics = scoring.statistics(scoring.Scorer(trainer.net, rule, r), frames)
+    trainer.done = True
+    trainer.save()
+    r.barrier()
+    return trainer.path
+
+
+def main(argv=None):
+    args = parse(argv)
+    began = time.time()
+    r = training.Run(args.device, args.precision)
+    name = datasets.canonical(args.dataset)
+    plan_of(args, name)
+    size, patch = preprocess.input_of(args, name)
+    ready = preprocess.prepare(args, size, r)
+    if args.preview:
+        return preprocess.preview(preprocess.bank_of(args, ready, size, patch, r), ready, args,
+                                  args.out or Path("runs/sdmae") / name)
+    if args.benchmark:
+        from sdmae.benchmark import benchmark
+        return benchmark(args, ready, size, patch, r)
+    checkpoint = train(args, ready, size, patch, r)
+    r.say(f"trained in {(time.time() - began) / 60:.1f} min with everything before; checkpoint {checkpoint}")
+    from sdmae.eval import evaluate
+    evaluate(args, ready, checkpoint, r)
+    r.close()
+
+
+if __name__ == "__main__":
+    run(main)
