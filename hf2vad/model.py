@@ -447,8 +447,9 @@ def fold(net):
         for name, child in list(module.named_children()):
             if isinstance(child, NormConv2d):
                 weight, bias = child.fused()
-                conv = nn.Conv2d(weight.shape[1], weight.shape[0], weight.shape[2], child.stride, child.padding,
-                                 device=weight.device)
+                # without initial weights: drawing them would move the generator that training's dropout uses
+                conv = nn.utils.skip_init(nn.Conv2d, weight.shape[1], weight.shape[0], weight.shape[2], child.stride, child.padding,
+                                          device=weight.device)
                 conv.weight, conv.bias = nn.Parameter(weight.detach(), False), nn.Parameter(bias.detach(), False)
                 setattr(module, name, conv)
             elif isinstance(child, DoubleConv):

@@ -44,6 +44,8 @@ def parse(argv=None):
     g.add_argument("--student", type=Path, default=None, help="the authors' second file, with the student")
     g.add_argument("--video", default=None, help="a video file, a folder of frames, a camera's number or a stream's address "
                    "instead of the dataset's test set")
+    g.add_argument("--batch-size", type=int, default=None, help="frames scored at once (default: 64, with --benchmark 32)")
+    g.add_argument("--compile", action="store_true", help="torch.compile the model")
     g.add_argument("--benchmark", action="store_true", help="measure the speed of scoring and stop")
     add_eval_flags(parser)
     from sdmae.live import add_live_flags
@@ -74,9 +76,11 @@ class Scored:
         self.size, self.patch = tuple(self.state["model_args"]["image_size"]), self.net.patch_size
         self.dataset = self.state.get("identity", {}).get("dataset", dataset)
         self.rule = scoring.rule_of(self.dataset, args.norm, args.parts)
-        if args.mask_draws < 1:
-            raise UserError("--mask-draws must be at least 1")
-        self.scorer = scoring.Scorer(self.net, self.rule, r, draws=args.mask_draws)
+        for key in ("mask_draws", "batch_size"):
+            if getattr(args, key) is not None and getattr(args, key) < 1:
+                raise UserError(f"--{key.replace('_', '-')} must be at least 1")
+        self.batch_size = args.batch_size or 64
+        self.scorer = scoring.Scorer(self.net, self.rule, r, draws=args.mask_draws, compiled=args.compile)
 
     def statistics(self, args, r):
         """Those of the checkpoint, if they were made with this rule; else of the dataset's training videos; None without any."""
@@ -102,7 +106,7 @@ def evaluate(args, ready, checkpoint, r):
     model = Scored(args, ready.data.name, r)
     folder = writable_folder(args.out or Path(checkpoint).parent)
     stats = model.statistics(args, r)
-    errors, maps = scoring.score_videos(model.scorer, ready, ready.test, "score", keep=True)
+    errors, maps = scoring.score_videos(model.scorer, ready, ready.test, "score", keep=True, batch_size=model.batch_size)
     if not r.main:
         return None
     protocol, rule = protocol_of(args, ready.data.name, model.rule), model.rule
@@ -151,10 +155,12 @@ def main(argv=None):
     if args.benchmark:
         from sdmae.benchmark import benchmark
         size, patch = preprocess.input_of(args, name)
-        return benchmark(args, preprocess.prepare(args, size, r, splits=("test",)), size, patch, r)
+        benchmark(args, preprocess.prepare(args, size, r, splits=("test",)), size, patch, r)
+        return
     if args.video is not None:
         from sdmae.live import watch
-        return watch(args, Scored(args, name, r), r)
+        watch(args, Scored(args, name, r), r)
+        return
     model = Scored(args, name, r)  # a wrong file is refused before any work
     evaluate(args, preprocess.prepare(args, model.size, r, splits=("test",)), args.checkpoint, r)
     r.close()

@@ -266,7 +266,7 @@ class Overlay:
 
 
 def watch(args, model, r):
-    """Score args.video until it ends or Ctrl-C: scores.csv, events.csv, overlay.mp4, curve.png. -> path of the folder."""
+    """Score args.video until it ends or Ctrl-C: scores.csv, events.csv, overlay.mp4, curve.png."""
     if args.false_alarms_per_hour <= 0:
         raise UserError("--false-alarms-per-hour must be above 0")
     stats = model.statistics(args, r)
@@ -278,7 +278,7 @@ def watch(args, model, r):
     stop = threading.Event()
     frames = source.frames(stop)
     with stopping(stop):
-        return _watch(args, model, r, source, frames, stop, stats, out)
+        _watch(args, model, r, source, frames, stop, stats, out)
 
 
 @contextlib.contextmanager
@@ -359,4 +359,3 @@ def _watch(args, model, r, source, frames, stop, stats, out):
     print(f"{stopped}{done} frames in {seconds:.1f} s ({done / seconds:.0f} frames/s with overlay), {events.count} events"
           + (f", {source.dropped} frames dropped" if source.dropped else "") + f", peak memory {training.peak_memory():.0f} MiB")
     print(f"wrote {out}/scores.csv, events.csv, overlay.mp4, curve.png")
-    return out

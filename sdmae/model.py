@@ -65,7 +65,8 @@ class DepthwiseProjection(nn.Module):
     def folded(self):
         """One convolution that equals both in evaluation mode."""
         scale = self.bn.weight / torch.sqrt(self.bn.running_var + self.bn.eps)
-        out = nn.Conv2d(*self.conv.weight.shape[:1] * 2, 3, padding=1, groups=len(scale))
+        # without initial weights: drawing them would move the generator that training's dropout uses
+        out = nn.utils.skip_init(nn.Conv2d, len(scale), len(scale), 3, padding=1, groups=len(scale))
         out.weight = nn.Parameter(self.conv.weight * scale.view(-1, 1, 1, 1))
         out.bias = nn.Parameter(self.bn.bias - self.bn.running_mean * scale)
         return out

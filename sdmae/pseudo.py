@@ -173,7 +173,6 @@ def paste(five, bank, chosen, steps, span):
     who, m, half = chosen["object"], len(chosen["object"]), LENGTH // 2
     steps = torch.tensor(steps, device=five.device)
     crops, masks = (x[who][:, steps + half] for x in (bank.crops, bank.masks))
-    crops = torch.cat([crops.expand(-1, -1, c, -1, -1), masks], dim=2).float()
     # where each object is at each step: its own mean velocity, made faster, turned and bent
     velocity = (bank.places[who, -1] - bank.places[who, 0]) / (LENGTH - 1)
     velocity[:, 1] *= 1 - 2 * chosen["mirror"]
@@ -191,8 +190,10 @@ def paste(five, bank, chosen, steps, span):
     y, x = (2 * (pixel + corner[..., i, None] - centre[..., i, None]) / size[..., i, None] for i in (0, 1))
     x = x * (1 - 2 * chosen["mirror"])[:, None, None]
     grid = torch.stack([x[..., None, :].expand(m, k, span, span), y[..., None].expand(m, k, span, span)], dim=-1)
-    drawn = F.grid_sample(crops.flatten(0, 1), grid.flatten(0, 1), align_corners=False).view(m, k, c + 1, span, span)
-    alpha = drawn[:, :, c:] / 255
+    grid = grid.flatten(0, 1)
+    over = F.grid_sample(crops.flatten(0, 1).float(), grid, padding_mode="border", align_corners=False)
+    over = over.view(m, k, -1, span, span).expand(-1, -1, c, -1, -1).movedim(2, -1)
+    alpha = F.grid_sample(masks.flatten(0, 1).float() / 255, grid, align_corners=False).view(m, k, 1, span, span)
     # blended into frames with a border as wide as a square, so that no square is cut off
     wide = F.pad(five[chosen["sample"]], (span, span, span, span))
     at = corner.long() + span
@@ -200,7 +201,6 @@ def paste(five, bank, chosen, steps, span):
     index = (torch.arange(m, device=five.device).view(m, 1, 1, 1), torch.arange(k, device=five.device).view(1, k, 1, 1),
              slice(None), (at[..., 0, None] + inside)[..., None], (at[..., 1, None] + inside)[..., None, :])
     below = wide[index].float()                                                     # [m, k, span, span, C]
-    over = drawn[:, :, :c].movedim(2, -1)
     wide[index] = (below + alpha.movedim(2, -1) * (over - below)).round().clamp(0, 255).to(wide.dtype)
     middle = int((steps == 0).nonzero()[0])
     full = five.new_zeros(m, h + 2 * span, w + 2 * span)

@@ -36,11 +36,13 @@ class Scorer:
     draws: masks averaged over; fast: norms folded and weights in the run's precision, else the network as it was trained.
     """
 
-    def __init__(self, net, rule, r, *, fast=True, draws=1):
+    def __init__(self, net, rule, r, *, fast=True, draws=1, compiled=False):
         self.run, self.rule, self.patch, self.grid = r, rule, net.patch_size, net.grid
         net = net.eval().to(r.device)
         self.fast = fast
         self.net = net.folded(torch.bfloat16 if r.precision == "bf16" else torch.float32) if fast else net
+        if compiled:
+            self.net.compile()
         self.student = "distillation" in rule["parts"]
         self.tables = torch.stack([noise_table(net.tokens, draw=i) for i in range(draws)]).to(r.device)
 
@@ -80,7 +82,7 @@ def score(scorer, frames, rows, label, batch_size=64, quiet=False):
     return r.gather(out)
 
 
-def score_videos(scorer, ready, videos, label, keep=False):
+def score_videos(scorer, ready, videos, label, keep=False, batch_size=64):
     """{video: frame errors float32 [T, 2]}, {video: map of the rule's token errors float32 [T, rows, columns]}.
 
     One video at a time, so that memory does not grow with their number.
@@ -90,7 +92,7 @@ def score_videos(scorer, ready, videos, label, keep=False):
     with tqdm(total=total, desc=label, unit="frame", disable=not scorer.run.main, dynamic_ncols=True, mininterval=5) as bar:
         for v in videos:
             frames = Frames([ready.cache.frames(v)], scorer.run.device)
-            e = score(scorer, frames, np.arange(len(frames)), label, quiet=True)
+            e = score(scorer, frames, np.arange(len(frames)), label, batch_size, quiet=True)
             errors[v.name] = e.mean(2)
             if keep:
                 maps[v.name] = scorer.combine(e).reshape(-1, *scorer.grid).astype(np.float16)

@@ -118,6 +118,23 @@ def sdmae(case, tmp_path, dtype):
     return got
 
 
+def scene_aware_ae(case, tmp_path, dtype):
+    from scene_aware_ae import scoring
+    from scene_aware_ae.model import losses, segment_scores
+    path, config = tmp_path / "published.pth", case.config
+    torch.save({"model": case.state_dict(), "optim": {}, "iter": 0}, path)
+    net = scoring.load_model(path, num_heads=config["num_heads"])[0].eval().to(dtype)
+    features = case.input("features", dtype)
+    scenes = torch.arange(config["num_scenes"]).repeat_interleave(config["segments_per_scene"])
+    out, got = net(features), {}
+    for mode in (0, 1, 2):
+        parts = losses(out, features, scenes, mode=mode, temperature=config["temperature"])
+        got.update({f"loss_{k}": v for k, v in parts.items() if k != "total"}, **{f"loss_mode{mode}": parts["total"]})
+    got.update(recon=out["recon"], logits=out["logits"], scene_feature=out["scene_feature"],
+               segment_score=segment_scores(out["recon"], features))
+    return {**got, **case.gradients(net, got["loss_mode2"])}
+
+
 def metrics_case(case, tmp_path, dtype):
     """Smoothed scores and measures; names of filters and measures are parsed, not listed."""
     scores, labels = [], []
@@ -163,7 +180,7 @@ def metrics_case(case, tmp_path, dtype):
     return out
 
 
-ADAPTERS = {"hf2vad": hf2vad, "spr_uvad": spr_uvad, "sdmae": sdmae, "metrics": metrics_case}
+ADAPTERS = {"hf2vad": hf2vad, "spr_uvad": spr_uvad, "sdmae": sdmae, "scene_aware_ae": scene_aware_ae, "metrics": metrics_case}
 
 
 def deviation(case, name, value):

@@ -1,0 +1,215 @@
+"""Frozen frame encoders: CLIP through open_clip, or a compact stand-in that needs no download.
+
+    encoder = make_encoder("ViT-L-14-quickgelu", "openai", "clip", run)
+    encoder.encode(frames)        # uint8 [n, H, W, 3 or 1] of encoder.size -> float32 [n, encoder.width]
+"""
+import hashlib
+from contextlib import nullcontext
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from common import training
+from common.files import UserError, first_line
+
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+STAND_IN = "none:autoencoder"
+PREPROCESS = ("clip", "paper")
+
+
+def check(name, preprocess):
+    """Refuse an unknown name before any work."""
+    if name.startswith("none:"):
+        if name != STAND_IN:
+            raise UserError(f"--clip {name} is not known: the stand-in is called {STAND_IN}")
+        return
+    if preprocess not in PREPROCESS:
+        raise UserError(f"--preprocess {preprocess} is not known; choose one of {', '.join(PREPROCESS)}")
+    import open_clip
+    if name not in open_clip.list_models() and ":" not in name:
+        raise UserError(f"--clip {name} is not a model of open_clip {open_clip.__version__}; its list: python -c \"import open_clip; "
+                        "print(open_clip.list_models())\"")
+
+
+class ClipEncoder:
+    """The image half of an open_clip model. preprocess clip: its own (short side to the input size, centre, RGB, its mean and
+    deviation); paper: the whole frame squeezed to a square, BGR, in [-1, 1], as the authors feed it."""
+
+    def __init__(self, name, pretrained, preprocess, r):
+        import open_clip
+        self.name, self.preprocess, self.run = name, preprocess, r
+        try:
+            model = open_clip.create_model(name, pretrained=str(pretrained))
+        except Exception as e:  # open_clip and the hub raise many kinds
+            if Path(str(pretrained)).exists():
+                raise UserError(f"--pretrained {pretrained} does not fit --clip {name} ({first_line(e)})") from None
+            raise UserError(
+                f"the weights {pretrained!r} of {name} are not on this machine and could not be downloaded ({type(e).__name__}). Where "
+                f"there is a network, run: python scene_aware_ae/preprocess.py --clip {name} --pretrained {pretrained} "
+                f"--save-weights {name}.pt — then copy the file here and give --pretrained {name}.pt; or take --clip {STAND_IN}"
+            ) from None
+        self.model = model
+        visual = model.visual
+        self.hash = weights_hash(visual)
+        size = visual.image_size
+        self.size = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+        mean, std = (getattr(visual, k, None) or v for k, v in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)))
+        if preprocess == "paper":
+            mean = std = (0.5, 0.5, 0.5)
+        self.mean, self.std = (torch.tensor(x, device=r.device).view(1, 3, 1, 1) * 255 for x in (mean, std))
+        self.visual = visual.eval().requires_grad_(False).to(r.device, memory_format=torch.channels_last)
+        if r.device.type == "cuda" or r.precision == "bf16":
+            self.dtype = torch.float16 if r.device.type == "cuda" else torch.bfloat16
+        else:
+            self.dtype = None
+        with torch.inference_mode():
+            self.width = int(self.encode(np.zeros((1, *self.size, 3), np.uint8)).shape[1])
+
+    def fit(self, frame):
+        """A frame of any size to the encoder's input, in the reading process. uint8 [H, W, C] -> [S, S, C]"""
+        h, w = frame.shape[:2]
+        th, tw = self.size
+        if self.preprocess == "paper":
+            return resize(frame, (th, tw))
+        scale = max(th / h, tw / w)
+        frame = resize(frame, (max(th, round(h * scale)), max(tw, round(w * scale))))
+        top, left = (frame.shape[0] - th) // 2, (frame.shape[1] - tw) // 2
+        return frame[top:top + th, left:left + tw]
+
+    def encode(self, frames):
+        x = torch.from_numpy(np.ascontiguousarray(frames))
+        if self.run.device.type == "cuda":
+            x = x.pin_memory().to(self.run.device, non_blocking=True)
+        x = x.permute(0, 3, 1, 2)
+        x = x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
+        if self.preprocess == "clip":
+            x = x.flip(1)  # cached frames are BGR
+        x = ((x.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+        with torch.inference_mode(), torch.autocast(self.run.device.type, self.dtype) if self.dtype else nullcontext():
+            return self.visual(x).float()
+
+    def describe(self):
+        return {"encoder": self.name, "weights": self.hash, "preprocess": self.preprocess, "width": self.width}
+
+
+def save_weights(name, pretrained, path):
+    """Download a model and write its weights into one file for a machine without a network."""
+    import open_clip
+    try:
+        model = open_clip.create_model(name, pretrained=str(pretrained))
+    except Exception as e:
+        raise UserError(f"--save-weights: {name} with {pretrained!r} could not be loaded ({first_line(e)})") from None
+    training.save_checkpoint(path, model.state_dict())
+    print(f"wrote {path}; copy it, and give --clip {name} --pretrained {Path(path).name} there")
+
+
+def weights_hash(module):
+    return training.weights_hash(module)
+
+
+def resize(frame, size):
+    if frame.shape[:2] == size:
+        return frame
+    shrinking = frame.shape[0] > size[0]
+    return cv2.resize(frame, size[::-1], interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_CUBIC).reshape(*size, -1)
+
+
+# ----------------------------------------------------------------------------------------------------------- stand-in
+
+class FrameAutoencoder(nn.Module):
+    """Convolutional autoencoder of small grey frames; the code keeps a grid, so that it says where things are."""
+    SIZE, CHANNELS = (96, 160), 8
+
+    def __init__(self):
+        super().__init__()
+
+        def down(a, b):
+            return nn.Sequential(nn.Conv2d(a, b, 4, 2, 1), nn.GroupNorm(4, b), nn.GELU())
+
+        def up(a, b):
+            return nn.Sequential(nn.ConvTranspose2d(a, b, 4, 2, 1), nn.GroupNorm(4, b), nn.GELU())
+        self.encoder = nn.Sequential(down(3, 24), down(24, 48), down(48, 96), down(96, 128), nn.Conv2d(128, self.CHANNELS, 1))
+        self.decoder = nn.Sequential(nn.Conv2d(self.CHANNELS, 128, 1), nn.GELU(), up(128, 96), up(96, 48), up(48, 24),
+                                     nn.ConvTranspose2d(24, 3, 4, 2, 1))
+
+    def forward(self, x):
+        code = self.encoder(x)
+        return self.decoder(code), code
+
+
+class StandIn:
+    """An autoencoder trained on the dataset's own training frames: a stand-in for CLIP where nothing can be downloaded.
+
+    Pixels that differ from their video's median frame weigh more, so that the code speaks of what moves.
+    """
+    name, preprocess, size = STAND_IN, "none", FrameAutoencoder.SIZE
+    STEPS, BATCH, LR = 1500, 16, 2e-3
+
+    def __init__(self, path, r, videos=None, frames_of=None, seed=0):
+        self.run, self.net = r, FrameAutoencoder()
+        if Path(path).exists():
+            state = training.load_checkpoint(path, "scene_aware_ae")
+            self.net.load_state_dict(state["encoder"])
+            self.mean, self.std = state["mean"], state["std"]
+        else:
+            if not videos:
+                raise UserError(f"--clip {STAND_IN} is trained on training videos, and there are none")
+            self.train([frames_of(v) for v in videos], seed)
+            training.save_checkpoint(path, {"method": "scene_aware_ae", "encoder": self.net.state_dict(), "mean": self.mean,
+                                            "std": self.std})
+        self.net.eval().requires_grad_(False).to(r.device)
+        self.hash = weights_hash(self.net)
+        self.width = FrameAutoencoder.CHANNELS * (self.size[0] // 16) * (self.size[1] // 16)
+
+    def train(self, arrays, seed):
+        from tqdm import tqdm
+        rng = np.random.default_rng(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.net = FrameAutoencoder()
+        small = [np.stack([self.fit(a[t]) for t in np.linspace(0, len(a) - 1, min(len(a), 400)).astype(int)]) for a in arrays]
+        middle = [np.median(a, axis=0).astype(np.float32) for a in small]
+        net = self.net.to(self.run.device).train()
+        optimizer = torch.optim.Adam(net.parameters(), lr=self.LR, fused=True)
+        bar = tqdm(range(self.STEPS), desc="train the stand-in encoder", unit="step", dynamic_ncols=True, mininterval=2)
+        for step in bar:
+            for group in optimizer.param_groups:
+                group["lr"] = self.LR * min(1.0, (self.STEPS - step) / (0.3 * self.STEPS))
+            picked = [(v, rng.integers(0, len(small[v]))) for v in rng.integers(0, len(small), self.BATCH)]
+            frames = np.stack([small[v][t] for v, t in picked])
+            weight = np.stack([np.abs(small[v][t] - middle[v]).max(-1) for v, t in picked])
+            x = self.tensor(frames)
+            w = 1 + 30 * F.max_pool2d(torch.from_numpy(weight > 20).float()[:, None], 3, 1, 1).to(x.device)
+            with self.run.autocast():
+                out, code = net(x)
+            loss = ((out.float() - x).pow(2) * w).mean() + 1e-4 * code.float().pow(2).mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            if step % 50 == 0:
+                training.check_finite(float(loss.detach()), f"in step {step} of the stand-in encoder")
+                bar.set_postfix(loss=f"{float(loss.detach()):.4f}")
+        net.eval()
+        with torch.inference_mode():
+            codes = torch.cat([net.encoder(self.tensor(a[::10])).flatten(1).cpu() for a in small])
+        self.mean, self.std = codes.mean(0), codes.std(0).clamp(min=1e-3)
+
+    def fit(self, frame):
+        frame = resize(frame, self.size)
+        return frame if frame.shape[2] == 3 else np.repeat(frame, 3, axis=2)
+
+    def tensor(self, frames):
+        x = torch.from_numpy(np.ascontiguousarray(frames)).to(self.run.device)
+        return (x.permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+
+    def encode(self, frames):
+        with torch.inference_mode():
+            code = self.net.encoder(self.tensor(frames)).flatten(1).float()
+            return (code - self.mean.to(code.device)) / self.std.to(code.device)
+
+    def describe(self):
+        return {"encoder": self.name, "weights": self.hash, "preprocess": "none", "width": self.width}

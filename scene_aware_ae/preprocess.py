@@ -1,0 +1,276 @@
+"""Encode every frame of a dataset's videos by a frozen encoder: one float16 .npy per video. train.py and eval.py run this where it is
+missing.
+
+    python scene_aware_ae/preprocess.py --dataset shanghaitech-sd --pretrained openai
+    torchrun --nproc-per-node 8 scene_aware_ae/preprocess.py --dataset shanghaitech     # or --shard 0/8 … --shard 7/8
+    python scene_aware_ae/preprocess.py --pretrained openai --save-weights ViT-L-14-quickgelu.pt   # for a machine without a network
+"""
+import argparse
+import hashlib
+import queue
+import sys
+import threading
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from common import datasets, training  # noqa: E402
+from common.files import UserError, first_line, run, writable_folder  # noqa: E402
+from common.video import Decoder, VideoFiles  # noqa: E402
+from scene_aware_ae import encoder as encoders  # noqa: E402
+
+CLIP, PRETRAINED = "ViT-L-14-quickgelu", "openai"
+DEFAULT_CLIP = {"demo": encoders.STAND_IN}
+AHEAD = 256                    # decoded frames that wait per video
+
+
+def add_data_flags(parser):
+    datasets.add_flags(parser)
+    g = parser.add_argument_group("features (defaults: as the checkpoint was trained, else the paper's)")
+    g.add_argument("--clip", default=None, help=f"an open_clip model, or {encoders.STAND_IN}, which needs no download (default: {CLIP}; "
+                   f"on demo {encoders.STAND_IN})")
+    g.add_argument("--pretrained", default=PRETRAINED, help="open_clip's name of the weights, or a local file (default: %(default)s)")
+    g.add_argument("--preprocess", choices=encoders.PREPROCESS, default=None,
+                   help="clip: as the model was trained; paper: whole frames, BGR, in [-1, 1], as the authors fed it (default: clip)")
+    g.add_argument("--encode-batch", type=int, default=64, help="frames encoded at once (default: %(default)s)")
+    g.add_argument("--shard", default=None, metavar="I/N", help="encode only every N-th video, from number I (array jobs)")
+    g.add_argument("--scenes", type=Path, default=None, help="csv with lines video,scene, instead of the reader's scenes")
+
+
+class Features(VideoFiles):
+    """Features of one dataset's videos by one encoder. info(video): {"source", "frames", "width", "encoder", "weights",
+    "preprocess", "fps"}."""
+    what = "features"
+
+    def __init__(self, folder, description):
+        key = hashlib.sha256(repr(sorted(description.items())).encode()).hexdigest()[:10]
+        super().__init__(Path(folder) / f"features-{key}")
+        self.description = description
+
+    def build(self, videos, encoder, r, shard, batch, workers):
+        """Encode what is missing, reading ahead. -> [(video key, why)] of those that could not be read."""
+        fresh, failed = [], []
+        for v in videos:
+            try:
+                if self.info(v) is None:
+                    fresh.append(v)
+            except UserError as e:
+                failed.append((v.key, str(e)))
+        first, step = shard
+        fresh = fresh[first::step]
+        if not fresh:
+            return failed
+        total = sum(v.expected_frames() for v in fresh)
+        print(f"encoding {len(fresh)} of {len(videos)} videos with {self.description['encoder']} into {self.folder}", flush=True)
+        with tqdm(total=total, desc="encode", unit="frame", dynamic_ncols=True, mininterval=2) as bar:
+            for video, source in ReadAhead(fresh, encoder.fit, max(1, min(workers, 4))):
+                try:
+                    self.write(video, self._encoded(source, encoder, batch, bar),
+                               lambda shape, s=source: {"frames": shape[0], **self.description, "fps": s.fps})
+                except UserError as e:
+                    failed.append((video.key, str(e)))
+        return failed
+
+    @staticmethod
+    def _encoded(source, encoder, batch, bar):
+        waiting = []
+        for frame in source:
+            waiting.append(frame)
+            if len(waiting) == batch:
+                yield encoder.encode(np.stack(waiting)).cpu().numpy().astype(np.float16)
+                bar.update(len(waiting))
+                waiting = []
+        if waiting:
+            yield encoder.encode(np.stack(waiting)).cpu().numpy().astype(np.float16)
+            bar.update(len(waiting))
+
+
+class ReadAhead:
+    """Decode and resize several videos in threads (OpenCV lets go of Python's lock); yields (video, its frames in order)."""
+
+    def __init__(self, videos, fit, threads):
+        self.videos, self.fit, self.threads = videos, fit, threads
+
+    def __iter__(self):
+        sources = [Source(v, self.fit) for v in self.videos]
+        for i, s in enumerate(sources):
+            for ahead in sources[i:i + self.threads]:
+                ahead.start()
+            try:
+                yield s.video, s
+            finally:
+                s.stop()
+
+
+class Source:
+    """One video's frames, resized, from a thread of its own into a bounded queue."""
+
+    def __init__(self, video, fit):
+        self.video, self.fit, self.fps = video, fit, 0.0
+        self.queue, self.thread, self.stopped = queue.Queue(AHEAD), None, threading.Event()
+
+    def start(self):
+        if self.thread is None:
+            self.thread = threading.Thread(target=self._read, daemon=True)
+            self.thread.start()
+
+    def _put(self, item):
+        while not self.stopped.is_set():
+            try:
+                self.queue.put(item, timeout=0.2)
+                return
+            except queue.Full:
+                continue
+
+    def _read(self):
+        try:
+            decoder = Decoder(self.video)
+            for frame in decoder:
+                self.fps = decoder.fps
+                self._put(self.fit(frame))
+                if self.stopped.is_set():
+                    return
+            self._put(None)
+        except UserError as e:
+            self._put(e)
+        except Exception as e:  # whatever a decoder raises belongs to this one video
+            self._put(UserError(f"video {self.video.name} ({self.video.path}) cannot be read ({first_line(e)})"))
+
+    def __iter__(self):
+        while (item := self.queue.get()) is not None:
+            if isinstance(item, Exception):
+                raise item
+            yield item
+
+    def stop(self):
+        self.stopped.set()
+
+
+class Prepared:
+    """A dataset with its features. train, test: the videos that are usable."""
+
+    def __init__(self, data, features, train, test, skipped):
+        self.data, self.features, self.train, self.test, self.skipped = data, features, train, test, skipped
+
+    def arrays(self, videos):
+        return [self.features.array(v) for v in videos]
+
+    def length(self, video):
+        return self.features.info(video)["frames"]
+
+    def summary(self):
+        for split in ("train", "test"):
+            videos = getattr(self, split)
+            print(f"{split}: {len(videos)} videos of {len({v.scene for v in videos})} scenes, {sum(map(self.length, videos))} frames")
+
+    def report_skipped(self):
+        if self.skipped:
+            print(f"skipped {len(self.skipped)} videos:")
+            for name, why in self.skipped.items():
+                print(f"  {name}: {why}")
+
+
+def shard_of(args, r):
+    """-> (first, step) of this process's share of the videos."""
+    if args.shard is None:
+        return r.rank, r.world
+    try:
+        first, count = (int(x) for x in args.shard.split("/"))
+    except ValueError:
+        first, count = 0, 0
+    if not 0 <= first < count:
+        raise UserError(f"--shard {args.shard}: expected I/N with 0 <= I < N")
+    return first, count
+
+
+def read_scenes(path, data):
+    """Replace the reader's scenes by those of a csv with lines video,scene."""
+    import csv
+    try:
+        rows = [row for row in csv.reader(open(path, newline="", encoding="utf-8-sig")) if row and not row[0].startswith("#")]
+    except OSError as e:
+        raise UserError(f"--scenes {path} cannot be read ({e.strerror})") from None
+    bad = next((row for row in rows if len(row) < 2), None)
+    if bad:
+        raise UserError(f"--scenes {path}: expected lines video,scene, got {','.join(bad)!r}")
+    known = {row[0].strip(): row[1].strip() for row in rows}
+    for v in data.train + data.test:
+        if v.name not in known:
+            raise UserError(f"--scenes {path} has no line for the video {v.name}")
+        v.scene = known[v.name]
+
+
+def make_encoder(args, data, folder, r, trained=None):
+    """The encoder that the flags name, or that a checkpoint was `trained` on."""
+    name = args.clip or (trained or {}).get("encoder") or DEFAULT_CLIP.get(data.name, CLIP)
+    preprocess = args.preprocess or (trained or {}).get("preprocess")
+    preprocess = preprocess if preprocess in encoders.PREPROCESS else "clip"
+    encoders.check(name, preprocess)
+    if name == encoders.STAND_IN:
+        path = folder / "stand_in.pt"
+        if not path.exists() and r.main:
+            print(f"note: {name} is a stand-in for CLIP that knows nothing but this dataset's training videos", flush=True)
+
+        def frames_of(video):
+            return [f for i, f in enumerate(Decoder(video)) if i < 3000]
+        encoder = encoders.StandIn(path, r, data.train or data.test, frames_of, args.seed)
+    else:
+        encoder = encoders.ClipEncoder(name, args.pretrained, preprocess, r)
+    if trained and trained["weights"] != encoder.hash:
+        raise UserError(f"the checkpoint was trained on features of {trained['encoder']} with other weights ({trained['weights']}, here "
+                        f"{encoder.hash}): give the same --clip and --pretrained"
+                        + (f", or the --cache that holds its stand-in (looked in {folder})" if name == encoders.STAND_IN else ""))
+    if trained and trained["preprocess"] != encoder.describe()["preprocess"]:
+        raise UserError(f"the checkpoint was trained on features with --preprocess {trained['preprocess']}, not {preprocess}")
+    return encoder
+
+
+def prepare(args, r, splits=("train", "test"), data=None, trained=None, encoder=None, stand_in_folder=None):
+    """Find the dataset and encode what is missing. Under torchrun every process encodes its share."""
+    data = data or datasets.find(args.dataset, args.data_root, args.labels)
+    if args.scenes:
+        read_scenes(args.scenes, data)
+    place = hashlib.sha256(str(Path(data.root).resolve()).encode()).hexdigest()[:6]
+    folder = writable_folder(args.cache) / f"{data.name}-{place}"
+    writable_folder(folder)
+    if encoder is None:
+        if not r.main:
+            r.barrier()  # the first process trains a stand-in
+        encoder = make_encoder(args, data, stand_in_folder or folder, r, trained)
+        if r.main:
+            r.barrier()
+    features = Features(folder, encoder.describe())
+    videos = [v for s in splits for v in getattr(data, s)]
+    shard = shard_of(args, r)
+    failed = dict(features.build(videos, encoder, r, shard, args.encode_batch, args.workers or training.cores()))
+    r.barrier()
+    usable = [v for v in videos if v.key not in failed and features.info(v) is not None]
+    if videos and not usable and args.shard is None:
+        raise UserError(f"none of the {len(videos)} videos of {data.name} could be used; the first: {next(iter(failed.values()))}")
+    return Prepared(data, features, [v for v in usable if v.split == "train"], [v for v in usable if v.split == "test"], failed)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_data_flags(parser)
+    training.add_flags(parser, out="runs/scene_aware_ae/<dataset>")
+    parser.add_argument("--save-weights", type=Path, default=None, metavar="FILE",
+                        help="download the model and write its weights into FILE, for a machine without a network, and stop")
+    args = parser.parse_args(argv)
+    if args.save_weights:
+        encoders.check(args.clip or CLIP, "clip")
+        return encoders.save_weights(args.clip or CLIP, args.pretrained, args.save_weights)
+    r = training.Run(args.device, args.precision)
+    ready = prepare(args, r)
+    if r.main:
+        ready.summary()
+        ready.report_skipped()
+        print(f"next: python scene_aware_ae/train.py --dataset {ready.data.name}")
+    r.close()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,428 @@
+"""AED-MAE through its own scripts, in small; its input, pasting, threshold and live mode against plain loops."""
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from common import datasets, training
+from common.files import UserError, load_arrays
+from common.video import FrameCache, open_video
+from sdmae import live, pseudo, scoring
+from sdmae.frames import STEPS, Frames, gradient_of, image_of, noise_table, target_of
+from sdmae.model import SDMAE, error_maps, teacher_loss, token_weights
+from tests.helpers import ROOT, refused, save_frames, save_video, script, tiny_folder, walkers
+
+SMALL = ("--dataset", "folder", "--size", "small", "--image-size", "64x96", "--patch", "8", "--epochs", "4", "--batch-size", "8",
+         "--workers", "1", "--device", "cpu")
+
+
+def train(root, out, *more, **kwargs):
+    where = ("--data-root", root, "--cache", root.parent / "cache", "--out", out)
+    return script("sdmae/train.py", *SMALL, *where, *more, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    base = tmp_path_factory.mktemp("ein ordner für sdmae")
+    root = tiny_folder(base / "data")
+    np.save(root / "masks_b0.npy", 0)  # a stray file is nobody's business
+    (root / "masks").mkdir()
+    for i in range(2):
+        mask = np.zeros((24, 64, 96), bool)
+        mask[12:, 20:44, 40:54] = True
+        np.save(root / "masks" / f"b{i}.npy", mask)
+    return base, root, train(root, base / "run", "--monitor", "4", "--overlay")
+
+
+def small_net(**more):
+    torch.manual_seed(0)
+    return SDMAE(**{**scoring.SIZES["small"], "patch_size": 8, "image_size": (32, 64), **more}).eval()
+
+
+# -------------------------------------------------------------------------------------------------------- the commands
+
+def test_one_command_goes_from_videos_to_scores(trained):
+    base, root, done = trained
+    for text in ("pseudo anomalies", "micro AUC", "frame difference", "fastest box", "RBDC", "next:"):
+        assert text in done.stdout, done.stdout
+    report = json.loads((base / "run" / "strict" / "metrics.json").read_text())
+    assert 0 <= report["micro_auc"] <= 1 and report["patch"] == 8 and report["token_threshold"] > 0
+    lines = [json.loads(x) for x in (base / "run" / "log.jsonl").read_text().splitlines()]
+    assert [(x["stage"], x["epoch"]) for x in lines] == [("teacher", 1), ("teacher", 2), ("student", 3), ("student", 4)]
+    assert all("auc_every_4" in x and x["frames_per_second"] > 0 for x in lines)
+    for name in ("scores.npz", "roc.png", "curves/b0.png", "overlay/b1.mp4"):
+        assert (base / "run" / "strict" / name).stat().st_size > 500, name
+
+
+def test_official_filters_and_names_its_liberties(trained):
+    base, root, _ = trained
+    done = script("sdmae/eval.py", "--dataset", "folder", "--data-root", root, "--cache", base / "cache", "--checkpoint",
+                  base / "run" / "sdmae.pt", "--protocol", "official")
+    assert "aedmae:38:11" in done.stdout and "not published" in done.stdout
+    a, b = (load_arrays(base / "run" / p / "scores.npz", "scores") for p in ("strict", "official"))
+    assert all((a[k] == b[k]).all() for k in a)
+
+
+def test_the_student_phase_leaves_the_teacher_alone(trained, tmp_path):
+    base, root, _ = trained
+    train(root, tmp_path / "run", "--epochs", "2", "--student-from", "2")
+    half = training.load_checkpoint(tmp_path / "run" / "sdmae.pt")["model_state_dict"]
+    done = training.load_checkpoint(base / "run" / "sdmae.pt")["model_state_dict"]
+    for k in done:
+        same = torch.equal(half[k], done[k])
+        assert same != ("student" in k) or k.endswith("num_batches_tracked"), k
+
+
+def test_killed_and_started_again_ends_with_the_same_weights(trained, tmp_path):
+    base, root, _ = trained
+    flags = ("--data-root", str(root), "--cache", str(base / "cache"), "--out", str(tmp_path / "run"), "--save-minutes", "0")
+    process = subprocess.Popen([sys.executable, str(ROOT / "sdmae" / "train.py"), *SMALL, *flags], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    path, deadline = tmp_path / "run" / "sdmae.pt", time.time() + 200
+    while time.time() < deadline and process.poll() is None:
+        if path.exists() and (at := training.load_checkpoint(path)["at"])["epoch"] >= 2 and at["step"] >= 1:
+            break
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    state = training.load_checkpoint(path)
+    assert not state["done"]
+    done = script("sdmae/train.py", *SMALL, *flags)
+    assert "going on at epoch" in done.stdout
+    a, b = (training.load_checkpoint(p)["model_state_dict"] for p in (path, base / "run" / "sdmae.pt"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    refused(script("sdmae/train.py", *SMALL, *flags, "--lr", "0.5", check=False), "lr", "--out")
+
+
+def test_authors_two_files(trained, tmp_path):
+    base, root, _ = trained
+    weights = training.load_checkpoint(base / "run" / "sdmae.pt")["model_state_dict"]
+    teacher = {k: v * 0 if "student" in k else v for k, v in weights.items()}
+    torch.save({"model": {**teacher, "erosion.weight": torch.zeros(1), "dilation.weight": torch.zeros(1)}}, tmp_path / "teacher.pth")
+    torch.save({"model": {k: v if "student" in k else v * 0 for k, v in weights.items()}}, tmp_path / "student.pth")
+    with pytest.raises(UserError, match="does not fit"):  # this small network is not the published one
+        scoring.load_model(tmp_path / "teacher.pth", tmp_path / "student.pth", (32, 64))
+    full = SDMAE(patch_size=8, image_size=(32, 64))
+    state = full.state_dict()
+    torch.save({"model": {**{k: v * 0 if "student" in k else v for k, v in state.items()}, "erosion.weight": torch.zeros(1)}},
+               tmp_path / "t.pth")
+    torch.save({"model": {k: v if "student" in k else v * 0 for k, v in state.items()}}, tmp_path / "s.pth")
+    net, _ = scoring.load_model(tmp_path / "t.pth", tmp_path / "s.pth", (32, 64))
+    assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
+    done = script("sdmae/eval.py", "--dataset", "folder", "--data-root", root, "--cache", base / "cache", "--checkpoint",
+                  tmp_path / "t.pth", "--student", tmp_path / "s.pth", "--image-size", "32x64", "--out", tmp_path / "out")
+    assert "scoring training frames" in done.stdout and "micro AUC" in done.stdout
+    refused(script("sdmae/eval.py", "--dataset", "folder", "--data-root", root, "--checkpoint", base / "run" / "sdmae.pt",
+                   "--student", tmp_path / "s.pth", check=False), "--student")
+
+
+def test_benchmark(trained):
+    base, root, _ = trained
+    done = script("sdmae/eval.py", "--dataset", "folder", "--data-root", root, "--cache", base / "cache", "--image-size", "32x64",
+                  "--patch", "8", "--batch-size", "4", "--benchmark", "--device", "cpu")
+    for text in ("eager", "optimised", "bf16", "frame cache", "mp4", "peak memory", "GFLOP"):
+        assert text in done.stdout, done.stdout
+    differ = [float(x.split("differ by")[1]) for x in done.stdout.splitlines() if "differ by" in x and "fp32" in x]
+    assert len(differ) == 2 and max(differ) < 1e-3
+
+
+def test_preview_writes_a_contact_sheet(trained, tmp_path):
+    base, root, _ = trained
+    done = script("sdmae/preprocess.py", "--dataset", "folder", "--data-root", root, "--cache", base / "cache", "--image-size",
+                  "64x96", "--patch", "8", "--preview", "--out", tmp_path)
+    assert "next:" in done.stdout
+    image = cv2.imread(str(tmp_path / "pseudo_anomalies.png"))
+    assert image is not None and image.std() > 5
+
+
+# ---------------------------------------------------------------------------------------------------------- ugly input
+
+def test_ugly_input_is_refused_or_survived(trained, tmp_path):
+    base, root, _ = trained
+    common = ("--dataset", "folder", "--data-root", root, "--cache", tmp_path / "cache", "--out", tmp_path / "run")
+    refused(script("sdmae/train.py", *common, "--image-size", "big", check=False), "--image-size")
+    refused(script("sdmae/train.py", *common, "--student-from", "500", check=False), "--student-from")
+    refused(script("sdmae/train.py", *common, "--pseudo", "ubnormal", check=False), "ubnormal")
+    refused(script("sdmae/eval.py", *common[:6], "--checkpoint", tmp_path / "none.pt", check=False), "none.pt")
+    refused(script("sdmae/eval.py", "--video", "rtsp://127.0.0.1:9/x", "--checkpoint", base / "run" / "sdmae.pt", check=False),
+            "rtsp://127.0.0.1:9/x")
+
+
+def test_constant_videos_smaller_than_a_patch_and_of_one_frame(tmp_path):
+    root = tmp_path / "data"
+    save_frames(root / "train" / "grey", np.full((6, 5, 7, 1), 90, np.uint8))
+    save_frames(root / "test" / "grey", np.full((5, 5, 7, 1), 90, np.uint8))
+    save_frames(root / "test" / "one", np.full((1, 31, 33, 3), 90, np.uint8))
+    (root / "test" / "damaged").mkdir()
+    (root / "test" / "damaged" / "000.png").write_bytes(b"no image at all, but long enough")
+    done = train(root, tmp_path / "run", "--epochs", "2")
+    assert "nothing moves" in done.stdout and "no labels" in done.stdout and "damaged" in done.stdout
+    scores = load_arrays(tmp_path / "run" / "strict" / "scores.npz", "scores")
+    assert {k: len(v) for k, v in scores.items()} == {"grey": 5, "one": 1}
+    assert all(np.isfinite(v).all() for v in scores.values())
+
+
+# ------------------------------------------------------------------------------------------------------ input and model
+
+def cached(tmp_path, *videos, size=(32, 64)):
+    cache, out = FrameCache(tmp_path / "frames", size), []
+    for i, x in enumerate(videos):
+        out.append(open_video(save_frames(tmp_path / "source" / f"v{i}", x)))
+    cache.build(out, 1)
+    return [cache.frames(v) for v in out]
+
+
+def test_samples_equal_a_plain_loop(tmp_path):
+    arrays = cached(tmp_path, walkers(9, channels=3), walkers(2, channels=1), walkers(1, channels=1, seed=2))
+    frames = Frames(arrays)
+    assert len(frames) == 12 and frames.channels == 3
+    five = frames.get(np.arange(12))
+    n = 0
+    for a in arrays:
+        assert a.shape[1:3] == (32, 64)
+        for t in range(len(a)):
+            at = (lambda d: torch.from_numpy(np.repeat(a[t + d] if 0 <= t + d < len(a) else a[t], 3 // a.shape[3], axis=2)).float()
+                  .permute(2, 0, 1))
+            image = torch.cat([at(-3), at(0), at(3)]) / 127.5 - 1
+            assert torch.allclose(image_of(five[n:n + 1])[0], image, atol=1e-6)
+            assert torch.equal(gradient_of(five[n:n + 1])[0], (at(-1) - at(1)).abs())
+            target = target_of(five[n:n + 1])[0]
+            assert torch.allclose(target[:3], at(0) / 127.5 - 1, atol=1e-6) and (target[3] == -1).all()
+            n += 1
+    order = np.array([3, 0, 11, 9, 5])
+    parts = [b for _, b in frames.iterate(order, 2)]
+    assert torch.equal(torch.cat(parts), five[order])
+
+
+def test_scores_do_not_depend_on_the_batch(tmp_path):
+    arrays = cached(tmp_path, walkers(11, channels=1))
+    frames, r = Frames(arrays), training.Run("cpu", "fp32")
+    for draws in (1, 3):
+        scorer = scoring.Scorer(small_net(), scoring.rule_of("avenue"), r, draws=draws)
+        a = scoring.score(scorer, frames, np.arange(11), "", batch_size=11, quiet=True)
+        b = scoring.score(scorer, frames, np.arange(11)[::-1].copy(), "", batch_size=3, quiet=True)[::-1]
+        assert np.allclose(a, b, rtol=1e-4, atol=1e-7)
+    assert torch.equal(noise_table(32), noise_table(32)) and not torch.equal(noise_table(32), noise_table(32, draw=1))
+
+
+def test_folded_network_equals_the_trained_one():
+    net = small_net()
+    for m in net.modules():
+        if isinstance(m, torch.nn.BatchNorm2d):
+            m.running_mean.normal_(), m.running_var.uniform_(0.5, 2), m.weight.data.uniform_(0.5, 2), m.bias.data.normal_()
+    image, noise = torch.rand(3, 9, 32, 64) * 2 - 1, torch.rand(3, net.tokens)
+    with torch.inference_mode():
+        a, b, c = net(image, noise), net.folded()(image, noise), net.folded(torch.bfloat16)(image, noise)
+    for k in ("teacher", "student"):
+        assert torch.allclose(a[k], b[k], atol=1e-4), k
+        assert (a[k] - c[k].float()).abs().mean() < 0.05 * a[k].abs().mean(), k
+
+
+def test_weights_of_a_still_image_are_even():
+    target, gradient = torch.full((2, 4, 32, 64), -1.0), torch.zeros(2, 3, 32, 64)
+    assert torch.allclose(token_weights(gradient, target, 8), torch.full((2, 32), 1 / 32))
+    loss = teacher_loss(torch.zeros(2, 32, 256), target, gradient, 8)
+    assert abs(float(loss) - 2.0) < 1e-5  # squared error 1 everywhere, summed over two images
+
+
+# ---------------------------------------------------------------------------------------------------------- pseudo anomalies
+
+def test_pasted_objects_are_where_the_mask_says():
+    rng = np.random.default_rng(0)
+    found = [[(np.full((3, 64, 64), 250, np.uint8), np.full((1, 64, 64), 255, np.uint8), (8, 6), (20.0, 30.0 + t))
+              for t in range(pseudo.LENGTH)] for _ in range(3)]
+    bank = pseudo.bank_of(found, "self")
+    five = torch.full((40, 5, 3, 32, 64), 10, dtype=torch.uint8)
+    chosen = pseudo.choose(bank, 40, 0.5, (32, 64), rng)
+    seen, mask = pseudo.paste(five, bank, chosen, STEPS, pseudo.span_of(bank))
+    touched = torch.zeros(40, dtype=torch.bool)
+    touched[chosen["sample"]] = True
+    assert (five == 10).all() and 8 < int(touched.sum()) < 32
+    assert (seen[~touched] == 10).all() and (mask[~touched] == 0).all()
+    inside, outside = mask[touched, 0] > 0, seen[touched, 2, 0] == 10
+    assert (seen[touched, 2, 0][inside] > 120).all()             # the object's colour where the mask is
+    grown = torch.nn.functional.max_pool2d(inside.float()[:, None], 3, 1, 1)[:, 0] > 0
+    assert outside[~grown].all()                                 # untouched elsewhere
+    whole = [i for i in range(len(inside)) if not (inside[i][[0, -1]].any() or inside[i][:, [0, -1]].any())]
+    for i in whole:                                              # as large as chosen
+        area = 48 * float(chosen["grow"][i]) ** 2
+        assert 0.6 * area - 6 < int(inside[i].sum()) < 1.4 * area + 6
+    # the motion: speed factor times the object's own pixel per frame
+    for i in whole:
+        rows, columns = (torch.nonzero(seen[touched][i, k, 0] > 120).float().mean(0) for k in (1, 3))
+        moved = float((columns - rows).norm())
+        edge = (seen[touched][i][[1, 3], 0][:, [0, -1]] > 10).any() or (seen[touched][i][[1, 3], 0][:, :, [0, -1]] > 10).any()
+        assert edge or abs(moved - 2 * float(chosen["speed"][i])) < 1.0
+
+
+def test_moving_objects_are_cut_out(tmp_path):
+    arrays = cached(tmp_path, walkers(60, size=(64, 96), speed=1), size=(64, 96))
+    bank = pseudo.from_training(arrays, 8)
+    assert bank.source == "self" and len(bank) >= 3
+    assert bank.sizes.mean() > 8 and (bank.masks > 0).float().mean() > 0.5
+    speed = (bank.places[:, -1] - bank.places[:, 0]) / (pseudo.LENGTH - 1)
+    assert abs(float(speed[:, 1].median()) - 1) < 0.3 and abs(float(speed[:, 0].median())) < 0.3
+    assert pseudo.from_training([np.full((20, 32, 64, 1), 9, np.uint8)], 8) is None
+
+
+# ------------------------------------------------------------------------------------------------------------- UBnormal
+
+def make_ubnormal(root):
+    (root / "scripts").mkdir(parents=True)
+    lists = {"normal_training": ["normal_scene_1_scenario_1"], "abnormal_training": ["abnormal_scene_1_scenario_2"],
+             "normal_test": ["normal_scene_2_scenario_1"], "abnormal_test": ["abnormal_scene_2_scenario_10"]}
+    for k, names in lists.items():
+        (root / "scripts" / f"{k}_video_names.txt").write_text("\n".join(names) + "\n")
+        for name in names:
+            scene = root / f"Scene{name.split('_')[2]}"
+            save_video(scene / f"{name}.avi", walkers(12, size=(160, 320)))
+            if name.startswith("abnormal"):
+                notes = scene / f"{name}_annotations"
+                notes.mkdir()
+                (notes / f"{name}_tracks.txt").write_text("1.000e+00,2.000e+00,9.000e+00\n2,4,30\n")
+                for t in range(2, 12):
+                    ids = np.zeros((160, 320), np.uint8)
+                    ids[40:80, 20 + t:50 + t] = 1 if t < 10 else 0
+                    ids[100:120, 200:220] = 2 if t >= 4 else 0
+                    cv2.imwrite(str(notes / f"{name}_{t:04d}_gt.png"), ids)
+    return root
+
+
+def test_ubnormal_reader_and_its_objects(tmp_path):
+    data = datasets.find("UBnormal", make_ubnormal(tmp_path / "UBnormal"))
+    assert [v.name for v in data.train] == ["normal_scene_1_scenario_1"]
+    assert [v.name for v in data.test] == ["abnormal_scene_2_scenario_10", "normal_scene_2_scenario_1"]
+    assert [v.name for v in data.abnormal_train] == ["abnormal_scene_1_scenario_2"] and data.test[0].scene == "2"
+    assert data.labels(data.test[0], 12).tolist() == [0, 0] + [1] * 10  # a track that ends after the video is cut
+    assert data.labels(data.test[1], 12).sum() == 0
+    tracks = data.tracks(data.test[0])
+    assert tracks[0].tolist() == [1, 2, 22, 40, 51, 79] and (tracks[:, 0] == 2).sum() == 8
+    assert data.masks(data.test[0]).shape == (12, 160, 320) and data.masks(data.test[1]).sum() == 0
+    bank = pseudo.from_ubnormal(data, (160, 320), 3)
+    assert len(bank) == 1 and bank.source == "ubnormal" and bank.sizes[0, 0].tolist() == [40, 30]  # the 20 × 20 one is too small
+    assert (bank.crops[:, :, 0] == bank.crops[:, :, 2]).all()
+    (tmp_path / "UBnormal" / "scripts" / "normal_test_video_names.txt").unlink()
+    with pytest.raises(UserError, match="normal_test_video_names.txt"):
+        datasets.find("ubnormal", tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------------------------ live
+
+def watch(base, root, *more, **kwargs):
+    return script("sdmae/eval.py", "--dataset", "folder", "--data-root", root, "--cache", base / "cache", "--checkpoint",
+                  base / "run" / "sdmae.pt", *more, **kwargs)
+
+
+def test_own_video_scores_equal_those_of_the_dataset(trained, tmp_path):
+    base, root, _ = trained
+    done = watch(base, root, "--video", root / "test" / "b0", "--out", tmp_path, "--window", "0.001")
+    assert "0:00" not in done.stderr and "wrote" in done.stdout
+    table = list(csv.DictReader(open(tmp_path / "b0" / "scores.csv")))
+    wanted = load_arrays(base / "run" / "strict" / "scores.npz", "scores")["b0"]
+    assert np.allclose([float(x["score"]) for x in table], wanted, rtol=1e-3)
+    for name in ("events.csv", "overlay.mp4", "curve.png"):
+        assert (tmp_path / "b0" / name).stat().st_size > 50
+    capture, n = cv2.VideoCapture(str(tmp_path / "b0" / "overlay.mp4")), 0
+    while capture.read()[0]:
+        n += 1
+    assert n == 24
+
+
+def test_events_and_threshold(tmp_path):
+    said = []
+    with open(tmp_path / "e.csv", "w", newline="") as f:
+        events = live.Events(1.0, 4.0, f, said.append)
+        for t, s in enumerate([0, 2, 3, 0, 0, 2, 0, 0, 0, 0, 0, 5]):
+            events.add(t, s)
+        events.end()
+    table = list(csv.DictReader(open(tmp_path / "e.csv")))
+    assert [(x["start_frame"], x["end_frame"], x["peak_frame"]) for x in table] == [("1", "5", "2"), ("11", "11", "11")]
+    scores = np.random.default_rng(0).exponential(1.0, 200000)
+    level = live.calibrate(scores, 1.0, 25.0, 1)
+    assert abs(level - np.log(3600 * 25)) < 0.5  # exponential scores: P(x > level) is once in an hour of frames
+    assert live.calibrate(scores, 0.1, 25.0, 1) > level
+    assert np.allclose(live.moving_mean([1, 2, 3, 4], 2), [1, 1.5, 2.5, 3.5])
+
+
+class FakeCapture:
+    """A camera of ten frames at a time that is lost twice."""
+    opened = 0
+
+    def __init__(self, address):
+        FakeCapture.opened += 1
+        self.left, self.ok = 10, FakeCapture.opened != 2  # the first attempt to reconnect fails
+
+    def isOpened(self):
+        return self.ok
+
+    def get(self, key):
+        return 25.0
+
+    def read(self):
+        self.left -= 1
+        return (True, np.full((32, 64, 3), FakeCapture.opened, np.uint8)) if self.left >= 0 else (False, None)
+
+    def release(self):
+        pass
+
+
+def test_a_lost_stream_is_opened_again(monkeypatch):
+    FakeCapture.opened, said = 0, []
+    monkeypatch.setattr(live.cv2, "VideoCapture", FakeCapture)
+    stream, stop, got = live.Stream("rtsp://x/y", 0.01, said.append), threading.Event(), []
+    for segment, frame in stream.frames(stop):
+        got.append((segment, int(frame[0, 0, 0])))
+        if len(got) == 25:
+            stop.set()
+    assert sum("lost" in x for x in said) >= 2 and sum("back" in x for x in said) >= 2
+    assert [s for s, v in got if v == 1] == [0] * 10 and all(s > 0 for s, v in got if v > 1)
+
+
+def test_no_neighbours_across_a_gap():
+    window, got = live.Window((4, 8)), []
+    for t in range(5):
+        got += window.add(0, np.full((4, 8, 3), t, np.uint8))
+    for t in range(5, 14):
+        got += window.add(1, np.full((4, 8, 3), t, np.uint8))
+        assert len(window.kept) <= 7
+    got += window.flush()
+    assert [t for t, _, _ in got] == list(range(14))
+    for t, five, frame in got:
+        first, last = (0, 4) if t < 5 else (5, 13)
+        assert five[:, 0, 0, 0].tolist() == [t + d if first <= t + d <= last else t for d in STEPS] and frame[0, 0, 0] == t
+
+
+def test_ctrl_c_ends_with_everything_written(trained, tmp_path):
+    base, root, _ = trained
+    path = save_video(tmp_path / "long.avi", np.concatenate([walkers(24, seed=i) for i in range(400)]))
+    process = subprocess.Popen([sys.executable, str(ROOT / "sdmae" / "eval.py"), "--video", str(path), "--checkpoint",
+                                str(base / "run" / "sdmae.pt"), "--out", str(tmp_path / "out")], stdout=subprocess.PIPE, text=True,
+                               env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process.stdout.readline()  # it has begun
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    text = process.communicate(timeout=60)[0]
+    assert process.returncode == 0 and "stopped by Ctrl-C" in text, text
+    table = list(csv.DictReader(open(tmp_path / "out" / "long" / "scores.csv")))
+    assert 0 < len(table) < 9600 and [int(x["frame"]) for x in table] == list(range(len(table)))
+    assert (tmp_path / "out" / "long" / "overlay.mp4").stat().st_size > 1000 and not list((tmp_path / "out" / "long").glob(".*"))
+
+
+def test_boxes_of_maps_are_in_the_sources_pixels():
+    maps = np.zeros((2, 4, 8), np.float32)
+    maps[1, 1:3, 2:4] = 5
+    maps[1, 2, 3] = 7
+    assert scoring.boxes_of_maps(maps, 1.0, (40, 160)).tolist() == [[1, 40, 10, 79, 29, 7]]
+    net = small_net()
+    out = net(torch.rand(1, 9, 32, 64), torch.rand(1, 32))
+    a, b = error_maps(out, torch.rand(1, 4, 32, 64), 8)
+    assert a.shape == b.shape == (1, 32)
