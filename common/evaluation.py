@@ -28,6 +28,7 @@ class Protocol:
     skip: int = 0                       # frames left out at the start of every video
     liberties: list = field(default_factory=list)
     across: bool = False                # smooth all videos as one, in the order of their names
+    multiple: int = 1                   # frames after the last multiple of this are left out
     minmax: bool = False                # then scale every video's scores to [0, 1] by its own extremes
 
 
@@ -81,7 +82,7 @@ def measure(scores, labels, protocol):
     apply = smoothing.parse(protocol.smoothing)
     smoothed, out = {}, {}
     names = sorted(scores)
-    cut = {k: slice(min(protocol.skip, len(scores[k])), None) for k in names}
+    cut = {k: slice(min(protocol.skip, len(scores[k])), len(scores[k]) // protocol.multiple * protocol.multiple) for k in names}
     kept = [np.asarray(scores[k][cut[k]]) for k in names]
     if protocol.across:
         done = np.split(apply(np.concatenate(kept)), np.cumsum([len(s) for s in kept])[:-1])

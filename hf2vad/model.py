@@ -448,8 +448,8 @@ def fold(net):
             if isinstance(child, NormConv2d):
                 weight, bias = child.fused()
                 # without initial weights: drawing them would move the generator that training's dropout uses
-                conv = nn.utils.skip_init(nn.Conv2d, weight.shape[1], weight.shape[0], weight.shape[2], child.stride, child.padding,
-                                          device=weight.device)
+                conv = nn.utils.skip_init(nn.Conv2d, weight.shape[1], weight.shape[0], weight.shape[2], child.stride,
+                                          child.padding, device=weight.device)
                 conv.weight, conv.bias = nn.Parameter(weight.detach(), False), nn.Parameter(bias.detach(), False)
                 setattr(module, name, conv)
             elif isinstance(child, DoubleConv):

@@ -3,7 +3,6 @@
     encoder = make_encoder("ViT-L-14-quickgelu", "openai", "clip", run)
     encoder.encode(frames)        # uint8 [n, H, W, 3 or 1] of encoder.size -> float32 [n, encoder.width]
 """
-import hashlib
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -31,8 +30,8 @@ def check(name, preprocess):
         raise UserError(f"--preprocess {preprocess} is not known; choose one of {', '.join(PREPROCESS)}")
     import open_clip
     if name not in open_clip.list_models() and ":" not in name:
-        raise UserError(f"--clip {name} is not a model of open_clip {open_clip.__version__}; its list: python -c \"import open_clip; "
-                        "print(open_clip.list_models())\"")
+        raise UserError(f"--clip {name} is not a model of open_clip {open_clip.__version__}; its list: python -c \"import "
+                        "open_clip; print(open_clip.list_models())\"")
 
 
 class ClipEncoder:
@@ -48,8 +47,8 @@ class ClipEncoder:
             if Path(str(pretrained)).exists():
                 raise UserError(f"--pretrained {pretrained} does not fit --clip {name} ({first_line(e)})") from None
             raise UserError(
-                f"the weights {pretrained!r} of {name} are not on this machine and could not be downloaded ({type(e).__name__}). Where "
-                f"there is a network, run: python scene_aware_ae/preprocess.py --clip {name} --pretrained {pretrained} "
+                f"the weights {pretrained!r} of {name} are not on this machine and could not be downloaded ({type(e).__name__}). "
+                f"Where there is a network, run: python scene_aware_ae/preprocess.py --clip {name} --pretrained {pretrained} "
                 f"--save-weights {name}.pt — then copy the file here and give --pretrained {name}.pt; or take --clip {STAND_IN}"
             ) from None
         self.model = model

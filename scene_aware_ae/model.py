@@ -36,8 +36,10 @@ class SceneAwareAE(nn.Module):
                                         nn.Linear(hidden_dim, num_scenes))
 
     def forward(self, features):
-        """[N, T, D] -> {"recon": alike, "scene_feature": [N, D], "logits": [N, scenes]}, with "mean" and "log_variance" [N, T, latent]
-        of the variational variant."""
+        """[N, T, D] -> {"recon": alike, "scene_feature": [N, D], "logits": [N, scenes]}.
+
+        The variational variant adds "mean" and "log_variance" [N, T, latent].
+        """
         out = {}
         x = self.encoder(features + self.pos_embedding[:, :features.shape[1]])
         latent = self.proj_to_latent(x)

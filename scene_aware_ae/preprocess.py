@@ -1,9 +1,9 @@
-"""Encode every frame of a dataset's videos by a frozen encoder: one float16 .npy per video. train.py and eval.py run this where it is
-missing.
+"""Encode every frame of a dataset's videos by a frozen encoder: one float16 .npy per video. train.py and eval.py run this where
+it is missing.
 
     python scene_aware_ae/preprocess.py --dataset shanghaitech-sd --pretrained openai
     torchrun --nproc-per-node 8 scene_aware_ae/preprocess.py --dataset shanghaitech     # or --shard 0/8 … --shard 7/8
-    python scene_aware_ae/preprocess.py --pretrained openai --save-weights ViT-L-14-quickgelu.pt   # for a machine without a network
+    python scene_aware_ae/preprocess.py --pretrained openai --save-weights ViT-L-14-quickgelu.pt    # for a machine offline
 """
 import argparse
 import hashlib
@@ -30,11 +30,11 @@ AHEAD = 256                    # decoded frames that wait per video
 def add_data_flags(parser):
     datasets.add_flags(parser)
     g = parser.add_argument_group("features (defaults: as the checkpoint was trained, else the paper's)")
-    g.add_argument("--clip", default=None, help=f"an open_clip model, or {encoders.STAND_IN}, which needs no download (default: {CLIP}; "
-                   f"on demo {encoders.STAND_IN})")
-    g.add_argument("--pretrained", default=PRETRAINED, help="open_clip's name of the weights, or a local file (default: %(default)s)")
+    g.add_argument("--clip", default=None, help=f"an open_clip model, or {encoders.STAND_IN}, which needs no download "
+                   f"(default: {CLIP}; on demo {encoders.STAND_IN})")
+    g.add_argument("--pretrained", default=PRETRAINED, help="open_clip's name of weights, or a local file (default: %(default)s)")
     g.add_argument("--preprocess", choices=encoders.PREPROCESS, default=None,
-                   help="clip: as the model was trained; paper: whole frames, BGR, in [-1, 1], as the authors fed it (default: clip)")
+                   help="clip: as the model was trained; paper: whole frames, BGR, in [-1, 1], as the authors (default: clip)")
     g.add_argument("--encode-batch", type=int, default=64, help="frames encoded at once (default: %(default)s)")
     g.add_argument("--shard", default=None, metavar="I/N", help="encode only every N-th video, from number I (array jobs)")
     g.add_argument("--scenes", type=Path, default=None, help="csv with lines video,scene, instead of the reader's scenes")
@@ -164,7 +164,8 @@ class Prepared:
     def summary(self):
         for split in ("train", "test"):
             videos = getattr(self, split)
-            print(f"{split}: {len(videos)} videos of {len({v.scene for v in videos})} scenes, {sum(map(self.length, videos))} frames")
+            scenes, frames = len({v.scene for v in videos}), sum(map(self.length, videos))
+            print(f"{split}: {len(videos)} videos of {scenes} scenes, {frames} frames")
 
     def report_skipped(self):
         if self.skipped:
@@ -220,37 +221,46 @@ def make_encoder(args, data, folder, r, trained=None):
     else:
         encoder = encoders.ClipEncoder(name, args.pretrained, preprocess, r)
     if trained and trained["weights"] != encoder.hash:
-        raise UserError(f"the checkpoint was trained on features of {trained['encoder']} with other weights ({trained['weights']}, here "
-                        f"{encoder.hash}): give the same --clip and --pretrained"
+        raise UserError(f"the checkpoint was trained on features of {trained['encoder']} with other weights "
+                        f"({trained['weights']}, here {encoder.hash}): give the same --clip and --pretrained"
                         + (f", or the --cache that holds its stand-in (looked in {folder})" if name == encoders.STAND_IN else ""))
     if trained and trained["preprocess"] != encoder.describe()["preprocess"]:
         raise UserError(f"the checkpoint was trained on features with --preprocess {trained['preprocess']}, not {preprocess}")
     return encoder
 
 
-def prepare(args, r, splits=("train", "test"), data=None, trained=None, encoder=None, stand_in_folder=None):
+def folder_of(args, data):
+    place = hashlib.sha256(str(Path(data.root).resolve()).encode()).hexdigest()[:6]
+    return writable_folder(args.cache / f"{data.name}-{place}")
+
+
+def encoder_of(args, data, r, trained=None):
+    """The encoder of a dataset; under torchrun the first process trains a stand-in and the others wait."""
+    if not r.main:
+        r.barrier()
+    encoder = make_encoder(args, data, folder_of(args, data), r, trained)
+    if r.main:
+        r.barrier()
+    return encoder
+
+
+def prepare(args, r, splits=("train", "test"), data=None, trained=None, encoder=None, with_encoder=False):
     """Find the dataset and encode what is missing. Under torchrun every process encodes its share."""
     data = data or datasets.find(args.dataset, args.data_root, args.labels)
     if args.scenes:
         read_scenes(args.scenes, data)
-    place = hashlib.sha256(str(Path(data.root).resolve()).encode()).hexdigest()[:6]
-    folder = writable_folder(args.cache) / f"{data.name}-{place}"
-    writable_folder(folder)
-    if encoder is None:
-        if not r.main:
-            r.barrier()  # the first process trains a stand-in
-        encoder = make_encoder(args, data, stand_in_folder or folder, r, trained)
-        if r.main:
-            r.barrier()
-    features = Features(folder, encoder.describe())
+    encoder = encoder or encoder_of(args, data, r, trained)
+    features = Features(folder_of(args, data), encoder.describe())
     videos = [v for s in splits for v in getattr(data, s)]
     shard = shard_of(args, r)
     failed = dict(features.build(videos, encoder, r, shard, args.encode_batch, args.workers or training.cores()))
     r.barrier()
     usable = [v for v in videos if v.key not in failed and features.info(v) is not None]
     if videos and not usable and args.shard is None:
-        raise UserError(f"none of the {len(videos)} videos of {data.name} could be used; the first: {next(iter(failed.values()))}")
-    return Prepared(data, features, [v for v in usable if v.split == "train"], [v for v in usable if v.split == "test"], failed)
+        raise UserError(f"none of the {len(videos)} videos of {data.name} could be used; the first: "
+                        f"{next(iter(failed.values()))}")
+    ready = Prepared(data, features, [v for v in usable if v.split == "train"], [v for v in usable if v.split == "test"], failed)
+    return (ready, encoder) if with_encoder else ready
 
 
 def main(argv=None):

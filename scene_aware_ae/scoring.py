@@ -46,9 +46,9 @@ def args_of_weights(weights, num_heads):
     """The model's arguments from its weights; the number of heads is not among them."""
     depth = len({k.split(".")[2] for k in weights if k.startswith("encoder.layers.")})
     return dict(input_dim=weights["output_proj.weight"].shape[0], latent_dim=weights["proj_to_latent.weight"].shape[0],
-                hidden_dim=weights["encoder.layers.0.linear1.weight"].shape[0], num_scenes=weights["classifier.3.weight"].shape[0],
-                num_layers=depth, num_heads=num_heads, max_length=weights["pos_embedding"].shape[1],
-                variational="proj_to_log_variance.weight" in weights)
+                hidden_dim=weights["encoder.layers.0.linear1.weight"].shape[0],
+                num_scenes=weights["classifier.3.weight"].shape[0], num_layers=depth, num_heads=num_heads,
+                max_length=weights["pos_embedding"].shape[1], variational="proj_to_log_variance.weight" in weights)
 
 
 def load_model(path, num_heads=4):

@@ -107,7 +107,8 @@ def test_authors_two_files(trained, tmp_path):
     base, root, _ = trained
     weights = training.load_checkpoint(base / "run" / "sdmae.pt")["model_state_dict"]
     teacher = {k: v * 0 if "student" in k else v for k, v in weights.items()}
-    torch.save({"model": {**teacher, "erosion.weight": torch.zeros(1), "dilation.weight": torch.zeros(1)}}, tmp_path / "teacher.pth")
+    torch.save({"model": {**teacher, "erosion.weight": torch.zeros(1), "dilation.weight": torch.zeros(1)}},
+               tmp_path / "teacher.pth")
     torch.save({"model": {k: v if "student" in k else v * 0 for k, v in weights.items()}}, tmp_path / "student.pth")
     with pytest.raises(UserError, match="does not fit"):  # this small network is not the published one
         scoring.load_model(tmp_path / "teacher.pth", tmp_path / "student.pth", (32, 64))
@@ -190,8 +191,8 @@ def test_samples_equal_a_plain_loop(tmp_path):
     for a in arrays:
         assert a.shape[1:3] == (32, 64)
         for t in range(len(a)):
-            at = (lambda d: torch.from_numpy(np.repeat(a[t + d] if 0 <= t + d < len(a) else a[t], 3 // a.shape[3], axis=2)).float()
-                  .permute(2, 0, 1))
+            at = (lambda d: torch.from_numpy(np.repeat(a[t + d] if 0 <= t + d < len(a) else a[t], 3 // a.shape[3], axis=2))
+                  .float().permute(2, 0, 1))
             image = torch.cat([at(-3), at(0), at(3)]) / 127.5 - 1
             assert torch.allclose(image_of(five[n:n + 1])[0], image, atol=1e-6)
             assert torch.equal(gradient_of(five[n:n + 1])[0], (at(-1) - at(1)).abs())
@@ -405,8 +406,8 @@ def test_ctrl_c_ends_with_everything_written(trained, tmp_path):
     base, root, _ = trained
     path = save_video(tmp_path / "long.avi", np.concatenate([walkers(24, seed=i) for i in range(400)]))
     process = subprocess.Popen([sys.executable, str(ROOT / "sdmae" / "eval.py"), "--video", str(path), "--checkpoint",
-                                str(base / "run" / "sdmae.pt"), "--out", str(tmp_path / "out")], stdout=subprocess.PIPE, text=True,
-                               env={**os.environ, "OMP_NUM_THREADS": "1"})
+                                str(base / "run" / "sdmae.pt"), "--out", str(tmp_path / "out")],
+                               stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     process.stdout.readline()  # it has begun
     time.sleep(1.0)
     process.send_signal(signal.SIGINT)

@@ -1,0 +1,211 @@
+"""Score videos with a trained scene-aware autoencoder.
+
+    python scene_aware_ae/eval.py --dataset shanghaitech-sd --checkpoint runs/scene_aware_ae/shanghaitech-sd/scene_aware_ae.pt
+    python scene_aware_ae/eval.py --dataset shanghaitech-sd --checkpoint authors.pth --protocol official
+    python scene_aware_ae/eval.py --video my.mp4 --checkpoint runs/scene_aware_ae/folder/scene_aware_ae.pt
+"""
+import argparse
+import csv
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from common import datasets, evaluation, metrics, plots, smoothing, training  # noqa: E402
+from common.files import UserError, replacing, run, writable_folder  # noqa: E402
+from common.video import Decoder, FrameCache, open_video  # noqa: E402
+from scene_aware_ae import preprocess, scoring  # noqa: E402
+
+METHOD = "scene-aware AE"
+
+
+def add_eval_flags(parser):
+    g = parser.add_argument_group("scores")
+    g.add_argument("--protocol", choices=["strict", "official"], default="strict",
+                   help="strict: every frame, smoothing fixed beforehand; official: as the authors did (default: %(default)s)")
+    g.add_argument("--smoothing", default="gaussian:8", help="filter of frame scores under strict (default: %(default)s)")
+    g.add_argument("--tsne", action="store_true", help="also draw the scene features of training and test segments (t-SNE)")
+    g.add_argument("--overlay", action="store_true", help="also write an mp4 per video with the curve")
+
+
+def parse(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    preprocess.add_data_flags(parser)
+    training.add_flags(parser, out="the checkpoint's folder")
+    g = parser.add_argument_group("what to score")
+    g.add_argument("--checkpoint", "--ckpt_path", type=Path, default=None,
+                   help="our checkpoint or the authors' (default: runs/scene_aware_ae/<dataset>/scene_aware_ae.pt)")
+    g.add_argument("--video", type=Path, default=None, help="a video file or a folder of frames instead of the test set")
+    g.add_argument("--scene", default=None, help="with --video: the scene it shows, for the report of how alike they are")
+    g.add_argument("--benchmark", action="store_true", help="measure the speed of scoring and stop")
+    add_eval_flags(parser)
+    return parser.parse_args(argv)
+
+
+def best_sigma(scores, labels):
+    """The authors' choice on the test labels: the Gaussian of 0..19 over all videos as one that gives the highest micro AUC."""
+    names = sorted(scores)
+    s, y = (np.concatenate([x[k] for k in names]) for x in (scores, labels))
+    return max(range(20), key=lambda k: metrics.auc(y, smoothing.gaussian(s, k) if k else s))
+
+
+def protocol_of(args, scores, labels):
+    """official leaves the tails of videos out and picks its filter on the labels, where there are some."""
+    if args.protocol == "strict":
+        return evaluation.Protocol("strict", args.smoothing)
+    kept = {k: len(s) // scoring.LENGTH * scoring.LENGTH for k, s in scores.items()}
+    left = sum(len(s) - kept[k] for k, s in scores.items())
+    liberties = [f"the {left} frames after the last whole segments of their videos are left out",
+                 "smoothing runs across the borders of videos"]
+    sigma = 8
+    if labels:
+        sigma = best_sigma({k: s[:kept[k]] for k, s in scores.items()}, {k: y[:kept[k]] for k, y in labels.items()})
+        liberties.append(f"the filter's deviation, {sigma} frames, is the best of 0..19 on the test labels")
+    return evaluation.Protocol("official", f"gaussian:{sigma}" if sigma else "none", 0, liberties, across=True,
+                               multiple=scoring.LENGTH)
+
+
+def evaluate(args, ready, checkpoint, r):
+    """Score the test set, print and write the results. -> metrics (rank 0)."""
+    if not ready.test:
+        raise UserError(f"{ready.data.name} has no test videos under {ready.data.root}; score single ones with --video")
+    if not r.main:
+        return None
+    net, state = scoring.load_model(checkpoint)
+    net.eval().to(r.device)
+    folder = writable_folder(args.out or Path(checkpoint).parent)
+    scores, scene_features = {}, {}
+    for v in tqdm(ready.test, desc="score", unit="video", dynamic_ncols=True, mininterval=2):
+        scores[v.name], scene_features[v.name] = scoring.score_features(net, ready.features.array(v), r)
+    labels = evaluation.labels_of(scores, ready.data)
+    protocol, out = protocol_of(args, scores, labels), folder / args.protocol
+    report = evaluation.evaluate(
+        out, ready.data, scores, method=METHOD, protocol=protocol, baselines=baselines(args, ready),
+        extra={"checkpoint": str(checkpoint), "plan": state.get("plan"), "encoder": state.get("encoder"),
+               "scenes": state.get("scenes"), "training_seconds": state.get("seconds"), "skipped_videos": ready.skipped,
+               "peak_memory_mib": round(training.peak_memory())})
+    if args.tsne:
+        draw_tsne(net, ready, scene_features, labels, r, out / "tsne.png", f"{METHOD} · {ready.data.name} · mode "
+                  f"{(state.get('plan') or {}).get('mode', '?')}")
+        print(f"wrote {out}/tsne.png")
+    if args.overlay:
+        write_overlays(ready, scores, labels, protocol, out)
+    ready.report_skipped()
+    print("next: " + ("" if args.tsne else "add --tsne for a picture of the scenes; ")
+          + f"python scene_aware_ae/eval.py --video FILE --checkpoint {checkpoint} scores your own footage")
+    return report
+
+
+def baselines(args, ready):
+    from common import objects
+    cache = FrameCache(ready.features.folder.parent / "frames-small", (120, 180))
+    usable, _ = cache.build(ready.test, args.workers or training.cores())
+    return objects.frame_baselines(cache, usable, args.workers or training.cores()) if len(usable) == len(ready.test) else {}
+
+
+def draw_tsne(net, ready, test_features, labels, r, path, title, most=1500):
+    """Scene features in two dimensions: colours are scenes; abnormal test segments have a mark of their own."""
+    import matplotlib.pyplot as plt
+    from sklearn.manifold import TSNE
+    points, scenes, kinds = [], [], []
+    for v in ready.train:
+        f = scoring.score_features(net, ready.features.array(v), r)[1]
+        points.append(f), scenes.extend([v.scene] * len(f)), kinds.extend([0] * len(f))
+    for v in ready.test:
+        f, y = test_features[v.name], labels.get(v.name)
+        points.append(f), scenes.extend([v.scene] * len(f))
+        kinds.extend([1 + int(y is not None and y[a:b].any()) for a, b, _ in scoring.segments(ready.length(v))])
+    points, scenes, kinds = np.concatenate(points), np.array(scenes), np.array(kinds)
+    if len(points) < 5:
+        return
+    keep = np.sort(np.random.default_rng(0).permutation(len(points))[:most])
+    points, scenes, kinds = points[keep], scenes[keep], kinds[keep]
+    flat = TSNE(perplexity=min(30, (len(points) - 1) / 3), random_state=0).fit_transform(points)
+    figure, ax = plt.subplots(figsize=(7, 6), layout="constrained")
+    colours = plt.get_cmap("tab10" if len(set(scenes)) <= 10 else "tab20")
+    for i, scene in enumerate(sorted(set(scenes))):
+        for kind, mark, size, edge in ((0, ".", 14, "none"), (1, "o", 18, "white"), (2, "X", 46, "black")):
+            own = (scenes == scene) & (kinds == kind)
+            if own.any():
+                ax.scatter(*flat[own].T, marker=mark, s=size, color=colours(i % colours.N), linewidths=0.5,
+                           edgecolors=edge if mark != "." else None, alpha=0.95 if kind else 0.5,
+                           label=None if kind else scene or "scene")
+    ax.set(title=title + "\ndots: training, circles: normal test, crosses: abnormal test segments", xticks=[], yticks=[])
+    ax.legend(fontsize=8, frameon=False)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as tmp:
+        figure.savefig(tmp, format="png", dpi=110)
+    plt.close(figure)
+
+
+def write_overlays(ready, scores, labels, protocol, out):
+    apply = smoothing.parse(protocol.smoothing)
+    smoothed = {k: apply(s) for k, s in scores.items()}
+    top = max(float(s.max(initial=0)) for s in smoothed.values())
+    for v in tqdm(ready.test, desc="overlay", unit="video", dynamic_ncols=True):
+        own = smoothed[v.name]
+        plots.overlay(Decoder(v), np.zeros((0, 6), np.float32), own, labels.get(v.name),
+                      out / "overlay" / f"{evaluation.safe(v.name)}.mp4", ready.features.info(v)["fps"], (0, 1), (0.0, top))
+    print(f"wrote {len(ready.test)} videos into {out}/overlay")
+
+
+def score_video(args, net, state, r):
+    """One's own footage: scores.csv, curve.png, overlay.mp4, and which scene it resembles."""
+    video = open_video(args.video)
+    own = (state.get("encoder") or {}).get("encoder", "").startswith("none:")  # the stand-in lies beside its dataset's features
+    home = datasets.find(args.dataset, args.data_root, args.labels) if own else None
+    data = datasets.Dataset("video", video.path.resolve().parent, [], [video])
+    encoder = None
+    if home is not None:
+        encoder = preprocess.encoder_of(args, home, r, state.get("encoder"))
+    ready = preprocess.prepare(args, r, splits=("test",), data=data, trained=state.get("encoder"), encoder=encoder)
+    out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / evaluation.safe(video.name))
+    scores, features = scoring.score_features(net, ready.features.array(video), r)
+    smoothed, fps = smoothing.parse(args.smoothing)(scores), ready.features.info(video)["fps"]
+    with replacing(out / "scores.csv") as tmp, open(tmp, "w", newline="") as f:
+        table = csv.writer(f)
+        table.writerow(["frame", "seconds", "score", "smoothed"])
+        for t in range(len(scores)):
+            table.writerow([t, f"{t / fps:.3f}" if fps else "", f"{scores[t]:.6g}", f"{smoothed[t]:.6g}"])
+    plots.curve(scores, smoothed, None, f"{METHOD} · {video.name}", out / "curve.png")
+    plots.overlay(Decoder(video), np.zeros((0, 6), np.float32), smoothed, None, out / "overlay.mp4", fps, (0, 1),
+                  (0.0, float(smoothed.max(initial=1e-9))))
+    if state.get("scenes") and len(state["scenes"]) > 1:
+        import torch
+        with torch.inference_mode():
+            share = net.classifier(torch.from_numpy(features).to(r.device)).softmax(1).mean(0).cpu().numpy()
+        if (state.get("plan") or {}).get("mode") == 2:
+            best = int(share.argmax())
+            print(f"it looks like scene {state['scenes'][best]} ({100 * share[best]:.0f} %)"
+                  + (f", said to be {args.scene}" if args.scene else ""))
+    if args.scene and state.get("scenes") and args.scene not in state["scenes"]:
+        print(f"note: the model was not trained on scene {args.scene}; it knows {', '.join(state['scenes'])}")
+    print(f"{video.name}: {len(scores)} frames; highest score {scores.max():.4g} at frame {int(scores.argmax())}"
+          + (f" ({scores.argmax() / fps:.1f} s)" if fps else ""))
+    print(f"wrote {out}/scores.csv, curve.png, overlay.mp4")
+
+
+def main(argv=None):
+    args = parse(argv)
+    smoothing.parse(args.smoothing)
+    r = training.Run(args.device, args.precision)
+    name = datasets.canonical(args.dataset)
+    if args.benchmark:
+        from scene_aware_ae.benchmark import benchmark
+        benchmark(args, r)
+        return
+    args.checkpoint = args.checkpoint or Path("runs/scene_aware_ae") / name / "scene_aware_ae.pt"
+    net, state = scoring.load_model(args.checkpoint)  # a wrong file is refused before any work
+    if args.video:
+        score_video(args, net.eval().to(r.device), state, r)
+        return
+    ready = preprocess.prepare(args, r, splits=("train", "test") if args.tsne else ("test",), trained=state.get("encoder"))
+    evaluate(args, ready, args.checkpoint, r)
+    r.close()
+
+
+if __name__ == "__main__":
+    run(main)

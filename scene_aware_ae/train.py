@@ -1,0 +1,218 @@
+"""Train the scene-aware autoencoder on features of normal videos; encoding runs first where it is missing.
+
+    python scene_aware_ae/train.py --dataset demo                                   # a stand-in encoder, no download
+    python scene_aware_ae/train.py --dataset shanghaitech-sd --pretrained ViT-L-14-quickgelu.pt
+    python scene_aware_ae/train.py --dataset ped2 --mode 0                          # one scene: reconstruction alone
+"""
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from common import training  # noqa: E402
+from common.files import UserError, run, writable_folder  # noqa: E402
+from scene_aware_ae import preprocess, scoring  # noqa: E402
+from scene_aware_ae.model import SceneAwareAE, losses  # noqa: E402
+
+ITERATIONS, PER_SCENE, LR = 5000, 30, 1e-4
+HIDDEN = LATENT = 256
+
+
+def parse(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    preprocess.add_data_flags(parser)
+    training.add_flags(parser, out="runs/scene_aware_ae/<dataset>", epochs="not used: see --iterations",
+                       batch_size="not used: see --segments-per-scene", lr=LR)
+    g = parser.add_argument_group("method")
+    g.add_argument("--mode", "--training_mode", type=int, choices=[0, 1, 2], default=None,
+                   help="0: reconstruction; 1: and contrast between scenes; 2: and a classifier of scenes (default: 1; with one "
+                   "scene 0)")
+    g.add_argument("--iterations", type=int, default=ITERATIONS, help="training steps (default: %(default)s)")
+    g.add_argument("--segments-per-scene", type=int, default=PER_SCENE, help="in each step (default: %(default)s)")
+    g.add_argument("--variational", action="store_true", help="a variational autoencoder instead")
+    g.add_argument("--benchmark", action="store_true", help="measure the speed of training and scoring and stop")
+    from scene_aware_ae.eval import add_eval_flags
+    add_eval_flags(parser)
+    return parser.parse_args(argv)
+
+
+class Segments:
+    """Training features on the device, and where segments may start in each scene.
+
+    draw(rng) -> rows [scenes · n, LENGTH] of `features` [frames, D].
+    """
+
+    def __init__(self, ready, r, per_scene):
+        arrays = ready.arrays(ready.train)
+        self.scenes = sorted({v.scene for v in ready.train})
+        starts = {s: [] for s in self.scenes}
+        total = 0
+        for v, a in zip(ready.train, arrays):
+            if len(a) >= scoring.LENGTH:
+                starts[v.scene].append(np.arange(total, total + len(a) - scoring.LENGTH + 1))
+            total += len(a)
+        empty = [s for s in self.scenes if not starts[s]]
+        if empty:
+            raise UserError(f"scene {empty[0] or '(unnamed)'} has no training video of at least {scoring.LENGTH} frames")
+        self.starts, self.per_scene = [np.concatenate(starts[s]) for s in self.scenes], per_scene
+        size = sum(a.nbytes for a in arrays)
+        fits = r.device.type == "cpu" or size < 0.5 * torch.cuda.mem_get_info(r.device)[0]
+        whole = np.concatenate([np.asarray(a) for a in arrays])
+        self.features = torch.from_numpy(whole)
+        if fits:
+            self.features = self.features.to(r.device)
+        self.labels = torch.arange(len(self.scenes), device=r.device).repeat_interleave(per_scene)
+        self.around = np.arange(scoring.LENGTH)
+        self.device = r.device
+
+    def draw(self, rng):
+        first = np.concatenate([s[rng.integers(0, len(s), self.per_scene)] for s in self.starts])
+        rows = torch.from_numpy(first[:, None] + self.around).to(self.features.device, non_blocking=True)
+        return self.features[rows].to(self.device, non_blocking=True).float()
+
+
+class Trainer:
+    def __init__(self, plan, model_args, segments, r, path, identity):
+        self.plan, self.model_args, self.segments, self.run = plan, model_args, segments, r
+        self.path, self.identity = path, identity
+        training.seed_everything(plan["seed"])
+        self.net = SceneAwareAE(**model_args).to(r.device)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=plan["lr"], fused=True)
+        self.step, self.seconds, self.done, self.encoder = 0, 0.0, False, None
+
+    def save(self):
+        if self.run.main:
+            training.save_checkpoint(self.path, {
+                "method": "scene_aware_ae", "done": self.done, "model_args": self.model_args, "plan": self.plan,
+                "identity": self.identity, "model_state_dict": self.net.state_dict(), "optimizer": self.optimizer.state_dict(),
+                "step": self.step, "seconds": self.seconds, "rng": training.get_rng(), "scenes": self.segments.scenes,
+                "encoder": self.encoder})
+
+    def load(self):
+        if not self.path.exists():
+            return False
+        state = training.load_checkpoint(self.path, "scene_aware_ae")
+        for key, value in self.identity.items():
+            if state["identity"].get(key) != value:
+                raise UserError(f"{self.path} was trained with {key} = {state['identity'].get(key)}, now it is {value}: choose "
+                                "another --out, or start again with --no-resume")
+        self.net.load_state_dict(state["model_state_dict"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds, self.done = state["step"], state["seconds"], state["done"]
+        training.set_rng(state["rng"])
+        return True
+
+    def one(self, batch):
+        """One step on segments [N, LENGTH, D] -> losses, detached."""
+        with self.run.autocast():
+            out = self.net(batch)
+        parts = losses(out, batch, self.segments.labels, mode=self.plan["mode"])
+        self.optimizer.zero_grad(set_to_none=True)
+        parts["total"].backward()
+        self.run.average_gradients(list(self.net.parameters()))
+        self.optimizer.step()
+        return {k: v.detach() for k, v in parts.items()}
+
+    def train(self, args, log):
+        r, plan = self.run, self.plan
+        bar = tqdm(total=plan["iterations"], initial=self.step, desc="train", unit="step", disable=not r.main, dynamic_ncols=True,
+                   mininterval=1 if sys.stderr.isatty() else 15)
+        if args.compile:
+            self.net.compile()
+        self.net.train()
+        began = saved = time.perf_counter()
+        spent, waited, sums, count, last = self.seconds, 0.0, {}, 0, time.perf_counter()
+        while self.step < plan["iterations"]:
+            t = time.perf_counter()
+            batch = self.segments.draw(np.random.default_rng([plan["seed"], self.step, r.rank]))
+            waited += time.perf_counter() - t
+            for k, v in self.one(batch).items():
+                sums[k] = sums.get(k, 0.0) + v
+            self.step, count = self.step + 1, count + 1
+            bar.update()
+            if self.step % 100 == 0 or self.step == plan["iterations"]:
+                now = time.perf_counter()
+                self.seconds = spent + now - began
+                means = {k: float(v) / count for k, v in sums.items()}
+                training.check_finite(means["total"], f"near step {self.step}")
+                bar.set_postfix(loss=f"{means['total']:.4f}")
+                if r.main:
+                    log.write(stage="train", epoch=self.step, **means, seconds=self.seconds, waited_share=waited / (now - last),
+                              segments_per_second=count * len(self.segments.labels) / (now - last))
+                waited, sums, count, last = 0.0, {}, 0, now
+                if now - saved > args.save_minutes * 60:
+                    self.save()
+                    saved = now
+        bar.close()
+        self.done = True
+        self.save()
+
+
+def train(args, ready, encoder, r):
+    """-> path of the finished checkpoint."""
+    dataset = ready.data.name
+    folder = writable_folder(args.out or Path("runs/scene_aware_ae") / dataset)
+    if not ready.train:
+        raise UserError(f"{dataset} has no training videos under {ready.data.root}: put normal videos into train/")
+    if args.iterations < 1 or args.segments_per_scene < 1:
+        raise UserError("--iterations and --segments-per-scene must be at least 1")
+    if args.lr is not None and args.lr <= 0:
+        raise UserError("--lr must be above 0")
+    segments = Segments(ready, r, args.segments_per_scene)
+    scenes = len(segments.scenes)
+    mode = args.mode if args.mode is not None else (1 if scenes > 1 else 0)
+    if mode and scenes < 2:
+        raise UserError(f"--mode {mode} contrasts scenes, and {dataset} has one: use --mode 0, or name the scenes with "
+                        "--scenes FILE.csv (lines video,scene)")
+    if mode and args.segments_per_scene < 2:
+        raise UserError("--segments-per-scene must be at least 2 for a contrast within a scene")
+    plan = {"iterations": args.iterations, "segments_per_scene": args.segments_per_scene, "lr": args.lr or LR, "mode": mode,
+            "seed": args.seed}
+    model_args = dict(input_dim=encoder.width, hidden_dim=HIDDEN, latent_dim=LATENT, num_scenes=max(2, scenes),
+                      variational=args.variational)
+    identity = {"model_args": model_args, "dataset": dataset, "features": encoder.describe(), "frames": len(segments.features),
+                "precision": r.precision, "processes": r.world, **{k: v for k, v in plan.items() if k != "iterations"}}
+    trainer = Trainer(plan, model_args, segments, r, folder / "scene_aware_ae.pt", identity)
+    trainer.encoder = encoder.describe()
+    log = training.Log(folder / "log.jsonl")
+    resumed = trainer.load() if args.resume else False
+    if r.main and not resumed:
+        log.path.unlink(missing_ok=True)
+    r.say(f"{dataset}: {len(ready.train)} training videos of {scenes} scenes, {len(segments.features)} frames, mode {mode}"
+          f"{', variational' if args.variational else ''}, {r.device}, {r.precision}")
+    if trainer.step >= args.iterations:
+        r.say(f"{trainer.step} steps done before ({trainer.path})")
+        return trainer.path
+    if resumed:
+        r.say(f"going on at step {trainer.step + 1}")
+        if r.main:
+            log.drop_after("train", trainer.step)
+    trainer.train(args, log)
+    r.barrier()
+    return trainer.path
+
+
+def main(argv=None):
+    args = parse(argv)
+    began = time.time()
+    r = training.Run(args.device, args.precision)
+    if args.benchmark:
+        from scene_aware_ae.benchmark import benchmark
+        benchmark(args, r)
+        return
+    ready, encoder = preprocess.prepare(args, r, with_encoder=True)
+    checkpoint = train(args, ready, encoder, r)
+    r.say(f"trained in {(time.time() - began) / 60:.1f} min with everything before; checkpoint {checkpoint}")
+    from scene_aware_ae.eval import evaluate
+    evaluate(args, ready, checkpoint, r)
+    r.close()
+
+
+if __name__ == "__main__":
+    run(main)
