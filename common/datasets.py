@@ -6,23 +6,28 @@
     data.masks(video)                    # bool [T, H, W] or None
     data.tracks(video)                   # float32 [n, 6]: id, frame, x1, y1, x2, y2 (inclusive pixels) or None
 """
+import argparse
 import csv
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
-import numpy as np
-import scipy.io
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common.files import UserError, first_line, load_array, load_arrays
-from common.video import VIDEOS, Video, list_videos, natural
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
+import scipy.io  # noqa: E402
+
+from common.files import UserError, first_line, load_array, load_arrays, replacing, run  # noqa: E402
+from common.video import VIDEOS, Video, list_videos, natural  # noqa: E402
 
 ALIASES = {
     "ped1": ("ped1", "ucsdped1"),
     "ped2": ("ped2", "ucsdped2"),
     "avenue": ("avenue", "avenuedataset", "cuhkavenue", "avenuecuhk"),
     "shanghaitech": ("shanghaitech", "shanghai", "sht", "shanghaitechcampus"),
+    "shanghaitech-sd": ("shanghaitechsd", "shanghaisd", "shtsd", "shanghaitechscenedependent"),
     "ubnormal": ("ubnormal", "ubn"),
     "folder": ("folder",),
     "demo": ("demo",),
@@ -136,7 +141,8 @@ def find(name, data_root="data", labels=None):
     elif name == "ubnormal":
         data = ubnormal(data_root)
     else:
-        data = {"ped1": ucsd, "ped2": ucsd, "avenue": avenue, "shanghaitech": shanghaitech}[name](
+        data = {"ped1": ucsd, "ped2": ucsd, "avenue": avenue, "shanghaitech": shanghaitech,
+                "shanghaitech-sd": shanghaitech}[name](
             name, *locate(name, data_root))
     if labels:
         arrays = load_arrays(labels, "label file")
@@ -227,6 +233,39 @@ def search(root, pattern, depth=3):
                     following.append(x)
         level = following
     return hits
+
+
+def build_sd(listed, source, out):
+    """Build the folder of ShanghaiTech-SD, the scene-dependent split, by links into ShanghaiTech.
+
+    listed: a file with lines `training NAME` or `testing NAME`; source: ShanghaiTech's folder. -> number of videos.
+    """
+    data = find("shanghaitech", source)
+    known = {v.name: v for v in data.train + data.test}
+    try:
+        lines = [line.split() for line in Path(listed).read_text().splitlines() if line.strip() and not line.startswith("#")]
+    except OSError as e:
+        raise UserError(f"--build-sd {listed} cannot be read ({e.strerror})") from None
+    for line in lines:
+        if len(line) != 2 or line[0] not in ("training", "testing") or line[1] not in known:
+            raise UserError(f"--build-sd {listed}: {' '.join(line)!r} is not `training NAME` or `testing NAME` of a video in "
+                            f"{data.root}")
+    out = Path(out)
+    for split, name in lines:
+        video = known[name]
+        place = out / split / ("frames" if video.files else "videos") / video.path.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if not place.is_symlink():
+            place.symlink_to(video.path.resolve())
+        if split == "testing":
+            # a training video of ShanghaiTech is normal throughout
+            labels = data._arrays[name]() if name in data._arrays else np.zeros(video.expected_frames(), np.uint8)
+            masks = data._masks[name]() if name in data._masks else None
+            for folder_, array in (("test_frame_mask", labels), ("test_pixel_mask", masks)):
+                if array is not None:
+                    with replacing(out / folder_ / f"{name}.npy") as tmp:
+                        np.save(tmp, array)
+    return len(lines)
 
 
 # --------------------------------------------------------------------------------------------------------- readers
@@ -522,3 +561,16 @@ def any_masks(path):
         raise UserError(f"pixel mask {path} has no array called masks; it holds {', '.join(arrays) or 'nothing'}")
     return arrays["masks"] != 0
 
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description="Build the folder of ShanghaiTech-SD, a split by scenes, from ShanghaiTech.")
+    parser.add_argument("--build-sd", type=Path, required=True, metavar="LIST",
+                        help="file with lines `training NAME` or `testing NAME`, the split's videos")
+    parser.add_argument("--source", type=Path, required=True, help="folder of ShanghaiTech")
+    parser.add_argument("--out", type=Path, default=Path("data/shanghaitech-sd"), help="(default: %(default)s)")
+    args = parser.parse_args(argv)
+    print(f"{build_sd(args.build_sd, args.source, args.out)} videos are linked in {args.out}")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -148,8 +148,8 @@ class StandIn:
     name, preprocess, size = STAND_IN, "none", FrameAutoencoder.SIZE
     STEPS, BATCH, LR = 1500, 16, 2e-3
 
-    def __init__(self, path, r, videos=None, frames_of=None, seed=0):
-        self.run, self.net = r, FrameAutoencoder()
+    def __init__(self, path, r, videos=None, frames_of=None, seed=0, steps=STEPS):
+        self.run, self.net, self.steps = r, FrameAutoencoder(), steps
         if Path(path).exists():
             state = training.load_checkpoint(path, "scene_aware_ae")
             self.net.load_state_dict(state["encoder"])
@@ -174,10 +174,10 @@ class StandIn:
         middle = [np.median(a, axis=0).astype(np.float32) for a in small]
         net = self.net.to(self.run.device).train()
         optimizer = torch.optim.Adam(net.parameters(), lr=self.LR, fused=True)
-        bar = tqdm(range(self.STEPS), desc="train the stand-in encoder", unit="step", dynamic_ncols=True, mininterval=2)
+        bar = tqdm(range(self.steps), desc="train the stand-in encoder", unit="step", dynamic_ncols=True, mininterval=2)
         for step in bar:
             for group in optimizer.param_groups:
-                group["lr"] = self.LR * min(1.0, (self.STEPS - step) / (0.3 * self.STEPS))
+                group["lr"] = self.LR * min(1.0, (self.steps - step) / (0.3 * self.steps))
             picked = [(v, rng.integers(0, len(small[v]))) for v in rng.integers(0, len(small), self.BATCH)]
             frames = np.stack([small[v][t] for v, t in picked])
             weight = np.stack([np.abs(small[v][t] - middle[v]).max(-1) for v, t in picked])

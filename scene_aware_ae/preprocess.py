@@ -35,6 +35,8 @@ def add_data_flags(parser):
     g.add_argument("--pretrained", default=PRETRAINED, help="open_clip's name of weights, or a local file (default: %(default)s)")
     g.add_argument("--preprocess", choices=encoders.PREPROCESS, default=None,
                    help="clip: as the model was trained; paper: whole frames, BGR, in [-1, 1], as the authors (default: clip)")
+    g.add_argument("--stand-in-steps", type=int, default=encoders.StandIn.STEPS, help=f"training steps of {encoders.STAND_IN} "
+                   "(default: %(default)s)")
     g.add_argument("--encode-batch", type=int, default=64, help="frames encoded at once (default: %(default)s)")
     g.add_argument("--shard", default=None, metavar="I/N", help="encode only every N-th video, from number I (array jobs)")
     g.add_argument("--scenes", type=Path, default=None, help="csv with lines video,scene, instead of the reader's scenes")
@@ -217,7 +219,7 @@ def make_encoder(args, data, folder, r, trained=None):
 
         def frames_of(video):
             return [f for i, f in enumerate(Decoder(video)) if i < 3000]
-        encoder = encoders.StandIn(path, r, data.train or data.test, frames_of, args.seed)
+        encoder = encoders.StandIn(path, r, data.train or data.test, frames_of, args.seed, args.stand_in_steps)
     else:
         encoder = encoders.ClipEncoder(name, args.pretrained, preprocess, r)
     if trained and trained["weights"] != encoder.hash:
