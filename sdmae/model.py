@@ -87,8 +87,9 @@ class Attention(nn.Module):
         picture = rest.unflatten(1, grid).permute(0, 3, 1, 2)  # tokens are channels_last pictures already: nothing is copied
 
         def project(conv, linear):
-            y = conv(picture).permute(0, 2, 3, 1).flatten(1, 2)
-            y = linear(torch.cat([token, y], dim=1))
+            # linear before joining: the gradient of a part of a joined tensor is not contiguous, and batch norm is slow on it
+            y = linear(conv(picture).permute(0, 2, 3, 1).flatten(1, 2))
+            y = torch.cat([linear(token), y], dim=1)
             return y.view(n, length, self.heads, dim // self.heads).transpose(1, 2)
 
         q, k, v = (project(getattr(self, f"conv_proj_{i}"), getattr(self, f"proj_{i}")) for i in "qkv")
