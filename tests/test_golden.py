@@ -135,6 +135,47 @@ def scene_aware_ae(case, tmp_path, dtype):
     return {**got, **case.gradients(net, got["loss_mode2"])}
 
 
+def frd_uvad(case, tmp_path, dtype):
+    from frd_uvad import scoring
+    from frd_uvad.model import cumulative, joins_bank, losses
+    path = tmp_path / "published.pkl"
+    torch.save(case.state_dict(), path)
+    net, auxiliary = scoring.load_model(path, heads=case.config["heads"])[0].eval(), scoring.load_auxiliary(f"c2fpl:{path}")
+    net.to(dtype), auxiliary.net.to(dtype)
+    features = case.input("features", dtype)
+    out, aux = net(features), auxiliary.net(features)
+    plain = losses(out, aux[..., 0])
+    got = {"reconstruction": out["recon"], "error": out["error"], "threshold": plain["threshold"],
+           "pseudo_labels_reconstruction": losses(out)["pseudo"], "scorer": out["score"], "auxiliary_score": aux,
+           "cumulative_score": cumulative(out["score"]), "pseudo_labels": plain["pseudo"],
+           "loss_reconstruction": plain["reconstruction"], "loss_scorer": plain["scorer"],
+           "eval_score": scoring.clip_scores(net, features[:, :, :1])}
+    for name in ("bank", "bank_like"):
+        bank = case.input(name, dtype)
+        step = losses(out, aux[..., 0], net.error(bank))
+        got.update({f"{name}.loss_{k}": step[k] for k in ("reconstruction", "disruption", "scorer")})
+        for kind in ("weak", "strong"):
+            joins = joins_bank(step["pseudo"], out["score"][..., 0], kind[0] + "lab", case.config["delta"])
+            got.update({f"{name}.{kind}.size": np.float32(len(bank) + int(joins.sum())),
+                        f"{name}.{kind}.loss_disruption": step["disruption"],
+                        f"{name}.{kind}.added_mean": features[joins].mean() if joins.any() else np.float32(0)})
+    return {**got, **case.gradients(net, plain["reconstruction"] + plain["scorer"])}
+
+
+def svmae(case, tmp_path, dtype):
+    from frd_uvad.svmae.detector import Detector, losses
+    c = case.config
+    net = Detector(**{k: c[k] for k in ("feature_size", "text_dim", "fusion", "feature_group", "aggregate_text")})
+    net.load_state_dict(case.state_dict())
+    net.eval().to(dtype)
+    out = net(case.input("visual", dtype), case.input("text", dtype))
+    parts = losses(out, top_k=c["top_k"], margin=c["margin"], alpha=c["alpha"])
+    video = net(case.input("visual_video", dtype), case.input("text_video", dtype))
+    got = {"scores": out["scores"], "magnitudes": out["magnitudes"], "video.scores": video["scores"],
+           **{k: v for k, v in parts.items() if "_" in k}, **{f"loss_{k}": parts[k] for k in ("rtfm", "smooth", "sparsity")}}
+    return {**got, **case.gradients(net, parts["total"])}
+
+
 def metrics_case(case, tmp_path, dtype):
     """Smoothed scores and measures; names of filters and measures are parsed, not listed."""
     scores, labels = [], []
@@ -180,7 +221,8 @@ def metrics_case(case, tmp_path, dtype):
     return out
 
 
-ADAPTERS = {"hf2vad": hf2vad, "spr_uvad": spr_uvad, "sdmae": sdmae, "scene_aware_ae": scene_aware_ae, "metrics": metrics_case}
+ADAPTERS = {"hf2vad": hf2vad, "spr_uvad": spr_uvad, "sdmae": sdmae, "scene_aware_ae": scene_aware_ae, "frd_uvad": frd_uvad,
+            "svmae": svmae, "metrics": metrics_case}
 
 
 def deviation(case, name, value):

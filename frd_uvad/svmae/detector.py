@@ -1,0 +1,150 @@
+"""The weakly supervised detector of SVMAE: multi-scale temporal network, fusion with text, RTFM losses. Imports torch alone.
+
+Parameter names are the published ones.
+
+    net = Detector(feature_size=1536, text_dim=768, fusion="concat", feature_group="both")
+    out = net(visual, text)                 # [B, crops, T, 1536], [B, crops, T, 768] -> scores [B, T, 1]
+    losses(out)["total"]                    # the first half of the bags is normal, the second abnormal
+"""
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+FUSIONS = ("concat", "add", "product", "add_up")
+
+
+class NonLocal(nn.Module):
+    """Dot-product attention over time, divided by the number of segments. [N, C, T] -> alike"""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.g, self.theta, self.phi = (nn.Conv1d(dim, dim // 2, 1) for _ in range(3))
+        self.W = nn.Sequential(nn.Conv1d(dim // 2, dim, 1), nn.BatchNorm1d(dim))
+        nn.init.zeros_(self.W[1].weight)
+        nn.init.zeros_(self.W[1].bias)
+
+    def forward(self, x):
+        attention = self.theta(x).transpose(1, 2) @ self.phi(x) / x.shape[2]     # [N, T, T]
+        return self.W((attention @ self.g(x).transpose(1, 2)).transpose(1, 2)) + x
+
+
+class Aggregate(nn.Module):
+    """Multi-scale temporal network (Tian et al., ICCV 2021). [N, T, C] -> alike"""
+
+    def __init__(self, dim):
+        super().__init__()
+        quarter = dim // 4
+
+        def dilated(step):
+            return nn.Sequential(nn.Conv1d(dim, quarter, 3, padding=step, dilation=step), nn.ReLU(), nn.BatchNorm1d(quarter))
+        self.conv_1, self.conv_2, self.conv_3 = dilated(1), dilated(2), dilated(4)
+        self.conv_4 = nn.Sequential(nn.Conv1d(dim, quarter, 1, bias=False), nn.ReLU())
+        self.non_local = NonLocal(quarter)
+        self.conv_5 = nn.Sequential(nn.Conv1d(dim, dim, 3, padding=1, bias=False), nn.ReLU(), nn.BatchNorm1d(dim))
+
+    def forward(self, x):
+        x = x.transpose(1, 2)
+        scales = [self.conv_1(x), self.conv_2(x), self.conv_3(x), self.non_local(self.conv_4(x))]
+        return (self.conv_5(torch.cat(scales, dim=1)) + x).transpose(1, 2)
+
+
+def fit_length(text, length):
+    """Text rows cut, or their last row repeated, to the number of visual ones. [N, T', C] -> [N, length, C]"""
+    if text.shape[1] >= length:
+        return text[:, :length]
+    return torch.cat([text, text[:, -1:].expand(-1, length - text.shape[1], -1)], dim=1)
+
+
+class Detector(nn.Module):
+    """Scores of a video's segments from visual features and, with feature_group `both`, text features.
+
+    forward: visual [B, crops, T, C], text [B, crops, T, D] or None -> {"scores": [B, T, 1], "magnitudes": [B, T],
+    "features": [crops, B, T, width]}.
+    """
+
+    def __init__(self, *, feature_size=1536, text_dim=768, fusion="concat", feature_group="both", aggregate_text=True,
+                 dropout=0.7):
+        super().__init__()
+        if fusion not in FUSIONS:
+            raise ValueError(f"fusion {fusion!r}: expected one of {', '.join(FUSIONS)}")
+        if feature_group not in ("both", "vis", "text"):
+            raise ValueError(f"feature_group {feature_group!r}: expected both, vis or text")
+        self.fusion, self.group = fusion, feature_group
+        if feature_group != "text":
+            self.Aggregate = Aggregate(feature_size)
+        if feature_group != "vis" or aggregate_text:  # published files hold it in any case
+            self.Aggregate_text = Aggregate(text_dim) if aggregate_text else None
+        if feature_group == "both" and fusion in ("add", "product"):
+            self.fc0 = nn.Linear(feature_size, text_dim)
+            width = text_dim
+        elif feature_group == "both":
+            width = feature_size + text_dim
+            if fusion == "add_up":
+                self.fc_vis, self.fc_text = nn.Linear(feature_size, width), nn.Linear(text_dim, width)
+        else:
+            width = feature_size if feature_group == "vis" else text_dim
+        self.fc1, self.fc2, self.fc3 = nn.Linear(width, 512), nn.Linear(512, 128), nn.Linear(128, 1)
+        self.dropout = nn.Dropout(dropout)
+        for m in self.modules():
+            if isinstance(m, nn.Linear):
+                nn.init.xavier_uniform_(m.weight)
+                nn.init.zeros_(m.bias)
+
+    def fuse(self, visual, text):
+        """[N, T, C], [N, T, D] -> [N, T, width]"""
+        if text is None or visual is None:
+            return visual if text is None else text
+        if self.fusion == "concat":
+            return torch.cat([visual, text], dim=2)
+        if self.fusion == "add_up":
+            return F.relu(self.fc_vis(visual)) + F.relu(self.fc_text(text))
+        visual = self.fc0(visual)
+        return visual + text if self.fusion == "add" else visual * text
+
+    def forward(self, visual, text=None):
+        b, crops, length, _ = visual.shape
+        v = self.dropout(self.Aggregate(visual.flatten(0, 1))) if self.group != "text" else None
+        t = None
+        if self.group != "vis":
+            t = text.flatten(0, 1)
+            t = fit_length(self.Aggregate_text(t) if self.Aggregate_text is not None else t, length)
+            t = self.dropout(t)
+        x = self.fuse(v, t)
+        h = self.dropout(F.relu(self.fc1(x)))
+        h = self.dropout(F.relu(self.fc2(h)))
+        scores = torch.sigmoid(self.fc3(h)).view(b, crops, length, 1).mean(1)
+        features = x.view(b, crops, length, -1).transpose(0, 1)
+        return {"scores": scores, "magnitudes": features.norm(dim=3).mean(0), "features": features}
+
+
+def select(out, bags, top_k, dropout=0.0):
+    """The top_k segments by feature magnitude of the bags in a slice.
+
+    -> their features [crops · bags, top_k, width] (crops outermost), mean score [bags, 1]. dropout hides segments in training.
+    """
+    magnitudes = out["magnitudes"][bags]
+    if dropout:
+        magnitudes = magnitudes * F.dropout(torch.ones_like(magnitudes), dropout)
+    index = magnitudes.topk(top_k, dim=1).indices                                   # [bags, k]
+    features = out["features"][:, bags]
+    picked = features.gather(2, index[None, :, :, None].expand(len(features), -1, -1, features.shape[3])).flatten(0, 1)
+    return picked, out["scores"][bags].gather(1, index[:, :, None]).mean(1)
+
+
+def losses(out, *, top_k=3, margin=100.0, alpha=1e-4, smooth=8e-4, sparse=8e-3, dropout=0.0):
+    """RTFM's losses; the first half of the bags is normal, the second abnormal.
+
+    -> {"total", "rtfm", "smooth", "sparsity"} and the selected features and scores.
+    """
+    half = len(out["scores"]) // 2
+    normal, normal_score = select(out, slice(0, half), top_k, dropout)
+    abnormal, abnormal_score = select(out, slice(half, None), top_k, dropout)
+    score = torch.cat([normal_score, abnormal_score])[:, 0]
+    label = torch.cat([torch.zeros(half), torch.ones(len(score) - half)]).to(score)
+    far = (margin - abnormal.mean(1).norm(dim=1)).abs()
+    near = normal.mean(1).norm(dim=1)
+    rtfm = F.binary_cross_entropy(score, label) + alpha * (far + near).pow(2).mean()
+    own = out["scores"][half:].flatten()  # of all abnormal bags in a row, as published: the norm and one difference span bags
+    parts = {"rtfm": rtfm, "smooth": smooth * (own[1:] - own[:-1]).pow(2).sum(), "sparsity": sparse * own.norm()}
+    return {"total": sum(parts.values()), **parts, "feat_normal": normal, "feat_abnormal": abnormal, "score_normal": normal_score,
+            "score_abnormal": abnormal_score}
