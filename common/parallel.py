@@ -80,3 +80,16 @@ def map_videos(function, jobs, *, workers, total, label, unit="frame"):
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
     return [r for r, _ in outcomes], [(i, e) for i, (_, e) in enumerate(outcomes) if e]
+
+
+def shard_of(text, r):
+    """--shard I/N, or the process's place among torchrun's -> (first, step) of its share of the videos."""
+    if text is None:
+        return r.rank, r.world
+    try:
+        first, count = (int(x) for x in text.split("/"))
+    except ValueError:
+        first, count = 0, 0
+    if not 0 <= first < count:
+        raise UserError(f"--shard {text}: expected I/N with 0 <= I < N")
+    return first, count

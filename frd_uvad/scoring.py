@@ -35,13 +35,13 @@ def load_model(path, heads=16):
     if "scorer.fc1.weight" not in weights:
         raise UserError(f"checkpoint {path} is not of this method: it has no scorer.fc1.weight")
     blocks = {k.split(".")[2] for k in weights if k.startswith("decoder.decoder_blocks.")}
-    args = state.get("model_args") or dict(feature_size=weights["scorer.fc1.weight"].shape[1], num_blocks=len(blocks),
-                                           heads=heads)
     own = {k: v for k, v in weights.items() if k.startswith(("decoder.", "AE.", "scorer."))}
     try:
+        args = state.get("model_args") or dict(feature_size=weights["scorer.fc1.weight"].shape[1], num_blocks=len(blocks),
+                                               heads=heads)
         net = FRD(**args)
         missing, unknown = net.load_state_dict(own, strict=False)
-    except (RuntimeError, ValueError, TypeError) as e:
+    except (RuntimeError, ValueError, TypeError, IndexError) as e:
         raise UserError(f"checkpoint {path} does not fit this model ({first_line(e)}…)") from None
     lost = [k for k in missing if k.startswith("scorer.") or (blocks and k.startswith("decoder."))]
     if lost or unknown:

@@ -19,6 +19,7 @@ from tqdm import tqdm  # noqa: E402
 
 from common import datasets, training  # noqa: E402
 from common.files import UserError, first_line, run, writable_folder  # noqa: E402
+from common.parallel import shard_of  # noqa: E402
 from common.video import Decoder, VideoFiles  # noqa: E402
 from scene_aware_ae import encoder as encoders  # noqa: E402
 
@@ -176,19 +177,6 @@ class Prepared:
                 print(f"  {name}: {why}")
 
 
-def shard_of(args, r):
-    """-> (first, step) of this process's share of the videos."""
-    if args.shard is None:
-        return r.rank, r.world
-    try:
-        first, count = (int(x) for x in args.shard.split("/"))
-    except ValueError:
-        first, count = 0, 0
-    if not 0 <= first < count:
-        raise UserError(f"--shard {args.shard}: expected I/N with 0 <= I < N")
-    return first, count
-
-
 def read_scenes(path, data):
     """Replace the reader's scenes by those of a csv with lines video,scene."""
     import csv
@@ -254,7 +242,7 @@ def prepare(args, r, splits=("train", "test"), data=None, trained=None, encoder=
     encoder = encoder or encoder_of(args, data, r, trained)
     features = Features(folder_of(args, data), encoder.describe())
     videos = [v for s in splits for v in getattr(data, s)]
-    shard = shard_of(args, r)
+    shard = shard_of(args.shard, r)
     failed = dict(features.build(videos, encoder, r, shard, args.encode_batch, args.workers or training.cores()))
     r.barrier()
     usable = [v for v in videos if v.key not in failed and features.info(v) is not None]

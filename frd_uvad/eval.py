@@ -1,0 +1,165 @@
+"""Score clip features with a trained FRD-UVAD: the scorer alone runs.
+
+    python frd_uvad/eval.py --dataset demo --checkpoint runs/frd_uvad/demo/frd.pt
+    python frd_uvad/eval.py --dataset_name ucfcrime --features data/UCF-Crime --ckpt_path authors.pkl --protocol official
+"""
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from common import evaluation, metrics, smoothing, training  # noqa: E402
+from common.features import canonical_features  # noqa: E402
+from common.files import UserError, replacing, run, writable_folder, write_json  # noqa: E402
+from frd_uvad import preprocess, scoring  # noqa: E402
+
+BATCH = 128                    # clips by which the published evaluation parts normal from abnormal videos
+
+
+def add_eval_flags(parser):
+    g = parser.add_argument_group("scores")
+    g.add_argument("--protocol", choices=["strict", "official"], default="strict",
+                   help="official also prints the published measures, which take batches of 128 clips for videos (default: %(default)s)")
+    g.add_argument("--smoothing", default="none", help="filter of frame scores (default: %(default)s)")
+
+
+def parse(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    preprocess.add_data_flags(parser)
+    training.add_flags(parser, out="the checkpoint's folder")
+    parser.add_argument("--checkpoint", "--ckpt_path", type=Path, default=None,
+                        help="our checkpoint or the authors' (default: runs/frd_uvad/<dataset>/frd.pt)")
+    add_eval_flags(parser)
+    return parser.parse_args(argv)
+
+
+def score(net, video, r, batch_size=1024):
+    """Scores of a video's clips, float32 [clips], and reconstruction errors [clips] of single clips where there is a decoder."""
+    scores, errors = [], []
+    array = video.array
+    for i in range(0, len(array), batch_size):
+        x = torch.from_numpy(np.array(array[i:i + batch_size])).to(r.device).float().unsqueeze(2)
+        if not torch.isfinite(x).all():
+            raise UserError(f"features of video {video.name} ({video.path}) hold NaN or infinite numbers: encode it again, or take it "
+                            "away")
+        with r.autocast():
+            scores.append(scoring.clip_scores(net, x)[:, 0].float().cpu().numpy())
+            with torch.inference_mode():
+                errors.append(net.error(x)[:, 0].float().cpu().numpy())
+    return np.concatenate(scores), np.concatenate(errors)
+
+
+def stretch(clips, frames):
+    """One score per clip -> one per frame: repeated, cut or filled up with the last one."""
+    out = np.repeat(clips, scoring.CLIP)
+    return np.pad(out, (0, max(0, frames - len(out))), mode="edge")[:frames]
+
+
+def published_measures(scores, labels):
+    """Of the authors' code: a batch of 128 clips counts as an abnormal video when it holds an abnormal frame."""
+    s, y = (np.concatenate([x[k] for k in sorted(scores)]) for x in (scores, labels))
+    size = BATCH * scoring.CLIP
+    parts = [slice(i, i + size) for i in range(0, len(y), size)]
+    own = [p for p in parts if y[p].any()]
+    if not own:
+        return {}
+    sa, ya = np.concatenate([s[p] for p in own]), np.concatenate([y[p] for p in own])
+    out = {}
+    try:
+        out["auc_abnormal_batches"] = metrics.auc(ya, sa)
+        out["far_abnormal_batches"] = metrics.false_alarm_rate(ya, sa, 0.5)
+    except ValueError:
+        pass
+    return out
+
+
+def evaluate(args, data, checkpoint, r, skipped=()):
+    """Score the test videos, print and write the results. -> metrics (rank 0)."""
+    if not r.main:
+        return None
+    videos = data.test or data.train
+    net, state = scoring.load_model(checkpoint)
+    if net.scorer.fc1.in_features != data.width:
+        raise UserError(f"checkpoint {checkpoint} is for features of width {net.scorer.fc1.in_features}, these have {data.width}")
+    net.eval().to(r.device)
+    folder = writable_folder(args.out or Path(checkpoint).parent)
+    dataset = data.as_dataset()
+    scores, errors = {}, {}
+    for v in tqdm(videos, desc="score", unit="video", dynamic_ncols=True, mininterval=2):
+        s, e = score(net, v, r)
+        labels = data.labels(v) if data.has_labels and data.test else None
+        frames = len(labels) if labels is not None else len(v) * scoring.CLIP
+        scores[v.name], errors[v.name] = stretch(s, frames), stretch(e, frames)
+    if not data.test:
+        from common.video import Video
+        dataset.test = [Video(v.name, v.path or data.root) for v in videos]
+    labels = evaluation.labels_of(scores, dataset)
+    extra = {"checkpoint": str(checkpoint), "plan": state.get("plan"), "seed": state.get("identity", {}).get("seed"),
+             "auxiliary": state.get("identity", {}).get("auxiliary"), "training_seconds": state.get("seconds"),
+             "skipped_videos": dict(skipped), "peak_memory_mib": round(training.peak_memory())}
+    liberties = []
+    if labels:
+        abnormal = [k for k in labels if labels[k].any()]
+        apply = smoothing.parse(args.smoothing)
+        if abnormal and any((labels[k] == 0).any() for k in abnormal):
+            extra["far_at_0.5_abnormal_videos"] = metrics.false_alarm_rate(
+                np.concatenate([labels[k] for k in abnormal]), np.concatenate([apply(scores[k]) for k in abnormal]), 0.5)
+        if args.protocol == "official":
+            extra.update(published_measures(scores, labels))
+            liberties.append("the published AUC and false-alarm rate of abnormal videos take batches of 128 clips for videos; both are "
+                             "printed below the table")
+    out = folder / args.protocol
+    recon = {"reconstruction error": errors} if state.get("scorer_alone") is False else {}
+    report = evaluation.evaluate(out, dataset, scores, method="FRD-UVAD", protocol=evaluation.Protocol(args.protocol, args.smoothing,
+                                 0, liberties), baselines=recon, extra=extra)
+    if "far_at_0.5_abnormal_videos" in extra:
+        print(f"false alarms at 0.5 in abnormal videos: {100 * extra['far_at_0.5_abnormal_videos']:.2f} %")
+    if "auc_abnormal_batches" in extra:
+        print(f"as published, by batches of {BATCH} clips: AUC {100 * extra['auc_abnormal_batches']:.2f}, false alarms "
+              f"{100 * extra['far_abnormal_batches']:.2f} %")
+    write_json(out / "clip_scores.json", {v.name: [round(float(x), 5) for x in scores[v.name][::scoring.CLIP]] for v in videos})
+    for name, why in dict(skipped).items():
+        print(f"skipped {name}: {why}")
+    print(f"next: python frd_uvad/train.py --dataset {args.dataset} --auxiliary frd:{checkpoint} --out {folder}-2 trains a second round")
+    return report
+
+
+def plot_pseudo_labels(log, path):
+    """Precision and recall of pseudo labels over the epochs."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    lines = [json.loads(x) for x in Path(log).read_text().splitlines()]
+    lines = [x for x in lines if "pseudo_precision" in x]
+    if not lines:
+        return
+    figure, ax = plt.subplots(figsize=(6, 3), layout="constrained")
+    for key, label in (("pseudo_precision", "precision"), ("pseudo_recall", "recall"), ("pseudo_share", "share of clips labelled")):
+        ax.plot([x["epoch"] for x in lines], [x[key] for x in lines], marker="o", label=label)
+    ax.set(xlabel="epoch", ylim=(0, 1.02), title="pseudo labels of test clips (true labels serve this plot alone)")
+    ax.legend(fontsize=8, frameon=False)
+    with replacing(path) as tmp:
+        figure.savefig(tmp, format="png", dpi=110)
+    plt.close(figure)
+
+
+def main(argv=None):
+    args = parse(argv)
+    smoothing.parse(args.smoothing)
+    r = training.Run(args.device, args.precision)
+    name = canonical_features(args.dataset) or args.dataset
+    args.checkpoint = args.checkpoint or Path("runs/frd_uvad") / name / "frd.pt"
+    scoring.load_model(args.checkpoint)  # a wrong file is refused before any work
+    data, skipped = preprocess.prepare(args, r)
+    evaluate(args, data, args.checkpoint, r, skipped)
+    r.close()
+
+
+if __name__ == "__main__":
+    run(main)

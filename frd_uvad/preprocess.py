@@ -1,0 +1,216 @@
+"""Clip features from videos: one .npy [clips, crops, width] of every 16 frames per video. train.py runs this where it is missing.
+
+    python frd_uvad/preprocess.py --dataset folder --data-root my_videos --backbone s3d         # torchvision's own weights
+    python frd_uvad/preprocess.py --dataset ped2 --backbone r3d_18 --weights r3d_18.pth --crops 10
+    python frd_uvad/preprocess.py --dataset demo                                                # statistics: no network, no download
+"""
+import argparse
+import hashlib
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from common import datasets, training  # noqa: E402
+from common.features import CLIP, FeatureData, FeatureVideo, canonical_features, find_features  # noqa: E402
+from common.files import UserError, first_line, run, writable_folder  # noqa: E402
+from common.parallel import map_videos, shard_of, tick  # noqa: E402
+from common.video import Decoder, VideoFiles  # noqa: E402
+
+STAND_IN = "statistics"        # of motion and appearance; no network
+BACKBONES = ("s3d", "r3d_18", "mc3_18", "r2plus1d_18", "mvit_v1_b", "mvit_v2_s", "swin3d_t", "swin3d_s", "swin3d_b")
+MEAN, STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)   # of torchvision's Kinetics models
+SIDE, RESIZED = 224, 256
+
+
+def add_data_flags(parser):
+    datasets.add_flags(parser)
+    g = parser.add_argument_group("features")
+    g.add_argument("--features", type=Path, default=None, help="folder of clip features made elsewhere (UCF-Crime, XD-Violence, "
+                   "ShanghaiTech; default for those: --data-root), instead of videos")
+    g.add_argument("--backbone", default=STAND_IN, help=f"{STAND_IN} (motion and appearance per clip, a stand-in) or a torchvision "
+                   f"video network: {', '.join(BACKBONES)} (default: %(default)s)")
+    g.add_argument("--weights", default="DEFAULT", help="torchvision's name of the weights, or a local file (default: %(default)s)")
+    g.add_argument("--crops", type=int, choices=[1, 10], default=1, help="views of each clip (default: %(default)s)")
+    g.add_argument("--shard", default=None, metavar="I/N", help="encode only every N-th video, from number I (array jobs)")
+    # flags of the published command line that say what the features are
+    g.add_argument("--feature_pretrain_model", "--feature_modal", "--feature-name", dest="published", default=None,
+                   help=argparse.SUPPRESS)
+
+
+def clips_of(video, count):
+    """Yield uint8 [CLIP, H, W, C] of consecutive frames; the last clip is filled up with its last frame. count[0] counts frames."""
+    frames = []
+    for frame in Decoder(video):
+        tick()
+        count[0] += 1
+        frames.append(frame)
+        if len(frames) == CLIP:
+            yield np.stack(frames)
+            frames = []
+    if frames:
+        yield np.stack(frames + [frames[-1]] * (CLIP - len(frames)))
+
+
+def statistics(clip, grid=16):
+    """Stand-in features of one clip: on a 16 × 16 grid the mean and deviation of grey levels, the mean and largest difference of
+    consecutive frames. float32 [1, 1024]"""
+    grey = np.stack([cv2.resize(cv2.cvtColor(f, cv2.COLOR_BGR2GRAY) if f.shape[2] == 3 else f[:, :, 0], (4 * grid, 4 * grid),
+                                interpolation=cv2.INTER_AREA) for f in clip]).astype(np.float32) / 255
+    change = np.abs(np.diff(grey, axis=0))
+
+    def cells(x):
+        return x.reshape(grid, 4, grid, 4)
+    parts = [cells(grey.mean(0)).mean((1, 3)), 4 * cells(grey.std(0)).mean((1, 3)), 10 * cells(change.mean(0)).mean((1, 3)),
+             4 * cells(change.max(0)).max((1, 3))]
+    return np.concatenate([p.reshape(-1) for p in parts])[None]
+
+
+class Backbone:
+    """A torchvision video network without its classifier. encode: list of clips uint8 [CLIP, H, W, C] -> float32 [n, crops, width]."""
+
+    def __init__(self, name, weights, crops, r):
+        from torchvision.models import get_model
+        if name not in BACKBONES:
+            raise UserError(f"--backbone {name} is not known; choose {STAND_IN} or one of {', '.join(BACKBONES)}")
+        local = weights is not None and Path(weights).is_file()
+        try:
+            net = get_model(name, weights=None if local else weights)
+            if local:
+                net.load_state_dict(training.load_checkpoint(weights))
+        except UserError:
+            raise
+        except Exception as e:  # torchvision and the network raise many kinds
+            raise UserError(f"--weights {weights}: {name} could not be loaded ({first_line(e)}); without a network put the file of "
+                            f"torchvision's {name} weights here and name it, or take --backbone {STAND_IN}") from None
+        for head in ("classifier", "head", "fc"):
+            if hasattr(net, head):
+                setattr(net, head, torch.nn.Identity())
+        self.net, self.crops, self.run = net.eval().requires_grad_(False).to(r.device), crops, r
+        self.mean, self.std = (torch.tensor(x, device=r.device).view(3, 1, 1, 1) for x in (MEAN, STD))
+
+    def views(self, clip):
+        """uint8 [CLIP, H, W, C] -> [crops, 3, CLIP, 224, 224] RGB: the centre; or corners and centre, and their mirror images."""
+        h, w = clip.shape[1:3]
+        scale = RESIZED / min(h, w)
+        size = max(SIDE, round(w * scale)), max(SIDE, round(h * scale))
+        frames = np.stack([cv2.resize(f, size).reshape(size[1], size[0], -1) for f in clip])
+        x = torch.from_numpy(frames).to(self.run.device).permute(3, 0, 1, 2)
+        x = (x.flip(0) if x.shape[0] == 3 else x.expand(3, -1, -1, -1)).float() / 255
+        x = (x - self.mean) / self.std
+        bottom, right = x.shape[2] - SIDE, x.shape[3] - SIDE
+        at = [(bottom // 2, right // 2)]
+        if self.crops == 10:
+            at += [(0, 0), (0, right), (bottom, 0), (bottom, right)]
+        views = [x[:, :, a:a + SIDE, b:b + SIDE] for a, b in at]
+        return torch.stack(views + [v.flip(3) for v in views] if self.crops == 10 else views)
+
+    def encode(self, clips):
+        with torch.inference_mode(), self.run.autocast():
+            x = self.net(torch.cat([self.views(c) for c in clips]))
+        return x.float().flatten(1).view(len(clips), self.crops, -1).cpu().numpy()
+
+
+class ClipFiles(VideoFiles):
+    what = "clip features"
+
+
+def build(files, videos, args, r, shard):
+    """Encode what is missing. -> [(video key, why)] of those that could not be read."""
+    fresh, failed = [], []
+    for v in videos:
+        try:
+            if files.info(v) is None:
+                fresh.append(v)
+        except UserError as e:
+            failed.append((v.key, str(e)))
+    fresh = fresh[shard[0]::shard[1]]
+    if not fresh:
+        return failed
+    total = sum(v.expected_frames() for v in fresh)
+    print(f"encoding {len(fresh)} of {len(videos)} videos with {args.backbone} into {files.folder}", flush=True)
+    if args.backbone == STAND_IN:
+        _, errors = map_videos(_statistics, [(files, v) for v in fresh], workers=args.workers or training.cores(), total=total,
+                               label="features")
+        return failed + [(fresh[i].key, e) for i, e in errors]
+    net = Backbone(args.backbone, args.weights, args.crops, r)
+    with tqdm(total=total, desc="features", unit="frame", dynamic_ncols=True, mininterval=2) as bar:
+        def parts(video, count):
+            waiting = []
+            for clip in clips_of(video, count):
+                waiting.append(clip)
+                if len(waiting) == max(1, 8 // args.crops):
+                    yield net.encode(waiting).astype(np.float16)
+                    bar.update(len(waiting) * CLIP)
+                    waiting = []
+            if waiting:
+                yield net.encode(waiting).astype(np.float16)
+        for v in fresh:
+            count = [0]
+            try:
+                files.write(v, parts(v, count), lambda shape, n=count: describe(shape, n))
+            except UserError as e:
+                failed.append((v.key, str(e)))
+    return failed
+
+
+def _statistics(job):
+    (files, video), count = job, [0]
+    files.write(video, (statistics(c)[None].astype(np.float16) for c in clips_of(video, count)), lambda shape: describe(shape, count))
+
+
+def describe(shape, count):
+    return {**dict(zip(("clips", "crops", "width"), shape)), "frames": count[0]}
+
+
+def prepare(args, r, splits=("train", "test")):
+    """-> (FeatureData, {video: why it was skipped}). Features made elsewhere are read; those of videos are made where missing."""
+    name = canonical_features(args.dataset)
+    if args.features or name in ("ucfcrime", "xdviolence", "features"):
+        root = args.features or next((p for p in (args.data_root / args.dataset, args.data_root) if p.is_dir()), args.data_root)
+        return find_features(name or args.dataset, root, args.labels), {}
+    data = datasets.find(args.dataset, args.data_root, args.labels)
+    place = hashlib.sha256(str(Path(data.root).resolve()).encode()).hexdigest()[:6]
+    own = f"{args.backbone}-{args.crops}" + ("" if args.backbone == STAND_IN else "-" + Path(str(args.weights)).stem)
+    files = ClipFiles(writable_folder(args.cache / f"{data.name}-{place}") / f"clips-{own}")
+    videos = [v for s in splits for v in getattr(data, s)]
+    failed = dict(build(files, videos, args, r, shard_of(args.shard, r)))
+    r.barrier()
+    usable = [v for v in videos if v.key not in failed and files.info(v) is not None]
+    if videos and not usable:
+        raise UserError(f"none of the {len(videos)} videos of {data.name} could be used; the first: {next(iter(failed.values()))}")
+
+    def feature(v):
+        return FeatureVideo(v.name, v.split, [files.array(v)], path=v.path)
+    out = FeatureData(data.name, data.root, [feature(v) for v in usable if v.split == "train"],
+                      [feature(v) for v in usable if v.split == "test"])
+    if data.has_labels:
+        out.label_source = data.label_source
+        for v in usable:
+            if v.split == "test":
+                out._labels[v.name] = data.labels(v, files.info(v)["frames"])
+    return out, failed
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_data_flags(parser)
+    training.add_flags(parser, out="runs/frd_uvad/<dataset>")
+    args = parser.parse_args(argv)
+    r = training.Run(args.device, args.precision)
+    data, skipped = prepare(args, r)
+    for split in ("train", "test"):
+        videos = getattr(data, split)
+        print(f"{split}: {len(videos)} videos, {sum(map(len, videos))} clips of {data.crops} crops, width {data.width}")
+    for name, why in skipped.items():
+        print(f"skipped {name}: {why}")
+    print(f"next: python frd_uvad/train.py --dataset {args.dataset}")
+
+
+if __name__ == "__main__":
+    run(main)

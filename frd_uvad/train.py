@@ -1,0 +1,346 @@
+"""Train FRD-UVAD on clip features without any label, training and test videos alike; encoding runs first where it is missing.
+
+    python frd_uvad/train.py --dataset demo                                     # stand-in features, no download
+    python frd_uvad/train.py --dataset folder --data-root my_videos --backbone s3d --rounds 2
+    python frd_uvad/train.py --dataset_name ucfcrime --feature_pretrain_model i3d --feature_modal rgb --cross_clip 4 --lab False \\
+        --lab_type wlab --beta 0.1 --delta 0.5 --Vitblock_num 8 --max_seqlen 320 --max_epoch 5 --Lambda 1_1_1    # as published
+"""
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from common import training  # noqa: E402
+from common.files import UserError, run, writable_folder  # noqa: E402
+from frd_uvad import preprocess, scoring  # noqa: E402
+from frd_uvad.model import FRD, joins_bank, losses  # noqa: E402
+
+EPOCHS, BATCH, LR, BETAS = 5, 320, 1e-3, (0.9, 0.95)
+
+
+def flag(text):
+    """True or False, as the published command line writes them."""
+    if str(text).lower() not in ("true", "false", "1", "0", "yes", "no"):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+    return str(text).lower() in ("true", "1", "yes")
+
+
+def parse(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    preprocess.add_data_flags(parser)
+    training.add_flags(parser, out="runs/frd_uvad/<dataset>")
+    g = parser.add_argument_group("optimisation")
+    g.add_argument("--epochs", "--max_epoch", type=int, default=EPOCHS, help="(default: %(default)s)")
+    g.add_argument("--batch-size", "--max_seqlen", "--batchsize", type=int, default=BATCH, help="windows a step (default: %(default)s)")
+    g.add_argument("--lr", type=float, default=LR, help="(default: %(default)s)")
+    g.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,
+                   help="go on where an interrupted run of the same settings stopped")
+    g = parser.add_argument_group("method")
+    g.add_argument("--cross-clip", "--cross_clip", type=int, default=4, help="clips of a window (default: %(default)s)")
+    g.add_argument("--num-blocks", "--Vitblock_num", type=int, default=8,
+                   help="transformer blocks; 0: a two-layer autoencoder (default: %(default)s)")
+    g.add_argument("--loss-weights", "--Lambda", default="1_1_1", metavar="A_B_C",
+                   help="of reconstruction, disruption and scorer (default: %(default)s)")
+    g.add_argument("--bank", "--lab", type=flag, default=True, metavar="True|False",
+                   help="keep a latent anomaly bank, whose clips the reconstructor is pushed not to reconstruct (default: %(default)s)")
+    g.add_argument("--bank-type", "--lab_type", choices=["wlab", "slab"], default="wlab",
+                   help="a window joins the bank when one of its clips is abnormal (wlab), or all are (slab) (default: %(default)s)")
+    g.add_argument("--beta", type=float, default=0.1, help="size of the bank, in batches (default: %(default)s)")
+    g.add_argument("--delta", type=float, default=0.5, help="deviations above the mean score for a pseudo label to join "
+                   "(default: %(default)s)")
+    g.add_argument("--auxiliary", default="none", help="a scorer that must agree: none, c2fpl:FILE, frd:FILE or labels:FILE.npz "
+                   "(default: %(default)s)")
+    g.add_argument("--rounds", type=int, default=1, help="2: train again with the first scorer as auxiliary (default: %(default)s)")
+    from frd_uvad.eval import add_eval_flags
+    add_eval_flags(parser)
+    return parser.parse_args(argv)
+
+
+class Windows:
+    """Windows of consecutive clips, all of one video: get(starts) -> float32 [n, crops, T, width] on the device.
+
+    A window that reaches past its video's end repeats the last clip. Features lie on the device where they fit; else they are
+    read from the memory maps with the next batch in flight.
+    """
+
+    def __init__(self, videos, length, r):
+        self.videos, self.length, self.device = videos, length, r.device
+        counts = np.array([len(v) for v in videos])
+        self.starts = np.concatenate([[0], np.cumsum(counts)])
+        self.last = np.repeat(self.starts[1:] - 1, counts)
+        self.waited, self.whole = 0.0, None
+        first = videos[0].array[:1]
+        self.bytes = int(self.starts[-1]) * first.nbytes
+        limit = 0.5 * torch.cuda.mem_get_info(r.device)[0] if r.device.type == "cuda" else 2 ** 30
+        if self.bytes < limit:
+            self.whole = torch.from_numpy(np.concatenate([np.asarray(v.array) for v in videos])).to(r.device)
+            self.check(self.whole, np.arange(len(self)))
+
+    def __len__(self):
+        return int(self.starts[-1])
+
+    def rows(self, first):
+        return np.minimum(np.asarray(first)[:, None] + np.arange(self.length), self.last[first][:, None])
+
+    def check(self, features, rows):
+        bad = ~torch.isfinite(features).flatten(1).all(1)
+        if bad.any():
+            row = int(np.asarray(rows).reshape(-1)[int(bad.nonzero()[0])])
+            v = int(np.searchsorted(self.starts, row, side="right")) - 1
+            raise UserError(f"features of video {self.videos[v].name} ({self.videos[v].path}) hold NaN or infinite numbers in clip "
+                            f"{row - self.starts[v]}: encode it again, or take it away")
+
+    def get(self, first):
+        rows = self.rows(first)
+        if self.whole is not None:
+            x = self.whole[torch.from_numpy(rows).to(self.device)]
+        else:
+            needed, places = np.unique(rows, return_inverse=True)
+            which = np.searchsorted(self.starts, needed, side="right") - 1
+            parts = [self.videos[v].array[needed[which == v] - self.starts[v]] for v in np.unique(which)]
+            flat = torch.from_numpy(np.concatenate(parts))
+            self.check(flat, needed)
+            x = flat[torch.from_numpy(places.reshape(rows.shape))].to(self.device, non_blocking=True)
+        return x.transpose(1, 2).float()
+
+    def iterate(self, order, batch_size):
+        from concurrent.futures import ThreadPoolExecutor
+        parts = [order[i:i + batch_size] for i in range(0, len(order), batch_size)]
+        with ThreadPoolExecutor(1) as pool:
+            ahead = pool.submit(self.get, parts[0]) if parts else None
+            for i, first in enumerate(parts):
+                before = time.perf_counter()
+                batch = ahead.result()
+                self.waited += time.perf_counter() - before
+                if i + 1 < len(parts):
+                    ahead = pool.submit(self.get, parts[i + 1])
+                yield first, batch
+
+
+class Bank:
+    """The latent anomaly bank: windows that look abnormal, at most `size` of them, on the device."""
+
+    def __init__(self, size):
+        self.size, self.windows = size, None
+
+    def add(self, windows, rng):
+        if not len(windows):
+            return
+        joined = windows if self.windows is None else torch.cat([self.windows, windows])
+        if len(joined) > self.size:
+            keep = np.sort(rng.permutation(len(joined))[:self.size])
+            joined = joined[torch.from_numpy(keep).to(joined.device)]
+        self.windows = joined
+
+
+def plan_of(args):
+    try:
+        weights = tuple(float(x) for x in args.loss_weights.split("_"))
+    except ValueError:
+        weights = ()
+    if len(weights) != 3 or min(weights) < 0:
+        raise UserError(f"--loss-weights {args.loss_weights}: expected three numbers, such as 1_1_1")
+    for key in ("epochs", "batch_size", "cross_clip", "rounds"):
+        if getattr(args, key) < 1:
+            raise UserError(f"--{key.replace('_', '-')} must be at least 1")
+    if args.num_blocks < 0 or args.lr <= 0 or args.beta < 0:
+        raise UserError("--num-blocks and --beta must be at least 0, --lr above 0")
+    return {"epochs": args.epochs, "batch_size": args.batch_size, "lr": args.lr, "cross_clip": args.cross_clip, "weights": list(weights),
+            "bank": args.bank, "bank_type": args.bank_type, "beta": args.beta, "delta": args.delta}
+
+
+class Trainer:
+    def __init__(self, plan, model_args, windows, auxiliary, r, path, identity, seed):
+        self.plan, self.model_args, self.windows, self.auxiliary, self.run = plan, model_args, windows, auxiliary, r
+        self.path, self.identity, self.seed = path, identity, seed
+        training.seed_everything(seed)
+        self.net = FRD(**model_args).to(r.device)
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=plan["lr"], betas=BETAS, fused=True)
+        self.bank, self.epoch, self.seconds, self.done = Bank(max(1, int(plan["beta"] * plan["batch_size"]))), 0, 0.0, False
+        self.labels = None
+        if auxiliary and auxiliary.labels is not None:
+            self.labels = torch.from_numpy(labels_of_clips(auxiliary, windows)).to(r.device)
+        elif auxiliary:
+            if auxiliary.net.fc1.in_features != model_args["feature_size"]:
+                raise UserError(f"--auxiliary {auxiliary.source} scores features of width {auxiliary.net.fc1.in_features}, these have "
+                                f"{model_args['feature_size']}")
+            auxiliary.net.to(r.device)
+
+    def save(self):
+        if self.run.main:
+            training.save_checkpoint(self.path, {
+                "method": "frd_uvad", "done": self.done, "model_args": self.model_args, "plan": self.plan, "identity": self.identity,
+                "model_state_dict": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "epoch": self.epoch,
+                "seconds": self.seconds, "bank": self.bank.windows, "rng": training.get_rng()})
+
+    def load(self):
+        if not self.path.exists():
+            return False
+        state = training.load_checkpoint(self.path, "frd_uvad")
+        for key, value in self.identity.items():
+            if state.get("identity", {}).get(key) != value:
+                raise UserError(f"{self.path} was trained with {key} = {state.get('identity', {}).get(key)}, now it is {value}: choose "
+                                "another --out, or start again with --no-resume")
+        self.net.load_state_dict(state["model_state_dict"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch, self.seconds, self.done = state["epoch"], state["seconds"], state["done"]
+        self.bank.windows = state["bank"].to(self.run.device) if state["bank"] is not None else None
+        training.set_rng(state["rng"])
+        return True
+
+    def agreement(self, first, features):
+        """Auxiliary scores [n, T] of a batch, or None."""
+        if self.auxiliary is None:
+            return None
+        if self.labels is not None:
+            return self.labels[torch.from_numpy(self.windows.rows(first)).to(self.labels.device)]
+        with torch.no_grad():
+            return self.auxiliary.net(features)[..., 0]
+
+    def step(self, first, features, rng):
+        """-> ({loss: value}, pseudo labels [n, T])"""
+        plan, bank = self.plan, self.bank.windows if self.plan["bank"] else None
+        with self.run.autocast():
+            out = self.net(features)
+            bank_error = self.net.error(bank) if bank is not None else None
+        parts = losses(out, self.agreement(first, features), bank_error, plan["weights"])
+        self.optimizer.zero_grad(set_to_none=True)
+        parts["total"].backward()
+        self.run.average_gradients([p for p in self.net.parameters() if p.grad is not None])
+        self.optimizer.step()
+        if plan["bank"]:
+            with torch.no_grad():
+                joins = joins_bank(parts["pseudo"], out["score"].float()[..., 0], plan["bank_type"], plan["delta"])
+                self.bank.add(features[joins], rng)
+        return {k: parts[k].detach() for k in ("total", "reconstruction", "disruption", "scorer")}, parts["pseudo"]
+
+    def train(self, args, log, observe):
+        r, plan = self.run, self.plan
+        steps = -(-len(self.windows) // plan["batch_size"])
+        bar = tqdm(total=plan["epochs"] * steps, initial=self.epoch * steps, desc="train", unit="step", disable=not r.main,
+                   dynamic_ncols=True, mininterval=1 if sys.stderr.isatty() else 15)
+        self.net.train()
+        while self.epoch < plan["epochs"]:
+            began, sums, seen = time.perf_counter(), {}, {}
+            self.windows.waited = 0.0
+            order = training.epoch_order(len(self.windows), self.seed, self.epoch)
+            if r.world > 1:
+                order = order[r.rank::r.world][:len(order) // r.world]
+            for i, (first, features) in enumerate(self.windows.iterate(order, -(-plan["batch_size"] // r.world))):
+                rng = np.random.default_rng([self.seed, self.epoch, i, r.rank])
+                values, pseudo = self.step(first, features, rng)
+                for k, v in values.items():
+                    sums[k] = sums.get(k, 0.0) + v
+                seen.update(zip(first.tolist(), pseudo[:, 0].cpu().tolist()))
+                bar.update()
+            count = i + 1
+            means = {k: float(v) / count for k, v in sums.items()}
+            training.check_finite(means["total"], f"in epoch {self.epoch + 1}")
+            now = time.perf_counter()
+            self.epoch, self.seconds = self.epoch + 1, self.seconds + now - began
+            r.sync_buffers(self.net)
+            self.save()
+            extra = {**observe(self, seen), "bank_size": 0 if self.bank.windows is None else len(self.bank.windows),
+                     "pseudo_share": float(np.mean(list(seen.values())))}
+            if r.main:
+                log.write(stage="train", epoch=self.epoch, **means, seconds=self.seconds, windows_per_second=len(order) / (now - began),
+                          waited_share=self.windows.waited / (now - began), **extra)
+                bar.write(f"epoch {self.epoch}/{plan['epochs']}: " + ", ".join(f"{k} {v:.4g}" for k, v in {**means, **extra}.items()))
+        bar.close()
+        self.done = True
+        self.save()
+
+
+def labels_of_clips(auxiliary, windows):
+    """One number per clip of every video, from a file of pseudo labels."""
+    out = []
+    for v in windows.videos:
+        if v.name not in auxiliary.labels:
+            raise UserError(f"--auxiliary {auxiliary.source} has no entry for the video {v.name}")
+        own = auxiliary.labels[v.name]
+        if len(own) != len(v):
+            raise UserError(f"--auxiliary {auxiliary.source}: {len(own)} numbers for video {v.name}, which has {len(v)} clips")
+        out.append(own)
+    return np.concatenate(out)
+
+
+def observer(data, windows):
+    """-> function(trainer, seen) with precision and recall of pseudo labels of test clips (labels for looking only)."""
+    known = {}
+    if data.has_labels:
+        tests = {id(v) for v in data.test}
+        for i, v in enumerate(windows.videos):
+            if id(v) in tests:
+                y = data.labels(v)
+                for c in range(len(v)):
+                    known[int(windows.starts[i]) + c] = bool(y[c * scoring.CLIP:(c + 1) * scoring.CLIP].any())
+
+    def observe(trainer, seen):
+        own = [(known[k], p > 0) for k, p in seen.items() if k in known]
+        hit, said, true = sum(a and b for a, b in own), sum(b for _, b in own), sum(a for a, _ in own)
+        if not true:
+            return {}
+        return {"pseudo_precision": hit / said if said else 0.0, "pseudo_recall": hit / true}
+    return observe
+
+
+def train(args, data, r, folder, auxiliary_spec, title):
+    """One round. -> path of the finished checkpoint."""
+    plan = plan_of(args)
+    videos = data.train + data.test  # fully unsupervised: every video there is, none with labels
+    windows = Windows(videos, plan["cross_clip"], r)
+    auxiliary = scoring.load_auxiliary(auxiliary_spec)
+    model_args = {"feature_size": data.width, "num_blocks": args.num_blocks, "heads": 16}
+    identity = {"model_args": model_args, "dataset": data.name, "clips": len(windows), "seed": args.seed, "precision": r.precision,
+                "processes": r.world, "auxiliary": auxiliary_spec.split(":")[0], **{k: v for k, v in plan.items() if k != "epochs"}}
+    try:
+        trainer = Trainer(plan, model_args, windows, auxiliary, r, writable_folder(folder) / "frd.pt", identity, args.seed)
+    except ValueError as e:
+        raise UserError(f"features of width {data.width} do not fit ({e})") from None
+    log = training.Log(folder / "log.jsonl")
+    resumed = trainer.load() if args.resume else False
+    if r.main and not resumed:
+        log.path.unlink(missing_ok=True)
+    r.say(f"{title}: {len(videos)} videos, {len(windows)} windows of {plan['cross_clip']} clips, {data.crops} crops of width {data.width}"
+          f", auxiliary {auxiliary_spec}, {'on the device' if windows.whole is not None else 'read from disk'}, {r.device}, {r.precision}")
+    if trainer.epoch >= plan["epochs"]:
+        r.say(f"{trainer.epoch} epochs done before ({trainer.path})")
+        return trainer.path
+    if resumed:
+        r.say(f"going on at epoch {trainer.epoch + 1}")
+        if r.main:
+            log.drop_after("train", trainer.epoch)
+    trainer.train(args, log, observer(data, windows))
+    if r.main and data.has_labels:
+        from frd_uvad.eval import plot_pseudo_labels
+        plot_pseudo_labels(log.path, folder / "pseudo_labels.png")
+    r.barrier()
+    return trainer.path
+
+
+def main(argv=None):
+    args = parse(argv)
+    began = time.time()
+    plan_of(args)
+    scoring.load_auxiliary(args.auxiliary)   # a wrong file is refused before any work
+    r = training.Run(args.device, args.precision)
+    data, skipped = preprocess.prepare(args, r)
+    out = args.out or Path("runs/frd_uvad") / data.name
+    checkpoint = train(args, data, r, out if args.rounds == 1 else out / "round1", args.auxiliary, "round 1")
+    for i in range(2, args.rounds + 1):
+        folder = out if i == args.rounds else out / f"round{i}"
+        checkpoint = train(args, data, r, folder, f"frd:{checkpoint}", f"round {i}")
+    r.say(f"trained in {(time.time() - began) / 60:.1f} min with everything before; checkpoint {checkpoint}")
+    from frd_uvad.eval import evaluate
+    evaluate(args, data, checkpoint, r, skipped)
+    r.close()
+
+
+if __name__ == "__main__":
+    run(main)

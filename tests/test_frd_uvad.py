@@ -1,0 +1,254 @@
+"""FRD-UVAD through its own scripts, in small; readers of clip features, windows, bank and stand-in features against plain loops."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from common import training
+from common.features import FeatureVideo, find_features
+from common.files import UserError, load_arrays
+from frd_uvad import preprocess, scoring
+from frd_uvad.eval import published_measures, stretch
+from frd_uvad.model import FRD, Attention, cumulative, joins_bank, losses, positions
+from frd_uvad.train import Bank, Windows, parse
+from tests.helpers import ROOT, refused, save_frames, script, tiny_folder, walkers
+
+SMALL = ("--epochs", "2", "--batch-size", "8", "--num-blocks", "2", "--cross-clip", "2", "--workers", "1", "--device", "cpu")
+
+
+def per_video_features(root, train=3, test=2, clips=12, crops=2, width=256, seed=0):
+    """Features on disk: abnormal clips are shifted; frame labels by annotation."""
+    rng, lines = np.random.default_rng(seed), []
+    for split, n in (("train", train), ("test", test)):
+        (root / split).mkdir(parents=True)
+        for i in range(n):
+            x = rng.normal(size=(clips + i, crops, width)).astype(np.float32) * 0.3
+            x[4:7] += rng.normal(size=width) * 2
+            np.save(root / split / f"Abuse{i:03d}_{split}.npy", x)
+            if split == "test":
+                lines.append(f"Abuse{i:03d}_{split}.mp4  Abuse  64  111  -1  -1")
+    (root / "Temporal_Anomaly_Annotation.txt").write_text("\n".join(lines) + "\n")
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    base = tmp_path_factory.mktemp("merkmale ü")
+    root = per_video_features(base / "features")
+    done = script("frd_uvad/train.py", "--dataset", "features", "--features", root, "--out", base / "run", *SMALL, "--rounds", "2")
+    return base, root, done
+
+
+def test_one_command_trains_two_rounds_and_scores(trained):
+    base, _, done = trained
+    for text in ("round 1", "round 2", "auxiliary frd:", "micro AUC", "reconstruction error", "AUC, abnormal videos", "next:"):
+        assert text in done.stdout, done.stdout
+    lines = [json.loads(x) for x in (base / "run" / "round1" / "log.jsonl").read_text().splitlines()]
+    assert [x["epoch"] for x in lines] == [1, 2] and all(0 <= x["pseudo_precision"] <= 1 and x["windows_per_second"] > 0 for x in lines)
+    scores = load_arrays(base / "run" / "strict" / "scores.npz", "scores")
+    assert {k: len(v) for k, v in scores.items()} == {"Abuse000_test": 192, "Abuse001_test": 208}
+    for name in ("strict/roc.png", "strict/curves/Abuse000_test.png", "pseudo_labels.png"):
+        assert (base / "run" / name).stat().st_size > 1000, name
+
+
+def test_published_command_line_is_understood(tmp_path):
+    words = ("--dataset_name ucfcrime --feature_pretrain_model i3d --feature_modal rgb --cross_clip 4 --lab False --lab_type wlab "
+             "--beta 0.1 --delta 0.5 --Vitblock_num 8 --max_seqlen 320 --max_epoch 5 --Lambda 1_1_1")
+    args = parse(words.split())
+    assert (args.dataset, args.cross_clip, args.bank, args.bank_type, args.num_blocks, args.batch_size, args.epochs) == (
+        "ucfcrime", 4, False, "wlab", 8, 320, 5)
+    # the same on files of that layout, and the authors' evaluation-only file
+    root, rng = tmp_path / "data" / "ucfcrime", np.random.default_rng(0)
+    root.mkdir(parents=True)
+    np.save(root / "concat_UCF.npy", rng.normal(size=(20, 2, 256)).astype(np.float32))
+    np.save(root / "Concat_test_10.npy", rng.normal(size=(9, 2, 256)).astype(np.float32))
+    np.save(root / "nalist.npy", np.array([[0, 4], [5, 8]]))
+    np.save(root / "gt-ucf-RTFM.npy", np.repeat([0, 1, 1, 0, 0, 0, 0, 0, 0], 16))
+    done = script("frd_uvad/train.py", *words.replace("--max_epoch 5", "--max_epoch 1").replace("num 8", "num 0").split(), "--data-root",
+                  tmp_path / "data", "--out", tmp_path / "run")
+    assert "may cross videos" in done.stdout and "micro AUC" in done.stdout
+    weights = training.load_checkpoint(tmp_path / "run" / "frd.pt")["model_state_dict"]
+    torch.save({k: v for k, v in weights.items() if k.startswith("scorer.")}, tmp_path / "scorer.pkl")
+    again = script("frd_uvad/eval.py", "--dataset_name", "ucfcrime", "--data-root", tmp_path / "data", "--ckpt_path",
+                   tmp_path / "scorer.pkl", "--protocol", "official", "--out", tmp_path / "out")
+    a, b = (load_arrays(p, "scores") for p in (tmp_path / "run" / "strict" / "scores.npz", tmp_path / "out" / "official" / "scores.npz"))
+    assert all(np.allclose(a[k], b[k]) for k in a) and "batches of 128" in again.stdout and "reconstruction error" not in again.stdout
+
+
+def test_killed_and_started_again_ends_with_the_same_weights(trained, tmp_path):
+    _, root, _ = trained
+    flags = ("--dataset", "features", "--features", str(root), *SMALL, "--epochs", "60")
+    script("frd_uvad/train.py", *flags, "--out", tmp_path / "whole")
+    process = subprocess.Popen([sys.executable, str(ROOT / "frd_uvad" / "train.py"), *flags, "--out", str(tmp_path / "run")],
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    path, deadline = tmp_path / "run" / "frd.pt", time.time() + 100
+    while time.time() < deadline and process.poll() is None and not path.exists():
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not training.load_checkpoint(path)["done"]
+    done = script("frd_uvad/train.py", *flags, "--out", tmp_path / "run")
+    assert "going on at epoch" in done.stdout
+    a, b = (training.load_checkpoint(p / "frd.pt") for p in (tmp_path / "run", tmp_path / "whole"))
+    assert all(torch.equal(a["model_state_dict"][k], b["model_state_dict"][k]) for k in a["model_state_dict"])
+    refused(script("frd_uvad/train.py", *flags, "--out", tmp_path / "run", "--delta", "1", check=False), "delta", "--no-resume")
+
+
+def test_videos_to_features_to_scores(tmp_path):
+    root = tiny_folder(tmp_path / "data", frames=40)
+    save_frames(root / "test" / "b9", walkers(5))           # one clip, shorter than 16 frames
+    np.save(root / "labels" / "b9.npy", np.zeros(5, np.uint8))
+    done = script("frd_uvad/train.py", "--dataset", "folder", "--data-root", root, "--cache", tmp_path / "cache", "--out",
+                  tmp_path / "run", *SMALL, "--batch-size", "320")   # fewer windows than a batch
+    assert "width 1024" in done.stdout
+    scores = load_arrays(tmp_path / "run" / "strict" / "scores.npz", "scores")
+    assert {k: len(v) for k, v in scores.items()} == {"b0": 40, "b1": 40, "b9": 5}
+
+
+def test_ugly_features_are_one_sentence(tmp_path):
+    common = ("--dataset", "features", "--out", tmp_path / "run", *SMALL)
+    root = per_video_features(tmp_path / "nan")
+    x = np.load(root / "train" / "Abuse001_train.npy")
+    x[3, 0, 5] = np.nan
+    np.save(root / "train" / "Abuse001_train.npy", x)
+    refused(script("frd_uvad/train.py", *common, "--features", root, check=False), "Abuse001_train", "clip 3")
+    root = per_video_features(tmp_path / "width")
+    np.save(root / "test" / "Abuse001_test.npy", np.zeros((4, 2, 512), np.float32))
+    refused(script("frd_uvad/train.py", *common, "--features", root, check=False), "differ", "512")
+    root = per_video_features(tmp_path / "odd", width=100)
+    refused(script("frd_uvad/train.py", *common, "--features", root, check=False), "width 100")
+    root = per_video_features(tmp_path / "absent")
+    np.save(root / "test" / "Arson009.npy", np.zeros((4, 2, 256), np.float32))
+    refused(script("frd_uvad/train.py", *common, "--features", root, check=False), "Arson009", "annotation")
+    refused(script("frd_uvad/train.py", *common, "--features", root, "--auxiliary", "nonsense", check=False), "--auxiliary")
+    refused(script("frd_uvad/train.py", *common, "--features", tmp_path / "nowhere", check=False), "nowhere")
+    refused(script("frd_uvad/train.py", *common, "--features", root, "--Lambda", "1_1", check=False), "1_1")
+    refused(script("frd_uvad/preprocess.py", "--dataset", "folder", "--data-root", tiny_folder(tmp_path / "v"), "--backbone", "r4d",
+                   "--cache", tmp_path / "c", check=False), "r4d")
+
+
+# ------------------------------------------------------------------------------------------------------------ small parts
+
+def test_annotations_and_layouts(tmp_path, capsys):
+    data = find_features("features", per_video_features(tmp_path / "a"))
+    assert (data.crops, data.width) == (2, 256) and [len(v) for v in data.test] == [12, 13]
+    labels = data.labels(data.test[0])
+    assert len(labels) == 192 and labels.sum() == 48 and labels[64] == 1 and labels[112] == 0
+    (tmp_path / "a" / "Temporal_Anomaly_Annotation.txt").write_text(
+        "Abuse000_test.mp4 Abuse 0 5 20 25\nAbuse001_test.mp4 Normal -1 -1 -1 -1\nGone.mp4 Abuse 1 2 -1 -1\n")
+    data = find_features("features", tmp_path / "a")
+    assert data.labels(data.test[0]).sum() == 12 and data.labels(data.test[1]).sum() == 0 and "Gone" in capsys.readouterr().out
+    root = tmp_path / "crops" / "test"
+    root.mkdir(parents=True)
+    for i in range(5):
+        np.save(root / f"film_label_A__{i}.npy", np.full((7, 256), i, np.float32))
+    (tmp_path / "crops" / "annotations.txt").write_text("other_label_B1 3 9\n")
+    data = find_features("xdviolence", tmp_path / "crops")
+    assert data.crops == 5 and data.test[0].array[3, :, 0].tolist() == [0, 1, 2, 3, 4] and data.labels(data.test[0]).sum() == 0
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    np.save(flat / "Concat_test_10.npy", np.arange(10, dtype=np.float32)[:, None, None] * np.ones((1, 1, 256), np.float32))
+    np.save(flat / "nalist.npy", np.array([[0, 4], [4, 10]]))     # half-open
+    data = find_features("ucfcrime", flat)
+    assert [v.array[:, 0, 0].tolist() for v in data.test] == [[0, 1, 2, 3], [4, 5, 6, 7, 8, 9]] and not data.has_labels
+    np.save(flat / "gt-x.npy", np.zeros(7))
+    with pytest.raises(UserError, match="7 entries for 10 test clips"):
+        find_features("ucfcrime", flat)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_windows_never_cross_videos(streamed):
+    videos = [FeatureVideo(f"v{i}", "train", [np.arange(n, dtype=np.float32)[:, None, None] + 100 * i * np.ones((1, 2, 4), np.float32)])
+              for i, n in enumerate((5, 1, 3))]
+    windows = Windows(videos, 3, training.Run("cpu", "fp32"))
+    if streamed:
+        windows.whole = None
+    got = windows.get(np.arange(9))
+    assert got.shape == (9, 2, 3, 4)
+    assert got[:, 0, :, 0].tolist() == [[0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 4], [4, 4, 4], [100, 100, 100],
+                                        [200, 201, 202], [201, 202, 202], [202, 202, 202]]
+    order = np.array([4, 8, 0, 5])
+    parts = list(windows.iterate(order, 3))
+    assert [p[0].tolist() for p in parts] == [[4, 8, 0], [5]] and torch.equal(torch.cat([p[1] for p in parts]), got[order])
+
+
+def test_the_bank_keeps_its_size():
+    bank, rng = Bank(4), np.random.default_rng(0)
+    bank.add(torch.zeros(0, 1, 1, 2), rng)
+    assert bank.windows is None
+    bank.add(torch.zeros(3, 1, 1, 2), rng)
+    bank.add(torch.ones(9, 1, 1, 2), rng)
+    assert len(bank.windows) == 4
+    pseudo, scores = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]]), torch.tensor([[0.9, 0.8], [0.9, 0.1], [0.1, 0.1]])
+    assert joins_bank(pseudo, scores, "wlab", 0.0).tolist() == [True, True, False]
+    assert joins_bank(pseudo, scores, "slab", 0.0).tolist() == [True, False, False]
+
+
+def test_attention_across_clips_asks_with_the_clip_before():
+    torch.manual_seed(0)
+    layer, x = Attention(32, 4), torch.randn(2, 3, 16, 32)
+    qkv = layer.qkv(x).view(2, 3, 16, 3, 4, 8)
+    for n in range(2):
+        for k in range(3):
+            q, key, value = qkv[n, max(0, k - 1), :, 0], qkv[n, k, :, 1], qkv[n, k, :, 2]
+            w = torch.einsum("ihd,jhd->hij", q, key).div(8 ** 0.5).softmax(-1)
+            wanted = layer.proj(torch.einsum("hij,jhd->ihd", w, value).reshape(16, 32))
+            assert torch.allclose(layer(x, True)[n, k], wanted, atol=1e-5)
+    table = positions(16, 8)
+    assert abs(float(table[3, 2]) - np.sin(3 / 10000 ** 0.25)) < 1e-6 and abs(float(table[3, 3]) - np.cos(3 / 10000 ** 0.25)) < 1e-6
+
+
+def test_losses_by_hand():
+    error, score = torch.tensor([[1.0, 2.0], [3.0, 10.0]]), torch.tensor([[[0.2], [0.4]], [[0.6], [0.8]]])
+    parts = losses({"error": error, "score": score}, bank_error=torch.tensor([[0.5]]), weights=(1, 2, 3))
+    known = torch.tensor([1.0, 2, 3, 10, 0.5])
+    threshold = float(known.mean() + known.std())
+    assert parts["pseudo"].tolist() == [[0, 0], [0, 1]] and abs(float(parts["threshold"]) - threshold) < 1e-5
+    assert torch.allclose(cumulative(score)[..., 0], torch.tensor([[0.2, 0.3], [0.6, 0.7]]))
+    bce = -np.mean(np.log([0.8, 0.7, 0.4, 0.7]))
+    assert abs(float(parts["total"]) - (4 + 2 * (threshold - 0.5) + 3 * bce)) < 1e-4
+    none = losses({"error": error, "score": score}, auxiliary=torch.zeros(2, 2))
+    assert none["pseudo"].sum() == 0 and float(none["disruption"]) == 0
+
+
+def test_auxiliary_labels_and_scorers(tmp_path):
+    net = FRD(feature_size=256, num_blocks=0)
+    torch.save(net.state_dict(), tmp_path / "net.pkl")
+    auxiliary = scoring.load_auxiliary(f"frd:{tmp_path / 'net.pkl'}")
+    x = torch.randn(3, 2, 1, 256)
+    assert torch.allclose(auxiliary.net(x), net.eval().scorer(x)) and scoring.load_auxiliary("none") is None
+    np.savez(tmp_path / "l.npz", v0=np.ones(5), v1=np.zeros(2))
+    videos = [FeatureVideo("v0", "train", [np.zeros((5, 1, 256), np.float32)]), FeatureVideo("v1", "train", [np.zeros((3, 1, 256))])]
+    from frd_uvad.train import labels_of_clips
+    labels = scoring.load_auxiliary(f"labels:{tmp_path / 'l.npz'}")
+    with pytest.raises(UserError, match="3 clips"):
+        labels_of_clips(labels, Windows(videos, 1, training.Run("cpu", "fp32")))
+    torch.save({"scorer.fc1.weight": torch.zeros(3)}, tmp_path / "odd.pkl")
+    with pytest.raises(UserError):
+        scoring.load_model(tmp_path / "odd.pkl")
+
+
+def test_stand_in_features_and_stretching():
+    clip = walkers(16, channels=1)
+    a, still = preprocess.statistics(clip), preprocess.statistics(np.repeat(clip[:1], 16, 0))
+    assert a.shape == (1, 1024) and np.isfinite(a).all()
+    assert still[0, 256:].max() < 1e-5 and a[0, 512:].max() > 0.1
+    assert stretch(np.array([1.0, 2.0]), 20).tolist() == [1.0] * 16 + [2.0] * 4 and len(stretch(np.array([1.0]), 20)) == 20
+    scores = {"a": np.zeros(16 * 128), "b": np.r_[np.zeros(800), np.ones(800)]}
+    labels = {"a": np.zeros(16 * 128, int), "b": np.r_[np.zeros(800, int), np.ones(800, int)]}
+    assert published_measures(scores, labels)["auc_abnormal_batches"] == 1.0
+
+
+def test_backbone_views_and_width():
+    net = preprocess.Backbone("r3d_18", None, 10, training.Run("cpu", "fp32"))
+    clip = walkers(16, size=(60, 90))
+    views = net.views(clip)
+    assert views.shape == (10, 3, 16, 224, 224) and torch.equal(views[5], views[0].flip(3))
+    net.crops = 1
+    assert net.encode([clip]).shape == (1, 1, 512)
