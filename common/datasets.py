@@ -8,6 +8,7 @@
 """
 import argparse
 import csv
+import hashlib
 import re
 import sys
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 import scipy.io  # noqa: E402
 
-from common.files import UserError, first_line, load_array, load_arrays, replacing, run  # noqa: E402
+from common.files import UserError, first_line, load_array, load_arrays, replacing, run, writable_folder  # noqa: E402
 from common.video import VIDEOS, Video, list_videos, natural  # noqa: E402
 
 ALIASES = {
@@ -73,6 +74,11 @@ class Dataset:
     _tracks: dict = field(default_factory=dict, repr=False)   # video name -> file, or function returning float32 [n, 6]
     abnormal_train: list = field(default_factory=list)        # UBnormal: labelled abnormal videos for training
 
+    def cache_folder(self, cache):
+        """Its folder under --cache; two copies of a dataset never mix."""
+        place = hashlib.sha256(str(Path(self.root).resolve()).encode()).hexdigest()[:6]
+        return writable_folder(Path(cache) / f"{self.name}-{place}")
+
     @property
     def has_labels(self):
         return bool(self._ranges or self._arrays)
@@ -106,6 +112,17 @@ class Dataset:
             raise UserError(f"labels of video {key} ({self.label_source}) must be 0 or 1 per frame")
         return out.astype(np.uint8)
 
+    def events(self):
+        """[(video, kind, first frame, end)] of events.csv, where the dataset has one (the demo does); end exclusive."""
+        path = Path(self.root) / "events.csv"
+        if not path.is_file():
+            return []
+        try:
+            with open(path, newline="", encoding="utf-8-sig") as f:
+                return [(r["video"], r["event"], int(r["start"]), int(r["end"])) for r in csv.DictReader(f)]
+        except (KeyError, ValueError, TypeError) as e:
+            raise UserError(f"{path}: expected columns video, event, start, end ({first_line(e)})") from None
+
     @property
     def has_masks(self):
         return bool(self._masks)
@@ -125,6 +142,26 @@ class Dataset:
             return np.array([x.split(",") for x in lines], np.float32).reshape(-1, 6)
         except (OSError, ValueError) as e:
             raise UserError(f"tracks {path}: expected lines id,frame,x1,y1,x2,y2 ({first_line(e)})") from None
+
+
+class Usable:
+    """The videos of a dataset that could be read, and why others could not. failed: {video key: why}."""
+
+    def __init__(self, data, videos, failed):
+        """videos: those that were wanted."""
+        self.data, self.skipped = data, dict(failed)
+        usable = [v for v in videos if v.key not in self.skipped]
+        if videos and not usable:
+            raise UserError(f"none of the {len(videos)} videos of {data.name} could be used; the first: "
+                            f"{next(iter(self.skipped.values()))}")
+        self.train = [v for v in usable if v.split == "train"]
+        self.test = [v for v in usable if v.split == "test"]
+
+    def report_skipped(self):
+        if self.skipped:
+            print(f"skipped {len(self.skipped)} videos:")
+            for name, why in self.skipped.items():
+                print(f"  {name}: {why}")
 
 
 # ------------------------------------------------------------------------------------------------- finding folders

@@ -167,6 +167,8 @@ def evaluate(out, data, scores, *, protocol, method, detections=None, baselines=
     result, smoothed = measure(scores, labels, protocol)
     if labels and detections:
         result.update(localization(data, detections, protocol.skip))
+    if labels and (kinds := data.events()):
+        result["auc_per_event"] = per_event(smoothed, labels, kinds)
     others = {}
     for title, s in (baselines or {}).items():
         others[title], _ = measure(s, labels, Protocol("strict", BASELINE_FILTER))
@@ -190,6 +192,24 @@ def evaluate(out, data, scores, *, protocol, method, detections=None, baselines=
                     out / "curves" / f"{safe(name)}.png")
     print(f"wrote {out}/metrics.json, scores.npz, curves/ ({len(scores)} videos)" + (", roc.png" if labels else ""))
     return report
+
+
+def per_event(smoothed, labels, events):
+    """Micro AUC of each kind's frames against the normal frames of all videos. events: [(video, kind, first, end)] -> {kind: AUC}"""
+    own = {}
+    for video, kind, first, end in events:
+        if video in labels:
+            taken = np.zeros(len(labels[video]), bool)
+            taken[first:end] = True
+            own.setdefault(kind, []).append(smoothed[video][taken & (labels[video] > 0)])
+    normal = np.concatenate([smoothed[k][labels[k] == 0] for k in labels])
+    out = {}
+    for kind, parts in sorted(own.items()):
+        s, n = np.concatenate(parts), normal[np.isfinite(normal)]
+        s = s[np.isfinite(s)]
+        if len(s) and len(n):
+            out[kind] = metrics.auc(np.r_[np.ones(len(s)), np.zeros(len(n))], np.r_[s, n])
+    return out
 
 
 def safe(name):
@@ -216,6 +236,8 @@ def print_table(columns, data, protocol):
     if best and "micro_auc" in first:
         gap = 100 * (first["micro_auc"] - best[0])
         print(f"micro AUC is {abs(gap):.2f} points {'above' if gap >= 0 else 'BELOW'} the better trivial baseline ({best[1]})")
+    if first.get("auc_per_event"):
+        print("micro AUC by kind of event: " + ", ".join(f"{k} {100 * v:.1f}" for k, v in first["auc_per_event"].items()))
     for name, why in first.get("undefined", {}).items():
         print(f"{name}: not defined here ({why})")
     print()

@@ -3,14 +3,13 @@ import argparse
 import csv
 import hashlib
 from dataclasses import replace
-from pathlib import Path
 
 import cv2
 import numpy as np
 from tqdm import tqdm
 
 from common import datasets, detectors, evaluation, flow, plots, smoothing, training
-from common.files import UserError, load_array, load_arrays, replacing, writable_folder
+from common.files import UserError, load_array, load_arrays, replacing
 from common.foreground import CubeStore, Settings, motion_boxes
 from common.parallel import map_videos, tick
 from common.video import FrameCache
@@ -61,11 +60,12 @@ def settings_of(args, published, dataset, trained=None):
     return Settings(**{**base, **chosen})
 
 
-class Prepared:
+class Prepared(datasets.Usable):
     """A dataset with its frames decoded and its cubes cut. train, test: the videos that are usable."""
 
-    def __init__(self, data, cache, store, train, test, skipped):
-        self.data, self.cache, self.store, self.train, self.test, self.skipped = data, cache, store, train, test, skipped
+    def __init__(self, data, videos, failed, cache, store):
+        super().__init__(data, videos, failed)
+        self.cache, self.store = cache, store
 
     def frames(self, video):
         return self.cache.info(video)["frames"]
@@ -87,12 +87,6 @@ class Prepared:
             print(f"{split}: {len(videos)} videos, {sum(map(self.frames, videos))} frames, "
                   f"{sum(self.store.info(v)['cubes'] for v in videos)} cubes")
 
-    def report_skipped(self):
-        if self.skipped:
-            print(f"skipped {len(self.skipped)} videos:")
-            for name, why in self.skipped.items():
-                print(f"  {name}: {why}")
-
 
 def prepare(args, published, r, splits=("train", "test"), data=None, trained=None):
     """Find the dataset and do what is missing of decoding, detection, flow and cubes (cut as a checkpoint was `trained`).
@@ -103,22 +97,17 @@ def prepare(args, published, r, splits=("train", "test"), data=None, trained=Non
         r.barrier()
     data = data or datasets.find(args.dataset, args.data_root, args.labels)
     settings = settings_of(args, published, data.name, trained)
-    place = hashlib.sha256(str(Path(data.root).resolve()).encode()).hexdigest()[:6]  # two copies of a dataset never mix
-    folder = writable_folder(args.cache) / f"{data.name}-{place}"
+    folder = data.cache_folder(args.cache)
     workers = args.workers or training.cores()
     videos = [v for s in splits for v in getattr(data, s)]
-    cache, store = FrameCache(folder / "frames"), None
-    usable, skipped = cache.build(videos, workers)
+    cache = FrameCache(folder / "frames")
+    usable, failed = cache.build(videos, workers)
     store = CubeStore(cache, folder, settings)
-    usable, more = store.build(usable, workers, r.device)
-    skipped = dict(skipped + more)
-    if videos and not usable:
-        raise UserError(f"none of the {len(videos)} videos of {data.name} could be used; the first: "
-                        f"{next(iter(skipped.values()))}")
+    failed += store.build(usable, workers, r.device)[1]
+    ready = Prepared(data, videos, failed, cache, store)
     if r.main:
         r.barrier()
-    return Prepared(data, cache, store, [v for v in usable if v.split == "train"],
-                    [v for v in usable if v.split == "test"], skipped)
+    return ready
 
 
 # ------------------------------------------------------------------------------------------- from cube scores to results

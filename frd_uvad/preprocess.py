@@ -5,7 +5,6 @@
     python frd_uvad/preprocess.py --dataset demo                                                # statistics: no network, no download
 """
 import argparse
-import hashlib
 import sys
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from tqdm import tqdm  # noqa: E402
 
 from common import datasets, training  # noqa: E402
 from common.features import CLIP, FeatureData, FeatureVideo, canonical_features, find_features  # noqa: E402
-from common.files import UserError, first_line, run, writable_folder  # noqa: E402
+from common.files import UserError, first_line, run  # noqa: E402
 from common.parallel import map_videos, shard_of, tick  # noqa: E402
 from common.video import Decoder, VideoFiles  # noqa: E402
 
@@ -175,26 +174,27 @@ def prepare(args, r, splits=("train", "test")):
         root = args.features or next((p for p in (args.data_root / args.dataset, args.data_root) if p.is_dir()), args.data_root)
         return find_features(name or args.dataset, root, args.labels), {}
     data = datasets.find(args.dataset, args.data_root, args.labels)
-    place = hashlib.sha256(str(Path(data.root).resolve()).encode()).hexdigest()[:6]
     own = f"{args.backbone}-{args.crops}" + ("" if args.backbone == STAND_IN else "-" + Path(str(args.weights)).stem)
-    files = ClipFiles(writable_folder(args.cache / f"{data.name}-{place}") / f"clips-{own}")
+    files = ClipFiles(data.cache_folder(args.cache) / f"clips-{own}")
     videos = [v for s in splits for v in getattr(data, s)]
-    failed = dict(build(files, videos, args, r, shard_of(args.shard, r)))
+    failed = build(files, videos, args, r, shard_of(args.shard, r))
     r.barrier()
-    usable = [v for v in videos if v.key not in failed and files.info(v) is not None]
-    if videos and not usable:
-        raise UserError(f"none of the {len(videos)} videos of {data.name} could be used; the first: {next(iter(failed.values()))}")
+    known = dict(failed)
+    missing = [v for v in videos if v.key not in known and files.info(v) is None]
+    if args.shard:  # the rest is other jobs' work
+        videos = [v for v in videos if v not in missing]
+    else:
+        failed += [(v.key, "the process that was to encode it could not") for v in missing]
+    ready = datasets.Usable(data, videos, failed)
 
     def feature(v):
         return FeatureVideo(v.name, v.split, [files.array(v)], path=v.path)
-    out = FeatureData(data.name, data.root, [feature(v) for v in usable if v.split == "train"],
-                      [feature(v) for v in usable if v.split == "test"])
+    out = FeatureData(data.name, data.root, [feature(v) for v in ready.train], [feature(v) for v in ready.test])
     if data.has_labels:
         out.label_source = data.label_source
-        for v in usable:
-            if v.split == "test":
-                out._labels[v.name] = data.labels(v, files.info(v)["frames"])
-    return out, failed
+        for v in ready.test:
+            out._labels[v.name] = data.labels(v, files.info(v)["frames"])
+    return out, ready.skipped
 
 
 def main(argv=None):

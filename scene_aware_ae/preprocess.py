@@ -18,7 +18,7 @@ import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from common import datasets, training  # noqa: E402
-from common.files import UserError, first_line, run, writable_folder  # noqa: E402
+from common.files import UserError, first_line, run  # noqa: E402
 from common.parallel import shard_of  # noqa: E402
 from common.video import Decoder, VideoFiles  # noqa: E402
 from scene_aware_ae import encoder as encoders  # noqa: E402
@@ -152,11 +152,12 @@ class Source:
         self.stopped.set()
 
 
-class Prepared:
+class Prepared(datasets.Usable):
     """A dataset with its features. train, test: the videos that are usable."""
 
-    def __init__(self, data, features, train, test, skipped):
-        self.data, self.features, self.train, self.test, self.skipped = data, features, train, test, skipped
+    def __init__(self, data, videos, failed, features):
+        super().__init__(data, videos, failed)
+        self.features = features
 
     def arrays(self, videos):
         return [self.features.array(v) for v in videos]
@@ -169,12 +170,6 @@ class Prepared:
             videos = getattr(self, split)
             scenes, frames = len({v.scene for v in videos}), sum(map(self.length, videos))
             print(f"{split}: {len(videos)} videos of {scenes} scenes, {frames} frames")
-
-    def report_skipped(self):
-        if self.skipped:
-            print(f"skipped {len(self.skipped)} videos:")
-            for name, why in self.skipped.items():
-                print(f"  {name}: {why}")
 
 
 def read_scenes(path, data):
@@ -219,16 +214,11 @@ def make_encoder(args, data, folder, r, trained=None):
     return encoder
 
 
-def folder_of(args, data):
-    place = hashlib.sha256(str(Path(data.root).resolve()).encode()).hexdigest()[:6]
-    return writable_folder(args.cache / f"{data.name}-{place}")
-
-
 def encoder_of(args, data, r, trained=None):
     """The encoder of a dataset; under torchrun the first process trains a stand-in and the others wait."""
     if not r.main:
         r.barrier()
-    encoder = make_encoder(args, data, folder_of(args, data), r, trained)
+    encoder = make_encoder(args, data, data.cache_folder(args.cache), r, trained)
     if r.main:
         r.barrier()
     return encoder
@@ -240,16 +230,18 @@ def prepare(args, r, splits=("train", "test"), data=None, trained=None, encoder=
     if args.scenes:
         read_scenes(args.scenes, data)
     encoder = encoder or encoder_of(args, data, r, trained)
-    features = Features(folder_of(args, data), encoder.describe())
+    features = Features(data.cache_folder(args.cache), encoder.describe())
     videos = [v for s in splits for v in getattr(data, s)]
     shard = shard_of(args.shard, r)
-    failed = dict(features.build(videos, encoder, r, shard, args.encode_batch, args.workers or training.cores()))
+    failed = features.build(videos, encoder, r, shard, args.encode_batch, args.workers or training.cores())
     r.barrier()
-    usable = [v for v in videos if v.key not in failed and features.info(v) is not None]
-    if videos and not usable and args.shard is None:
-        raise UserError(f"none of the {len(videos)} videos of {data.name} could be used; the first: "
-                        f"{next(iter(failed.values()))}")
-    ready = Prepared(data, features, [v for v in usable if v.split == "train"], [v for v in usable if v.split == "test"], failed)
+    known = dict(failed)
+    missing = [v for v in videos if v.key not in known and features.info(v) is None]
+    if args.shard:  # the rest is other jobs' work
+        videos = [v for v in videos if v not in missing]
+    else:
+        failed += [(v.key, "the process that was to encode it could not") for v in missing]
+    ready = Prepared(data, videos, failed, features)
     return (ready, encoder) if with_encoder else ready
 
 

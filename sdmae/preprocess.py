@@ -5,7 +5,6 @@ this where it is missing.
     python sdmae/preprocess.py --dataset avenue --preview          # a contact sheet of pseudo anomalies and their masks
 """
 import argparse
-import hashlib
 import sys
 from pathlib import Path
 
@@ -56,11 +55,12 @@ def input_of(args, dataset):
     return size, patch
 
 
-class Prepared:
+class Prepared(datasets.Usable):
     """A dataset with its frames decoded at the network's size. train, test: the videos that are usable."""
 
-    def __init__(self, data, cache, train, test, skipped):
-        self.data, self.cache, self.train, self.test, self.skipped = data, cache, train, test, skipped
+    def __init__(self, data, videos, failed, cache):
+        super().__init__(data, videos, failed)
+        self.cache = cache
 
     def arrays(self, videos):
         return [self.cache.frames(v) for v in videos]
@@ -73,28 +73,19 @@ class Prepared:
             videos = getattr(self, split)
             print(f"{split}: {len(videos)} videos, {sum(map(self.length, videos))} frames")
 
-    def report_skipped(self):
-        if self.skipped:
-            print(f"skipped {len(self.skipped)} videos:")
-            for name, why in self.skipped.items():
-                print(f"  {name}: {why}")
-
 
 def prepare(args, size, r, splits=("train", "test"), data=None):
     """Find the dataset and decode what is missing. Under torchrun the first process works and the others wait for it."""
     if not r.main:
         r.barrier()
     data = data or datasets.find(args.dataset, args.data_root, args.labels)
-    place = hashlib.sha256(str(Path(data.root).resolve()).encode()).hexdigest()[:6]
-    cache = FrameCache(writable_folder(args.cache) / f"{data.name}-{place}" / f"frames-{size[0]}x{size[1]}", size)
+    cache = FrameCache(data.cache_folder(args.cache) / f"frames-{size[0]}x{size[1]}", size)
     videos = [v for s in splits for v in getattr(data, s)]
-    usable, skipped = cache.build(videos, args.workers or training.cores())
-    if videos and not usable:
-        raise UserError(f"none of the {len(videos)} videos of {data.name} could be used; the first: {skipped[0][1]}")
+    _, failed = cache.build(videos, args.workers or training.cores())
+    ready = Prepared(data, videos, failed, cache)
     if r.main:
         r.barrier()
-    return Prepared(data, cache, [v for v in usable if v.split == "train"], [v for v in usable if v.split == "test"],
-                    dict(skipped))
+    return ready
 
 
 def add_pseudo_flags(parser):

@@ -116,3 +116,12 @@ def test_smoothing_keeps_length_and_handles_short_videos():
         with pytest.raises(UserError):
             smoothing.parse(wrong)
     assert smoothing.minmax([3, 3]).tolist() == [0, 0]
+
+
+def test_auc_by_kind_of_event():
+    from common.evaluation import per_event
+    labels = {"a": np.array([0, 0, 1, 1]), "b": np.array([0, 1, 0, 0])}
+    scores = {"a": np.array([0.1, 0.5, 0.6, 0.2]), "b": np.array([0.3, 0.4, np.nan, 0.0])}
+    events = [("a", "cart", 1, 3), ("a", "run", 3, 4), ("b", "run", 0, 2), ("gone", "run", 0, 1)]
+    got = per_event(scores, labels, events)   # normal frames: 0.1, 0.5, 0.3, 0.0
+    assert got == {"cart": 1.0, "run": pytest.approx((2 + 3) / 8)}
