@@ -18,7 +18,7 @@ from common.video import open_video  # noqa: E402
 from spr_uvad import preprocess, scoring  # noqa: E402
 
 W_RAW, W_FLOW = {"shanghaitech": 0.1}, 1.0   # weights of the two errors (authors' code); w_raw is 0.5 elsewhere
-RED = 4.0                                    # normalised score that overlays paint red
+RED = 0.99                                   # quantile of all boxes' scores from which pictures paint them red
 
 
 def add_eval_flags(parser):
@@ -60,6 +60,12 @@ def protocol_of(args):
     if args.protocol == "strict":
         return evaluation.Protocol("strict", args.smoothing)
     return evaluation.Protocol("official", args.smoothing, 0, ["smoothing runs across the borders of videos"], across=True)
+
+
+def red_of(detections):
+    """Few large errors stretch the deviation of training scores, which include the anomalies: colours go by rank instead."""
+    scores = np.concatenate([d[:, 5] for d in detections.values()])
+    return max(1e-3, float(np.quantile(scores, RED))) if len(scores) else 1.0
 
 
 class Scored:
@@ -126,9 +132,10 @@ def evaluate(args, ready, checkpoint, r):
                "with_motion": model.use_flow, "foreground": vars(ready.store.s), "training_seconds": model.state.get("seconds"),
                "skipped_videos": ready.skipped, "peak_memory_mib": round(training.peak_memory())})
     apply = smoothing.parse(args.smoothing)
-    ranking.write_ranking(ready, ready.test, {k: apply(s) for k, s in scores.items()}, detections, RED, out, top=args.top)
+    red = red_of(detections)
+    ranking.write_ranking(ready, ready.test, {k: apply(s) for k, s in scores.items()}, detections, red, out, top=args.top)
     if args.overlay:
-        objects.write_overlays(ready, scores, detections, args.smoothing, RED, out)
+        objects.write_overlays(ready, scores, detections, args.smoothing, red, out)
     ready.report_skipped()
     print(f"next: look at {out}/contact_sheet.png" + ("" if args.overlay else "; --overlay writes videos with scored boxes"))
     return report
@@ -167,8 +174,9 @@ def score_video(args, r):
         values = scoring.combine(errors, block, stats, *weights_of(args, model.state.get("identity", {}).get("dataset")))
         scores, detections = objects.per_video(ready, ready.test, values, scoring.NO_BOX)
         s, d = scores[video.name], detections[video.name]
-        objects.write_own_video(ready, video, s, d, args.smoothing, RED, "LBR-SPR", out)
-        ranking.write_ranking(ready, [video], {video.name: smoothing.parse(args.smoothing)(s)}, {video.name: d}, RED, out,
+        red = red_of(detections)
+        objects.write_own_video(ready, video, s, d, args.smoothing, red, "LBR-SPR", out)
+        ranking.write_ranking(ready, [video], {video.name: smoothing.parse(args.smoothing)(s)}, {video.name: d}, red, out,
                               top=args.top)
         ready.report_skipped()
 
