@@ -31,6 +31,19 @@ def copy_rows(array, rows, out, places, field=None, part=slice(None)):
         os.close(file)
 
 
+def read_ahead(parts, get):
+    """Yield (part, get(part), seconds waited for it); the next one is read in a thread while one is used."""
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(get, parts[0]) if parts else None
+        for i, part in enumerate(parts):
+            before = time.perf_counter()
+            batch = ahead.result()
+            waited = time.perf_counter() - before
+            if i + 1 < len(parts):
+                ahead = pool.submit(get, parts[i + 1])
+            yield part, batch, waited
+
+
 class Batches:
     """Fields of many record files as one indexable set.
 
@@ -92,12 +105,6 @@ class Batches:
             for rows in parts:
                 yield rows, self.get(rows)
             return
-        with ThreadPoolExecutor(1) as pool:
-            ahead = pool.submit(self.get, parts[0]) if parts else None
-            for i, rows in enumerate(parts):
-                before = time.perf_counter()
-                batch = ahead.result()
-                self.waited += time.perf_counter() - before
-                if i + 1 < len(parts):
-                    ahead = pool.submit(self.get, parts[i + 1])
-                yield rows, batch
+        for rows, batch, waited in read_ahead(parts, self.get):
+            self.waited += waited
+            yield rows, batch

@@ -17,6 +17,7 @@ import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from common import training  # noqa: E402
+from common.batches import read_ahead  # noqa: E402
 from common.files import UserError, run, writable_folder  # noqa: E402
 from frd_uvad import preprocess, scoring  # noqa: E402
 from frd_uvad.model import FRD, joins_bank, losses  # noqa: E402
@@ -110,17 +111,10 @@ class Windows:
         return x.transpose(1, 2).float()
 
     def iterate(self, order, batch_size):
-        from concurrent.futures import ThreadPoolExecutor
         parts = [order[i:i + batch_size] for i in range(0, len(order), batch_size)]
-        with ThreadPoolExecutor(1) as pool:
-            ahead = pool.submit(self.get, parts[0]) if parts else None
-            for i, first in enumerate(parts):
-                before = time.perf_counter()
-                batch = ahead.result()
-                self.waited += time.perf_counter() - before
-                if i + 1 < len(parts):
-                    ahead = pool.submit(self.get, parts[i + 1])
-                yield first, batch
+        for first, batch, waited in read_ahead(parts, self.get):
+            self.waited += waited
+            yield first, batch
 
 
 class Bank:

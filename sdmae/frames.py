@@ -1,11 +1,8 @@
 """From cached frames to the network's input: neighbours, gradients and scaling happen on the device, in batches."""
-import time
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 import torch
 
-from common.batches import copy_rows
+from common.batches import copy_rows, read_ahead
 
 STEPS = (-3, -1, 0, 1, 3)      # frames around t that one sample needs: the image shows -3, 0, 3, its gradient -1, 1
 NOISE_ROWS = 256               # frames that share one mask are this far apart
@@ -70,15 +67,9 @@ class Frames:
     def iterate(self, order, batch_size, start=0):
         """Yield (rows, frames [n, 5, C, H, W]) over `order` from batch number `start`; the next batch is read ahead."""
         parts = [order[i:i + batch_size] for i in range(start * batch_size, len(order), batch_size)]
-        with ThreadPoolExecutor(1) as pool:
-            ahead = pool.submit(self.get, parts[0]) if parts else None
-            for i, rows in enumerate(parts):
-                before = time.perf_counter()
-                batch = ahead.result()
-                self.waited += time.perf_counter() - before
-                if i + 1 < len(parts):
-                    ahead = pool.submit(self.get, parts[i + 1])
-                yield rows, batch
+        for rows, batch, waited in read_ahead(parts, self.get):
+            self.waited += waited
+            yield rows, batch
 
 
 def scale(x):

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 import torch
 
-from common import training
+from common import datasets, training
 from common.features import FeatureVideo, find_features
 from common.files import UserError, load_arrays
 from frd_uvad import preprocess, scoring
 from frd_uvad.eval import published_measures, stretch
 from frd_uvad.model import FRD, Attention, cumulative, joins_bank, losses, positions
 from frd_uvad.train import Bank, Windows, parse
-from tests.helpers import ROOT, refused, save_frames, script, tiny_folder, walkers
+from tests.helpers import ROOT, refused, save_frames, save_video, script, tiny_folder, walkers
 
 SMALL = ("--epochs", "2", "--batch-size", "8", "--num-blocks", "2", "--cross-clip", "2", "--workers", "1", "--device", "cpu")
 
@@ -252,3 +252,15 @@ def test_backbone_views_and_width():
     assert views.shape == (10, 3, 16, 224, 224) and torch.equal(views[5], views[0].flip(3))
     net.crops = 1
     assert net.encode([clip]).shape == (1, 1, 512)
+
+
+def test_long_videos_out_of_clips(tmp_path):
+    for kind, n in (("fight", 3), ("noFight", 12)):
+        for i in range(n):
+            save_video(tmp_path / "clips" / kind / f"{kind}{i}.avi", walkers(4, seed=i))
+    done = script("tests/long_videos.py", "--clips", tmp_path / "clips", "--out", tmp_path / "long", "--videos", 3, "--size", 32, 48)
+    assert "3 videos" in done.stdout
+    labels = [np.load(tmp_path / "long" / "labels" / f"long0{i}.npy") for i in range(3)]
+    assert labels[0].sum() in (4, 8, 12) and labels[1].sum() == 0 and all(40 <= len(y) <= 80 for y in labels)
+    data = datasets.find("folder", tmp_path / "long")
+    assert [len(data.labels(v, v.expected_frames())) for v in data.test] == [len(y) for y in labels]

@@ -1,0 +1,76 @@
+"""Untrimmed videos out of short clips: 10 to 20 clips in a row, some with a fight, with exact frame labels.
+
+    python tests/long_videos.py --clips ../shared/data/fight --out data/fights     # clips: folders fight/ and noFight/
+    python frd_uvad/train.py --dataset folder --data-root data/fights --rounds 2
+
+Writes test/<video>.avi and labels/<video>.npy of a `folder` dataset; half of the videos hold one to three fights. A fight is used
+once, a calm clip once in a video. All frames are brought to one size, so that a join shows in the picture and nowhere else.
+"""
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from common.files import UserError, replacing, run  # noqa: E402
+from common.video import Decoder, list_videos, shrink  # noqa: E402
+
+FPS = 25.0
+
+
+def plan(fights, calm, videos, rng, shortest=10, longest=20):
+    """Which clips make up each video, in order: [[(number of the clip, is a fight), …], …]; fights and calm are their counts."""
+    left, out = rng.permutation(fights).tolist(), []
+    for i in range(videos):
+        n = int(rng.integers(shortest, longest + 1))
+        own = [(left.pop(), True) for _ in range(min(len(left), int(rng.integers(1, 4))))] if i % 2 == 0 else []
+        own += [(int(k), False) for k in rng.permutation(calm)[:n - len(own)]]
+        out.append([own[k] for k in rng.permutation(len(own))])
+    return out
+
+
+def join(video, clips, out, size):
+    """Write one video and its labels. -> frames."""
+    labels = []
+    (out / "test").mkdir(parents=True, exist_ok=True)
+    with replacing(out / "test" / f"{video}.avi") as tmp:
+        writer = cv2.VideoWriter(str(tmp), cv2.VideoWriter_fourcc(*"MJPG"), FPS, size[::-1])
+        for clip, fight in clips:
+            for frame in Decoder(clip):
+                frame = frame if frame.shape[2] == 3 else np.repeat(frame, 3, axis=2)
+                writer.write(shrink(frame, size))
+                labels.append(int(fight))
+        writer.release()
+    with replacing(out / "labels" / f"{video}.npy") as tmp:
+        np.save(tmp, np.array(labels, np.uint8))
+    return len(labels)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clips", type=Path, required=True, help="folder with fight/ and noFight/")
+    parser.add_argument("--out", type=Path, default=Path("data/fights"), help="(default: %(default)s)")
+    parser.add_argument("--videos", type=int, default=16, help="(default: %(default)s)")
+    parser.add_argument("--size", type=int, nargs=2, default=(240, 320), metavar=("HEIGHT", "WIDTH"), help="(default: 240 320)")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args(argv)
+    kinds = {}
+    for kind in ("fight", "noFight"):
+        if not (args.clips / kind).is_dir():
+            raise UserError(f"--clips {args.clips} has no folder {kind}/")
+        kinds[kind] = list_videos(args.clips / kind)
+    rng = np.random.default_rng(args.seed)
+    videos = plan(len(kinds["fight"]), len(kinds["noFight"]), args.videos, rng)
+    frames = 0
+    for i, clips in enumerate(tqdm(videos, desc="join", unit="video")):
+    print(f"{len(videos)} videos, {frames} frames in {args.out}")
+    print(f"next: python frd_uvad/train.py --dataset folder --data-root {args.out} --rounds 2")
+    print(f"{len(videos)} videos, {frames} frames in {args.out}; next: python frd_uvad/train.py --dataset folder --data-root {args.out}")
+
+
+if __name__ == "__main__":
+    run(main)
