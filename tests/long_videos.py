@@ -67,9 +67,10 @@ def main(argv=None):
     videos = plan(len(kinds["fight"]), len(kinds["noFight"]), args.videos, rng)
     frames = 0
     for i, clips in enumerate(tqdm(videos, desc="join", unit="video")):
+        own = [(kinds["fight" if fight else "noFight"][k], fight) for k, fight in clips]
+        frames += join(f"long{i:02d}", own, args.out, tuple(args.size))
     print(f"{len(videos)} videos, {frames} frames in {args.out}")
     print(f"next: python frd_uvad/train.py --dataset folder --data-root {args.out} --rounds 2")
-    print(f"{len(videos)} videos, {frames} frames in {args.out}; next: python frd_uvad/train.py --dataset folder --data-root {args.out}")
 
 
 if __name__ == "__main__":
