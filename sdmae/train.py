@@ -225,9 +225,9 @@ def observer(args, ready, rule, r):
         errors = scoring.score(scorer, frames, rows, "monitor", quiet=True).mean(2)
         for m, mode in modes.items():
             m.training = mode
-        out = {f"auc_every_{args.monitor}": metrics.auc(labels, errors.sum(1)), "auc_teacher": metrics.auc(labels, errors[:, 1])}
-        if trainer.phase == 2:
-            out["auc_student"] = metrics.auc(labels, errors[:, 0])
+        out = {"auc_teacher": metrics.auc(labels, errors[:, 1])}
+        if trainer.phase == 2:      # before, the student knows nothing
+            out.update({"auc_student": metrics.auc(labels, errors[:, 0]), f"auc_every_{args.monitor}": metrics.auc(labels, errors.sum(1))})
         return out
     return after
 
