@@ -77,8 +77,8 @@ def test_official_drops_tails_and_says_what_it_chose(trained):
 def test_killed_and_started_again_ends_with_the_same_weights(trained, tmp_path):
     base, root, _ = trained
     flags = (*SMALL, *STAND_IN, "--data-root", str(root), "--cache", str(base / "cache"), "--out", str(tmp_path / "run"),
-             "--iterations", "400", "--save-minutes", "0")
-    whole = train(root, tmp_path / "whole", "--iterations", "400")
+             "--iterations", "200", "--save-minutes", "0")
+    whole = train(root, tmp_path / "whole", "--iterations", "200")
     assert "micro AUC" in whole.stdout
     process = subprocess.Popen([sys.executable, str(ROOT / "scene_aware_ae" / "train.py"), *flags], stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
