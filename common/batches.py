@@ -44,6 +44,12 @@ def read_ahead(parts, get):
             yield part, batch, waited
 
 
+def parts_of(order, size, start=0, rank=0, world=1):
+    """Batches of `size` rows, from number `start` on; of each one this process's share, or all of one with fewer rows than processes."""
+    parts = [order[i:i + size] for i in range(start * size, len(order), size)]
+    return [p[rank::world] if len(p) >= world else p for p in parts]
+
+
 class Batches:
     """Fields of many record files as one indexable set.
 

@@ -192,11 +192,11 @@ class CubeStore(VideoFiles):
         return self.array(video)
 
     def build(self, videos, workers, device="cpu"):
-        """Make what is missing. -> (videos that are there, [(name, why)] of those that failed)."""
-        fresh = [v for v in videos if self.info(v) is None]
+        """Make what is missing. -> (videos that are there, {video key: why} of those that failed)."""
+        fresh, failed = self.missing(videos)
         if not fresh:
-            return list(videos), []
-        s, failed, length = self.s, {}, {v.key: self.cache.info(v)["frames"] for v in fresh}
+            return [v for v in videos if v.key not in failed], failed
+        s, length = self.s, {v.key: self.cache.info(v)["frames"] for v in fresh}
         if detectors.check(s.boxes) in ("onnx", "torchvision", "mmdet"):
             todo = [v for v in fresh if not self._has_boxes(v)]
             if todo:
@@ -204,7 +204,7 @@ class CubeStore(VideoFiles):
                 _, errors = map_videos(_detect, [(self, v, str(device)) for v in todo],
                                        workers=1 if detectors.uses_device(s.boxes) else workers,
                                        total=sum(length[v.key] for v in todo), label="detect")
-                failed = {todo[i].key: e for i, e in errors}
+                failed.update({todo[i].key: e for i, e in errors})
                 fresh = [v for v in fresh if v.key not in failed]
         write_json(self.folder / "settings.json", asdict(s))
         print(f"cutting cubes of {len(fresh)} of {len(videos)} videos into {self.folder}", flush=True)
@@ -212,7 +212,7 @@ class CubeStore(VideoFiles):
                                workers=1 if flow_uses_device(s.flow) else workers,
                                total=sum(length[v.key] for v in fresh), label="cubes")
         failed.update({fresh[i].key: e for i, e in errors})
-        return [v for v in videos if v.key not in failed], sorted(failed.items())
+        return [v for v in videos if v.key not in failed], failed
 
     def _boxes_path(self, video):
         return self.boxes_folder / video.split / f"{video.name}.npz"

@@ -103,7 +103,7 @@ def prepare(args, published, r, splits=("train", "test"), data=None, trained=Non
     cache = FrameCache(folder / "frames")
     usable, failed = cache.build(videos, workers)
     store = CubeStore(cache, folder, settings)
-    failed += store.build(usable, workers, r.device)[1]
+    failed.update(store.build(usable, workers, r.device)[1])
     ready = Prepared(data, videos, failed, cache, store)
     if r.main:
         r.barrier()

@@ -10,6 +10,7 @@ import numpy as np  # noqa: E402
 from sklearn.metrics import auc, roc_curve  # noqa: E402
 
 from common.files import UserError, replacing  # noqa: E402
+from common.video import as_channels  # noqa: E402
 
 BLUE, GREY, RED = "#1f5fa8", "#9aa5b1", "#d6453d"
 
@@ -77,6 +78,12 @@ def roc(runs, labels, path):
     _save(figure, path)
 
 
+def write_image(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as tmp:
+        tmp.write_bytes(cv2.imencode(path.suffix, image)[1].tobytes())
+
+
 def heat(share):
     """0..1 -> BGR from green over yellow to red."""
     share = float(np.clip(share, 0, 1))
@@ -111,8 +118,7 @@ def overlay(frames, boxes, smoothed, labels, path, fps, box_range, score_range, 
                 strip = max(60, height // 4) // 2 * 2
                 background = _strip(smoothed, labels, width, strip, score_range)
                 writer = open_mp4(tmp, path, fps, (width, height + strip))
-            image = image if image.shape[2] == 3 else np.repeat(image, 3, axis=2)
-            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+            image = cv2.resize(as_channels(image, 3), (width, height), interpolation=cv2.INTER_LINEAR)
             if maps is not None:
                 image = blend_map(image, maps[i], map_range)
             part = order[edges[i]:edges[i + 1]]

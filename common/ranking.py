@@ -5,7 +5,8 @@ import cv2
 import numpy as np
 
 from common.files import replacing
-from common.plots import heat
+from common.plots import heat, write_image
+from common.video import as_channels
 
 
 def moments(smoothed, *, top=20, share=0.5, gap=25):
@@ -41,7 +42,7 @@ def moments(smoothed, *, top=20, share=0.5, gap=25):
 
 def picture(frames, t, boxes, red, width=480):
     """Frame t as uint8 [h, width, 3], its boxes [n, 6] coloured by score, the highest one thick."""
-    image = frames[t] if frames.shape[3] == 3 else np.repeat(frames[t], 3, axis=2)
+    image = as_channels(frames[t], 3)
     scale = width / image.shape[1]
     image = cv2.resize(image, (width, max(1, round(image.shape[0] * scale))), interpolation=cv2.INTER_AREA)
     now = boxes[boxes[:, 0] == t]
@@ -49,12 +50,6 @@ def picture(frames, t, boxes, red, width=480):
         cv2.rectangle(image, (int(x1 * scale), int(y1 * scale)), (int((x2 + 1) * scale), int((y2 + 1) * scale)),
                       heat(s / red), 3 if i == len(now) - 1 else 1, cv2.LINE_AA)
     return image
-
-
-def write_image(path, image):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as tmp:
-        tmp.write_bytes(cv2.imencode(path.suffix, image)[1].tobytes())
 
 
 def write_ranking(ready, videos, smoothed, detections, red, out, *, top=20, sheet=12):

@@ -171,6 +171,14 @@ def load_checkpoint(path, method=None):
     return state
 
 
+def check_identity(path, known, now):
+    """A run goes on only with the settings it began with. known, now: {setting: value} of the checkpoint and of this call."""
+    for key, value in now.items():
+        if (known or {}).get(key) != value:
+            raise UserError(f"{path} was trained with {key} = {(known or {}).get(key)}, now it is {value}: choose another --out, or "
+                            "start again with --no-resume")
+
+
 class Log:
     """One JSON line per epoch, appended and flushed."""
 

@@ -183,10 +183,14 @@ class Decoder:
         if frame.shape[:2] != like.shape[:2]:
             self.resized += 1
             frame = cv2.resize(frame, like.shape[1::-1], interpolation=cv2.INTER_AREA).reshape(*like.shape[:2], -1)
-        if frame.shape[2] != like.shape[2]:
-            frame = (cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)[:, :, None] if like.shape[2] == 1
-                     else np.repeat(frame, 3, axis=2))
+        return as_channels(frame, like.shape[2])
+
+
+def as_channels(frame, channels):
+    """uint8 [H, W, C] as grey (1) or BGR (3)."""
+    if frame.shape[2] == channels:
         return frame
+    return cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)[:, :, None] if channels == 1 else np.repeat(frame, 3, axis=2)
 
 
 def shrink(frame, size):
@@ -217,6 +221,27 @@ class VideoFiles:
     def array(self, video):
         return load_array(self.path(video), self.what, mmap=True)
 
+    def missing(self, videos):
+        """-> (videos that are still to be made, {video key: why} of those whose source cannot be read)."""
+        fresh, failed = [], {}
+        for v in videos:
+            try:
+                if self.info(v) is None:
+                    fresh.append(v)
+            except UserError as e:
+                failed[v.key] = str(e)
+        return fresh, failed
+
+    def gathered(self, videos, failed, sharded):
+        """What there is once every process has done its share. sharded: what is not there is other jobs' work, no failure.
+
+        -> (videos that count, {video key: why} of all that failed).
+        """
+        rest = [v for v in self.missing([v for v in videos if v.key not in failed])[0]]
+        if sharded:
+            return [v for v in videos if v not in rest], failed
+        return videos, {**failed, **{v.key: "the process that was to encode it could not" for v in rest}}
+
     def write(self, video, parts, describe, dtype=None):
         """Stream `parts` [n_i, …] into the video's file; describe(shape) -> what is worth knowing of it."""
         source = video.fingerprint()  # as it was before reading began
@@ -241,15 +266,8 @@ class FrameCache(VideoFiles):
         return self.array(video)
 
     def build(self, videos, workers):
-        """Decode what is missing. -> (videos that are there, [(name, why)] of those that could not be decoded)."""
-        fresh = []
-        failed = {}
-        for v in videos:
-            try:
-                if self.info(v) is None:
-                    fresh.append(v)
-            except UserError as e:
-                failed[v.key] = str(e)
+        """Decode what is missing. -> (videos that are there, {video key: why} of those that could not be decoded)."""
+        fresh, failed = self.missing(videos)
         if fresh:
             total = sum(v.expected_frames() for v in fresh)
             print(f"decoding {len(fresh)} of {len(videos)} videos into {self.folder}", flush=True)
@@ -259,7 +277,7 @@ class FrameCache(VideoFiles):
             for v in fresh:
                 if v.key not in failed:
                     self._report(v)
-        return [v for v in videos if v.key not in failed], sorted(failed.items())
+        return [v for v in videos if v.key not in failed], failed
 
     def _report(self, video):
         info = self.info(video)

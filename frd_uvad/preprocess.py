@@ -120,14 +120,8 @@ class ClipFiles(VideoFiles):
 
 
 def build(files, videos, args, r, shard):
-    """Encode what is missing. -> [(video key, why)] of those that could not be read."""
-    fresh, failed = [], []
-    for v in videos:
-        try:
-            if files.info(v) is None:
-                fresh.append(v)
-        except UserError as e:
-            failed.append((v.key, str(e)))
+    """Encode what is missing. -> {video key: why} of those that could not be read."""
+    fresh, failed = files.missing(videos)
     fresh = fresh[shard[0]::shard[1]]
     if not fresh:
         return failed
@@ -136,7 +130,7 @@ def build(files, videos, args, r, shard):
     if args.backbone == STAND_IN:
         _, errors = map_videos(_statistics, [(files, v) for v in fresh], workers=args.workers or training.cores(), total=total,
                                label="features")
-        return failed + [(fresh[i].key, e) for i, e in errors]
+        return {**failed, **{fresh[i].key: e for i, e in errors}}
     net = Backbone(args.backbone, args.weights, args.crops, r)
     with tqdm(total=total, desc="features", unit="frame", dynamic_ncols=True, mininterval=2) as bar:
         def parts(video, count):
@@ -154,7 +148,7 @@ def build(files, videos, args, r, shard):
             try:
                 files.write(v, parts(v, count), lambda shape, n=count: describe(shape, n))
             except UserError as e:
-                failed.append((v.key, str(e)))
+                failed[v.key] = str(e)
     return failed
 
 
@@ -179,12 +173,7 @@ def prepare(args, r, splits=("train", "test")):
     videos = [v for s in splits for v in getattr(data, s)]
     failed = build(files, videos, args, r, shard_of(args.shard, r))
     r.barrier()
-    known = dict(failed)
-    missing = [v for v in videos if v.key not in known and files.info(v) is None]
-    if args.shard:  # the rest is other jobs' work
-        videos = [v for v in videos if v not in missing]
-    else:
-        failed += [(v.key, "the process that was to encode it could not") for v in missing]
+    videos, failed = files.gathered(videos, failed, args.shard)
     ready = datasets.Usable(data, videos, failed)
 
     def feature(v):

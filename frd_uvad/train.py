@@ -177,10 +177,7 @@ class Trainer:
         if not self.path.exists():
             return False
         state = training.load_checkpoint(self.path, "frd_uvad")
-        for key, value in self.identity.items():
-            if state.get("identity", {}).get(key) != value:
-                raise UserError(f"{self.path} was trained with {key} = {state.get('identity', {}).get(key)}, now it is {value}: choose "
-                                "another --out, or start again with --no-resume")
+        training.check_identity(self.path, state.get("identity"), self.identity)
         self.net.load_state_dict(state["model_state_dict"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.seconds, self.done = state["epoch"], state["seconds"], state["done"]

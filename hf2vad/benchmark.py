@@ -1,5 +1,4 @@
 """What eval.py --benchmark and train.py --benchmark print: speed of every step, agreement of the fast path, memory."""
-import os
 import time
 
 import numpy as np
@@ -7,32 +6,13 @@ import torch
 
 from common import training
 from common.batches import Batches
+from common.benchmark import line, rate, rates, synchronize, where
 from common.flow import make_flow
 from common.foreground import cubes_of_video, motion_boxes, object_boxes
 from common.video import Decoder
 from hf2vad import preprocess, scoring
 
-
-def rate(function, items, seconds=3.0):
-    """items per second of function(), called until `seconds` have passed (after one warm-up call)."""
-    function()
-    n, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        function()
-        n += items
-    return n / (time.perf_counter() - start)
-
-
-def rates_side_by_side(functions, items, rounds=3, seconds=2.0):
-    """Median rates of several functions measured in turn, so that a busy machine slows all of them alike."""
-    for f in functions:
-        f()
-    found = [[rate(f, items, seconds) for f in functions] for _ in range(rounds)]
-    return np.median(np.array(found), axis=0)
-
-
-def line(name, value, unit, note=""):
-    print(f"  {name:<46}{value:>10.1f} {unit:<9} {note}", flush=True)
+CPU = torch.device("cpu")
 
 
 def matrix_rate(device, n=2048):
@@ -41,7 +21,7 @@ def matrix_rate(device, n=2048):
 
     def multiply():
         (a @ b).sum().item()
-    return rate(multiply, 2 * n ** 3, 1.5) / 1e9
+    return rate(multiply, 2 * n ** 3, device, 1.0) / 1e9
 
 
 def flops(function):
@@ -80,13 +60,12 @@ def benchmark_evaluation(args, r):
 
     whole = plain.whole
     eager = one_by_one if whole else lambda: float(plain.score(batch)[0].sum())
-    rates = rates_side_by_side([eager, lambda: float(fast.score(batch)[0].sum())], n)
-    print(f"\nHF2-VAD on {r.device}, {r.precision}, {torch.get_num_threads()} threads; model: {what}; {n} cubes a batch")
-    line("plain eager model", rates[0], "cubes/s", "flows in turn, prior drawn, no folding")
-    line("optimised path", rates[1], "cubes/s",
-         f"{rates[1] / rates[0]:.2f}×; folded norms, batched flows, no prior, channels_last")
+    slow, quick = rates([eager, lambda: float(fast.score(batch)[0].sum())], n, r.device, args.benchmark)
+    print(f"\nHF2-VAD on {where(r)}; model: {what}; {n} cubes a batch")
+    line("plain eager model", slow, "cubes/s", "flows in turn, prior drawn, no folding")
+    line("optimised path", quick, "cubes/s", f"{quick / slow:.2f}×; folded norms, batched flows, no prior, channels_last")
     work, peak = flops(lambda: fast.score(batch)) / n, matrix_rate(r.device)
-    line("share of this machine's matrix rate", 100 * rates[1] * work / 1e9 / peak, "%",
+    line("share of this machine's matrix rate", 100 * quick * work / 1e9 / peak, "%",
          f"{work / 1e9:.2f} GFLOP a cube, {peak:.0f} GFLOP/s in a matrix product")
     a, b = plain.score(batch), fast.score(batch)
     worst = max(float(((x - y).abs() / (1e-6 + y.abs())).max()) for x, y in zip(a, b))
@@ -95,31 +74,30 @@ def benchmark_evaluation(args, r):
     order = np.arange(min(len(data), max(8 * n, 1024)))
     for _, part in data.iterate(order, n):
         fast.score(part)
-    if r.device.type == "cuda":
-        torch.cuda.synchronize()
+    synchronize(r.device)
     share = 100 * data.waited / (time.perf_counter() - start)
     line("waiting for data", share, "%", f"over {len(order)} cubes from the memory map")
-    steps_of_preprocessing(ready)
+    steps_of_preprocessing(ready, args.benchmark)
     line("peak memory of this process", training.peak_memory(), "MiB")
 
 
-def steps_of_preprocessing(ready, frames=60):
+def steps_of_preprocessing(ready, seconds, frames=60):
     """Frames per second of every step, on one core."""
     video, s = ready.test[0], ready.store.s
     pictures = ready.cache.frames(video)
     n = min(frames, len(pictures))
     picked, flow = pictures[:n], make_flow(s.flow)
     found = ready.store.detections(video, len(pictures)) if s.boxes != "motion" else None
-    print(f"preprocessing, one process ({len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else '?'} run side by "
-          f"side), {pictures.shape[2]}×{pictures.shape[1]}, {s.boxes.split(':')[0]} boxes, flow {s.flow}")
+    print(f"preprocessing, one process ({training.cores()} run side by side), {pictures.shape[2]}×{pictures.shape[1]}, "
+          f"{s.boxes.split(':')[0]} boxes, flow {s.flow}")
 
     def decode():
         for i, _ in enumerate(Decoder(video)):
             if i + 1 >= n:
                 break
-    line("decode", rate(decode, n), "frames/s")
+    line("decode", rate(decode, n, CPU, seconds), "frames/s")
     pairs = [(picked[max(0, t - 1)], picked[t]) for t in range(n)]
-    line("optical flow", rate(lambda: flow(pairs), n), "frames/s")
+    line("optical flow", rate(lambda: flow(pairs), n, CPU, seconds), "frames/s")
     grey = [np.ascontiguousarray(p[:, :, 0]) for p in picked]
     none = np.zeros((0, 4), np.float32)
 
@@ -127,19 +105,19 @@ def steps_of_preprocessing(ready, frames=60):
         for t in range(n):
             known = object_boxes(found[t], s) if found else none
             motion_boxes(grey[max(0, t - 1)], grey[t], grey[min(n - 1, t + 1)], known, s)
-    line("boxes (filter and motion)", rate(boxes, n), "frames/s")
+    line("boxes (filter and motion)", rate(boxes, n, CPU, seconds), "frames/s")
     zero = np.zeros((*picked.shape[1:3], 2), np.float32)
     cubes = sum(len(x) for x in cubes_of_video(picked, found, s, lambda p: [zero] * len(p)))
 
     def cut():
         for _ in cubes_of_video(picked, found, s, lambda p: [zero] * len(p)):
             pass
-    line("boxes and cubes without flow", rate(cut, n), "frames/s", f"{cubes / n:.1f} cubes a frame")
+    line("boxes and cubes without flow", rate(cut, n, CPU, seconds), "frames/s", f"{cubes / n:.1f} cubes a frame")
 
     def all_of_it():
         for _ in cubes_of_video(picked, found, s, flow):
             pass
-    line("flow, boxes, cubes together", rate(all_of_it, n), "frames/s")
+    line("flow, boxes, cubes together", rate(all_of_it, n, CPU, seconds), "frames/s")
 
 
 def benchmark_training(args, ready, r):
@@ -147,7 +125,7 @@ def benchmark_training(args, ready, r):
     plan, size = plan_of(args, ready.data.name), args.size or ("small" if ready.data.name == "demo" else "full")
     records = ready.records(ready.train)
     fields = {"memae": {"flow": slice(-1, None)}, "cvae": scoring.FIELDS, "finetune": scoring.FIELDS}
-    print(f"\ntraining HF2-VAD ({size}) on {r.device}, {r.precision}, {torch.get_num_threads()} threads")
+    print(f"\ntraining HF2-VAD ({size}) on {where(r)}")
     for name in STAGES:
         training.seed_everything(args.seed)
         net = scoring.build(scoring.SIZES[size], name)

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np  # noqa: E402
 
-from common import evaluation, metrics, objects, smoothing, training  # noqa: E402
+from common import benchmark, evaluation, metrics, objects, smoothing, training  # noqa: E402
 from common.batches import Batches  # noqa: E402
 from common.datasets import Dataset  # noqa: E402
 from common.files import UserError, run, writable_folder  # noqa: E402
@@ -47,7 +47,7 @@ def parse(argv=None):
     g.add_argument("--video", type=Path, default=None,
                    help="a video file or a folder of frames instead of the dataset's test set")
     g.add_argument("--batch-size", type=int, default=256, help="cubes at once; scores do not depend on it (default: %(default)s)")
-    g.add_argument("--benchmark", action="store_true", help="measure speed and memory of every step and stop")
+    benchmark.add_flag(g, "speed and memory of every step")
     add_eval_flags(parser)
     return parser.parse_args(argv)
 

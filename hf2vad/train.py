@@ -15,7 +15,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from common import training  # noqa: E402
+from common import benchmark, training  # noqa: E402
 from common.batches import Batches, copy_rows  # noqa: E402
 from common.files import UserError, load_array, read_json, replacing, run, writable_folder, write_json  # noqa: E402
 from hf2vad import preprocess, scoring  # noqa: E402
@@ -44,7 +44,7 @@ def parse(argv=None):
                    "paper's steps, or (short schedules) in a line to 0 over the last third (default: published; demo: cooldown)")
     g.add_argument("--monitor", type=int, default=0, metavar="N", help="after every epoch score each N-th test frame and log "
                    "its AUC, to look at: nothing is chosen by it (default: off)")
-    g.add_argument("--benchmark", action="store_true", help="measure training speed and stop")
+    benchmark.add_flag(g, "the speed of training")
     from hf2vad.eval import add_eval_flags
     add_eval_flags(parser)
     return parser.parse_args(argv)
@@ -110,10 +110,7 @@ class Stage:
         if not self.path.exists():
             return False
         state = training.load_checkpoint(self.path, "hf2vad")
-        for key, value in self.identity.items():
-            if state["identity"].get(key) != value:
-                raise UserError(f"{self.path} was trained with {key} = {state['identity'].get(key)}, now it is {value}: "
-                                "choose another --out, or start again with --no-resume")
+        training.check_identity(self.path, state.get("identity"), self.identity)
         self.net.load_state_dict(state["model_state_dict"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]

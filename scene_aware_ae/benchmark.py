@@ -2,39 +2,20 @@
 import time
 
 import numpy as np
-import torch
 
 from common import datasets, training
+from common.benchmark import line, rate, where
 from common.files import UserError
 from common.video import Decoder
 from scene_aware_ae import preprocess, scoring
 from scene_aware_ae.model import SceneAwareAE
 
 
-def rate(function, items, device, seconds=2.0):
-    """Items per second of a function called until `seconds` have passed, after one call that does not count."""
-    def wait():
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-    function()
-    wait()
-    n, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        function()
-        n += items
-        wait()
-    return n / (time.perf_counter() - start)
-
-
-def line(name, value, unit, note=""):
-    print(f"  {name:<46}{value:>12.1f} {unit:<11} {note}", flush=True)
-
-
-def benchmark(args, r):
+def measure(args, r):
     data = datasets.find(args.dataset, args.data_root, args.labels)
     encoder = preprocess.encoder_of(args, data, r)
     videos = (data.train or data.test)[:4]
-    print(f"\n{encoder.name} and the scene-aware autoencoder on {r.device}, {r.precision}, {torch.get_num_threads()} threads")
+    print(f"\n{encoder.name} and the scene-aware autoencoder on {where(r)}")
     source = preprocess.Source(videos[0], encoder.fit)
     source.start()
     frames = []
@@ -44,9 +25,9 @@ def benchmark(args, r):
             break
     source.stop()
     batch = np.stack(frames)
-    alone = rate(lambda: encoder.encode(batch).cpu(), len(batch), r.device)
+    alone = rate(lambda: encoder.encode(batch).cpu(), len(batch), r.device, args.benchmark)
     line("the encoder alone, the same batch again", alone, "frames/s")
-    read = rate(lambda: [encoder.fit(f) for f, _ in zip(Decoder(videos[0]), range(64))], 64, r.device)
+    read = rate(lambda: [encoder.fit(f) for f, _ in zip(Decoder(videos[0]), range(64))], 64, r.device, args.benchmark)
     line("decoding and resizing, one thread", read, "frames/s")
     began, n = time.perf_counter(), 0
     for _, one in preprocess.ReadAhead(videos, encoder.fit, args.workers or training.cores()):
@@ -59,8 +40,8 @@ def benchmark(args, r):
     net = SceneAwareAE(input_dim=encoder.width).eval().to(r.device)
     features = ready.features.array((ready.train + ready.test)[0])
     many = np.concatenate([np.asarray(features)] * (1 + 8192 // max(1, len(features))))[:8192 // scoring.LENGTH * scoring.LENGTH]
-    one = rate(lambda: scoring.score_features(net, many[:64], r, batch_size=1), 64 // scoring.LENGTH, r.device)
-    fast = rate(lambda: scoring.score_features(net, many, r), len(many) // scoring.LENGTH, r.device)
+    one = rate(lambda: scoring.score_features(net, many[:64], r, batch_size=1), 64 // scoring.LENGTH, r.device, args.benchmark)
+    fast = rate(lambda: scoring.score_features(net, many, r), len(many) // scoring.LENGTH, r.device, args.benchmark)
     line("scoring, one segment at a time", one, "segments/s")
     line("scoring, 512 at a time", fast, "segments/s", f"{fast / one:.1f}×")
     if ready.train:
@@ -83,7 +64,7 @@ def benchmark(args, r):
             waited += time.perf_counter() - t
             trainer.one(batch)
         began = time.perf_counter()
-        steps = rate(step, 1, r.device, 4.0)
+        steps = rate(step, 1, r.device, 2 * args.benchmark)
         line(f"training, mode {mode}, {len(segments.labels)} segments a step", steps, "steps/s",
              f"waits for data {100 * waited / (time.perf_counter() - began):.1f} %; 5000 steps in {5000 / steps / 60:.1f} min")
     print(f"  peak memory {training.peak_memory():.0f} MiB")

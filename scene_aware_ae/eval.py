@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from common import datasets, evaluation, metrics, plots, smoothing, training  # noqa: E402
+from common import benchmark, datasets, evaluation, metrics, plots, smoothing, training  # noqa: E402
 from common.files import UserError, replacing, run, writable_folder  # noqa: E402
 from common.video import Decoder, FrameCache, open_video  # noqa: E402
 from scene_aware_ae import preprocess, scoring  # noqa: E402
@@ -40,7 +40,7 @@ def parse(argv=None):
                    help="our checkpoint or the authors' (default: runs/scene_aware_ae/<dataset>/scene_aware_ae.pt)")
     g.add_argument("--video", type=Path, default=None, help="a video file or a folder of frames instead of the test set")
     g.add_argument("--scene", default=None, help="with --video: the scene it shows, for the report of how alike they are")
-    g.add_argument("--benchmark", action="store_true", help="measure the speed of scoring and stop")
+    benchmark.add_flag(g, "the speed of encoding, training and scoring")
     add_eval_flags(parser)
     return parser.parse_args(argv)
 
@@ -194,9 +194,8 @@ def main(argv=None):
     r = training.Run(args.device, args.precision)
     name = datasets.canonical(args.dataset)
     if args.benchmark:
-        from scene_aware_ae.benchmark import benchmark
-        benchmark(args, r)
-        return
+        from scene_aware_ae.benchmark import measure
+        return measure(args, r)
     args.checkpoint = args.checkpoint or Path("runs/scene_aware_ae") / name / "scene_aware_ae.pt"
     net, state = scoring.load_model(args.checkpoint)  # a wrong file is refused before any work
     if args.video:

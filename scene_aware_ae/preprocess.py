@@ -54,14 +54,8 @@ class Features(VideoFiles):
         self.description = description
 
     def build(self, videos, encoder, r, shard, batch, workers):
-        """Encode what is missing, reading ahead. -> [(video key, why)] of those that could not be read."""
-        fresh, failed = [], []
-        for v in videos:
-            try:
-                if self.info(v) is None:
-                    fresh.append(v)
-            except UserError as e:
-                failed.append((v.key, str(e)))
+        """Encode what is missing, reading ahead. -> {video key: why} of those that could not be read."""
+        fresh, failed = self.missing(videos)
         first, step = shard
         fresh = fresh[first::step]
         if not fresh:
@@ -74,7 +68,7 @@ class Features(VideoFiles):
                     self.write(video, self._encoded(source, encoder, batch, bar),
                                lambda shape, s=source: {"frames": shape[0], **self.description, "fps": s.fps})
                 except UserError as e:
-                    failed.append((video.key, str(e)))
+                    failed[video.key] = str(e)
         return failed
 
     @staticmethod
@@ -235,12 +229,7 @@ def prepare(args, r, splits=("train", "test"), data=None, trained=None, encoder=
     shard = shard_of(args.shard, r)
     failed = features.build(videos, encoder, r, shard, args.encode_batch, args.workers or training.cores())
     r.barrier()
-    known = dict(failed)
-    missing = [v for v in videos if v.key not in known and features.info(v) is None]
-    if args.shard:  # the rest is other jobs' work
-        videos = [v for v in videos if v not in missing]
-    else:
-        failed += [(v.key, "the process that was to encode it could not") for v in missing]
+    videos, failed = features.gathered(videos, failed, args.shard)
     ready = Prepared(data, videos, failed, features)
     return (ready, encoder) if with_encoder else ready
 

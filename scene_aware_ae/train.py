@@ -15,7 +15,7 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from common import training  # noqa: E402
+from common import benchmark, training  # noqa: E402
 from common.files import UserError, run, writable_folder  # noqa: E402
 from scene_aware_ae import preprocess, scoring  # noqa: E402
 from scene_aware_ae.model import SceneAwareAE, losses  # noqa: E402
@@ -36,7 +36,7 @@ def parse(argv=None):
     g.add_argument("--iterations", type=int, default=ITERATIONS, help="training steps (default: %(default)s)")
     g.add_argument("--segments-per-scene", type=int, default=PER_SCENE, help="in each step (default: %(default)s)")
     g.add_argument("--variational", action="store_true", help="a variational autoencoder instead")
-    g.add_argument("--benchmark", action="store_true", help="measure the speed of training and scoring and stop")
+    benchmark.add_flag(g, "the speed of encoding, training and scoring")
     from scene_aware_ae.eval import add_eval_flags
     add_eval_flags(parser)
     return parser.parse_args(argv)
@@ -98,10 +98,7 @@ class Trainer:
         if not self.path.exists():
             return False
         state = training.load_checkpoint(self.path, "scene_aware_ae")
-        for key, value in self.identity.items():
-            if state["identity"].get(key) != value:
-                raise UserError(f"{self.path} was trained with {key} = {state['identity'].get(key)}, now it is {value}: choose "
-                                "another --out, or start again with --no-resume")
+        training.check_identity(self.path, state.get("identity"), self.identity)
         self.net.load_state_dict(state["model_state_dict"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.seconds, self.done = state["step"], state["seconds"], state["done"]
@@ -203,9 +200,8 @@ def main(argv=None):
     began = time.time()
     r = training.Run(args.device, args.precision)
     if args.benchmark:
-        from scene_aware_ae.benchmark import benchmark
-        benchmark(args, r)
-        return
+        from scene_aware_ae.benchmark import measure
+        return measure(args, r)
     ready, encoder = preprocess.prepare(args, r, with_encoder=True)
     checkpoint = train(args, ready, encoder, r)
     r.say(f"trained in {(time.time() - began) / 60:.1f} min with everything before; checkpoint {checkpoint}")

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from common import datasets, evaluation, objects, plots, smoothing, training  # noqa: E402
+from common import benchmark, datasets, evaluation, objects, plots, smoothing, training  # noqa: E402
 from common.files import UserError, run, writable_folder  # noqa: E402
 from common.video import Decoder  # noqa: E402
 from sdmae import preprocess, scoring  # noqa: E402
@@ -46,7 +46,7 @@ def parse(argv=None):
                    "instead of the dataset's test set")
     g.add_argument("--batch-size", type=int, default=None, help="frames scored at once (default: 64, with --benchmark 32)")
     g.add_argument("--compile", action="store_true", help="torch.compile the model")
-    g.add_argument("--benchmark", action="store_true", help="measure the speed of scoring and stop")
+    benchmark.add_flag(g, "the speed of scoring and training")
     add_eval_flags(parser)
     from sdmae.live import add_live_flags
     add_live_flags(parser)
@@ -70,7 +70,7 @@ class Scored:
 
     def __init__(self, args, dataset, r):
         size = None
-        if args.image_size and args.student:
+        if args.image_size:   # for the authors' files, which do not say theirs
             size, _ = preprocess.input_of(args, dataset)
         self.net, self.state = scoring.load_model(args.checkpoint, args.student, size)
         self.size, self.patch = tuple(self.state["model_args"]["image_size"]), self.net.patch_size
@@ -106,11 +106,10 @@ def evaluate(args, ready, checkpoint, r):
     model = Scored(args, ready.data.name, r)
     folder = writable_folder(args.out or Path(checkpoint).parent)
     stats = model.statistics(args, r)
-    errors, maps = scoring.score_videos(model.scorer, ready, ready.test, "score", keep=True, batch_size=model.batch_size)
+    scores, maps = scoring.score_videos(model.scorer, ready, ready.test, "score", model.batch_size)
     if not r.main:
         return None
     protocol, rule = protocol_of(args, ready.data.name, model.rule), model.rule
-    scores = {k: scoring.frame_scores(e, rule) for k, e in errors.items()}
     detections, threshold = None, None
     if stats:
         threshold = stats["token_quantiles"][str(scoring.QUANTILE)]
@@ -153,10 +152,9 @@ def main(argv=None):
     name = datasets.canonical(args.dataset)
     args.checkpoint = args.checkpoint or Path("runs/sdmae") / name / "sdmae.pt"
     if args.benchmark:
-        from sdmae.benchmark import benchmark
+        from sdmae.benchmark import measure
         size, patch = preprocess.input_of(args, name)
-        benchmark(args, preprocess.prepare(args, size, r, splits=("test",)), size, patch, r)
-        return
+        return measure(args, preprocess.prepare(args, size, r, splits=("test",)), size, patch, r)
     if args.video is not None:
         from sdmae.live import watch
         watch(args, Scored(args, name, r), r)

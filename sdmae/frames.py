@@ -4,18 +4,21 @@ import torch
 
 from common.batches import copy_rows, read_ahead
 
-STEPS = (-3, -1, 0, 1, 3)      # frames around t that one sample needs: the image shows -3, 0, 3, its gradient -1, 1
+SEEN = (-3, 0, 3)              # frames around t that the network sees
+STEPS = (-3, -1, 0, 1, 3)      # and those that a training sample needs: its gradient is that of -1 and 1
 NOISE_ROWS = 256               # frames that share one mask are this far apart
 
 
 class Frames:
     """The frames of several videos of one size as one indexable set; in device memory where they all fit.
 
-    arrays: uint8 [T_i, H, W, C] memory maps (C = 1 grey or 3 BGR). `waited` sums the seconds that iterate()'s consumer waited.
+    arrays: uint8 [T_i, H, W, C] memory maps (C = 1 grey or 3 BGR); steps: the frames around t that a sample holds. `waited` sums
+    the seconds that iterate()'s consumer waited.
     """
 
-    def __init__(self, arrays, device="cpu"):
+    def __init__(self, arrays, device="cpu", steps=SEEN):
         self.arrays, self.device, self.waited, self.resident = arrays, torch.device(device), 0.0, None
+        self.steps = np.array(steps)
         lengths = [len(a) for a in arrays]
         self.starts = np.cumsum([0, *lengths])
         self.number = np.concatenate([np.arange(n) for n in lengths])              # of each frame in its video
@@ -37,19 +40,14 @@ class Frames:
             x = x.pin_memory().to(self.device, non_blocking=True)
         return x.permute(0, 3, 1, 2).expand(-1, self.channels, -1, -1)
 
-    def rows_of(self, videos):
-        """Rows of the frames of the videos with these numbers. int64 [n]."""
-        return np.concatenate([np.arange(self.starts[i], self.starts[i + 1]) for i in videos])
-
     def around(self, rows):
-        """Rows of the frames at STEPS around each row, itself where the video has none. int64 [n, 5]."""
-        steps = np.array(STEPS)
-        number = self.number[rows][:, None] + steps
+        """Rows of the frames at the steps around each row, itself where the video has none. int64 [n, steps]."""
+        number = self.number[rows][:, None] + self.steps
         there = (number >= 0) & (number <= self.last[rows][:, None])
-        return np.asarray(rows)[:, None] + np.where(there, steps, 0)
+        return np.asarray(rows)[:, None] + np.where(there, self.steps, 0)
 
     def get(self, rows):
-        """Five frames per row: uint8 [n, 5, C, H, W] on the device. A frame that several rows need is read once."""
+        """The frames of samples: uint8 [n, steps, C, H, W] on the device. A frame that several rows need is read once."""
         rows = self.around(rows)
         if self.resident is not None:
             return self.resident[torch.as_tensor(rows, device=self.device)]
@@ -64,9 +62,8 @@ class Frames:
                 out[at] = a[needed[at] - self.starts[v]]
         return self._tensor(out)[torch.as_tensor(places.reshape(rows.shape), device=self.device)]
 
-    def iterate(self, order, batch_size, start=0):
-        """Yield (rows, frames [n, 5, C, H, W]) over `order` from batch number `start`; the next batch is read ahead."""
-        parts = [order[i:i + batch_size] for i in range(start * batch_size, len(order), batch_size)]
+    def iterate(self, parts):
+        """Yield (rows, frames [n, steps, C, H, W]) for each of `parts`, arrays of rows; the next one is read ahead."""
         for rows, batch, waited in read_ahead(parts, self.get):
             self.waited += waited
             yield rows, batch
@@ -82,9 +79,9 @@ def colours(x):
     return x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
 
 
-def image_of(five):
-    """Frames at STEPS, [n, 5, C, H, W] in 0..255 -> the network's input, float32 [n, 9, H, W] in [-1, 1]."""
-    return scale(torch.cat([colours(five[:, i]) for i in (0, 2, 4)], dim=1))
+def image_of(seen):
+    """Frames t-3, t, t+3, [n, 3, C, H, W] in 0..255 -> the network's input, float32 [n, 9, H, W] in [-1, 1]."""
+    return scale(torch.cat([colours(seen[:, i]) for i in range(3)], dim=1))
 
 
 def gradient_of(five):
@@ -92,11 +89,9 @@ def gradient_of(five):
     return colours((five[:, 1].float() - five[:, 3].float()).abs())
 
 
-def target_of(five, mask=None):
-    """Clean frame t and anomaly map (0 or 255, none without a mask) -> float32 [n, 4, H, W] in [-1, 1]."""
-    frame = scale(colours(five[:, 2]))
-    anomaly = torch.full_like(frame[:, :1], -1.0) if mask is None else scale(mask)
-    return torch.cat([frame, anomaly], dim=1)
+def target_of(frame, mask):
+    """Clean frame t [n, C, H, W] and anomaly map [n, 1, H, W], both in 0..255 -> float32 [n, 4, H, W] in [-1, 1]."""
+    return torch.cat([scale(colours(frame)), scale(mask)], dim=1)
 
 
 def noise_table(tokens, seed=0, draw=0):

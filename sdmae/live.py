@@ -20,11 +20,11 @@ import torch
 from common import plots, training
 from common.evaluation import safe
 from common.files import UserError, replacing, writable_folder
-from common.video import Decoder, open_video, shrink
+from common.video import Decoder, as_channels, open_video, shrink
 from sdmae import scoring
-from sdmae.frames import STEPS
+from sdmae.frames import SEEN
 
-AHEAD = STEPS[-1]              # frames that a score waits for
+AHEAD = SEEN[-1]              # frames that a score waits for
 TAIL = 0.95                    # scores above this quantile of the training scores are taken for an exponential tail
 HISTORY = 300                  # scores that the overlay's curve shows
 
@@ -71,7 +71,7 @@ class Stream:
 
     def __init__(self, address, reconnect, say=print):
         self.address, self.wait, self.say = int(address) if address.isdigit() else address, reconnect, say
-        self.name, self.dropped, self.lost = f"camera{address}" if address.isdigit() else safe(address.split("://")[-1]), 0, 0
+        self.name, self.dropped = f"camera{address}" if address.isdigit() else safe(address.split("://")[-1]), 0
         self.capture = self.open()
         if self.capture is None:
             raise UserError(f"--video {address}: this camera or stream cannot be opened; is it on, and the address right?")
@@ -99,7 +99,6 @@ class Stream:
                 continue
             if self.capture is not None:
                 self.capture.release()
-                self.lost += 1
                 self.say(f"stream {self.address} lost; trying again every {self.wait:g} s (Ctrl-C ends)")
             segment += 1
             self.stopped.wait(self.wait)
@@ -193,19 +192,19 @@ def clock(seconds):
 # ------------------------------------------------------------------------------------------------------------ watching
 
 class Window:
-    """Turns arriving frames into samples: five small frames around t once t+3 is there, or its segment has ended."""
+    """Turns arriving frames into samples: small frames t-3, t, t+3 once the last is there, or its segment has ended."""
 
-    def __init__(self, size, channels=3):
-        self.size, self.channels = size, channels
+    def __init__(self, size):
+        self.size, self.channels = size, None                                   # grey or colour as the first frame is
         self.kept, self.segment, self.number = collections.deque(), None, 0     # [(t, small, frame for display)]
         self.next = 0                                                           # t of the next sample
 
     def small(self, frame):
-        frame = shrink(frame, self.size)
-        return frame if frame.shape[2] == self.channels else np.repeat(frame[:, :, :1], self.channels, axis=2)
+        self.channels = self.channels or frame.shape[2]
+        return as_channels(shrink(frame, self.size), self.channels)
 
     def add(self, segment, frame):
-        """-> samples [(t, five [5, H, W, C], frame)] that are complete now."""
+        """-> samples [(t, seen [3, H, W, C], frame)] that are complete now."""
         done = self.flush() if segment != self.segment else []
         self.segment = segment
         self.kept.append((self.number, self.small(frame), frame))
@@ -217,17 +216,24 @@ class Window:
     def sample(self):
         by_number, t = {n: (s, f) for n, s, f in self.kept}, self.next
         own, frame = by_number[t]
-        five = np.stack([by_number.get(t + d, (own, None))[0] for d in STEPS])
+        seen = np.stack([by_number.get(t + d, (own, None))[0] for d in SEEN])
         self.next += 1
         while self.kept and self.kept[0][0] < self.next - AHEAD:
             self.kept.popleft()
-        return t, five, frame
+        return t, seen, frame
 
     def flush(self):
         """The rest of a segment, whose last frames miss their successors."""
         done = [self.sample() for _ in range(self.number - self.next)]
         self.kept.clear()
         return done
+
+
+def token_errors(scorer, samples):
+    """Samples of a Window -> the rule's error of every token, float32 [n, rows, columns]."""
+    seen = torch.from_numpy(np.stack([x for _, x, _ in samples])).to(scorer.run.device).permute(0, 1, 4, 2, 3)
+    errors = scoring.picked(scorer.errors(seen, [t for t, _, _ in samples]), scorer.rule)
+    return errors.view(-1, *scorer.grid).float().cpu().numpy()
 
 
 class Overlay:
@@ -245,7 +251,7 @@ class Overlay:
             self.strip = max(60, self.size[1] // 4) // 2 * 2
             self.writer = plots.open_mp4(self.tmp, self.path, self.fps, (self.size[0], self.size[1] + self.strip))
         self.scores.append(score)
-        image = cv2.resize(frame if frame.shape[2] == 3 else np.repeat(frame, 3, axis=2), self.size)
+        image = cv2.resize(as_channels(frame, 3), self.size)
         image = plots.blend_map(image, errors, self.map_range)
         if score > self.threshold:
             cv2.rectangle(image, (0, 0), (self.size[0] - 1, self.size[1] - 1), (61, 69, 214), 4)
@@ -269,6 +275,8 @@ def watch(args, model, r):
     """Score args.video until it ends or Ctrl-C: scores.csv, events.csv, overlay.mp4, curve.png."""
     if args.false_alarms_per_hour <= 0:
         raise UserError("--false-alarms-per-hour must be above 0")
+    if args.threshold is not None and args.threshold <= 0:
+        raise UserError("--threshold must be above 0")
     stats = model.statistics(args, r)
     if stats is None and args.threshold is None:
         raise UserError(f"{args.checkpoint} has no scores of normal frames to set a threshold by: give --threshold, or "
@@ -300,13 +308,15 @@ def _watch(args, model, r, source, frames, stop, stats, out):
         raise UserError(f"--video {args.video} has no frames")
     fps = args.fps or source.fps or 25.0
     width = max(1, round(args.window * fps))
-    threshold = args.threshold or calibrate(stats["frame_scores"], args.false_alarms_per_hour, fps, width)
+    threshold = args.threshold
+    if threshold is None:
+        threshold = calibrate(stats["frame_scores"], args.false_alarms_per_hour, fps, width)
     tokens = stats["token_quantiles"][str(scoring.QUANTILE)] if stats else None
-    height, width_ = first[1].shape[:2]
+    source_height, source_width = first[1].shape[:2]
     why = "(--threshold)" if args.threshold else (f"(about {args.false_alarms_per_hour:g} false alarms per hour on footage like "
                                                   "the training videos)")
-    print(f"{source.name}: {width_}×{height} at {fps:g} frames/s, scored at {model.size[1]}×{model.size[0]}; an event begins at "
-          f"{threshold:.4g} {why}", flush=True)
+    print(f"{source.name}: {source_width}×{source_height} at {fps:g} frames/s, scored at {model.size[1]}×{model.size[0]}; an event "
+          f"begins at {threshold:.4g} {why}", flush=True)
     window, batch, size, past = Window(model.size), [], 1 if source.live else 16, collections.deque(maxlen=width)
     kept_scores, began, done = [], time.perf_counter(), 0
     with replacing(out / "scores.csv") as s, replacing(out / "events.csv") as e, replacing(out / "overlay.mp4") as video, \
@@ -316,9 +326,7 @@ def _watch(args, model, r, source, frames, stop, stats, out):
         overlay = Overlay(out / "overlay.mp4", video, fps, threshold, (tokens / 2, 2 * tokens) if tokens else (0, 4 * threshold))
 
         def score():
-            five = torch.from_numpy(np.stack([b[1] for b in batch])).to(r.device).permute(0, 1, 4, 2, 3)
-            maps = model.scorer.combine(model.scorer.maps(five, [b[0] for b in batch]))
-            maps = maps.view(-1, *model.scorer.grid).float().cpu().numpy()
+            maps = token_errors(model.scorer, batch)
             for (t, _, frame), m in zip(batch, maps):
                 past.append(float(m.mean()))
                 smooth = sum(past) / len(past)

@@ -6,8 +6,6 @@ Parameter names are the published ones.
     out = net(frames, noise)              # frames [N, 9, 320, 640] in [-1, 1], noise [N, 800] in [0, 1)
     distill, recon = scores(out, target)  # target [N, 4, 320, 640]; [N] each
 """
-import copy
-
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -134,6 +132,23 @@ class PatchEmbed(nn.Module):
         return self.norm(self.proj(x).flatten(2).transpose(1, 2))
 
 
+class PixelEmbed(nn.Module):
+    """A PatchEmbed of 0..255 instead of [-1, 1]: w·(x - 127.5)/127.5 = (w/127.5)·x - w. Grey frames need a third of the work, as
+    the weights of equal channels add up."""
+
+    def __init__(self, embed):
+        super().__init__()
+        weight, bias, self.norm = embed.proj.weight, embed.proj.bias, embed.norm
+        self.stride = weight.shape[2]
+        self.weight = nn.Parameter(weight / 127.5, requires_grad=False)
+        self.grey = nn.Parameter(weight.unflatten(1, (-1, 3)).sum(2) / 127.5, requires_grad=False)
+        self.bias = nn.Parameter(bias - weight.sum((1, 2, 3)), requires_grad=False)
+
+    def forward(self, x):
+        weight = self.weight if x.shape[1] == self.weight.shape[1] else self.grey
+        return self.norm(F.conv2d(x.to(weight.dtype), weight, self.bias, self.stride).flatten(2).transpose(1, 2))
+
+
 class SDMAE(nn.Module):
     """Masked autoencoder with a teacher and a student decoder (sections 3.1-3.4). No position embedding."""
 
@@ -166,7 +181,7 @@ class SDMAE(nn.Module):
 
     def encode(self, frames, noise):
         """-> latent [N, 1 + kept, embed_dim], places to return to [N, L], mask [N, L]."""
-        x = self.patch_embed(frames.to(self.patch_embed.proj.weight.dtype))
+        x = self.patch_embed(frames)
         kept, restore, mask = random_masking(noise, self.mask_ratio)
         x = x.gather(1, kept[:, :, None].expand(-1, -1, x.shape[2]))
         x = torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
@@ -189,14 +204,16 @@ class SDMAE(nn.Module):
         return self.decoder_student_block, self.decoder_student_norm, self.decoder_student_pred
 
     @torch.no_grad()
-    def folded(self, dtype=torch.float32):
-        """A copy for evaluation alone: batch norms folded into the convolutions before them, weights in `dtype`."""
-        net = copy.deepcopy(self).eval()
-        for module in net.modules():
+    def fold(self, dtype=torch.float32):
+        """Make this network one for evaluation alone, in place: weights in `dtype`, batch norms folded into the convolutions before
+        them, and the scaling of pixels into the patch embedding. It takes frames in 0..255: [N, 9, H, W], or grey [N, 3, H, W]."""
+        self.eval().requires_grad_(False)
+        for module in self.modules():
             if isinstance(module, Attention):
                 for i in "qkv":
                     setattr(module, f"conv_proj_{i}", getattr(module, f"conv_proj_{i}").folded())
-        return net.requires_grad_(False).to(dtype, memory_format=torch.channels_last)
+        self.patch_embed = PixelEmbed(self.patch_embed)
+        return self.to(dtype, memory_format=torch.channels_last)
 
     def train_teacher(self):
         """Phase one: everything but the student."""
@@ -268,6 +285,26 @@ def error_maps(out, target, patch, norm="L2"):
     measure = torch.square if norm == "L2" else torch.abs
     teacher = out["teacher"].float()
     return measure(teacher - out["student"].float()).mean(2), measure(patchify(target, patch) - teacher).mean(2)
+
+
+def pixel_errors(out, frame, patch, norm="L2"):
+    """error_maps against a frame in 0..255 without anomaly: the same numbers with fewer passes over memory.
+
+    frame uint8 [N, C, H, W], grey or BGR. -> [N, L] distillation error (0 without a student), [N, L] reconstruction error.
+    """
+    teacher = out["teacher"].float()
+    n, length, size = teacher.shape
+    measure = torch.Tensor.square_ if norm == "L2" else torch.Tensor.abs_
+    if "student" in out:
+        distill = measure(teacher - out["student"]).mean(2)
+    else:
+        distill = teacher.new_zeros(n, length)
+    pixels = patchify(frame, patch).view(n, length, patch ** 2, -1).to(teacher.dtype).mul_(1 / 127.5).sub_(1)
+    error = teacher.clone() if teacher is out["teacher"] else teacher
+    error = error.view(n, length, patch ** 2, size // patch ** 2)
+    error[..., :3] -= pixels
+    error[..., 3] += 1                # the anomaly map of a normal frame is -1 everywhere
+    return distill, measure(error).mean((2, 3))
 
 
 def init_weights(net):

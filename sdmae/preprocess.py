@@ -15,7 +15,8 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 
 from common import datasets, training  # noqa: E402
-from common.files import UserError, replacing, run, writable_folder  # noqa: E402
+from common.files import UserError, run, writable_folder  # noqa: E402
+from common.plots import write_image  # noqa: E402
 from common.video import FrameCache  # noqa: E402
 from sdmae import frames as input_  # noqa: E402
 from sdmae import pseudo  # noqa: E402
@@ -122,7 +123,7 @@ def preview(bank, ready, args, out):
     """contact_sheet of pasted frames t-3, t, t+3 and the mask of t."""
     if bank is None:
         raise UserError("--preview needs pseudo anomalies (--pseudo ubnormal or self)")
-    frames = input_.Frames(ready.arrays(ready.train))
+    frames = input_.Frames(ready.arrays(ready.train), steps=input_.STEPS)
     rng = np.random.default_rng(args.seed)
     rows = rng.integers(0, len(frames), 12)
     five = frames.get(rows)
@@ -137,8 +138,7 @@ def preview(bank, ready, args, out):
     factor = max(1, round(1600 / sheet.shape[1]))
     sheet = cv2.resize(sheet, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST)
     path = writable_folder(out) / "pseudo_anomalies.png"
-    with replacing(path) as tmp:
-        tmp.write_bytes(cv2.imencode(".png", sheet)[1].tobytes())
+    write_image(path, sheet)
     print(f"wrote {path}: frames t-3, t, t+3 and the mask of t")
 
 

@@ -44,17 +44,27 @@ class Bank:
 # ----------------------------------------------------------------------------------------------------------- cutting
 
 def crop(frame, mask, box):
-    """-> crop [C, SIDE, SIDE], mask [1, SIDE, SIDE], (height, width), (row, column) of one object. box x, y, w, h."""
+    """-> crop [C, SIDE, SIDE], mask [1, SIDE, SIDE], (height, width), (row, column) of one object. mask: its box's part; box x, y, w, h."""
     x, y, w, h = box
     part = cv2.resize(frame[y:y + h, x:x + w], (SIDE, SIDE)).reshape(SIDE, SIDE, -1)
-    shape = cv2.resize(mask[y:y + h, x:x + w].astype(np.uint8) * 255, (SIDE, SIDE))
+    shape = cv2.resize(mask.astype(np.uint8) * 255, (SIDE, SIDE))
     return part.transpose(2, 0, 1), shape[None], (h, w), (y + (h - 1) / 2, x + (w - 1) / 2)
 
 
 def components(mask, least, most):
-    """[(box, mask of it)] of the connected parts of a bool [H, W] with `least` to `most` pixels."""
+    """[(box, bool mask inside it)] of the connected parts of a bool [H, W] with `least` to `most` pixels."""
     n, ids, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    return [(tuple(stats[i, :4]), ids == i) for i in range(1, n) if least <= stats[i, cv2.CC_STAT_AREA] <= most]
+    boxes = [(i, stats[i, :4].tolist()) for i in range(1, n) if least <= stats[i, cv2.CC_STAT_AREA] <= most]
+    return [((x, y, w, h), ids[y:y + h, x:x + w] == i) for i, (x, y, w, h) in boxes]
+
+
+def common_pixels(a, b):
+    """Number of pixels that two components share; each is (box, mask inside it)."""
+    (ax, ay, aw, ah), (bx, by, bw, bh) = a[0], b[0]
+    x1, y1, x2, y2 = max(ax, bx), max(ay, by), min(ax + aw, bx + bw), min(ay + ah, by + bh)
+    if x1 >= x2 or y1 >= y2:
+        return 0
+    return int((a[1][y1 - ay:y2 - ay, x1 - ax:x2 - ax] & b[1][y1 - by:y2 - by, x1 - bx:x2 - bx]).sum())
 
 
 def moving_masks(frames):
@@ -71,16 +81,17 @@ def sequences(frames, masks, least, most):
 
     frames: iterable of uint8 [H, W, C]; masks: of bool [H, W].
     """
-    alive = []                                        # [(box mask of the last frame, crops so far)]
+    alive = []                                        # [(component in the last frame, crops so far)]
     for frame, mask in zip(frames, masks):
         found, following = components(mask, least, most), []
-        for box, own in found:
-            before = [k for k, (old, _) in enumerate(alive) if (old & own).sum() > 0.3 * max(old.sum(), own.sum())]
+        for part in found:
+            box, own = part
+            before = [k for k, (old, _) in enumerate(alive) if common_pixels(old, part) > 0.3 * max(old[1].sum(), own.sum())]
             sequence = [*alive[before[0]][1], crop(frame, own, box)] if len(before) == 1 else [crop(frame, own, box)]
             if len(sequence) == LENGTH:
                 yield sequence
                 sequence = []
-            following.append((own, sequence))
+            following.append((part, sequence))
         alive = following
 
 
@@ -171,7 +182,7 @@ def paste(five, bank, chosen, steps, span):
         return five, mask
     chosen = {key: v.to(five.device, non_blocking=True) for key, v in chosen.items()}
     who, m, half = chosen["object"], len(chosen["object"]), LENGTH // 2
-    steps = torch.tensor(steps, device=five.device)
+    middle, steps = list(steps).index(0), torch.tensor(steps, device=five.device)
     crops, masks = (x[who][:, steps + half] for x in (bank.crops, bank.masks))
     # where each object is at each step: its own mean velocity, made faster, turned and bent
     velocity = (bank.places[who, -1] - bank.places[who, 0]) / (LENGTH - 1)
@@ -202,7 +213,6 @@ def paste(five, bank, chosen, steps, span):
              slice(None), (at[..., 0, None] + inside)[..., None], (at[..., 1, None] + inside)[..., None, :])
     below = wide[index].float()                                                     # [m, k, span, span, C]
     wide[index] = (below + alpha.movedim(2, -1) * (over - below)).round().clamp(0, 255).to(wide.dtype)
-    middle = int((steps == 0).nonzero()[0])
     full = five.new_zeros(m, h + 2 * span, w + 2 * span)
     full[torch.arange(m, device=five.device).view(m, 1, 1), (at[:, middle, 0, None] + inside)[..., None],
          (at[:, middle, 1, None] + inside)[:, None, :]] = ((alpha[:, middle, 0] > 0.5) * 255).to(full.dtype)

@@ -1,15 +1,16 @@
 """Frames -> scores: error maps, frame scores, boxes of thresholded maps; checkpoints, ours and the authors'."""
-from contextlib import nullcontext
+import copy
 
 import cv2
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from common import smoothing, training
+from common import training
+from common.batches import parts_of
 from common.files import UserError, first_line
-from sdmae.frames import NOISE_ROWS, Frames, image_of, noise_table, target_of
-from sdmae.model import SDMAE, error_maps
+from sdmae.frames import NOISE_ROWS, Frames, noise_table
+from sdmae.model import SDMAE, pixel_errors
 
 # How frames are scored. Avenue and ShanghaiTech as published; the others are not published: Ped1, Ped2 and one's own footage as
 # Avenue, UBnormal as ShanghaiTech (the authors use one size and patch for both).
@@ -30,41 +31,37 @@ def rule_of(dataset, norm=None, parts=None):
     return rule
 
 
+def picked(errors, rule):
+    """Distillation and reconstruction errors [N, 2, …] -> the sum of those that the rule scores by, [N, …]."""
+    return errors[:, [i for i, k in enumerate(("distillation", "reconstruction")) if k in rule["parts"]]].sum(1)
+
+
+def fold(net, dtype=torch.float32):
+    """A folded copy of a network."""
+    return copy.deepcopy(net).fold(dtype)
+
+
 class Scorer:
-    """A network ready to score: five frames per sample in, errors per token out.
+    """A network ready to score: frames t-3, t, t+3 in, errors per token out. draws: masks averaged over."""
 
-    draws: masks averaged over; fast: norms folded and weights in the run's precision, else the network as it was trained.
-    """
-
-    def __init__(self, net, rule, r, *, fast=True, draws=1, compiled=False):
+    def __init__(self, net, rule, r, *, draws=1, compiled=False):
         self.run, self.rule, self.patch, self.grid = r, rule, net.patch_size, net.grid
-        net = net.eval().to(r.device)
-        self.fast = fast
-        self.net = net.folded(torch.bfloat16 if r.precision == "bf16" else torch.float32) if fast else net
+        self.net = fold(net.to(r.device), torch.bfloat16 if r.precision == "bf16" else torch.float32)
         if compiled:
             self.net.compile()
         self.student = "distillation" in rule["parts"]
         self.tables = torch.stack([noise_table(net.tokens, draw=i) for i in range(draws)]).to(r.device)
 
-    def maps(self, five, numbers):
-        """five uint8 [n, 5, C, H, W], numbers: of the frames in their videos -> errors [n, 2, tokens] (distillation or 0, and
+    @torch.inference_mode()
+    def errors(self, seen, numbers):
+        """seen uint8 [n, 3, C, H, W], numbers: of the frames in their videos -> errors [n, 2, tokens] (distillation or 0, and
         reconstruction)."""
-        with torch.inference_mode():
-            image, target = image_of(five), target_of(five)
-            rows = torch.as_tensor(np.asarray(numbers) % NOISE_ROWS, device=image.device)
-            total = 0
-            for table in self.tables:
-                with nullcontext() if self.fast else self.run.autocast():
-                    out = self.net(image, table[rows], student=self.student)
-                if not self.student:
-                    out["student"] = out["teacher"]
-                total = total + torch.stack(error_maps(out, target, self.patch, self.rule["norm"]), dim=1)
-            return total / len(self.tables)
-
-    def combine(self, errors):
-        """[…, 2, …] on axis 1 -> the rule's sum."""
-        picked = [i for i, k in enumerate(("distillation", "reconstruction")) if k in self.rule["parts"]]
-        return errors[:, picked].sum(1)
+        rows = torch.as_tensor(np.asarray(numbers) % NOISE_ROWS, device=seen.device)
+        total = 0
+        for table in self.tables:
+            out = self.net(seen.flatten(1, 2), table[rows], student=self.student)
+            total = total + torch.stack(pixel_errors(out, seen[:, 1], self.patch, self.rule["norm"]), dim=1)
+        return total / len(self.tables)
 
 
 def score(scorer, frames, rows, label, batch_size=64, quiet=False):
@@ -75,41 +72,28 @@ def score(scorer, frames, rows, label, batch_size=64, quiet=False):
     out = np.empty((len(mine), 2, scorer.grid[0] * scorer.grid[1]), np.float32)
     with tqdm(total=len(mine), desc=label, unit="frame", disable=quiet or not r.main, dynamic_ncols=True, mininterval=5) as bar:
         done = 0
-        for part, five in frames.iterate(mine, batch_size):
-            out[done:done + len(part)] = scorer.maps(five, frames.number[part]).cpu().numpy()
+        for part, seen in frames.iterate(parts_of(mine, batch_size)):
+            out[done:done + len(part)] = scorer.errors(seen, frames.number[part]).cpu().numpy()
             done += len(part)
             bar.update(len(part))
     return r.gather(out)
 
 
-def score_videos(scorer, ready, videos, label, keep=False, batch_size=64):
-    """{video: frame errors float32 [T, 2]}, {video: map of the rule's token errors float32 [T, rows, columns]}.
+def score_videos(scorer, ready, videos, label, batch_size=64):
+    """{video: frame scores float32 [T]}, {video: map of the rule's token errors float16 [T, rows, columns]}.
 
     One video at a time, so that memory does not grow with their number.
     """
-    errors, maps = {}, {}
+    scores, maps = {}, {}
     total = sum(map(ready.length, videos))
     with tqdm(total=total, desc=label, unit="frame", disable=not scorer.run.main, dynamic_ncols=True, mininterval=5) as bar:
         for v in videos:
             frames = Frames([ready.cache.frames(v)], scorer.run.device)
-            e = score(scorer, frames, np.arange(len(frames)), label, batch_size, quiet=True)
-            errors[v.name] = e.mean(2)
-            if keep:
-                maps[v.name] = scorer.combine(e).reshape(-1, *scorer.grid).astype(np.float16)
+            tokens = picked(score(scorer, frames, np.arange(len(frames)), label, batch_size, quiet=True), scorer.rule)
+            scores[v.name] = tokens.mean(1)
+            maps[v.name] = tokens.reshape(-1, *scorer.grid).astype(np.float16)
             bar.update(len(frames))
-    return errors, maps
-
-
-def frame_scores(errors, rule):
-    """Errors of one video's frames [T, 2] -> raw scores float32 [T]."""
-    picked = [i for i, k in enumerate(("distillation", "reconstruction")) if k in rule["parts"]]
-    return errors[:, picked].sum(1)
-
-
-def finished(scores, rule):
-    """The authors' last steps on one video's raw scores: their filter, and min-max on ShanghaiTech."""
-    smooth = smoothing.parse(rule["filter"])(scores)
-    return smoothing.minmax(smooth) if rule["minmax"] else smooth
+    return scores, maps
 
 
 def boxes_of_maps(maps, threshold, source_size):
@@ -135,10 +119,9 @@ def statistics(scorer, frames, most=2000):
         stretch = 100
         first = np.linspace(0, len(rows) - stretch, most // stretch).astype(int)
         rows = (first[:, None] + np.arange(stretch)).reshape(-1)
-    errors = score(scorer, frames, rows, "training statistics")
-    tokens = scorer.combine(errors)
+    tokens = picked(score(scorer, frames, rows, "training statistics"), scorer.rule)
     return {"token_quantiles": {str(q): float(np.quantile(tokens, q)) for q in (0.5, 0.9, 0.99, QUANTILE, 0.9999)},
-            "frame_scores": [float(x) for x in scorer.combine(errors).mean(1)], "norm": scorer.rule["norm"],
+            "frame_scores": [float(x) for x in tokens.mean(1)], "norm": scorer.rule["norm"],
             "parts": list(scorer.rule["parts"])}
 
 

@@ -15,7 +15,8 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from common import datasets, metrics, training  # noqa: E402
+from common import benchmark, datasets, metrics, training  # noqa: E402
+from common.batches import parts_of  # noqa: E402
 from common.files import UserError, run, writable_folder  # noqa: E402
 from sdmae import preprocess, pseudo, scoring  # noqa: E402
 from sdmae.frames import STEPS, Frames, gradient_of, image_of, target_of  # noqa: E402
@@ -42,7 +43,7 @@ def parse(argv=None):
                    help="every --monitor-epochs score each N-th test frame and log the AUC, to look at: nothing is chosen by it "
                    "(default: off)")
     g.add_argument("--monitor-epochs", type=int, default=1, help="epochs between two of these (default: %(default)s)")
-    g.add_argument("--benchmark", action="store_true", help="measure the speed of training and scoring and stop")
+    benchmark.add_flag(g, "the speed of training and scoring")
     from sdmae.eval import add_eval_flags
     add_eval_flags(parser)
     return parser.parse_args(argv)
@@ -67,7 +68,7 @@ def plan_of(args, dataset):
             "gradient_weights": args.gradient_weights}
 
 
-def optimizer_of(net, lr, device):
+def optimizer_of(net, lr):
     """AdamW; norms, biases and single tokens do not decay."""
     own = [(n, p) for n, p in net.named_parameters() if p.requires_grad]
     plain = [p for n, p in own if p.ndim <= 1 or n.endswith("token")]
@@ -98,7 +99,7 @@ class Trainer:
             self.net.train_student_alone()
         else:
             self.net.train_teacher()
-        self.optimizer = optimizer_of(self.net, self.plan["lr"], self.run.device)
+        self.optimizer = optimizer_of(self.net, self.plan["lr"])
 
     def save(self):
         self.saved = time.perf_counter()
@@ -114,10 +115,7 @@ class Trainer:
         if not self.path.exists():
             return False
         state = training.load_checkpoint(self.path, "sdmae")
-        for key, value in self.identity.items():
-            if state["identity"].get(key) != value:
-                raise UserError(f"{self.path} was trained with {key} = {state['identity'].get(key)}, now it is {value}: choose "
-                                "another --out, or start again with --no-resume")
+        training.check_identity(self.path, state.get("identity"), self.identity)
         self.net.load_state_dict(state["model_state_dict"])
         if state["phase"]:
             self.enter(state["phase"])
@@ -131,10 +129,10 @@ class Trainer:
         """Samples with pseudo anomalies -> network input, target, gradient, masking noise, all on the device."""
         chosen = pseudo.choose(self.bank, len(five), self.plan["pseudo_share"], self.frames.size, rng)
         seen, mask = pseudo.paste(five, self.bank, chosen, STEPS, self.span)
-        return image_of(seen), target_of(five, mask), gradient_of(seen), noise.to(five.device, non_blocking=True)
+        return image_of(seen[:, ::2]), target_of(five[:, 2], mask), gradient_of(seen), noise.to(five.device, non_blocking=True)
 
-    def step(self, five, rng, noise):
-        """One step of the present phase. -> {name: loss}, detached."""
+    def step(self, five, rng, noise, everyone=None):
+        """One step of the present phase on this process's samples, of a batch of `everyone`'s. -> {name: loss}, detached."""
         image, target, gradient, noise = self.input(five, rng, noise)
         net, n = self.net, len(five)
         if self.phase == 1:
@@ -142,6 +140,7 @@ class Trainer:
                 out = net(image, noise, student=False)
             loss = teacher_loss(out["teacher"], target, gradient, net.patch_size, weighted=self.plan["gradient_weights"])
             losses = {"teacher": loss.detach() / n}
+            loss = loss * ((everyone or n) / n)   # a sum over the whole batch, once the processes' gradients are averaged
         else:
             with self.run.autocast():
                 with torch.no_grad():
@@ -173,14 +172,11 @@ class Trainer:
         size, first = plan["batch_size"], at["step"]
         began = time.perf_counter()
         spent, self.frames.waited = self.seconds, 0.0
-        if r.world > 1:                         # every process reads its part of each batch only
-            parts = [order[i:i + size] for i in range(0, len(order), size)]
-            order = np.concatenate([p[r.rank::r.world] if len(p) >= r.world else p for p in parts])
-            size = -(-size // r.world)
-        for rows, five in self.frames.iterate(order, size, start=first):
+        for rows, five in self.frames.iterate(parts_of(order, size, first, r.rank, r.world)):
             rng = np.random.default_rng([self.seed, at["epoch"], at["step"], r.rank])
             noise = torch.from_numpy(rng.random((len(rows), self.net.tokens), np.float32))
-            for k, v in self.step(five, rng, noise).items():
+            everyone = min(size, len(order) - at["step"] * size)
+            for k, v in self.step(five, rng, noise, everyone).items():
                 self.sums[k] = self.sums.get(k, 0.0) + v
             at["step"] += 1
             bar.update()
@@ -220,11 +216,8 @@ def observer(args, ready, rule, r):
     def after(trainer):
         if trainer.at["epoch"] % args.monitor_epochs and trainer.at["epoch"] != trainer.plan["epochs"]:
             return {}
-        modes = {m: m.training for m in trainer.net.modules()}
         scorer = scoring.Scorer(trainer.net, {**rule, "parts": ("distillation", "reconstruction")}, r)
         errors = scoring.score(scorer, frames, rows, "monitor", quiet=True).mean(2)
-        for m, mode in modes.items():
-            m.training = mode
         out = {"auc_teacher": metrics.auc(labels, errors[:, 1])}
         if trainer.phase == 2:      # before, the student knows nothing
             out.update({"auc_student": metrics.auc(labels, errors[:, 0]), f"auc_every_{args.monitor}": metrics.auc(labels, errors.sum(1))})
@@ -238,14 +231,14 @@ def train(args, ready, size, patch, r):
     plan, folder = plan_of(args, dataset), writable_folder(args.out or Path("runs/sdmae") / dataset)
     if not ready.train:
         raise UserError(f"{dataset} has no training videos under {ready.data.root}: put normal videos into train/")
-    frames = Frames(ready.arrays(ready.train), r.device)
+    frames = Frames(ready.arrays(ready.train), r.device, STEPS)
     if 1 < r.world and len(frames) < r.world:
         raise UserError(f"{len(frames)} training frames are too few for {r.world} processes")
     rule = scoring.rule_of(dataset, args.norm, args.parts)
     model_args = {**scoring.SIZES[args.size or ("small" if dataset == "demo" else "full")], "patch_size": patch,
                   "image_size": list(size), "mask_ratio": args.mask_ratio}
     identity = {"model_args": model_args, "dataset": dataset, "frames": len(frames), "seed": args.seed, "precision": r.precision,
-                "processes": r.world, **plan}
+                "processes": r.world, **{k: v for k, v in plan.items() if k != "epochs"}}   # a run may go on for more
     trainer = Trainer(plan, model_args, frames, preprocess.bank_of(args, ready, size, patch, r), r, folder / "sdmae.pt", identity,
                       args.seed, rule)
     log, resumed = training.Log(folder / "log.jsonl"), False
@@ -256,7 +249,7 @@ def train(args, ready, size, patch, r):
     parameters = sum(p.numel() for p in trainer.net.parameters()) / 1e6
     r.say(f"{dataset}: {len(ready.train)} training videos, {len(frames)} frames at {size[0]}×{size[1]}, "
           f"{trainer.net.tokens} tokens of {patch}×{patch} px, {parameters:.1f} M parameters, {r.device}, {r.precision}")
-    if trainer.done:
+    if trainer.done and trainer.at["epoch"] >= plan["epochs"]:
         r.say(f"{plan['epochs']} epochs done before ({trainer.path})")
         return trainer.path
     if resumed:
@@ -264,8 +257,9 @@ def train(args, ready, size, patch, r):
         if r.main:
             for stage in ("teacher", "student"):
                 log.drop_after(stage, trainer.at["epoch"])
+    trainer.done = False
     trainer.train(args, log, observer(args, ready, rule, r))
-    trainer.statistics = scoring.statistics(scoring.Scorer(trainer.net, rule, r), frames)
+    trainer.statistics = scoring.statistics(scoring.Scorer(trainer.net, rule, r), Frames(ready.arrays(ready.train), r.device))
     trainer.done = True
     trainer.save()
     r.barrier()
@@ -284,8 +278,8 @@ def main(argv=None):
         return preprocess.preview(preprocess.bank_of(args, ready, size, patch, r), ready, args,
                                   args.out or Path("runs/sdmae") / name)
     if args.benchmark:
-        from sdmae.benchmark import benchmark
-        return benchmark(args, ready, size, patch, r)
+        from sdmae.benchmark import measure
+        return measure(args, ready, size, patch, r)
     checkpoint = train(args, ready, size, patch, r)
     r.say(f"trained in {(time.time() - began) / 60:.1f} min with everything before; checkpoint {checkpoint}")
     from sdmae.eval import evaluate

@@ -16,7 +16,7 @@ import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from common import training  # noqa: E402
+from common import benchmark, training  # noqa: E402
 from common.batches import Batches  # noqa: E402
 from common.files import UserError, run, writable_folder  # noqa: E402
 from spr_uvad import advantage, preprocess, scoring  # noqa: E402
@@ -52,7 +52,7 @@ def parse(argv=None):
     g.add_argument("--monitor", type=int, default=0, metavar="N",
                    help="after every epoch score the cubes of each N-th test frame and log the AUC, to look "
                    "at: nothing is chosen by it (default: off)")
-    g.add_argument("--benchmark", action="store_true", help="measure the speed of training and scoring and stop")
+    benchmark.add_flag(g, "the speed of training and scoring")
     from spr_uvad.eval import add_eval_flags
     add_eval_flags(parser)
     return parser.parse_args(argv)
@@ -126,10 +126,7 @@ class Trainer:
         if not self.path.exists():
             return
         nets, state = scoring.load_checkpoint(self.path)
-        for key, value in self.identity.items():
-            if state["identity"].get(key) != value:
-                raise UserError(f"{self.path} was trained with {key} = {state['identity'].get(key)}, now it is {value}: choose "
-                                "another --out, or start again with --no-resume")
+        training.check_identity(self.path, state.get("identity"), self.identity)
         self.nets = scoring.numbered(nets, self.plan["grid"])
         self.at, self.done, self.statistics, self.seconds = state["at"], state["done"], state["statistics"], state["seconds"]
         self.pending = {"net": state["model_state_dicts"][str(self.at["block"])], "optimizer": state["optimizer"],
@@ -306,7 +303,7 @@ def observer(args, ready, videos, records, block, r):
     return after
 
 
-def benchmark(args, ready, r):
+def measure(args, ready, r):
     """Cubes/s of a training step without and with the scoring pass, folded and as published, and of scoring."""
     videos = videos_of(ready, args.setting)
     records = ready.records(videos)
@@ -333,29 +330,17 @@ def benchmark(args, ready, r):
         with torch.no_grad(), r.autocast():
             return cube_errors(trainer.net.folded(cubes_in, flow=False)["raw"], cubes_in)
 
-    def seconds(function, rounds=4):
-        function()
-        if r.device.type == "cuda":
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        for _ in range(rounds):
-            function()
-        if r.device.type == "cuda":
-            torch.cuda.synchronize()
-        return (time.perf_counter() - start) / rounds
-
     a, b = published_pass(), folded_pass()
-    times = {"step without refinement": seconds(lambda: trainer.train_step(batch, whole, n, None)),
-             "step with refinement": seconds(lambda: trainer.train_step(batch, whole, n, 0)),
-             "scoring pass as published": seconds(published_pass), "scoring pass, folded, raw part alone": seconds(folded_pass)}
-    print(f"\nLBR-SPR ({args.size}) on {r.device}, {r.precision}, {torch.get_num_threads()} threads, batch {n}, "
-          f"{'with' if args.flow else 'without'} motion")
-    for name, s in times.items():
-        print(f"  {name:<42}{1e3 * s:>9.1f} ms {n / s:>9.1f} cubes/s")
-    ratio = times["scoring pass as published"] / times["scoring pass, folded, raw part alone"]
-    print(f"  the scoring pass is {ratio:.2f}× as fast; largest relative difference of its scores "
-          f"{float(((a - b).abs() / a).max()):.1e}")
-    print(f"  refinement costs {100 * (times['step with refinement'] / times['step without refinement'] - 1):.0f} % of a step")
+    ways = {"step without refinement": lambda: trainer.train_step(batch, whole, n, None),
+            "step with refinement": lambda: trainer.train_step(batch, whole, n, 0),
+            "scoring pass as published": published_pass, "scoring pass, folded, raw part alone": folded_pass}
+    found = dict(zip(ways, benchmark.rates(list(ways.values()), n, r.device, args.benchmark)))
+    print(f"\nLBR-SPR ({args.size}) on {benchmark.where(r)}, batch {n}, {'with' if args.flow else 'without'} motion")
+    for name, value in found.items():
+        benchmark.line(name, value, "cubes/s", f"{1e3 * n / value:.1f} ms")
+    print(f"  the scoring pass is {found['scoring pass, folded, raw part alone'] / found['scoring pass as published']:.2f}× as fast; "
+          f"largest relative difference of its scores {float(((a - b).abs() / a).max()):.1e}")
+    print(f"  refinement costs {100 * (found['step without refinement'] / found['step with refinement'] - 1):.0f} % of a step")
     print(f"  peak memory {training.peak_memory():.0f} MiB")
 
 
@@ -365,7 +350,7 @@ def main(argv=None):
     r = training.Run(args.device, args.precision)
     ready = preprocess.prepare(args, r, splits=("train", "test") if args.setting == "merge" else ("test",))
     if args.benchmark:
-        return benchmark(args, ready, r)
+        return measure(args, ready, r)
     checkpoint = train(args, ready, r)
     r.say(f"trained in {(time.time() - began) / 60:.1f} min with everything before; checkpoint {checkpoint}")
     from spr_uvad.eval import evaluate

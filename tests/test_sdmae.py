@@ -14,11 +14,12 @@ import pytest
 import torch
 
 from common import datasets, training
+from common.batches import parts_of
 from common.files import UserError, load_arrays
 from common.video import FrameCache, open_video
 from sdmae import live, pseudo, scoring
-from sdmae.frames import STEPS, Frames, gradient_of, image_of, noise_table, target_of
-from sdmae.model import SDMAE, error_maps, teacher_loss, token_weights
+from sdmae.frames import SEEN, STEPS, Frames, gradient_of, image_of, noise_table, target_of
+from sdmae.model import SDMAE, error_maps, pixel_errors, teacher_loss, token_weights
 from tests.helpers import ROOT, refused, save_frames, save_video, script, tiny_folder, walkers
 
 SMALL = ("--dataset", "folder", "--size", "small", "--image-size", "64x96", "--patch", "8", "--epochs", "4", "--batch-size", "8",
@@ -129,7 +130,7 @@ def test_authors_two_files(trained, tmp_path):
 def test_benchmark(trained):
     base, root, _ = trained
     done = script("sdmae/eval.py", "--dataset", "folder", "--data-root", root, "--cache", base / "cache", "--image-size", "32x64",
-                  "--patch", "8", "--batch-size", "4", "--benchmark", "--device", "cpu")
+                  "--patch", "8", "--batch-size", "4", "--benchmark", "0.2", "--device", "cpu")
     for text in ("eager", "optimised", "bf16", "frame cache", "mp4", "peak memory", "GFLOP"):
         assert text in done.stdout, done.stdout
     differ = [float(x.split("differ by")[1]) for x in done.stdout.splitlines() if "differ by" in x and "fp32" in x]
@@ -184,7 +185,7 @@ def cached(tmp_path, *videos, size=(32, 64)):
 
 def test_samples_equal_a_plain_loop(tmp_path):
     arrays = cached(tmp_path, walkers(9, channels=3), walkers(2, channels=1), walkers(1, channels=1, seed=2))
-    frames = Frames(arrays)
+    frames = Frames(arrays, steps=STEPS)
     assert len(frames) == 12 and frames.channels == 3
     five = frames.get(np.arange(12))
     n = 0
@@ -194,14 +195,27 @@ def test_samples_equal_a_plain_loop(tmp_path):
             at = (lambda d: torch.from_numpy(np.repeat(a[t + d] if 0 <= t + d < len(a) else a[t], 3 // a.shape[3], axis=2))
                   .float().permute(2, 0, 1))
             image = torch.cat([at(-3), at(0), at(3)]) / 127.5 - 1
-            assert torch.allclose(image_of(five[n:n + 1])[0], image, atol=1e-6)
+            assert torch.allclose(image_of(five[n:n + 1, ::2])[0], image, atol=1e-6)
             assert torch.equal(gradient_of(five[n:n + 1])[0], (at(-1) - at(1)).abs())
-            target = target_of(five[n:n + 1])[0]
+            target = target_of(five[n:n + 1, 2], torch.zeros(1, 1, 32, 64, dtype=torch.uint8))[0]
             assert torch.allclose(target[:3], at(0) / 127.5 - 1, atol=1e-6) and (target[3] == -1).all()
             n += 1
     order = np.array([3, 0, 11, 9, 5])
-    parts = [b for _, b in frames.iterate(order, 2)]
-    assert torch.equal(torch.cat(parts), five[order])
+    parts = [b for _, b in frames.iterate(parts_of(order, 2))]
+    assert torch.equal(torch.cat(parts), five[order]) and torch.equal(Frames(arrays).get(order), five[order][:, ::2])
+
+
+def test_processes_share_every_batch():
+    order = np.arange(100, 123)
+    for world in (1, 2, 3, 5):
+        shares = [parts_of(order, 5, 1, rank, world) for rank in range(world)]
+        assert {len(x) for x in shares} == {4}                                     # the same number of steps in all of them
+        for i, whole in enumerate(np.split(order[5:], [5, 10, 15])):
+            own = [x[i].tolist() for x in shares]
+            if len(whole) >= world:
+                assert sorted(sum(own, [])) == whole.tolist() and all(own)
+            else:
+                assert all(x == whole.tolist() for x in own)                       # too few to share: all take them
 
 
 def test_scores_do_not_depend_on_the_batch(tmp_path):
@@ -220,12 +234,19 @@ def test_folded_network_equals_the_trained_one():
     for m in net.modules():
         if isinstance(m, torch.nn.BatchNorm2d):
             m.running_mean.normal_(), m.running_var.uniform_(0.5, 2), m.weight.data.uniform_(0.5, 2), m.bias.data.normal_()
-    image, noise = torch.rand(3, 9, 32, 64) * 2 - 1, torch.rand(3, net.tokens)
-    with torch.inference_mode():
-        a, b, c = net(image, noise), net.folded()(image, noise), net.folded(torch.bfloat16)(image, noise)
-    for k in ("teacher", "student"):
-        assert torch.allclose(a[k], b[k], atol=1e-4), k
-        assert (a[k] - c[k].float()).abs().mean() < 0.05 * a[k].abs().mean(), k
+    for channels in (3, 1):
+        seen, noise = torch.randint(0, 256, (3, 3, channels, 32, 64), dtype=torch.uint8), torch.rand(3, net.tokens)
+        target = target_of(seen[:, 1], torch.zeros(3, 1, 32, 64, dtype=torch.uint8))
+        with torch.inference_mode():
+            a = net(image_of(seen), noise)
+            b, c = (scoring.fold(net, dtype)(seen.flatten(1, 2), noise) for dtype in (torch.float32, torch.bfloat16))
+        for k in ("teacher", "student"):
+            assert torch.allclose(a[k], b[k], atol=1e-4), k
+            assert (a[k] - c[k].float()).abs().mean() < 0.05 * a[k].abs().mean(), k
+        for norm in ("L1", "L2"):
+            for fast, plain in zip(pixel_errors(a, seen[:, 1], 8, norm), error_maps(a, target, 8, norm)):
+                assert torch.allclose(fast, plain, rtol=1e-5)
+        assert (pixel_errors({"teacher": a["teacher"]}, seen[:, 1], 8)[0] == 0).all()
 
 
 def test_weights_of_a_still_image_are_even():
@@ -397,9 +418,9 @@ def test_no_neighbours_across_a_gap():
         assert len(window.kept) <= 7
     got += window.flush()
     assert [t for t, _, _ in got] == list(range(14))
-    for t, five, frame in got:
+    for t, seen, frame in got:
         first, last = (0, 4) if t < 5 else (5, 13)
-        assert five[:, 0, 0, 0].tolist() == [t + d if first <= t + d <= last else t for d in STEPS] and frame[0, 0, 0] == t
+        assert seen[:, 0, 0, 0].tolist() == [t + d if first <= t + d <= last else t for d in SEEN] and frame[0, 0, 0] == t
 
 
 def test_ctrl_c_ends_with_everything_written(trained, tmp_path):

@@ -1,0 +1,54 @@
+"""Rates for --benchmark: several ways measured in turn, after one call of each that does not count."""
+import argparse
+import statistics
+import time
+
+import torch
+
+
+def add_flag(group, what):
+    group.add_argument("--benchmark", type=_seconds, nargs="?", const=2.0, default=None, metavar="SECONDS",
+                       help=f"measure {what} and stop; each measurement takes so many seconds (default: 2)")
+
+
+def _seconds(text):
+    value = float(text)
+    if not 0 < value < 3600:
+        raise argparse.ArgumentTypeError(f"{text} seconds must be above 0")
+    return value
+
+
+def synchronize(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def rates(functions, items, device, seconds, rounds=3):
+    """Median items per second of several functions, in turn, so that a busy machine slows all of them alike."""
+    found = [[] for _ in functions]
+    for f in functions:
+        f()
+    for _ in range(rounds):
+        for f, out in zip(functions, found):
+            synchronize(device)
+            n, start = 0, time.perf_counter()
+            while time.perf_counter() - start < seconds:
+                f()
+                n += items
+                synchronize(device)
+            out.append(n / (time.perf_counter() - start))
+    return [statistics.median(x) for x in found]
+
+
+def rate(function, items, device, seconds):
+    return rates([function], items, device, seconds, 1)[0]
+
+
+def line(name, value, unit, note=""):
+    print(f"  {name:<58}{value:>10.1f} {unit:<10} {note}".rstrip(), flush=True)
+
+
+def where(r):
+    """The machine in words."""
+    name = f" {torch.cuda.get_device_name(r.device)}" if r.device.type == "cuda" else f", {torch.get_num_threads()} threads"
+    return f"{r.device}{name}, {r.precision}"
