@@ -14,7 +14,7 @@ from common.benchmark import line, rate, rates, where
 from common.files import UserError
 from common.video import Decoder, as_channels, open_video
 from sdmae import live, scoring
-from sdmae.frames import STEPS, Frames, scale
+from sdmae.frames import STEPS, Frames, image_of
 from sdmae.model import SDMAE, error_maps
 
 
@@ -52,8 +52,8 @@ def measure(args, ready, size, patch, r):
     if not videos:
         raise UserError("--benchmark needs a video to read")
     noise = torch.rand(batch, net.tokens, device=device)
-    pixels = torch.randint(0, 256, (batch, 9, *size), dtype=torch.uint8, device=device)
-    image = scale(pixels)
+    pixels = torch.randint(0, 256, (batch, 3, *size, 3), dtype=torch.uint8, device=device).permute(0, 1, 4, 2, 3)
+    image = image_of(pixels)
     print(f"\nAED-MAE ({what}), {size[0]}×{size[1]}, {net.tokens} tokens, batch {batch}, {where(r)}")
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         net(image[:1], noise[:1])

@@ -28,17 +28,18 @@ class Frames:
         if self.device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(self.device)
             if len(self) * self.channels * self.size[0] * self.size[1] < 0.5 * free:
-                self.resident = torch.cat([self._tensor(np.ascontiguousarray(a)) for a in arrays])
+                self.resident = torch.cat([self._colours(self._tensor(np.ascontiguousarray(a))) for a in arrays])
 
     def __len__(self):
         return int(self.starts[-1])
 
     def _tensor(self, array):
-        """[n, H, W, C] -> [n, C, H, W] on the device, grey repeated where other videos have colours."""
         x = torch.from_numpy(array)
-        if self.device.type == "cuda":
-            x = x.pin_memory().to(self.device, non_blocking=True)
-        return x.permute(0, 3, 1, 2).expand(-1, self.channels, -1, -1)
+        return x.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else x
+
+    def _colours(self, x):
+        """[n, H, W, C] with grey repeated where other videos have colours."""
+        return x.expand(*x.shape[:3], self.channels)
 
     def around(self, rows):
         """Rows of the frames at the steps around each row, itself where the video has none. int64 [n, steps]."""
@@ -47,10 +48,14 @@ class Frames:
         return np.asarray(rows)[:, None] + np.where(there, self.steps, 0)
 
     def get(self, rows):
-        """The frames of samples: uint8 [n, steps, C, H, W] on the device. A frame that several rows need is read once."""
+        """The frames of samples: uint8 [n, steps, C, H, W] on the device."""
+        return self._samples(self._read(rows))
+
+    def _read(self, rows):
+        """-> the frames that the samples need, each once, and the places [n, steps] where they go; from disk, unless they are resident."""
         rows = self.around(rows)
         if self.resident is not None:
-            return self.resident[torch.as_tensor(rows, device=self.device)]
+            return self.resident, rows
         needed, places = np.unique(rows, return_inverse=True)
         out = np.empty((len(needed), *self.size, self.channels), np.uint8)
         which = np.searchsorted(self.starts, needed, side="right") - 1
@@ -60,13 +65,21 @@ class Frames:
                 copy_rows(a, needed[at] - self.starts[v], out, at)
             else:
                 out[at] = a[needed[at] - self.starts[v]]
-        return self._tensor(out)[torch.as_tensor(places.reshape(rows.shape), device=self.device)]
+        return out, places.reshape(rows.shape)
+
+    def _samples(self, read):
+        frames, places = read
+        frames = frames if self.resident is not None else self._tensor(frames)
+        return frames[torch.as_tensor(places, device=self.device)].permute(0, 1, 4, 2, 3)
 
     def iterate(self, parts):
-        """Yield (rows, frames [n, steps, C, H, W]) for each of `parts`, arrays of rows; the next one is read ahead."""
-        for rows, batch, waited in read_ahead(parts, self.get):
+        """Yield (rows, frames [n, steps, C, H, W]) for each of `parts`, arrays of rows.
+
+        The next part is read meanwhile; put together it is here, as a second thread of torch's would stand in the way of the first.
+        """
+        for rows, read, waited in read_ahead(parts, self._read):
             self.waited += waited
-            yield rows, batch
+            yield rows, self._samples(read)
 
 
 def scale(x):

@@ -133,20 +133,22 @@ class PatchEmbed(nn.Module):
 
 
 class PixelEmbed(nn.Module):
-    """A PatchEmbed of 0..255 instead of [-1, 1]: w·(x - 127.5)/127.5 = (w/127.5)·x - w. Grey frames need a third of the work, as
-    the weights of equal channels add up."""
+    """A PatchEmbed of frames [N, 3, C, H, W] in 0..255: w·(x - 127.5)/127.5 = (w/127.5)·x - w, as one matrix product. Grey frames
+    (C = 1) need a third of it, as the weights of equal channels add up."""
 
     def __init__(self, embed):
         super().__init__()
-        weight, bias, self.norm = embed.proj.weight, embed.proj.bias, embed.norm
-        self.stride = weight.shape[2]
-        self.weight = nn.Parameter(weight / 127.5, requires_grad=False)
-        self.grey = nn.Parameter(weight.unflatten(1, (-1, 3)).sum(2) / 127.5, requires_grad=False)
-        self.bias = nn.Parameter(bias - weight.sum((1, 2, 3)), requires_grad=False)
+        weight, self.norm, self.patch = embed.proj.weight, embed.norm, embed.proj.stride[0]
+        colour = weight.unflatten(1, (-1, 3)).permute(0, 1, 3, 4, 2) / 127.5           # [dim, frames, p, p, C]
+        self.colour = nn.Parameter(colour.flatten(1), requires_grad=False)
+        self.grey = nn.Parameter(colour.sum(4).flatten(1), requires_grad=False)
+        self.bias = nn.Parameter(embed.proj.bias - weight.sum((1, 2, 3)), requires_grad=False)
 
     def forward(self, x):
-        weight = self.weight if x.shape[1] == self.weight.shape[1] else self.grey
-        return self.norm(F.conv2d(x.to(weight.dtype), weight, self.bias, self.stride).flatten(2).transpose(1, 2))
+        n, frames, c, h, w = x.shape
+        p, weight = self.patch, self.colour if x.shape[2] == 3 else self.grey
+        x = x.view(n, frames, c, h // p, p, w // p, p).permute(0, 3, 5, 1, 4, 6, 2).to(weight.dtype)
+        return self.norm(F.linear(x.reshape(n, -1, weight.shape[1]), weight, self.bias))
 
 
 class SDMAE(nn.Module):
@@ -206,7 +208,7 @@ class SDMAE(nn.Module):
     @torch.no_grad()
     def fold(self, dtype=torch.float32):
         """Make this network one for evaluation alone, in place: weights in `dtype`, batch norms folded into the convolutions before
-        them, and the scaling of pixels into the patch embedding. It takes frames in 0..255: [N, 9, H, W], or grey [N, 3, H, W]."""
+        them, and the scaling of pixels into the patch embedding. It takes frames [N, 3, C, H, W] in 0..255, grey or BGR."""
         self.eval().requires_grad_(False)
         for module in self.modules():
             if isinstance(module, Attention):
@@ -292,6 +294,10 @@ def pixel_errors(out, frame, patch, norm="L2"):
 
     frame uint8 [N, C, H, W], grey or BGR. -> [N, L] distillation error (0 without a student), [N, L] reconstruction error.
     """
+    if frame.device.type == "cpu" and len(frame) > 1:   # one at a time stays in the processor's cache
+        parts = [pixel_errors({k: out[k][i:i + 1] for k in ("teacher", "student") if k in out}, frame[i:i + 1], patch, norm)
+                 for i in range(len(frame))]
+        return tuple(map(torch.cat, zip(*parts)))
     teacher = out["teacher"].float()
     n, length, size = teacher.shape
     measure = torch.Tensor.square_ if norm == "L2" else torch.Tensor.abs_

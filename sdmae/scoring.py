@@ -59,7 +59,7 @@ class Scorer:
         rows = torch.as_tensor(np.asarray(numbers) % NOISE_ROWS, device=seen.device)
         total = 0
         for table in self.tables:
-            out = self.net(seen.flatten(1, 2), table[rows], student=self.student)
+            out = self.net(seen, table[rows], student=self.student)
             total = total + torch.stack(pixel_errors(out, seen[:, 1], self.patch, self.rule["norm"]), dim=1)
         return total / len(self.tables)
 

@@ -239,7 +239,7 @@ def test_folded_network_equals_the_trained_one():
         target = target_of(seen[:, 1], torch.zeros(3, 1, 32, 64, dtype=torch.uint8))
         with torch.inference_mode():
             a = net(image_of(seen), noise)
-            b, c = (scoring.fold(net, dtype)(seen.flatten(1, 2), noise) for dtype in (torch.float32, torch.bfloat16))
+            b, c = (scoring.fold(net, dtype)(seen, noise) for dtype in (torch.float32, torch.bfloat16))
         for k in ("teacher", "student"):
             assert torch.allclose(a[k], b[k], atol=1e-4), k
             assert (a[k] - c[k].float()).abs().mean() < 0.05 * a[k].abs().mean(), k
