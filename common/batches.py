@@ -19,7 +19,7 @@ def copy_rows(array, rows, out, places, field=None, part=slice(None)):
     if field is not None:
         sub, start = array.dtype.fields[field]
         start += part.indices(sub.shape[0])[0] * (sub.itemsize // sub.shape[0])
-    if not isinstance(array.base, mmap.mmap) or not hasattr(os, "preadv"):
+    if not isinstance(array.base, mmap.mmap) or not hasattr(os, "preadv") or (field is None and array.shape[1:] != out.shape[1:]):
         out[places] = array[rows] if field is None else array[field][rows][:, part]
         return
     file = os.open(array.filename, os.O_RDONLY)
@@ -29,6 +29,16 @@ def copy_rows(array, rows, out, places, field=None, part=slice(None)):
                 raise UserError(f"{array.filename} is shorter than its header says: delete it, and run the same command again")
     finally:
         os.close(file)
+
+
+def take_rows(arrays, starts, rows, shape, dtype, field=None, part=slice(None)):
+    """Rows int [n] of arrays laid end to end, array i from starts[i] on -> [n, *shape]; see copy_rows."""
+    out, rows = np.empty((len(rows), *shape), dtype), np.asarray(rows)
+    which = np.searchsorted(starts, rows, side="right") - 1
+    for i in np.unique(which):
+        places = np.flatnonzero(which == i)
+        copy_rows(arrays[i], rows[places] - starts[i], out, places, field, part)
+    return out
 
 
 def read_ahead(parts, get):
@@ -82,18 +92,8 @@ class Batches:
 
     def rows(self, rows):
         """{name: array [len(rows), …]} copied from the memory maps; rows int [n]."""
-        rows = np.asarray(rows)
-        which = np.searchsorted(self.starts, rows, side="right") - 1
-        inside = rows - self.starts[which]
-        out = {}
-        for k, s in self.fields.items():
-            first = self.records[0][k][:1, s]
-            out[k] = np.empty((len(rows), *first.shape[1:]), first.dtype)
-        for f in np.unique(which):
-            places = np.flatnonzero(which == f)
-            for k, s in self.fields.items():
-                copy_rows(self.records[f], inside[places], out[k], places, k, s)
-        return out
+        first = {k: self.records[0][k][:1, s] for k, s in self.fields.items()}
+        return {k: take_rows(self.records, self.starts, rows, first[k].shape[1:], first[k].dtype, k, s) for k, s in self.fields.items()}
 
     def get(self, rows):
         if self.resident is not None:

@@ -6,22 +6,17 @@
     data.masks(video)                    # bool [T, H, W] or None
     data.tracks(video)                   # float32 [n, 6]: id, frame, x1, y1, x2, y2 (inclusive pixels) or None
 """
-import argparse
 import csv
 import hashlib
 import re
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import numpy as np
 
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
-import scipy.io  # noqa: E402
-
-from common.files import UserError, first_line, load_array, load_arrays, replacing, run, writable_folder  # noqa: E402
-from common.video import VIDEOS, Video, list_videos, natural  # noqa: E402
+from common.files import UserError, first_line, load_array, load_arrays, writable_folder
+from common.labels import any_masks, csv_ranges, frame_labels, mask_images, mat_ranges, matlab_ranges, npz_names, packed_masks, volume_masks
+from common.video import list_videos, natural
 
 ALIASES = {
     "ped1": ("ped1", "ucsdped1"),
@@ -73,6 +68,7 @@ class Dataset:
     _masks: dict = field(default_factory=dict, repr=False)    # video name -> function returning bool [T, H, W]
     _tracks: dict = field(default_factory=dict, repr=False)   # video name -> file, or function returning float32 [n, 6]
     abnormal_train: list = field(default_factory=list)        # UBnormal: labelled abnormal videos for training
+    cut_ranges: bool = False                                  # UBnormal: its tracks may end after the video
 
     def cache_folder(self, cache):
         """Its folder under --cache; two copies of a dataset never mix."""
@@ -94,7 +90,7 @@ class Dataset:
         if key in self._ranges:
             out = np.zeros(frames, np.uint8)
             for first, last in self._ranges[key]:
-                if self.name == "ubnormal":  # its tracks may end after the video, as its authors' script allows
+                if self.cut_ranges:
                     last = min(last, frames - 1)
                 if not 0 <= first <= last < frames:
                     raise UserError(f"labels of video {key} ({self.label_source}) mark frames {first + 1}..{last + 1}, "
@@ -158,10 +154,15 @@ class Usable:
         self.test = [v for v in usable if v.split == "test"]
 
     def report_skipped(self):
-        if self.skipped:
-            print(f"skipped {len(self.skipped)} videos:")
-            for name, why in self.skipped.items():
-                print(f"  {name}: {why}")
+        report_skipped(self.skipped)
+
+
+def report_skipped(skipped):
+    """Name at the end what was left out. skipped: {video: why}."""
+    if skipped:
+        print(f"skipped {len(skipped)} videos:")
+        for name, why in skipped.items():
+            print(f"  {name}: {why}")
 
 
 # ------------------------------------------------------------------------------------------------- finding folders
@@ -176,6 +177,7 @@ def find(name, data_root="data", labels=None):
     elif name == "folder":
         data = folder(data_root)
     elif name == "ubnormal":
+        from common.ubnormal import ubnormal
         data = ubnormal(data_root)
     else:
         data = {"ped1": ucsd, "ped2": ucsd, "avenue": avenue, "shanghaitech": shanghaitech,
@@ -272,39 +274,6 @@ def search(root, pattern, depth=3):
     return hits
 
 
-def build_sd(listed, source, out):
-    """Build the folder of ShanghaiTech-SD, the scene-dependent split, by links into ShanghaiTech.
-
-    listed: a file with lines `training NAME` or `testing NAME`; source: ShanghaiTech's folder. -> number of videos.
-    """
-    data = find("shanghaitech", source)
-    known = {v.name: v for v in data.train + data.test}
-    try:
-        lines = [line.split() for line in Path(listed).read_text().splitlines() if line.strip() and not line.startswith("#")]
-    except OSError as e:
-        raise UserError(f"--build-sd {listed} cannot be read ({e.strerror})") from None
-    for line in lines:
-        if len(line) != 2 or line[0] not in ("training", "testing") or line[1] not in known:
-            raise UserError(f"--build-sd {listed}: {' '.join(line)!r} is not `training NAME` or `testing NAME` of a video in "
-                            f"{data.root}")
-    out = Path(out)
-    for split, name in lines:
-        video = known[name]
-        place = out / split / ("frames" if video.files else "videos") / video.path.name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        if not place.is_symlink():
-            place.symlink_to(video.path.resolve())
-        if split == "testing":
-            # a training video of ShanghaiTech is normal throughout
-            labels = data._arrays[name]() if name in data._arrays else np.zeros(video.expected_frames(), np.uint8)
-            masks = data._masks[name]() if name in data._masks else None
-            for folder_, array in (("test_frame_mask", labels), ("test_pixel_mask", masks)):
-                if array is not None:
-                    with replacing(out / folder_ / f"{name}.npy") as tmp:
-                        np.save(tmp, array)
-    return len(lines)
-
-
 # --------------------------------------------------------------------------------------------------------- readers
 
 def ucsd(name, root, train, test):
@@ -357,91 +326,6 @@ def shanghaitech(name, root, train, test):
     return data
 
 
-def ubnormal(data_root):
-    """UBnormal (Acsintoae et al. 2022): train holds its normal training videos, test the normal and abnormal test videos.
-
-    Its abnormal training videos, which pseudo anomalies are cut out of, are in `abnormal_train`; their masks and tracks are
-    read like those of test videos. Which video is in which split is listed in the files *_video_names.txt of the dataset.
-    """
-    places = [p for p in [data_root, *sorted(data_root.iterdir())] if p.is_dir() and search(p, r"scene ?_?\d+", depth=1)] \
-        if data_root.is_dir() else []
-    if not places:
-        raise UserError(f"ubnormal was not found under --data-root {data_root}: looked there and one folder below for Scene1, "
-                        "Scene2, … with videos")
-    root = places[0]
-    lists = {p.name.lower(): p for p in search(root, r"(ab)?normal_(training|test)_video_names\.txt")}
-    known = {p.stem: p for scene in search(root, r"scene ?_?\d+", depth=1) for p in sorted(scene.iterdir())
-             if p.suffix.lower() in VIDEOS}
-
-    def listed(name, split):
-        if name not in lists:
-            raise UserError(f"ubnormal in {root} has no {name}: put the dataset's four lists of video names ((ab)normal_training_"
-                            "video_names.txt, (ab)normal_test_video_names.txt) there")
-        names = lists[name].read_text().split()
-        missing = [n for n in names if n not in known]
-        if missing:
-            raise UserError(f"{lists[name]} lists {missing[0]} and {len(missing) - 1} more that are not in {root}")
-        return sorted((Video(n, known[n], split, scene=re.findall(r"scene_(\d+)", n)[0]) for n in names),
-                      key=lambda v: natural(v.name))
-
-    train, test = listed("normal_training_video_names.txt", "train"), listed("normal_test_video_names.txt", "test")
-    test = sorted(test + listed("abnormal_test_video_names.txt", "test"), key=lambda v: natural(v.name))
-    data = Dataset("ubnormal", root, train, test, "*_tracks.txt", "*_gt.png")
-    if "abnormal_training_video_names.txt" in lists:
-        data.abnormal_train = listed("abnormal_training_video_names.txt", "train")
-    for v in test + data.abnormal_train:
-        notes = v.path.with_name(f"{v.name}_annotations")
-        ranges = tracks_of_ubnormal(notes, v.name) if v.name.startswith("abnormal") else []
-        data._ranges[v.name] = [(first, last) for _, first, last in ranges]
-        data._tracks[v.name] = lambda notes=notes, v=v, ranges=ranges: boxes_of_ubnormal(notes, v, ranges)
-        data._masks[v.name] = lambda notes=notes, v=v, ranges=ranges: masks_of_ubnormal(notes, v, ranges)
-    return data
-
-
-def tracks_of_ubnormal(notes, name):
-    """[(track id, first frame, last frame)], 0-based inclusive; a corrected list (_new_tracks) goes before the first one."""
-    path = next((p for p in (notes / f"{name}_new_tracks.txt", notes / f"{name}_tracks.txt") if p.exists()), None)
-    if path is None:
-        raise UserError(f"ubnormal: {notes}/{name}_tracks.txt is missing")
-    try:
-        return [tuple(int(float(x)) for x in line.split(",")[:3]) for line in path.read_text().splitlines() if line.strip()]
-    except ValueError as e:
-        raise UserError(f"{path}: expected lines id,start,end ({first_line(e)})") from None
-
-
-def ids_of_ubnormal(notes, video, frame):
-    """uint8 [H, W]: the track that each pixel of a frame belongs to, 0 for none; None where the file is missing."""
-    path = notes / f"{video.name}_{frame:04d}_gt.png"
-    return cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_GRAYSCALE) if path.exists() else None
-
-
-def boxes_of_ubnormal(notes, video, ranges):
-    rows = []
-    for track, first, last in ranges:
-        for t in range(first, last + 1):
-            ids = ids_of_ubnormal(notes, video, t)
-            ys, xs = np.nonzero(ids == track) if ids is not None else ((), ())
-            if len(ys):
-                rows.append((track, t, xs.min(), ys.min(), xs.max(), ys.max()))
-    return np.array(rows, np.float32).reshape(-1, 6)
-
-
-def masks_of_ubnormal(notes, video, ranges):
-    size, out = None, {}
-    for t in sorted({t for _, first, last in ranges for t in range(first, last + 1)}):
-        ids = ids_of_ubnormal(notes, video, t)
-        if ids is not None:
-            out[t], size = ids > 0, ids.shape
-    if size is None:
-        capture = cv2.VideoCapture(str(video.path))
-        size = int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)), int(capture.get(cv2.CAP_PROP_FRAME_WIDTH))
-    masks = np.zeros((video.expected_frames(), *size), bool)
-    for t, m in out.items():
-        if t < len(masks):
-            masks[t] = m
-    return masks
-
-
 def folder(root, name="folder"):
     """Anyone's videos: train/ and test/ (or videos alone: then all are test), with labels where there are some.
 
@@ -491,123 +375,6 @@ def folder(root, name="folder"):
     return data
 
 
-# ------------------------------------------------------------------------------------------------------ label files
-
 def labels_from_masks(data):
     data._arrays = {k: (lambda read=read: read().any(axis=(1, 2)).astype(np.uint8)) for k, read in data._masks.items()}
     data.label_source = f"masks: {data.mask_source}"
-
-
-def read_mat(path, key):
-    try:
-        content = scipy.io.loadmat(path)
-    except Exception as e:  # scipy raises many kinds on damaged files
-        raise UserError(f"{path} is not a readable MATLAB file ({first_line(e)})") from None
-    if key not in content:
-        raise UserError(f"{path} has no variable {key!r}; it holds {', '.join(k for k in content if k[0] != '_')}")
-    return content[key]
-
-
-def mat_ranges(path):
-    """`gt` of ped2.mat and avenue.mat: per video 2×k, 1-based inclusive."""
-    out = {}
-    for i, cell in enumerate(read_mat(path, "gt").reshape(-1)):
-        pairs = np.asarray(cell).astype(np.int64)
-        if pairs.size and pairs.shape[0] != 2:
-            raise UserError(f"{path}: video {i + 1} has ranges of shape {pairs.shape}, expected 2×k")
-        out[f"{i + 1:02d}"] = [(int(a) - 1, int(b) - 1) for a, b in pairs.reshape(2, -1).T]
-    return out
-
-
-def matlab_ranges(path):
-    """UCSDped2.m: one line `….gt_frame = [61:180, …];` per video, 1-based inclusive."""
-    out = {}
-    for line in Path(path).read_text(errors="replace").splitlines():
-        m = re.search(r"gt_frame\s*=\s*\[([^\]]*)\]", line.split("%")[0])
-        if m:
-            pairs = re.findall(r"(\d+)\s*:\s*(\d+)", m.group(1))
-            out[f"{len(out) + 1:02d}"] = [(int(a) - 1, int(b) - 1) for a, b in pairs]
-    if not out:
-        raise UserError(f"{path} holds no line with gt_frame = [first:last]")
-    return out
-
-
-def csv_ranges(path, names):
-    out = {n: [] for n in names}
-    with open(path, newline="", encoding="utf-8-sig") as f:
-        for i, row in enumerate(csv.reader(f), 1):
-            if not row or row[0].startswith("#") or [x.strip().lower() for x in row] == ["video", "start", "end"]:
-                continue
-            try:
-                name, start, end = row[0].strip(), int(row[1]), int(row[2])
-            except (IndexError, ValueError):
-                raise UserError(f"{path} line {i}: expected video,start,end, got {','.join(row)!r}") from None
-            if name not in out:
-                raise UserError(f"{path} line {i}: there is no test video {name}")
-            if not 0 <= start < end:
-                raise UserError(f"{path} line {i}: the range {start}..{end} is empty (start is the first abnormal "
-                                "frame, counted from 0; end is the one after the last)")
-            out[name].append((start, end - 1))
-    return out
-
-
-def frame_labels(path):
-    if path.suffix == ".npy":
-        return load_array(path, "frame labels")
-    try:
-        return np.array(path.read_text().replace(",", " ").split(), dtype=np.float32).astype(np.int64)
-    except ValueError:
-        raise UserError(f"frame labels {path} must be zeros and ones separated by spaces or lines") from None
-
-
-def mask_images(path):
-    """A folder of black and white images, one per frame."""
-    files = sorted((p for p in path.iterdir() if p.suffix.lower() in (".bmp", ".png", ".tif", ".jpg")), key=natural)
-    images = [cv2.imdecode(np.fromfile(p, np.uint8), cv2.IMREAD_GRAYSCALE) if p.stat().st_size else None for p in files]
-    if not images or any(x is None for x in images):
-        bad = next((p for p, x in zip(files, images) if x is None), path)
-        raise UserError(f"pixel masks: {bad} cannot be read")
-    return np.stack(images) > 127
-
-
-def volume_masks(path):
-    """Avenue's `volLabel`: a cell of H×W masks."""
-    return np.stack([np.asarray(x) != 0 for x in read_mat(path, "volLabel").reshape(-1)])
-
-
-def npz_names(path):
-    try:
-        with np.load(path, allow_pickle=False) as z:
-            return list(z.files)
-    except Exception as e:
-        raise UserError(f"pixel masks {path} cannot be read ({first_line(e)})") from None
-
-
-def packed_masks(path, name):
-    with np.load(path, allow_pickle=False) as z:
-        return np.unpackbits(z[name], axis=-1, count=int(z["width"])).astype(bool)
-
-
-def any_masks(path):
-    if path.is_dir():
-        return mask_images(path)
-    if path.suffix == ".npy":
-        return load_array(path, "pixel mask") != 0
-    arrays = load_arrays(path, "pixel mask")
-    if "masks" not in arrays:
-        raise UserError(f"pixel mask {path} has no array called masks; it holds {', '.join(arrays) or 'nothing'}")
-    return arrays["masks"] != 0
-
-
-def main(argv=None):
-    parser = argparse.ArgumentParser(description="Build the folder of ShanghaiTech-SD, a split by scenes, from ShanghaiTech.")
-    parser.add_argument("--build-sd", type=Path, required=True, metavar="LIST",
-                        help="file with lines `training NAME` or `testing NAME`, the split's videos")
-    parser.add_argument("--source", type=Path, required=True, help="folder of ShanghaiTech")
-    parser.add_argument("--out", type=Path, default=Path("data/shanghaitech-sd"), help="(default: %(default)s)")
-    args = parser.parse_args(argv)
-    print(f"{build_sd(args.build_sd, args.source, args.out)} videos are linked in {args.out}")
-
-
-if __name__ == "__main__":
-    run(main)

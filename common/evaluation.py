@@ -3,6 +3,7 @@
     python common/evaluation.py runs/a/scores.npz runs/b/scores.npz --dataset ped2
 """
 import argparse
+import csv
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ class Protocol:
     across: bool = False                # smooth all videos as one, in the order of their names
     multiple: int = 1                   # frames after the last multiple of this are left out
     minmax: bool = False                # then scale every video's scores to [0, 1] by its own extremes
+    probabilities: bool = False         # scores lie in [0, 1] and 0.5 means something: false alarms at 0.5 are counted
 
 
 def save_scores(path, scores):
@@ -113,7 +115,7 @@ def measure(scores, labels, protocol):
     attempt("pr_auc", lambda: metrics.pr_auc(y, s))
     attempt("eer", lambda: metrics.eer(y, s)[0])
     attempt("eer_nearest", lambda: metrics.eer(y, s)[1])
-    if len(s) and s.min() >= 0 and s.max() <= 1:
+    if protocol.probabilities:
         attempt("far_at_0.5", lambda: metrics.false_alarm_rate(y, s, 0.5))
     out["auc_per_video"] = {}
     for k, yy, sss in zip(names, ys, ss):
@@ -192,6 +194,33 @@ def evaluate(out, data, scores, *, protocol, method, detections=None, baselines=
                     out / "curves" / f"{safe(name)}.png")
     print(f"wrote {out}/metrics.json, scores.npz, curves/ ({len(scores)} videos)" + (", roc.png" if labels else ""))
     return report
+
+
+def write_own_video(name, frames, fps, scores, filter_, method, out, boxes=None, red=0.0):
+    """scores.csv, curve.png and overlay.mp4 of one's own footage, and its most abnormal moments on the terminal.
+
+    frames: uint8 [H, W, C] each; boxes [n, 6]: frame, x1, y1, x2, y2, score, coloured from green at 0 to red at `red`; or None.
+    """
+    smoothed = smoothing.parse(filter_)(scores)
+    counts = None if boxes is None else np.bincount(boxes[:, 0].astype(int), minlength=len(scores))
+    with replacing(out / "scores.csv") as tmp, open(tmp, "w", newline="") as f:
+        table = csv.writer(f)
+        table.writerow(["frame", "seconds", "score", "smoothed", *([] if counts is None else ["boxes"])])
+        for t in range(len(scores)):
+            table.writerow([t, f"{t / fps:.3f}" if fps else "", f"{scores[t]:.6g}", f"{smoothed[t]:.6g}",
+                            *([] if counts is None else [counts[t]])])
+    plots.curve(scores, smoothed, None, f"{method} · {name}", out / "curve.png")
+    plots.overlay(frames, boxes, smoothed, None, out / "overlay.mp4", fps, (0.0, red), plots.score_range(smoothed, red))
+    print(f"{name}: {len(scores)} frames" + ("" if boxes is None else f", {len(boxes)} objects")
+          + "; most abnormal moments (smoothed score):")
+    left = smoothed.copy()
+    for _ in range(5):
+        t = int(np.argmax(left))
+        if not np.isfinite(left[t]):
+            break
+        print(f"  {left[t]:9.4g}  frame {t}" + (f"  {t / fps:8.2f} s" if fps else ""))
+        left[max(0, t - 50):t + 51] = -np.inf
+    print(f"wrote {out}/scores.csv, curve.png, overlay.mp4")
 
 
 def per_event(smoothed, labels, events):

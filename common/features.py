@@ -2,7 +2,7 @@
 
     data = find_features("ucfcrime", "data/UCF-Crime")     # or any folder with train/ and test/ of .npy files
     data.train, data.test                                  # lists of FeatureVideo
-    video.array                                            # float [clips, crops, width], a view of a memory map
+    video.clips(range(4))                                  # float [4, crops, width], read from the file
     data.labels(video)                                     # uint8 [frames], or None
 
 Layouts: one array of all clips with an index of videos (`concat_UCF.npy`, `Concat_test_10.npy` with `nalist.npy` of first and
@@ -15,8 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from common.datasets import Dataset, frame_labels, plain
+from common.batches import copy_rows
+from common.datasets import Dataset, plain
 from common.files import UserError, first_line, load_array
+from common.labels import frame_labels
 from common.video import Video, natural
 
 CLIP = 16                      # frames of a clip
@@ -26,7 +28,7 @@ ALIASES = {"ucfcrime": ("ucfcrime", "ucf", "ucfcrimes"), "xdviolence": ("xdviole
 
 @dataclass
 class FeatureVideo:
-    """One video's clips. array(): [clips, crops, width]."""
+    """One video's clips, [clips, crops, width] in its files."""
     name: str
     split: str
     parts: list = field(repr=False)         # memory maps [clips, …], one per crop where crops are in files of their own
@@ -38,11 +40,21 @@ class FeatureVideo:
         return (self.last if self.last >= 0 else len(self.parts[0]) - 1) - self.first + 1
 
     @property
-    def array(self):
-        own = [p[self.first:self.first + len(self)] for p in self.parts]
-        if len(own) > 1:
-            return np.stack(own, axis=1)
-        return own[0] if own[0].ndim == 3 else own[0][:, None]
+    def shape(self):
+        """(crops, width)"""
+        part = self.parts[0]
+        return (len(self.parts) if len(self.parts) > 1 or part.ndim == 2 else part.shape[1]), part.shape[-1]
+
+    def clips(self, rows):
+        """Those clips, copied from the files: [n, crops, width]."""
+        rows, places = self.first + np.asarray(rows), np.arange(len(rows))
+        out = np.empty((len(rows), *self.shape), self.parts[0].dtype)
+        if self.parts[0].ndim == 3:
+            copy_rows(self.parts[0], rows, out, places)
+        else:
+            for i, part in enumerate(self.parts):
+                copy_rows(part, rows, out[:, i], places)
+        return out
 
 
 class FeatureData:
@@ -51,12 +63,14 @@ class FeatureData:
     def __init__(self, name, root, train, test):
         self.name, self.root, self.train, self.test = name, root, train, test
         self.label_source, self._labels, self._flat = "none", {}, None
+        self.skipped = {}                       # video: why it is not here
+        self._start = dict(zip((v.name for v in test), np.cumsum([0, *map(len, test)]).tolist()))   # its first clip among all of them
         everyone = train + test
         if not everyone:
             raise UserError(f"no features were found under {root}")
         shapes = {}
         for v in everyone:
-            shapes.setdefault(v.array[:0].shape[1:], v.name)
+            shapes.setdefault(v.shape, v.name)
         if len(shapes) > 1:
             (a, x), (b, y) = list(shapes.items())[:2]
             raise UserError(f"features under {root} differ: {x} has {a[0]} crops of width {a[1]}, {y} has {b[0]} of {b[1]}; encode "
@@ -70,7 +84,7 @@ class FeatureData:
     def labels(self, video):
         """uint8 [frames], 1 = abnormal; None without labels. A video without annotation among annotated ones is an error."""
         if self._flat is not None:
-            start = sum(len(v) for v in self.test[:self.test.index(video)]) * CLIP
+            start = self._start[video.name] * CLIP
             return self._flat[start:start + len(video) * CLIP]
         if not self._labels:
             return None
@@ -158,7 +172,8 @@ def per_video(folder, split):
     out = []
     for name, paths in groups.items():
         parts = [load_array(p, "features", mmap=True) for p in paths]
-        if parts[0].ndim not in (2, 3) or 0 in parts[0].shape or (len(parts) > 1 and len({p.shape for p in parts}) > 1):
+        if (parts[0].ndim not in (2, 3) or 0 in parts[0].shape or len({p.shape for p in parts}) > 1
+                or (len(parts) > 1 and parts[0].ndim != 2)):
             raise UserError(f"features {paths[0]}: expected [clips, crops, width] with at least one clip, got {parts[0].shape}")
         out.append(FeatureVideo(name, split, parts, path=paths[0]))
     return out

@@ -1,6 +1,5 @@
 """What object-level methods share: from a dataset to cubes, and from scores of cubes to results."""
 import argparse
-import csv
 import hashlib
 from dataclasses import replace
 
@@ -198,11 +197,6 @@ def _baseline(job):
         np.savez(tmp, **{"frame difference": evaluation.frame_difference(frames), "fastest box": speeds})
 
 
-def score_range(smoothed, red):
-    """What the curve under one video's overlay spans: its own scores, and at least what colours boxes from green to red."""
-    return float(min(0.0, smoothed.min(initial=0))), float(max(red, smoothed.max(initial=0)))
-
-
 def write_overlays(ready, scores, detections, filter_, red, out):
     """One mp4 per test video; boxes go from green at 0 to red at `red`, the same in all videos."""
     labels, apply = evaluation.labels_of(scores, ready.data), smoothing.parse(filter_)
@@ -210,28 +204,5 @@ def write_overlays(ready, scores, detections, filter_, red, out):
         smoothed = apply(scores[v.name])
         plots.overlay(ready.cache.frames(v), detections[v.name], smoothed, labels.get(v.name),
                       out / "overlay" / f"{evaluation.safe(v.name)}.mp4", ready.cache.info(v)["fps"], (0.0, red),
-                      score_range(smoothed, red))
+                      plots.score_range(smoothed, red))
     print(f"wrote {len(ready.test)} videos into {out}/overlay")
-
-
-def write_own_video(ready, video, scores, detections, filter_, red, method, out):
-    """scores.csv, curve.png and overlay.mp4 of one's own footage, and its most abnormal moments on the terminal."""
-    smoothed, fps = smoothing.parse(filter_)(scores), ready.cache.info(video)["fps"]
-    counts = np.bincount(detections[:, 0].astype(int), minlength=len(scores))
-    with replacing(out / "scores.csv") as tmp, open(tmp, "w", newline="") as f:
-        table = csv.writer(f)
-        table.writerow(["frame", "seconds", "score", "smoothed", "boxes"])
-        for t in range(len(scores)):
-            table.writerow([t, f"{t / fps:.3f}" if fps else "", f"{scores[t]:.4f}", f"{smoothed[t]:.4f}", counts[t]])
-    plots.curve(scores, smoothed, None, f"{method} · {video.name}", out / "curve.png")
-    plots.overlay(ready.cache.frames(video), detections, smoothed, None, out / "overlay.mp4", fps, (0.0, red),
-                  score_range(smoothed, red))
-    print(f"{video.name}: {len(scores)} frames, {len(detections)} objects; most abnormal moments (smoothed score):")
-    left = smoothed.copy()
-    for _ in range(5):
-        t = int(np.argmax(left))
-        if not np.isfinite(left[t]):
-            break
-        print(f"  {left[t]:9.3f}  frame {t}" + (f"  {t / fps:8.2f} s" if fps else ""))
-        left[max(0, t - 50):t + 51] = -np.inf
-    print(f"wrote {out}/scores.csv, curve.png, overlay.mp4")

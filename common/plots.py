@@ -21,7 +21,7 @@ def ranges(labels):
     return list(zip(edges[::2].tolist(), edges[1::2].tolist()))
 
 
-def _save(figure, path):
+def save(figure, path):
     path = Path(path)
     with replacing(path) as tmp:
         figure.savefig(tmp, format=path.suffix[1:], dpi=110)
@@ -45,7 +45,7 @@ def curve(scores, smoothed, labels, title, path, threshold=None):
     if threshold is not None:
         ax.axhline(threshold, color=RED, lw=1, ls="--", label="threshold")
     ax.legend(loc="upper left", fontsize=8, frameon=False, ncols=4)
-    _save(figure, path)
+    save(figure, path)
 
 
 def curves(runs, labels, title, path):
@@ -55,7 +55,37 @@ def curves(runs, labels, title, path):
         span = np.ptp(s)
         ax.plot((s - s.min()) / span if span else s * 0, lw=1.4, label=name)
     ax.legend(loc="upper left", fontsize=8, frameon=False)
-    _save(figure, path)
+    save(figure, path)
+
+
+def lines(series, title, path, **axes):
+    """Several lines {label: (x, y)} with a point at each of their values."""
+    figure, ax = plt.subplots(figsize=(6, 3), layout="constrained")
+    for label, (x, y) in series.items():
+        ax.plot(x, y, marker="o", label=label)
+    ax.set(title=title, **axes)
+    ax.legend(fontsize=8, frameon=False)
+    ax.spines[["top", "right"]].set_visible(False)
+    save(figure, path)
+
+
+def tsne(points, groups, kinds, title, path, most=1500):
+    """Points [N, D] in two dimensions (t-SNE): a colour per group; kind 0 is a dot, 1 a circle, 2 a cross. At most `most` of them."""
+    from sklearn.manifold import TSNE
+    keep = np.sort(np.random.default_rng(0).permutation(len(points))[:most])
+    points, groups, kinds = points[keep], groups[keep], kinds[keep]
+    flat = TSNE(perplexity=min(30, (len(points) - 1) / 3), random_state=0).fit_transform(points)
+    figure, ax = plt.subplots(figsize=(7, 6), layout="constrained")
+    colours = plt.get_cmap("tab10" if len(set(groups)) <= 10 else "tab20")
+    for i, group in enumerate(sorted(set(groups))):
+        for kind, mark, size, edge in ((0, ".", 14, "none"), (1, "o", 18, "white"), (2, "X", 46, "black")):
+            own = (groups == group) & (kinds == kind)
+            if own.any():
+                ax.scatter(*flat[own].T, marker=mark, s=size, color=colours(i % colours.N), linewidths=0.5,
+                           edgecolors=edge if kind else None, alpha=0.95 if kind else 0.5, label=None if kind else group)
+    ax.set(title=title, xticks=[], yticks=[])
+    ax.legend(fontsize=8, frameon=False)
+    save(figure, path)
 
 
 def roc(runs, labels, path):
@@ -75,7 +105,7 @@ def roc(runs, labels, path):
            title="ROC over all frames (AUC in %)")
     ax.legend(loc="lower right", fontsize=8, frameon=False)
     ax.spines[["top", "right"]].set_visible(False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def write_image(path, image):
@@ -99,13 +129,19 @@ def blend_map(image, values, value_range):
     return (image + 0.6 * np.minimum(1, 3 * share) * (colour - image)).astype(np.uint8)
 
 
+def score_range(smoothed, red):
+    """What the curve under one video's overlay spans: its own scores, and at least what colours boxes from green to red."""
+    return float(min(0.0, smoothed.min(initial=0))), float(max(red, smoothed.max(initial=0)))
+
+
 def overlay(frames, boxes, smoothed, labels, path, fps, box_range, score_range, maps=None, map_range=None):
     """An mp4 with every box coloured by its score and the score curve running underneath.
 
-    frames: uint8 [H, W, C] each, as many as `smoothed` has scores; boxes float [n, 6] frame, x1, y1, x2, y2, score; box_range
+    frames: uint8 [H, W, C] each, as many as `smoothed` has scores; boxes float [n, 6] frame, x1, y1, x2, y2, score, or None; box_range
     (low, high) maps scores to colours and is the same for all videos of a run, so that colours compare; score_range maps them to
     the curve's height. maps [T, rows, columns]: errors painted as heat, map_range (low, high) alike.
     """
+    boxes = np.zeros((0, 6), np.float32) if boxes is None else boxes
     t, order = len(smoothed), boxes[np.argsort(boxes[:, 0], kind="stable")]
     edges = np.searchsorted(order[:, 0], np.arange(t + 1))
     writer = None

@@ -27,10 +27,10 @@ def add_flags(parser, *, out, epochs=None, batch_size=None, lr=None, number=None
                    help="auto: bf16 autocast on a GPU that has it, fp32 elsewhere (CPUs with AMX gain from bf16 too)")
     g.add_argument("--seed", type=int, default=0)
     g.add_argument("--workers", type=int, default=None, help="processes that read and crop (default: one per core)")
-    if epochs:
+    if lr:
         g = parser.add_argument_group("optimisation")
-        g.add_argument("--epochs", type=number or int, default=None, help=f"(default: {epochs})")
-        g.add_argument("--batch-size", "--batchsize", type=number or int, default=None, help=f"(default: {batch_size})")
+        g.add_argument("--epochs", "--max_epoch", type=number or int, default=None, help=f"(default: {epochs})")
+        g.add_argument("--batch-size", "--batchsize", "--max_seqlen", type=number or int, default=None, help=f"(default: {batch_size})")
         g.add_argument("--lr", type=number or float, default=None, help=f"(default: {lr})")
         g.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,
                        help="go on where an interrupted run of the same settings stopped")

@@ -193,11 +193,12 @@ def as_channels(frame, channels):
     return cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)[:, :, None] if channels == 1 else np.repeat(frame, 3, axis=2)
 
 
-def shrink(frame, size):
-    """uint8 [H, W, C] at (height, width) `size`, averaged over areas; unchanged without a size."""
+def resize(frame, size):
+    """uint8 [H, W, C] at (height, width) `size`: averaged over areas, or cubic where it grows; unchanged without a size."""
     if size is None or frame.shape[:2] == tuple(size):
         return frame
-    return cv2.resize(frame, tuple(size)[::-1], interpolation=cv2.INTER_AREA).reshape(*size, -1)
+    way = cv2.INTER_AREA if frame.shape[0] > size[0] else cv2.INTER_CUBIC
+    return cv2.resize(frame, tuple(size)[::-1], interpolation=way).reshape(*size, -1)
 
 
 class VideoFiles:
@@ -300,7 +301,7 @@ def _decode(job):
         for frame in decoder:
             tick()
             source_size[:] = frame.shape[:2]
-            yield shrink(frame, cache.size)[None]
+            yield resize(frame, cache.size)[None]
 
     def describe(shape):
         return {**dict(zip(("frames", "height", "width", "channels"), shape)), "source_size": source_size, "fps": decoder.fps,

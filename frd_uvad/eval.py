@@ -4,7 +4,6 @@
     python frd_uvad/eval.py --dataset_name ucfcrime --features data/UCF-Crime --ckpt_path authors.pkl --protocol official
 """
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -15,8 +14,9 @@ import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from common import evaluation, metrics, smoothing, training  # noqa: E402
-from common.features import canonical_features  # noqa: E402
-from common.files import UserError, replacing, run, writable_folder, write_json  # noqa: E402
+from common.datasets import report_skipped  # noqa: E402
+from common.features import CLIP, canonical_features  # noqa: E402
+from common.files import UserError, run, writable_folder, write_json  # noqa: E402
 from frd_uvad import preprocess, scoring  # noqa: E402
 
 BATCH = 128                    # clips by which the published evaluation parts normal from abnormal videos
@@ -40,31 +40,31 @@ def parse(argv=None):
 
 
 def score(net, video, r, batch_size=1024):
-    """Scores of a video's clips, float32 [clips], and reconstruction errors [clips] of single clips where there is a decoder."""
+    """Scores of a video's clips, float32 [clips], and reconstruction errors [clips] of single clips, or None without a reconstructor."""
     scores, errors = [], []
-    array = video.array
-    for i in range(0, len(array), batch_size):
-        x = torch.from_numpy(np.array(array[i:i + batch_size])).to(r.device).float().unsqueeze(2)
+    for i in range(0, len(video), batch_size):
+        x = torch.from_numpy(video.clips(range(i, min(i + batch_size, len(video))))).to(r.device).float().unsqueeze(2)
         if not torch.isfinite(x).all():
             raise UserError(f"features of video {video.name} ({video.path}) hold NaN or infinite numbers: encode it again, or take it "
                             "away")
         with r.autocast():
             scores.append(scoring.clip_scores(net, x)[:, 0].float().cpu().numpy())
-            with torch.inference_mode():
-                errors.append(net.error(x)[:, 0].float().cpu().numpy())
-    return np.concatenate(scores), np.concatenate(errors)
+            if net.reconstructor is not None:
+                with torch.inference_mode():
+                    errors.append(net.error(x)[:, 0].float().cpu().numpy())
+    return np.concatenate(scores), np.concatenate(errors) if errors else None
 
 
 def stretch(clips, frames):
     """One score per clip -> one per frame: repeated, cut or filled up with the last one."""
-    out = np.repeat(clips, scoring.CLIP)
+    out = np.repeat(clips, CLIP)
     return np.pad(out, (0, max(0, frames - len(out))), mode="edge")[:frames]
 
 
 def published_measures(scores, labels):
     """Of the authors' code: a batch of 128 clips counts as an abnormal video when it holds an abnormal frame."""
     s, y = (np.concatenate([x[k] for k in sorted(scores)]) for x in (scores, labels))
-    size = BATCH * scoring.CLIP
+    size = BATCH * CLIP
     parts = [slice(i, i + size) for i in range(0, len(y), size)]
     own = [p for p in parts if y[p].any()]
     if not own:
@@ -79,7 +79,7 @@ def published_measures(scores, labels):
     return out
 
 
-def evaluate(args, data, checkpoint, r, skipped=()):
+def evaluate(args, data, checkpoint, r):
     """Score the test videos, print and write the results. -> metrics (rank 0)."""
     if not r.main:
         return None
@@ -94,15 +94,17 @@ def evaluate(args, data, checkpoint, r, skipped=()):
     for v in tqdm(videos, desc="score", unit="video", dynamic_ncols=True, mininterval=2):
         s, e = score(net, v, r)
         labels = data.labels(v) if data.has_labels and data.test else None
-        frames = len(labels) if labels is not None else len(v) * scoring.CLIP
-        scores[v.name], errors[v.name] = stretch(s, frames), stretch(e, frames)
+        frames = len(labels) if labels is not None else len(v) * CLIP
+        scores[v.name] = stretch(s, frames)
+        if e is not None:
+            errors[v.name] = stretch(e, frames)
     if not data.test:
         from common.video import Video
         dataset.test = [Video(v.name, v.path or data.root) for v in videos]
     labels = evaluation.labels_of(scores, dataset)
     extra = {"checkpoint": str(checkpoint), "plan": state.get("plan"), "seed": state.get("identity", {}).get("seed"),
              "auxiliary": state.get("identity", {}).get("auxiliary"), "training_seconds": state.get("seconds"),
-             "skipped_videos": dict(skipped), "peak_memory_mib": round(training.peak_memory())}
+             "skipped_videos": data.skipped, "peak_memory_mib": round(training.peak_memory())}
     liberties = []
     if labels:
         abnormal = [k for k in labels if labels[k].any()]
@@ -115,38 +117,18 @@ def evaluate(args, data, checkpoint, r, skipped=()):
             liberties.append("the published AUC and false-alarm rate of abnormal videos take batches of 128 clips for videos; both are "
                              "printed below the table")
     out = folder / args.protocol
-    recon = {"reconstruction error": errors} if state.get("scorer_alone") is False else {}
-    report = evaluation.evaluate(out, dataset, scores, method="FRD-UVAD", protocol=evaluation.Protocol(args.protocol, args.smoothing,
-                                 0, liberties), baselines=recon, extra=extra)
+    protocol = evaluation.Protocol(args.protocol, args.smoothing, 0, liberties, probabilities=True)
+    report = evaluation.evaluate(out, dataset, scores, method="FRD-UVAD", protocol=protocol, extra=extra,
+                                 baselines={"reconstruction error": errors} if errors else {})
     if "far_at_0.5_abnormal_videos" in extra:
         print(f"false alarms at 0.5 in abnormal videos: {100 * extra['far_at_0.5_abnormal_videos']:.2f} %")
     if "auc_abnormal_batches" in extra:
         print(f"as published, by batches of {BATCH} clips: AUC {100 * extra['auc_abnormal_batches']:.2f}, false alarms "
               f"{100 * extra['far_abnormal_batches']:.2f} %")
-    write_json(out / "clip_scores.json", {v.name: [round(float(x), 5) for x in scores[v.name][::scoring.CLIP]] for v in videos})
-    for name, why in dict(skipped).items():
-        print(f"skipped {name}: {why}")
+    write_json(out / "clip_scores.json", {v.name: [round(float(x), 5) for x in scores[v.name][::CLIP]] for v in videos})
+    report_skipped(data.skipped)
     print(f"next: python frd_uvad/train.py --dataset {args.dataset} --auxiliary frd:{checkpoint} --out {folder}-2 trains a second round")
     return report
-
-
-def plot_pseudo_labels(log, path):
-    """Precision and recall of pseudo labels over the epochs."""
-    import matplotlib
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    lines = [json.loads(x) for x in Path(log).read_text().splitlines()]
-    lines = [x for x in lines if "pseudo_precision" in x]
-    if not lines:
-        return
-    figure, ax = plt.subplots(figsize=(6, 3), layout="constrained")
-    for key, label in (("pseudo_precision", "precision"), ("pseudo_recall", "recall"), ("pseudo_share", "share of clips labelled")):
-        ax.plot([x["epoch"] for x in lines], [x[key] for x in lines], marker="o", label=label)
-    ax.set(xlabel="epoch", ylim=(0, 1.02), title="pseudo labels of test clips (true labels serve this plot alone)")
-    ax.legend(fontsize=8, frameon=False)
-    with replacing(path) as tmp:
-        figure.savefig(tmp, format="png", dpi=110)
-    plt.close(figure)
 
 
 def main(argv=None):
@@ -156,8 +138,7 @@ def main(argv=None):
     name = canonical_features(args.dataset) or args.dataset
     args.checkpoint = args.checkpoint or Path("runs/frd_uvad") / name / "frd.pt"
     scoring.load_model(args.checkpoint)  # a wrong file is refused before any work
-    data, skipped = preprocess.prepare(args, r)
-    evaluate(args, data, args.checkpoint, r, skipped)
+    evaluate(args, preprocess.prepare(args, r), args.checkpoint, r)
     r.close()
 
 

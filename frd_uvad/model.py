@@ -128,7 +128,7 @@ class FRD(nn.Module):
         if feature_size % (PATCHES * heads):
             raise ValueError(f"feature_size {feature_size}: expected a multiple of {PATCHES * heads}")
         self.decoder = Reconstructor(feature_size, num_blocks, heads, mlp_ratio) if num_blocks else None
-        self.AE = Autoencoder(feature_size)
+        self.AE = None if num_blocks else Autoencoder(feature_size)   # the published files hold both
         self.scorer = Scorer(feature_size)
         for m in self.modules():
             if isinstance(m, nn.Linear):
@@ -136,9 +136,12 @@ class FRD(nn.Module):
                 if m.bias is not None:
                     nn.init.zeros_(m.bias)
 
+    @property
+    def reconstructor(self):
+        return self.decoder or self.AE
+
     def reconstruct(self, features):
-        flat = features.flatten(0, 1)
-        return (self.AE(flat) if self.decoder is None else self.decoder(flat)).view(features.shape)
+        return self.reconstructor(features.flatten(0, 1)).view(features.shape)
 
     def error(self, features):
         return clip_errors(self.reconstruct(features), features)

@@ -162,11 +162,11 @@ def describe(shape, count):
 
 
 def prepare(args, r, splits=("train", "test")):
-    """-> (FeatureData, {video: why it was skipped}). Features made elsewhere are read; those of videos are made where missing."""
+    """-> FeatureData. Features made elsewhere are read; those of videos are made where missing."""
     name = canonical_features(args.dataset)
     if args.features or name in ("ucfcrime", "xdviolence", "features"):
         root = args.features or next((p for p in (args.data_root / args.dataset, args.data_root) if p.is_dir()), args.data_root)
-        return find_features(name or args.dataset, root, args.labels), {}
+        return find_features(name or args.dataset, root, args.labels)
     data = datasets.find(args.dataset, args.data_root, args.labels)
     own = f"{args.backbone}-{args.crops}" + ("" if args.backbone == STAND_IN else "-" + Path(str(args.weights)).stem)
     files = ClipFiles(data.cache_folder(args.cache) / f"clips-{own}")
@@ -183,7 +183,8 @@ def prepare(args, r, splits=("train", "test")):
         out.label_source = data.label_source
         for v in ready.test:
             out._labels[v.name] = data.labels(v, files.info(v)["frames"])
-    return out, ready.skipped
+    out.skipped = ready.skipped
+    return out
 
 
 def main(argv=None):
@@ -192,12 +193,11 @@ def main(argv=None):
     training.add_flags(parser, out="runs/frd_uvad/<dataset>")
     args = parser.parse_args(argv)
     r = training.Run(args.device, args.precision)
-    data, skipped = prepare(args, r)
+    data = prepare(args, r)
     for split in ("train", "test"):
         videos = getattr(data, split)
         print(f"{split}: {len(videos)} videos, {sum(map(len, videos))} clips of {data.crops} crops, width {data.width}")
-    for name, why in skipped.items():
-        print(f"skipped {name}: {why}")
+    datasets.report_skipped(data.skipped)
     print(f"next: python frd_uvad/train.py --dataset {args.dataset}")
 
 

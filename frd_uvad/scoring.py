@@ -9,8 +9,6 @@ from common import training
 from common.files import UserError, first_line, load_arrays
 from frd_uvad.model import FRD, C2FPLScorer, Scorer
 
-CLIP = 16                      # frames of a clip
-
 
 @torch.inference_mode()
 def clip_scores(net, features):
@@ -35,7 +33,7 @@ def load_model(path, heads=16):
     if "scorer.fc1.weight" not in weights:
         raise UserError(f"checkpoint {path} is not of this method: it has no scorer.fc1.weight")
     blocks = {k.split(".")[2] for k in weights if k.startswith("decoder.decoder_blocks.")}
-    own = {k: v for k, v in weights.items() if k.startswith(("decoder.", "AE.", "scorer."))}
+    own = {k: v for k, v in weights.items() if k.startswith(("decoder.", "scorer.") if blocks else ("AE.", "scorer."))}
     try:
         args = state.get("model_args") or dict(feature_size=weights["scorer.fc1.weight"].shape[1], num_blocks=len(blocks),
                                                heads=heads)
@@ -43,10 +41,11 @@ def load_model(path, heads=16):
         missing, unknown = net.load_state_dict(own, strict=False)
     except (RuntimeError, ValueError, TypeError, IndexError) as e:
         raise UserError(f"checkpoint {path} does not fit this model ({first_line(e)}…)") from None
-    lost = [k for k in missing if k.startswith("scorer.") or (blocks and k.startswith("decoder."))]
-    if lost or unknown:
-        raise UserError(f"checkpoint {path} does not fit this model ({(lost + unknown)[0]})")
-    return net, {**state, "model_args": args, "scorer_alone": not blocks and not any(k.startswith("AE.") for k in own)}
+    if not any(not k.startswith("scorer.") for k in own):   # for evaluation alone
+        net.AE, missing = None, [k for k in missing if not k.startswith("AE.")]
+    if missing or unknown:
+        raise UserError(f"checkpoint {path} does not fit this model ({(missing + unknown)[0]})")
+    return net, {**state, "model_args": args}
 
 
 @dataclass

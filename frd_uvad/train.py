@@ -6,6 +6,7 @@
         --lab_type wlab --beta 0.1 --delta 0.5 --Vitblock_num 8 --max_seqlen 320 --max_epoch 5 --Lambda 1_1_1    # as published
 """
 import argparse
+import json
 import sys
 import time
 from pathlib import Path
@@ -16,8 +17,9 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from common import training  # noqa: E402
-from common.batches import read_ahead  # noqa: E402
+from common import plots, training  # noqa: E402
+from common.batches import parts_of, read_ahead  # noqa: E402
+from common.features import CLIP  # noqa: E402
 from common.files import UserError, run, writable_folder  # noqa: E402
 from frd_uvad import preprocess, scoring  # noqa: E402
 from frd_uvad.model import FRD, joins_bank, losses  # noqa: E402
@@ -76,11 +78,10 @@ class Windows:
         self.starts = np.concatenate([[0], np.cumsum(counts)])
         self.last = np.repeat(self.starts[1:] - 1, counts)
         self.waited, self.whole = 0.0, None
-        first = videos[0].array[:1]
-        self.bytes = int(self.starts[-1]) * first.nbytes
+        crops, width = videos[0].shape
         limit = 0.5 * torch.cuda.mem_get_info(r.device)[0] if r.device.type == "cuda" else 2 ** 30
-        if self.bytes < limit:
-            self.whole = torch.from_numpy(np.concatenate([np.asarray(v.array) for v in videos])).to(r.device)
+        if len(self) * crops * width * videos[0].parts[0].itemsize < limit:
+            self.whole = torch.from_numpy(self.read(np.arange(len(self)))).to(r.device)
             self.check(self.whole, np.arange(len(self)))
 
     def __len__(self):
@@ -88,6 +89,11 @@ class Windows:
 
     def rows(self, first):
         return np.minimum(np.asarray(first)[:, None] + np.arange(self.length), self.last[first][:, None])
+
+    def read(self, rows):
+        """Clips from the files: rows int [n], ascending -> [n, crops, width]."""
+        which = np.searchsorted(self.starts, rows, side="right") - 1
+        return np.concatenate([self.videos[v].clips(rows[which == v] - self.starts[v]) for v in np.unique(which)])
 
     def check(self, features, rows):
         bad = ~torch.isfinite(features).flatten(1).all(1)
@@ -103,15 +109,12 @@ class Windows:
             x = self.whole[torch.from_numpy(rows).to(self.device)]
         else:
             needed, places = np.unique(rows, return_inverse=True)
-            which = np.searchsorted(self.starts, needed, side="right") - 1
-            parts = [self.videos[v].array[needed[which == v] - self.starts[v]] for v in np.unique(which)]
-            flat = torch.from_numpy(np.concatenate(parts))
+            flat = torch.from_numpy(self.read(needed))
             self.check(flat, needed)
             x = flat[torch.from_numpy(places.reshape(rows.shape))].to(self.device, non_blocking=True)
         return x.transpose(1, 2).float()
 
-    def iterate(self, order, batch_size):
-        parts = [order[i:i + batch_size] for i in range(0, len(order), batch_size)]
+    def iterate(self, parts):
         for first, batch, waited in read_ahead(parts, self.get):
             self.waited += waited
             yield first, batch
@@ -218,20 +221,19 @@ class Trainer:
                    dynamic_ncols=True, mininterval=1 if sys.stderr.isatty() else 15)
         self.net.train()
         while self.epoch < plan["epochs"]:
-            began, sums, seen = time.perf_counter(), {}, {}
+            began, sums, rows, said = time.perf_counter(), {}, [], []
             self.windows.waited = 0.0
             order = training.epoch_order(len(self.windows), self.seed, self.epoch)
-            if r.world > 1:
-                order = order[r.rank::r.world][:len(order) // r.world]
-            for i, (first, features) in enumerate(self.windows.iterate(order, -(-plan["batch_size"] // r.world))):
+            for i, (first, features) in enumerate(self.windows.iterate(parts_of(order, plan["batch_size"], 0, r.rank, r.world))):
                 rng = np.random.default_rng([self.seed, self.epoch, i, r.rank])
                 values, pseudo = self.step(first, features, rng)
                 for k, v in values.items():
                     sums[k] = sums.get(k, 0.0) + v
-                seen.update(zip(first.tolist(), pseudo[:, 0].cpu().tolist()))
+                rows.append(first)
+                said.append(pseudo[:, 0])
                 bar.update()
-            count = i + 1
-            means = {k: float(v) / count for k, v in sums.items()}
+            means = {k: float(v) / len(said) for k, v in sums.items()}
+            seen = dict(zip(np.concatenate(rows).tolist(), torch.cat(said).tolist()))
             training.check_finite(means["total"], f"in epoch {self.epoch + 1}")
             now = time.perf_counter()
             self.epoch, self.seconds = self.epoch + 1, self.seconds + now - began
@@ -270,7 +272,7 @@ def observer(data, windows):
             if id(v) in tests:
                 y = data.labels(v)
                 for c in range(len(v)):
-                    known[int(windows.starts[i]) + c] = bool(y[c * scoring.CLIP:(c + 1) * scoring.CLIP].any())
+                    known[int(windows.starts[i]) + c] = bool(y[c * CLIP:(c + 1) * CLIP].any())
 
     def observe(trainer, seen):
         own = [(known[k], p > 0) for k, p in seen.items() if k in known]
@@ -279,6 +281,16 @@ def observer(data, windows):
             return {}
         return {"pseudo_precision": hit / said if said else 0.0, "pseudo_recall": hit / true}
     return observe
+
+
+def plot_pseudo_labels(log, path):
+    """Precision and recall of pseudo labels over the epochs."""
+    kept = [x for x in map(json.loads, Path(log).read_text().splitlines()) if "pseudo_precision" in x]
+    if kept:
+        epochs = [x["epoch"] for x in kept]
+        plots.lines({label: (epochs, [x[key] for x in kept]) for key, label in (
+            ("pseudo_precision", "precision"), ("pseudo_recall", "recall"), ("pseudo_share", "share of clips labelled"))},
+            "pseudo labels of test clips (true labels serve this plot alone)", path, xlabel="epoch", ylim=(0, 1.02))
 
 
 def train(args, data, r, folder, auxiliary_spec, title):
@@ -309,7 +321,6 @@ def train(args, data, r, folder, auxiliary_spec, title):
             log.drop_after("train", trainer.epoch)
     trainer.train(args, log, observer(data, windows))
     if r.main and data.has_labels:
-        from frd_uvad.eval import plot_pseudo_labels
         plot_pseudo_labels(log.path, folder / "pseudo_labels.png")
     r.barrier()
     return trainer.path
@@ -321,7 +332,7 @@ def main(argv=None):
     plan_of(args)
     scoring.load_auxiliary(args.auxiliary)   # a wrong file is refused before any work
     r = training.Run(args.device, args.precision)
-    data, skipped = preprocess.prepare(args, r)
+    data = preprocess.prepare(args, r)
     out = args.out or Path("runs/frd_uvad") / data.name
     checkpoint = train(args, data, r, out if args.rounds == 1 else out / "round1", args.auxiliary, "round 1")
     for i in range(2, args.rounds + 1):
@@ -329,7 +340,7 @@ def main(argv=None):
         checkpoint = train(args, data, r, folder, f"frd:{checkpoint}", f"round {i}")
     r.say(f"trained in {(time.time() - began) / 60:.1f} min with everything before; checkpoint {checkpoint}")
     from frd_uvad.eval import evaluate
-    evaluate(args, data, checkpoint, r, skipped)
+    evaluate(args, data, checkpoint, r)
     r.close()
 
 

@@ -160,8 +160,8 @@ def score_video(args, r):
     if r.main:
         weights = weights_of(args, state.get("identity", {}).get("dataset"))
         scores, detections = per_video(ready, errors, stats, weights)
-        objects.write_own_video(ready, video, scores[video.name], detections[video.name], args.smoothing, red(weights), "HF2-VAD",
-                                out)
+        evaluation.write_own_video(video.name, ready.cache.frames(video), ready.cache.info(video)["fps"], scores[video.name],
+                                   args.smoothing, "HF2-VAD", out, detections[video.name], red(weights))
         ready.report_skipped()
 
 

@@ -6,14 +6,15 @@
 from contextlib import nullcontext
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from tqdm import tqdm
 
 from common import training
 from common.files import UserError, first_line
+from common.video import Decoder, as_channels, resize
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 STAND_IN = "none:autoencoder"
@@ -51,9 +52,8 @@ class ClipEncoder:
                 f"Where there is a network, run: python scene_aware_ae/preprocess.py --clip {name} --pretrained {pretrained} "
                 f"--save-weights {name}.pt — then copy the file here and give --pretrained {name}.pt; or take --clip {STAND_IN}"
             ) from None
-        self.model = model
-        visual = model.visual
-        self.hash = weights_hash(visual)
+        visual = model.visual                       # the text half is let go
+        self.hash = training.weights_hash(visual)
         size = visual.image_size
         self.size = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
         mean, std = (getattr(visual, k, None) or v for k, v in (("image_mean", CLIP_MEAN), ("image_std", CLIP_STD)))
@@ -106,17 +106,6 @@ def save_weights(name, pretrained, path):
     print(f"wrote {path}; copy it, and give --clip {name} --pretrained {Path(path).name} there")
 
 
-def weights_hash(module):
-    return training.weights_hash(module)
-
-
-def resize(frame, size):
-    if frame.shape[:2] == size:
-        return frame
-    shrinking = frame.shape[0] > size[0]
-    return cv2.resize(frame, size[::-1], interpolation=cv2.INTER_AREA if shrinking else cv2.INTER_CUBIC).reshape(*size, -1)
-
-
 # ----------------------------------------------------------------------------------------------------------- stand-in
 
 class FrameAutoencoder(nn.Module):
@@ -145,32 +134,39 @@ class StandIn:
 
     Pixels that differ from their video's median frame weigh more, so that the code speaks of what moves.
     """
-    name, preprocess, size = STAND_IN, "none", FrameAutoencoder.SIZE
+    name, size = STAND_IN, FrameAutoencoder.SIZE
     STEPS, BATCH, LR = 1500, 16, 2e-3
+    MOST = 400                     # frames of a video that it is trained on, spread over all
 
-    def __init__(self, path, r, videos=None, frames_of=None, seed=0, steps=STEPS):
-        self.run, self.net, self.steps = r, FrameAutoencoder(), steps
-        if Path(path).exists():
+    def __init__(self, folder, r, videos=(), seed=0, steps=STEPS):
+        self.run, self.net, self.seed, self.steps = r, FrameAutoencoder(), seed, steps
+        path = Path(folder) / f"stand_in-{seed}-{steps}.pt"
+        if path.exists():
             state = training.load_checkpoint(path, "scene_aware_ae")
             self.net.load_state_dict(state["encoder"])
             self.mean, self.std = state["mean"], state["std"]
         else:
             if not videos:
                 raise UserError(f"--clip {STAND_IN} is trained on training videos, and there are none")
-            self.train([frames_of(v) for v in videos], seed)
+            print(f"note: {self.name} is a stand-in for CLIP that knows nothing but this dataset's training videos", flush=True)
+            self.train(videos)
             training.save_checkpoint(path, {"method": "scene_aware_ae", "encoder": self.net.state_dict(), "mean": self.mean,
                                             "std": self.std})
         self.net.eval().requires_grad_(False).to(r.device)
-        self.hash = weights_hash(self.net)
+        self.hash = training.weights_hash(self.net)
         self.width = FrameAutoencoder.CHANNELS * (self.size[0] // 16) * (self.size[1] // 16)
 
-    def train(self, arrays, seed):
-        from tqdm import tqdm
-        rng = np.random.default_rng(seed)
+    def sample(self, video):
+        """Up to MOST small frames of a video, spread over all; more where its length is not known beforehand."""
+        step = -(-video.expected_frames() // self.MOST) or 1
+        return np.stack([self.fit(f) for i, f in enumerate(Decoder(video)) if i % step == 0 and i < 20 * self.MOST * step])
+
+    def train(self, videos):
+        rng = np.random.default_rng(self.seed)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(self.seed)
             self.net = FrameAutoencoder()
-        small = [np.stack([self.fit(a[t]) for t in np.linspace(0, len(a) - 1, min(len(a), 400)).astype(int)]) for a in arrays]
+        small = [self.sample(v) for v in tqdm(videos, desc="read training frames", unit="video", dynamic_ncols=True, mininterval=5)]
         middle = [np.median(a, axis=0).astype(np.float32) for a in small]
         net = self.net.to(self.run.device).train()
         optimizer = torch.optim.Adam(net.parameters(), lr=self.LR, fused=True)
@@ -198,8 +194,7 @@ class StandIn:
         self.mean, self.std = codes.mean(0), codes.std(0).clamp(min=1e-3)
 
     def fit(self, frame):
-        frame = resize(frame, self.size)
-        return frame if frame.shape[2] == 3 else np.repeat(frame, 3, axis=2)
+        return as_channels(resize(frame, self.size), 3)
 
     def tensor(self, frames):
         x = torch.from_numpy(np.ascontiguousarray(frames)).to(self.run.device)
@@ -211,4 +206,5 @@ class StandIn:
             return (code - self.mean.to(code.device)) / self.std.to(code.device)
 
     def describe(self):
-        return {"encoder": self.name, "weights": self.hash, "preprocess": "none", "width": self.width}
+        return {"encoder": self.name, "weights": self.hash, "preprocess": "none", "width": self.width, "seed": self.seed,
+                "steps": self.steps}

@@ -5,17 +5,17 @@
     python scene_aware_ae/eval.py --video my.mp4 --checkpoint runs/scene_aware_ae/folder/scene_aware_ae.pt
 """
 import argparse
-import csv
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np  # noqa: E402
+import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from common import benchmark, datasets, evaluation, metrics, plots, smoothing, training  # noqa: E402
-from common.files import UserError, replacing, run, writable_folder  # noqa: E402
+from common import benchmark, datasets, evaluation, metrics, objects, plots, smoothing, training  # noqa: E402
+from common.files import UserError, run, writable_folder  # noqa: E402
 from common.video import Decoder, FrameCache, open_video  # noqa: E402
 from scene_aware_ae import preprocess, scoring  # noqa: E402
 
@@ -100,16 +100,13 @@ def evaluate(args, ready, checkpoint, r):
 
 
 def baselines(args, ready):
-    from common import objects
     cache = FrameCache(ready.features.folder.parent / "frames-small", (120, 180))
     usable, _ = cache.build(ready.test, args.workers or training.cores())
     return objects.frame_baselines(cache, usable, args.workers or training.cores()) if len(usable) == len(ready.test) else {}
 
 
-def draw_tsne(net, ready, test_features, labels, r, path, title, most=1500):
+def draw_tsne(net, ready, test_features, labels, r, path, title):
     """Scene features in two dimensions: colours are scenes; abnormal test segments have a mark of their own."""
-    import matplotlib.pyplot as plt
-    from sklearn.manifold import TSNE
     points, scenes, kinds = [], [], []
     for v in ready.train:
         f = scoring.score_features(net, ready.features.array(v), r)[1]
@@ -118,27 +115,9 @@ def draw_tsne(net, ready, test_features, labels, r, path, title, most=1500):
         f, y = test_features[v.name], labels.get(v.name)
         points.append(f), scenes.extend([v.scene] * len(f))
         kinds.extend([1 + int(y is not None and y[a:b].any()) for a, b, _ in scoring.segments(ready.length(v))])
-    points, scenes, kinds = np.concatenate(points), np.array(scenes), np.array(kinds)
-    if len(points) < 5:
-        return
-    keep = np.sort(np.random.default_rng(0).permutation(len(points))[:most])
-    points, scenes, kinds = points[keep], scenes[keep], kinds[keep]
-    flat = TSNE(perplexity=min(30, (len(points) - 1) / 3), random_state=0).fit_transform(points)
-    figure, ax = plt.subplots(figsize=(7, 6), layout="constrained")
-    colours = plt.get_cmap("tab10" if len(set(scenes)) <= 10 else "tab20")
-    for i, scene in enumerate(sorted(set(scenes))):
-        for kind, mark, size, edge in ((0, ".", 14, "none"), (1, "o", 18, "white"), (2, "X", 46, "black")):
-            own = (scenes == scene) & (kinds == kind)
-            if own.any():
-                ax.scatter(*flat[own].T, marker=mark, s=size, color=colours(i % colours.N), linewidths=0.5,
-                           edgecolors=edge if mark != "." else None, alpha=0.95 if kind else 0.5,
-                           label=None if kind else scene or "scene")
-    ax.set(title=title + "\ndots: training, circles: normal test, crosses: abnormal test segments", xticks=[], yticks=[])
-    ax.legend(fontsize=8, frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as tmp:
-        figure.savefig(tmp, format="png", dpi=110)
-    plt.close(figure)
+    if len(scenes) >= 5:
+        plots.tsne(np.concatenate(points), np.array([s or "scene" for s in scenes]), np.array(kinds),
+                   title + "\ndots: training, circles: normal test, crosses: abnormal test segments", path)
 
 
 def write_overlays(ready, scores, labels, protocol, out):
@@ -147,7 +126,7 @@ def write_overlays(ready, scores, labels, protocol, out):
     top = max(float(s.max(initial=0)) for s in smoothed.values())
     for v in tqdm(ready.test, desc="overlay", unit="video", dynamic_ncols=True):
         own = smoothed[v.name]
-        plots.overlay(Decoder(v), np.zeros((0, 6), np.float32), own, labels.get(v.name),
+        plots.overlay(Decoder(v), None, own, labels.get(v.name),
                       out / "overlay" / f"{evaluation.safe(v.name)}.mp4", ready.features.info(v)["fps"], (0, 1), (0.0, top))
     print(f"wrote {len(ready.test)} videos into {out}/overlay")
 
@@ -164,28 +143,15 @@ def score_video(args, net, state, r):
     ready = preprocess.prepare(args, r, splits=("test",), data=data, trained=state.get("encoder"), encoder=encoder)
     out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / evaluation.safe(video.name))
     scores, features = scoring.score_features(net, ready.features.array(video), r)
-    smoothed, fps = smoothing.parse(args.smoothing)(scores), ready.features.info(video)["fps"]
-    with replacing(out / "scores.csv") as tmp, open(tmp, "w", newline="") as f:
-        table = csv.writer(f)
-        table.writerow(["frame", "seconds", "score", "smoothed"])
-        for t in range(len(scores)):
-            table.writerow([t, f"{t / fps:.3f}" if fps else "", f"{scores[t]:.6g}", f"{smoothed[t]:.6g}"])
-    plots.curve(scores, smoothed, None, f"{METHOD} · {video.name}", out / "curve.png")
-    plots.overlay(Decoder(video), np.zeros((0, 6), np.float32), smoothed, None, out / "overlay.mp4", fps, (0, 1),
-                  (0.0, float(smoothed.max(initial=1e-9))))
-    if state.get("scenes") and len(state["scenes"]) > 1:
-        import torch
+    evaluation.write_own_video(video.name, Decoder(video), ready.features.info(video)["fps"], scores, args.smoothing, METHOD, out)
+    if (state.get("plan") or {}).get("mode") == 2:
         with torch.inference_mode():
             share = net.classifier(torch.from_numpy(features).to(r.device)).softmax(1).mean(0).cpu().numpy()
-        if (state.get("plan") or {}).get("mode") == 2:
-            best = int(share.argmax())
-            print(f"it looks like scene {state['scenes'][best]} ({100 * share[best]:.0f} %)"
-                  + (f", said to be {args.scene}" if args.scene else ""))
+        best = int(share.argmax())
+        print(f"it looks like scene {state['scenes'][best]} ({100 * share[best]:.0f} %)"
+              + (f", said to be {args.scene}" if args.scene else ""))
     if args.scene and state.get("scenes") and args.scene not in state["scenes"]:
         print(f"note: the model was not trained on scene {args.scene}; it knows {', '.join(state['scenes'])}")
-    print(f"{video.name}: {len(scores)} frames; highest score {scores.max():.4g} at frame {int(scores.argmax())}"
-          + (f" ({scores.argmax() / fps:.1f} s)" if fps else ""))
-    print(f"wrote {out}/scores.csv, curve.png, overlay.mp4")
 
 
 def main(argv=None):

@@ -190,13 +190,8 @@ def make_encoder(args, data, folder, r, trained=None):
     preprocess = preprocess if preprocess in encoders.PREPROCESS else "clip"
     encoders.check(name, preprocess)
     if name == encoders.STAND_IN:
-        path = folder / "stand_in.pt"
-        if not path.exists() and r.main:
-            print(f"note: {name} is a stand-in for CLIP that knows nothing but this dataset's training videos", flush=True)
-
-        def frames_of(video):
-            return [f for i, f in enumerate(Decoder(video)) if i < 3000]
-        encoder = encoders.StandIn(path, r, data.train or data.test, frames_of, args.seed, args.stand_in_steps)
+        seed, steps = ((trained or {}).get(k, v) for k, v in (("seed", args.seed), ("steps", args.stand_in_steps)))
+        encoder = encoders.StandIn(folder, r, data.train or data.test, seed, steps)
     else:
         encoder = encoders.ClipEncoder(name, args.pretrained, preprocess, r)
     if trained and trained["weights"] != encoder.hash:

@@ -9,25 +9,25 @@ from scene_aware_ae.model import SceneAwareAE, segment_scores
 LENGTH = 16                    # frames of a segment
 
 
-def segments(frames, length=LENGTH, tail=True):
+def segments(frames, length=LENGTH):
     """[(first, end, first frame that takes the score)] of a video's segments, without overlap.
 
-    tail: the last segment slides back to end with the video, and scores what was left over; else the rest is left out. A video
-    shorter than a segment is one short segment.
+    The last segment slides back to end with the video, and scores what was left over. A video shorter than a segment is one short
+    segment.
     """
     if frames < length:
-        return [(0, frames, 0)] if tail and frames else []
+        return [(0, frames, 0)] if frames else []
     out = [(t, t + length, t) for t in range(0, frames - length + 1, length)]
-    if tail and frames % length:
+    if frames % length:
         out.append((frames - length, frames, frames // length * length))
     return out
 
 
 @torch.inference_mode()
-def score_features(net, features, r, length=LENGTH, tail=True, batch_size=512):
-    """Features [T, D] of one video -> frame scores float32 [T] (NaN where a tail is left out), scene features [segments, D]."""
-    parts = segments(len(features), length, tail)
-    scores, scenes = np.full(len(features), np.nan, np.float32), []
+def score_features(net, features, r, batch_size=512):
+    """Features [T, D] of one video -> frame scores float32 [T], scene features [segments, D]."""
+    parts = segments(len(features))
+    scores, scenes = np.zeros(len(features), np.float32), []
     x = torch.from_numpy(np.asarray(features, np.float32)).to(r.device)
     for i in range(0, len(parts), batch_size):
         batch = torch.stack([x[a:b] for a, b, _ in parts[i:i + batch_size]])

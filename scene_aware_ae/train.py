@@ -16,6 +16,7 @@ import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from common import benchmark, training  # noqa: E402
+from common.batches import take_rows  # noqa: E402
 from common.files import UserError, run, writable_folder  # noqa: E402
 from scene_aware_ae import preprocess, scoring  # noqa: E402
 from scene_aware_ae.model import SceneAwareAE, losses  # noqa: E402
@@ -27,14 +28,15 @@ HIDDEN = LATENT = 256
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     preprocess.add_data_flags(parser)
-    training.add_flags(parser, out="runs/scene_aware_ae/<dataset>", epochs="not used: see --iterations",
-                       batch_size="not used: see --segments-per-scene", lr=LR)
+    training.add_flags(parser, out="runs/scene_aware_ae/<dataset>", lr=LR,
+                       epochs="as many as --iterations make; given, it sets them: passes over the training frames",
+                       batch_size="--segments-per-scene times scenes; given, it sets them: segments of a step")
     g = parser.add_argument_group("method")
     g.add_argument("--mode", "--training_mode", type=int, choices=[0, 1, 2], default=None,
                    help="0: reconstruction; 1: and contrast between scenes; 2: and a classifier of scenes (default: 1; with one "
                    "scene 0)")
-    g.add_argument("--iterations", type=int, default=ITERATIONS, help="training steps (default: %(default)s)")
-    g.add_argument("--segments-per-scene", type=int, default=PER_SCENE, help="in each step (default: %(default)s)")
+    g.add_argument("--iterations", type=int, default=None, help=f"training steps (default: {ITERATIONS})")
+    g.add_argument("--segments-per-scene", type=int, default=None, help=f"in each step (default: {PER_SCENE})")
     g.add_argument("--variational", action="store_true", help="a variational autoencoder instead")
     benchmark.add_flag(g, "the speed of encoding, training and scoring")
     from scene_aware_ae.eval import add_eval_flags
@@ -43,9 +45,9 @@ def parse(argv=None):
 
 
 class Segments:
-    """Training features on the device, and where segments may start in each scene.
+    """Training features, on the device where they fit (else read from disk), and where segments may start in each scene.
 
-    draw(rng) -> rows [scenes · n, LENGTH] of `features` [frames, D].
+    draw(rng) -> features of `per_scene` segments of every scene, float32 [scenes · per_scene, LENGTH, D].
     """
 
     def __init__(self, ready, r, per_scene):
@@ -61,20 +63,21 @@ class Segments:
         if empty:
             raise UserError(f"scene {empty[0] or '(unnamed)'} has no training video of at least {scoring.LENGTH} frames")
         self.starts, self.per_scene = [np.concatenate(starts[s]) for s in self.scenes], per_scene
-        size = sum(a.nbytes for a in arrays)
-        fits = r.device.type == "cpu" or size < 0.5 * torch.cuda.mem_get_info(r.device)[0]
-        whole = np.concatenate([np.asarray(a) for a in arrays])
-        self.features = torch.from_numpy(whole)
-        if fits:
-            self.features = self.features.to(r.device)
+        self.arrays, self.frames, self.begin, self.features = arrays, total, np.cumsum([0, *map(len, arrays)]), None
+        limit = 2 ** 30 if r.device.type == "cpu" else 0.5 * torch.cuda.mem_get_info(r.device)[0]
+        if sum(a.nbytes for a in arrays) < limit:
+            self.features = torch.from_numpy(np.concatenate(arrays)).to(r.device)
         self.labels = torch.arange(len(self.scenes), device=r.device).repeat_interleave(per_scene)
         self.around = np.arange(scoring.LENGTH)
         self.device = r.device
 
     def draw(self, rng):
         first = np.concatenate([s[rng.integers(0, len(s), self.per_scene)] for s in self.starts])
-        rows = torch.from_numpy(first[:, None] + self.around).to(self.features.device, non_blocking=True)
-        return self.features[rows].to(self.device, non_blocking=True).float()
+        rows = first[:, None] + self.around
+        if self.features is not None:
+            return self.features[torch.from_numpy(rows).to(self.device, non_blocking=True)].float()
+        x = take_rows(self.arrays, self.begin, rows.reshape(-1), self.arrays[0].shape[1:], self.arrays[0].dtype)
+        return torch.from_numpy(x).view(*rows.shape, -1).to(self.device, non_blocking=True).float()
 
 
 class Trainer:
@@ -157,23 +160,27 @@ def train(args, ready, encoder, r):
     folder = writable_folder(args.out or Path("runs/scene_aware_ae") / dataset)
     if not ready.train:
         raise UserError(f"{dataset} has no training videos under {ready.data.root}: put normal videos into train/")
-    if args.iterations < 1 or args.segments_per_scene < 1:
-        raise UserError("--iterations and --segments-per-scene must be at least 1")
+    for key in ("iterations", "segments_per_scene", "epochs", "batch_size"):
+        if getattr(args, key) is not None and getattr(args, key) < 1:
+            raise UserError(f"--{key.replace('_', '-')} must be at least 1")
     if args.lr is not None and args.lr <= 0:
         raise UserError("--lr must be above 0")
-    segments = Segments(ready, r, args.segments_per_scene)
-    scenes = len(segments.scenes)
+    scenes = len({v.scene for v in ready.train})
+    per_scene = args.segments_per_scene or (max(1, args.batch_size // scenes) if args.batch_size else PER_SCENE)
+    segments = Segments(ready, r, per_scene)
+    iterations = args.iterations or (
+        -(-args.epochs * segments.frames // (len(segments.labels) * scoring.LENGTH)) if args.epochs else ITERATIONS)
     mode = args.mode if args.mode is not None else (1 if scenes > 1 else 0)
     if mode and scenes < 2:
         raise UserError(f"--mode {mode} contrasts scenes, and {dataset} has one: use --mode 0, or name the scenes with "
                         "--scenes FILE.csv (lines video,scene)")
-    if mode and args.segments_per_scene < 2:
+    if mode and per_scene < 2:
         raise UserError("--segments-per-scene must be at least 2 for a contrast within a scene")
-    plan = {"iterations": args.iterations, "segments_per_scene": args.segments_per_scene, "lr": args.lr or LR, "mode": mode,
+    plan = {"iterations": iterations, "segments_per_scene": per_scene, "lr": args.lr or LR, "mode": mode,
             "seed": args.seed}
     model_args = dict(input_dim=encoder.width, hidden_dim=HIDDEN, latent_dim=LATENT, num_scenes=max(2, scenes),
                       variational=args.variational)
-    identity = {"model_args": model_args, "dataset": dataset, "features": encoder.describe(), "frames": len(segments.features),
+    identity = {"model_args": model_args, "dataset": dataset, "features": encoder.describe(), "frames": segments.frames,
                 "precision": r.precision, "processes": r.world, **{k: v for k, v in plan.items() if k != "iterations"}}
     trainer = Trainer(plan, model_args, segments, r, folder / "scene_aware_ae.pt", identity)
     trainer.encoder = encoder.describe()
@@ -181,9 +188,9 @@ def train(args, ready, encoder, r):
     resumed = trainer.load() if args.resume else False
     if r.main and not resumed:
         log.path.unlink(missing_ok=True)
-    r.say(f"{dataset}: {len(ready.train)} training videos of {scenes} scenes, {len(segments.features)} frames, mode {mode}"
+    r.say(f"{dataset}: {len(ready.train)} training videos of {scenes} scenes, {segments.frames} frames, mode {mode}"
           f"{', variational' if args.variational else ''}, {r.device}, {r.precision}")
-    if trainer.step >= args.iterations:
+    if trainer.step >= iterations:
         r.say(f"{trainer.step} steps done before ({trainer.path})")
         return trainer.path
     if resumed:

@@ -2,7 +2,7 @@
 import numpy as np
 import torch
 
-from common.batches import copy_rows, read_ahead
+from common.batches import read_ahead, take_rows
 
 SEEN = (-3, 0, 3)              # frames around t that the network sees
 STEPS = (-3, -1, 0, 1, 3)      # and those that a training sample needs: its gradient is that of -1 and 1
@@ -57,15 +57,7 @@ class Frames:
         if self.resident is not None:
             return self.resident, rows
         needed, places = np.unique(rows, return_inverse=True)
-        out = np.empty((len(needed), *self.size, self.channels), np.uint8)
-        which = np.searchsorted(self.starts, needed, side="right") - 1
-        for v in np.unique(which):
-            at, a = np.flatnonzero(which == v), self.arrays[v]
-            if a.shape[3] == self.channels:
-                copy_rows(a, needed[at] - self.starts[v], out, at)
-            else:
-                out[at] = a[needed[at] - self.starts[v]]
-        return out, places.reshape(rows.shape)
+        return take_rows(self.arrays, self.starts, needed, (*self.size, self.channels), np.uint8), places.reshape(rows.shape)
 
     def _samples(self, read):
         frames, places = read

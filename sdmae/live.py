@@ -20,7 +20,7 @@ import torch
 from common import plots, training
 from common.evaluation import safe
 from common.files import UserError, replacing, writable_folder
-from common.video import Decoder, as_channels, open_video, shrink
+from common.video import Decoder, as_channels, open_video, resize
 from sdmae import scoring
 from sdmae.frames import SEEN
 
@@ -201,7 +201,7 @@ class Window:
 
     def small(self, frame):
         self.channels = self.channels or frame.shape[2]
-        return as_channels(shrink(frame, self.size), self.channels)
+        return as_channels(resize(frame, self.size), self.channels)
 
     def add(self, segment, frame):
         """-> samples [(t, seen [3, H, W, C], frame)] that are complete now."""

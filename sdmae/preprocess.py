@@ -17,6 +17,7 @@ import torch  # noqa: E402
 from common import datasets, training  # noqa: E402
 from common.files import UserError, run, writable_folder  # noqa: E402
 from common.plots import write_image  # noqa: E402
+from common.ubnormal import ubnormal  # noqa: E402
 from common.video import FrameCache  # noqa: E402
 from sdmae import frames as input_  # noqa: E402
 from sdmae import pseudo  # noqa: E402
@@ -109,7 +110,7 @@ def bank_of(args, ready, size, patch, r):
     if args.pseudo == "ubnormal":
         root = args.ubnormal_root or (ready.data.root if ready.data.name == "ubnormal" else args.data_root / "ubnormal")
         channels = ready.cache.frames(ready.train[0]).shape[3]
-        bank = pseudo.from_ubnormal(datasets.ubnormal(Path(root)), size, channels, args.seed)
+        bank = pseudo.from_ubnormal(ubnormal(Path(root)), size, channels, args.seed)
     else:
         bank = pseudo.from_training(ready.arrays(ready.train), patch, args.seed)
         if bank is None:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from common.files import UserError
-from common.video import Decoder, shrink
+from common.video import Decoder, resize
 
 SIDE = 64              # crops are kept at this size, px
 LENGTH = 7             # frames of a sequence: what one sample sees, t-3..t+3
@@ -136,7 +136,7 @@ def from_ubnormal(data, size, channels, seed=0):
 
         def frames():
             for frame in Decoder(video):
-                grey = cv2.blur(shrink(cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)[:, :, None], size), (3, 3))
+                grey = cv2.blur(resize(cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)[:, :, None], size), (3, 3))
                 yield np.repeat(grey.reshape(*size, 1), channels, axis=2)
         small = (cv2.resize(m.astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST) > 0 for m in masks)
         found += sequences(frames(), small, 800, 5000)

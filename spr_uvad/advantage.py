@@ -72,7 +72,7 @@ def plot(logs, path):
     for ax in (above, below):
         ax.legend(fontsize=8, frameon=False)
         ax.spines[["top", "right"]].set_visible(False)
-    plots._save(figure, path)
+    plots.save(figure, path)
     print(f"wrote {path}")
 
 

@@ -175,7 +175,8 @@ def score_video(args, r):
         scores, detections = objects.per_video(ready, ready.test, values, scoring.NO_BOX)
         s, d = scores[video.name], detections[video.name]
         red = red_of(detections)
-        objects.write_own_video(ready, video, s, d, args.smoothing, red, "LBR-SPR", out)
+        evaluation.write_own_video(video.name, ready.cache.frames(video), ready.cache.info(video)["fps"], s, args.smoothing, "LBR-SPR",
+                                   out, d, red)
         ranking.write_ranking(ready, [video], {video.name: smoothing.parse(args.smoothing)(s)}, {video.name: d}, red, out,
                               top=args.top)
         ready.report_skipped()

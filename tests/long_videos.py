@@ -17,7 +17,7 @@ import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from common.files import UserError, replacing, run  # noqa: E402
-from common.video import Decoder, list_videos, shrink  # noqa: E402
+from common.video import Decoder, list_videos, resize  # noqa: E402
 
 FPS = 25.0
 
@@ -42,7 +42,7 @@ def join(video, clips, out, size):
         for clip, fight in clips:
             for frame in Decoder(clip):
                 frame = frame if frame.shape[2] == 3 else np.repeat(frame, 3, axis=2)
-                writer.write(shrink(frame, size))
+                writer.write(resize(frame, size))
                 labels.append(int(fight))
         writer.release()
     with replacing(out / "labels" / f"{video}.npy") as tmp:

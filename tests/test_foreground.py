@@ -79,7 +79,7 @@ def store_of(tmp_path, frames, settings=None, name="v"):
 @pytest.mark.parametrize("frames", [1, 2, 3, 4, 5])
 def test_videos_shorter_than_the_history(tmp_path, frames):
     video, store = store_of(tmp_path, walkers(frames))
-    assert store.build([video], 1) == ([video], [])
+    assert store.build([video], 1) == ([video], {})
     assert len(store.records(video)) == store.info(video)["cubes"]
 
 
@@ -111,10 +111,10 @@ def test_boxes_from_a_file(tmp_path):
     store.build([video], 1)
     assert np.array(store.records(video)["box"]).tolist() == [[4, 4, 40, 50]] * 4
     video, store = store_of(tmp_path, walkers(5), s, "w")
-    assert "no testing.w.boxes" in store.build([video], 1)[1][0][1]
+    assert "no testing.w.boxes" in store.build([video], 1)[1][video.key]
     np.savez(tmp_path / "boxes.npz", **{"testing.w.boxes": EVERYTHING, "testing.w.count": np.ones(1, np.int32)})
     detectors._npz.cache_clear()
-    assert "1 frames there, 5 on disk" in CubeStore(store.cache, tmp_path / "c2", s).build([video], 1)[1][0][1]
+    assert "1 frames there, 5 on disk" in CubeStore(store.cache, tmp_path / "c2", s).build([video], 1)[1][video.key]
 
 
 @pytest.mark.parametrize("spec", ["yolo", "file:", "onnx:/no/such/file.onnx", "mmdet:onlyone", "file:nothing.npz"])

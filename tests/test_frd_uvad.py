@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from common import datasets, training
+from common.batches import parts_of
 from common.features import FeatureVideo, find_features
 from common.files import UserError, load_arrays
 from frd_uvad import preprocess, scoring
@@ -150,13 +151,13 @@ def test_annotations_and_layouts(tmp_path, capsys):
         np.save(root / f"film_label_A__{i}.npy", np.full((7, 256), i, np.float32))
     (tmp_path / "crops" / "annotations.txt").write_text("other_label_B1 3 9\n")
     data = find_features("xdviolence", tmp_path / "crops")
-    assert data.crops == 5 and data.test[0].array[3, :, 0].tolist() == [0, 1, 2, 3, 4] and data.labels(data.test[0]).sum() == 0
+    assert data.crops == 5 and data.test[0].clips([3])[0, :, 0].tolist() == [0, 1, 2, 3, 4] and data.labels(data.test[0]).sum() == 0
     flat = tmp_path / "flat"
     flat.mkdir()
     np.save(flat / "Concat_test_10.npy", np.arange(10, dtype=np.float32)[:, None, None] * np.ones((1, 1, 256), np.float32))
     np.save(flat / "nalist.npy", np.array([[0, 4], [4, 10]]))     # half-open
     data = find_features("ucfcrime", flat)
-    assert [v.array[:, 0, 0].tolist() for v in data.test] == [[0, 1, 2, 3], [4, 5, 6, 7, 8, 9]] and not data.has_labels
+    assert [v.clips(range(len(v)))[:, 0, 0].tolist() for v in data.test] == [[0, 1, 2, 3], [4, 5, 6, 7, 8, 9]] and not data.has_labels
     np.save(flat / "gt-x.npy", np.zeros(7))
     with pytest.raises(UserError, match="7 entries for 10 test clips"):
         find_features("ucfcrime", flat)
@@ -174,7 +175,7 @@ def test_windows_never_cross_videos(streamed):
     assert got[:, 0, :, 0].tolist() == [[0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 4], [4, 4, 4], [100, 100, 100],
                                         [200, 201, 202], [201, 202, 202], [202, 202, 202]]
     order = np.array([4, 8, 0, 5])
-    parts = list(windows.iterate(order, 3))
+    parts = list(windows.iterate(parts_of(order, 3)))
     assert [p[0].tolist() for p in parts] == [[4, 8, 0], [5]] and torch.equal(torch.cat([p[1] for p in parts]), got[order])
 
 

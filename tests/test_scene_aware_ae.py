@@ -144,7 +144,7 @@ def test_segments_cover_every_frame_once():
             assert 0 <= first <= own < end <= frames and (end - first == 16 or frames < 16)
             taken[own:end] += 1
         assert (taken == 1).all(), frames
-        assert scoring.segments(frames, tail=False) == [(t, t + 16, t) for t in range(0, frames // 16 * 16, 16)]
+        assert scoring.segments(frames)[:frames // 16] == [(t, t + 16, t) for t in range(0, frames // 16 * 16, 16)]
 
 
 def test_scores_equal_a_plain_loop():
@@ -209,11 +209,11 @@ def test_features_are_written_once_per_video_and_shards_share_them(tmp_path):
     videos.append(open_video(tmp_path / "bad.avi"))
     encoder, r = Brightness(), training.Run("cpu", "fp32")
     features = preprocess.Features(tmp_path / "f", encoder.describe())
-    assert [k for k, _ in features.build(videos, encoder, r, (0, 2), 4, 2)] == [videos[6].key]
+    assert list(features.build(videos, encoder, r, (0, 2), 4, 2)) == [videos[6].key]
     done = [features.info(v) is not None for v in videos]
     assert done == [True, False, True, False, True, False, False]
     failed = features.build(videos, encoder, r, (0, 1), 4, 2)
-    assert [k for k, _ in failed] == [videos[6].key] and max(encoder.batches) == 4
+    assert list(failed) == [videos[6].key] and max(encoder.batches) == 4
     for v, seed in zip(videos[:5], range(5)):
         wanted = walkers(10 + seed, seed=seed)[:, 0, 0, :2]
         assert (features.array(v) == wanted).all() and features.array(v).dtype == np.float16
@@ -257,10 +257,10 @@ def test_shanghaitech_sd_is_read_and_built(tmp_path):
         np.save(root / "test_frame_mask" / f"{n}.npy", np.zeros(6, np.uint8))
     listed = tmp_path / "list.txt"
     listed.write_text("training 01_001\ntraining 01_0014\ntesting 02_0003\n")
-    out = script("common/datasets.py", "--build-sd", listed, "--source", root, "--out", tmp_path / "shanghaitech-sd")
+    out = script("common/shanghaitech_sd.py", "--list", listed, "--source", root, "--out", tmp_path / "shanghaitech-sd")
     assert "3 videos" in out.stdout
     data = datasets.find("ShanghaiTech-SD", tmp_path)
     assert [v.name for v in data.train] == ["01_001", "01_0014"] and [v.name for v in data.test] == ["02_0003"]
     assert data.labels(data.test[0], 6).sum() == 0 and data.train[0].scene == "01"
     listed.write_text("training 77_001\n")
-    refused(script("common/datasets.py", "--build-sd", listed, "--source", root, "--out", tmp_path / "x", check=False), "77_001")
+    refused(script("common/shanghaitech_sd.py", "--list", listed, "--source", root, "--out", tmp_path / "x", check=False), "77_001")

@@ -1,0 +1,60 @@
+"""Build the folder of ShanghaiTech-SD, a split by scenes, from ShanghaiTech.
+
+    python common/shanghaitech_sd.py --list LIST --source data/shanghaitech
+"""
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np  # noqa: E402
+
+from common.datasets import find  # noqa: E402
+from common.files import UserError, replacing, run  # noqa: E402
+
+
+def build(listed, source, out):
+    """Link videos of ShanghaiTech and write their labels.
+
+    listed: a file with lines `training NAME` or `testing NAME`; source: ShanghaiTech's folder. -> number of videos.
+    """
+    data = find("shanghaitech", source)
+    known = {v.name: v for v in data.train + data.test}
+    try:
+        lines = [line.split() for line in Path(listed).read_text().splitlines() if line.strip() and not line.startswith("#")]
+    except OSError as e:
+        raise UserError(f"--list {listed} cannot be read ({e.strerror})") from None
+    for line in lines:
+        if len(line) != 2 or line[0] not in ("training", "testing") or line[1] not in known:
+            raise UserError(f"--list {listed}: {' '.join(line)!r} is not `training NAME` or `testing NAME` of a video in "
+                            f"{data.root}")
+    out = Path(out)
+    for split, name in lines:
+        video = known[name]
+        place = out / split / ("frames" if video.files else "videos") / video.path.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if not place.is_symlink():
+            place.symlink_to(video.path.resolve())
+        if split == "testing":
+            # a training video of ShanghaiTech is normal throughout
+            labels = data._arrays[name]() if name in data._arrays else np.zeros(video.expected_frames(), np.uint8)
+            masks = data._masks[name]() if name in data._masks else None
+            for folder_, array in (("test_frame_mask", labels), ("test_pixel_mask", masks)):
+                if array is not None:
+                    with replacing(out / folder_ / f"{name}.npy") as tmp:
+                        np.save(tmp, array)
+    return len(lines)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--list", type=Path, required=True, help="file with lines `training NAME` or `testing NAME`, the split's videos")
+    parser.add_argument("--source", type=Path, required=True, help="folder of ShanghaiTech")
+    parser.add_argument("--out", type=Path, default=Path("data/shanghaitech-sd"), help="(default: %(default)s)")
+    args = parser.parse_args(argv)
+    print(f"{build(args.list, args.source, args.out)} videos are linked in {args.out}")
+
+
+if __name__ == "__main__":
+    run(main)
