@@ -69,22 +69,26 @@ def lines(series, title, path, **axes):
     save(figure, path)
 
 
-def tsne(points, groups, kinds, title, path, most=1500):
-    """Points [N, D] in two dimensions (t-SNE): a colour per group; kind 0 is a dot, 1 a circle, 2 a cross. At most `most` of them."""
+def tsne(panels, path, most=1500):
+    """Points in two dimensions (t-SNE), panels {title: (points [N, D], groups [N], kinds [N])} side by side.
+
+    A colour per group; kind 0 is a dot, 1 a circle, 2 a cross. At most `most` points a panel.
+    """
     from sklearn.manifold import TSNE
-    keep = np.sort(np.random.default_rng(0).permutation(len(points))[:most])
-    points, groups, kinds = points[keep], groups[keep], kinds[keep]
-    flat = TSNE(perplexity=min(30, (len(points) - 1) / 3), random_state=0).fit_transform(points)
-    figure, ax = plt.subplots(figsize=(7, 6), layout="constrained")
-    colours = plt.get_cmap("tab10" if len(set(groups)) <= 10 else "tab20")
-    for i, group in enumerate(sorted(set(groups))):
-        for kind, mark, size, edge in ((0, ".", 14, "none"), (1, "o", 18, "white"), (2, "X", 46, "black")):
-            own = (groups == group) & (kinds == kind)
-            if own.any():
-                ax.scatter(*flat[own].T, marker=mark, s=size, color=colours(i % colours.N), linewidths=0.5,
-                           edgecolors=edge if kind else None, alpha=0.95 if kind else 0.5, label=None if kind else group)
-    ax.set(title=title, xticks=[], yticks=[])
-    ax.legend(fontsize=8, frameon=False)
+    figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 5.4), layout="constrained", squeeze=False)
+    for ax, (title, (points, groups, kinds)) in zip(axes[0], panels.items()):
+        keep = np.sort(np.random.default_rng(0).permutation(len(points))[:most])
+        points, groups, kinds = points[keep], groups[keep], kinds[keep]
+        flat = TSNE(perplexity=min(30, (len(points) - 1) / 3), random_state=0).fit_transform(points)
+        colours = plt.get_cmap("tab10" if len(set(groups)) <= 10 else "tab20")
+        for i, group in enumerate(sorted(set(groups))):
+            for kind, mark, size, edge in ((0, ".", 14, None), (1, "o", 18, "white"), (2, "X", 46, "black")):
+                own = (groups == group) & (kinds == kind)
+                if own.any():
+                    ax.scatter(*flat[own].T, marker=mark, s=size, color=colours(i % colours.N), linewidths=0.5,
+                               edgecolors=edge, alpha=0.95 if kind else 0.5, label=None if kind else group)
+        ax.set(title=title, xticks=[], yticks=[])
+    axes[0, 0].legend(fontsize=8, frameon=False)
     save(figure, path)
 
 
@@ -112,6 +116,21 @@ def write_image(path, image):
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as tmp:
         tmp.write_bytes(cv2.imencode(path.suffix, image)[1].tobytes())
+
+
+def contact_sheet(path, tiles, columns=3):
+    """Pictures with captions under them, [(uint8 [h, w, 3], text)], in rows; nothing is written without any."""
+    if not tiles:
+        return
+    height, done = max(image.shape[0] for image, _ in tiles), []
+    for image, text in tiles:
+        image = np.pad(image, ((0, height - image.shape[0] + 34), (0, 8), (0, 0)), constant_values=255)
+        cv2.putText(image, text.encode("ascii", "replace").decode(), (4, height + 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (30, 30, 30), 1,
+                    cv2.LINE_AA)
+        done.append(image)
+    columns = min(columns, len(done))
+    done += [np.full_like(done[0], 255)] * (-len(done) % columns)
+    write_image(path, np.vstack([np.hstack(done[i:i + columns]) for i in range(0, len(done), columns)]))
 
 
 def heat(share):

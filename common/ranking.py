@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 
 from common.files import replacing
-from common.plots import heat, write_image
+from common.plots import contact_sheet, heat, write_image
 from common.video import as_channels
 
 
@@ -68,18 +68,8 @@ def write_ranking(ready, videos, smoothed, detections, red, out, *, top=20, shee
             table.writerow([rank, name, first, last, *(f"{x / fps:.2f}" if fps else "" for x in (first, last)), t, f"{score:.4f}",
                             thumbnail.relative_to(out)])
             if rank <= sheet:
-                caption = np.full((26, image.shape[1], 3), 255, np.uint8)
-                text = f"{rank}. {name}  frame {t}" + (f"  {t / fps:.1f} s" if fps else "") + f"  score {score:.2f}"
-                text = text.encode("ascii", "replace").decode()
-                cv2.putText(caption, text, (4, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (30, 30, 30), 1, cv2.LINE_AA)
-                tiles.append(np.vstack([image, caption]))
-    if tiles:
-        height = max(x.shape[0] for x in tiles)
-        tiles = [np.pad(x, ((0, height - x.shape[0] + 8), (0, 8), (0, 0)), constant_values=255) for x in tiles]
-        columns = min(3, len(tiles))
-        tiles += [np.full_like(tiles[0], 255)] * (-len(tiles) % columns)
-        lines = [np.hstack(tiles[i:i + columns]) for i in range(0, len(tiles), columns)]
-        write_image(out / "contact_sheet.png", np.vstack(lines))
+                tiles.append((image, f"{rank}. {name}  frame {t}" + (f"  {t / fps:.1f} s" if fps else "") + f"  score {score:.2f}"))
+    contact_sheet(out / "contact_sheet.png", tiles)
     print(f"\nmost abnormal moments ({len(found)}):")
     for rank, (name, first, last, _, score) in enumerate(found[:10], 1):
         fps = ready.cache.info(by_name[name])["fps"]

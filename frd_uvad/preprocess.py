@@ -183,7 +183,7 @@ def prepare(args, r, splits=("train", "test")):
         out.label_source = data.label_source
         for v in ready.test:
             out._labels[v.name] = data.labels(v, files.info(v)["frames"])
-    out.skipped = ready.skipped
+    out.skipped, out.videos = ready.skipped, {(v.split, v.name): v for v in videos}
     return out
 
 

@@ -17,10 +17,11 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from common import plots, training  # noqa: E402
+from common import benchmark, plots, training  # noqa: E402
 from common.batches import parts_of, read_ahead  # noqa: E402
 from common.features import CLIP  # noqa: E402
 from common.files import UserError, run, writable_folder  # noqa: E402
+from common.video import Decoder, as_channels, resize  # noqa: E402
 from frd_uvad import preprocess, scoring  # noqa: E402
 from frd_uvad.model import FRD, joins_bank, losses  # noqa: E402
 
@@ -59,6 +60,7 @@ def parse(argv=None):
                    "(default: %(default)s)")
     g.add_argument("--auxiliary", default="none", help="a scorer that must agree: none, c2fpl:FILE, frd:FILE or labels:FILE.npz "
                    "(default: %(default)s)")
+    benchmark.add_flag(g, "the speed of training")
     g.add_argument("--rounds", type=int, default=1, help="2: train again with the first scorer as auxiliary (default: %(default)s)")
     from frd_uvad.eval import add_eval_flags
     add_eval_flags(parser)
@@ -121,19 +123,21 @@ class Windows:
 
 
 class Bank:
-    """The latent anomaly bank: windows that look abnormal, at most `size` of them, on the device."""
+    """The latent anomaly bank: windows that look abnormal, at most `size` of them, on the device; and the clips they begin with."""
 
     def __init__(self, size):
-        self.size, self.windows = size, None
+        self.size, self.windows, self.first = size, None, np.zeros(0, np.int64)
 
-    def add(self, windows, rng):
+    def add(self, windows, first, rng):
+        """windows [n, crops, T, width], first int [n]. Above the size a random subset stays."""
         if not len(windows):
             return
         joined = windows if self.windows is None else torch.cat([self.windows, windows])
+        first = np.concatenate([self.first, first])
         if len(joined) > self.size:
             keep = np.sort(rng.permutation(len(joined))[:self.size])
-            joined = joined[torch.from_numpy(keep).to(joined.device)]
-        self.windows = joined
+            joined, first = joined[torch.from_numpy(keep).to(joined.device)], first[keep]
+        self.windows, self.first = joined, first
 
 
 def plan_of(args):
@@ -174,7 +178,7 @@ class Trainer:
             training.save_checkpoint(self.path, {
                 "method": "frd_uvad", "done": self.done, "model_args": self.model_args, "plan": self.plan, "identity": self.identity,
                 "model_state_dict": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "epoch": self.epoch,
-                "seconds": self.seconds, "bank": self.bank.windows, "rng": training.get_rng()})
+                "seconds": self.seconds, "bank": self.bank.windows, "bank_first": self.bank.first.tolist(), "rng": training.get_rng()})
 
     def load(self):
         if not self.path.exists():
@@ -185,6 +189,7 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch, self.seconds, self.done = state["epoch"], state["seconds"], state["done"]
         self.bank.windows = state["bank"].to(self.run.device) if state["bank"] is not None else None
+        self.bank.first = np.array(state["bank_first"], np.int64)
         training.set_rng(state["rng"])
         return True
 
@@ -211,7 +216,7 @@ class Trainer:
         if plan["bank"]:
             with torch.no_grad():
                 joins = joins_bank(parts["pseudo"], out["score"].float()[..., 0], plan["bank_type"], plan["delta"])
-                self.bank.add(features[joins], rng)
+                self.bank.add(features[joins], first[joins.cpu().numpy()], rng)
         return {k: parts[k].detach() for k in ("total", "reconstruction", "disruption", "scorer")}, parts["pseudo"]
 
     def train(self, args, log, observe):
@@ -283,6 +288,29 @@ def observer(data, windows):
     return observe
 
 
+def bank_sheet(bank, windows, data, path, most=24):
+    """The middle frame of what the bank holds, where there are videos to look at."""
+    wanted, tiles = {}, []
+    for row in np.unique(bank.first)[:most]:
+        v = int(np.searchsorted(windows.starts, row, side="right")) - 1
+        video = windows.videos[v]
+        wanted.setdefault((video.split, video.name), []).append(int(row - windows.starts[v]))
+    for key, clips in wanted.items():
+        last, left = None, {c * CLIP + CLIP // 2: c for c in clips}
+        for t, frame in enumerate(Decoder(data.videos[key])):
+            last = frame
+            if t in left:
+                tiles.append((thumbnail(frame), f"{'/'.join(key)} clip {left.pop(t)}"))
+            if not left:
+                break
+        tiles += [(thumbnail(last), f"{'/'.join(key)} clip {c}") for c in left.values()]   # a last clip shorter than half
+    plots.contact_sheet(path, tiles, 4)
+
+
+def thumbnail(frame, width=320):
+    return resize(as_channels(frame, 3), (max(1, round(frame.shape[0] * width / frame.shape[1])), width))
+
+
 def plot_pseudo_labels(log, path):
     """Precision and recall of pseudo labels over the epochs."""
     kept = [x for x in map(json.loads, Path(log).read_text().splitlines()) if "pseudo_precision" in x]
@@ -293,19 +321,23 @@ def plot_pseudo_labels(log, path):
             "pseudo labels of test clips (true labels serve this plot alone)", path, xlabel="epoch", ylim=(0, 1.02))
 
 
+def model_args_of(args, data):
+    if data.width % 256:
+        raise UserError(f"features of width {data.width} do not fit: the model cuts them into 16 parts for 16 heads, so it must be a "
+                        "multiple of 256")
+    return {"feature_size": data.width, "num_blocks": args.num_blocks, "heads": 16}
+
+
 def train(args, data, r, folder, auxiliary_spec, title):
     """One round. -> path of the finished checkpoint."""
     plan = plan_of(args)
     videos = data.train + data.test  # fully unsupervised: every video there is, none with labels
     windows = Windows(videos, plan["cross_clip"], r)
     auxiliary = scoring.load_auxiliary(auxiliary_spec)
-    model_args = {"feature_size": data.width, "num_blocks": args.num_blocks, "heads": 16}
+    model_args = model_args_of(args, data)
     identity = {"model_args": model_args, "dataset": data.name, "clips": len(windows), "seed": args.seed, "precision": r.precision,
                 "processes": r.world, "auxiliary": auxiliary_spec.split(":")[0], **{k: v for k, v in plan.items() if k != "epochs"}}
-    try:
-        trainer = Trainer(plan, model_args, windows, auxiliary, r, writable_folder(folder) / "frd.pt", identity, args.seed)
-    except ValueError as e:
-        raise UserError(f"features of width {data.width} do not fit ({e})") from None
+    trainer = Trainer(plan, model_args, windows, auxiliary, r, writable_folder(folder) / "frd.pt", identity, args.seed)
     log = training.Log(folder / "log.jsonl")
     resumed = trainer.load() if args.resume else False
     if r.main and not resumed:
@@ -322,8 +354,39 @@ def train(args, data, r, folder, auxiliary_spec, title):
     trainer.train(args, log, observer(data, windows))
     if r.main and data.has_labels:
         plot_pseudo_labels(log.path, folder / "pseudo_labels.png")
+    if r.main and data.videos:
+        bank_sheet(trainer.bank, windows, data, folder / "bank.png")
     r.barrier()
     return trainer.path
+
+
+def measure(args, data, r):
+    """Windows/s of training steps with features on the device and read from disk, and what the steps wait for."""
+    plan = plan_of(args)
+    windows = Windows(data.train + data.test, plan["cross_clip"], r)
+    trainer = Trainer(plan, model_args_of(args, data), windows, None, r, None, {}, args.seed)
+    trainer.net.train()
+    order, whole = training.epoch_order(len(windows), args.seed, 0), windows.whole
+    print(f"\nFRD-UVAD on {benchmark.where(r)}: {len(windows)} windows of {plan['cross_clip']} clips, {data.crops} crops of width "
+          f"{data.width}, batch {plan['batch_size']}")
+    for name, features in (("features on the device", whole), ("features read from disk", None)):
+        if name.endswith("device") and whole is None:
+            print(f"  {name}: they do not fit")
+            continue
+        windows.whole, windows.waited, n, began = features, 0.0, 0, None
+        for i, (first, batch) in enumerate(windows.iterate(parts_of(order, plan["batch_size"]) * 1000)):
+            trainer.step(first, batch, np.random.default_rng(i))
+            if began is None:                         # the first step does not count
+                benchmark.synchronize(r.device)
+                began, windows.waited = time.perf_counter(), 0.0
+                continue
+            n += len(first)
+            benchmark.synchronize(r.device)
+            if time.perf_counter() - began > args.benchmark:
+                break
+        seconds = time.perf_counter() - began
+        benchmark.line(name, n / seconds, "windows/s", f"waits for data {100 * windows.waited / seconds:.1f} %")
+    print(f"  peak memory {training.peak_memory():.0f} MiB")
 
 
 def main(argv=None):
@@ -333,6 +396,8 @@ def main(argv=None):
     scoring.load_auxiliary(args.auxiliary)   # a wrong file is refused before any work
     r = training.Run(args.device, args.precision)
     data = preprocess.prepare(args, r)
+    if args.benchmark:
+        return measure(args, data, r)
     out = args.out or Path("runs/frd_uvad") / data.name
     checkpoint = train(args, data, r, out if args.rounds == 1 else out / "round1", args.auxiliary, "round 1")
     for i in range(2, args.rounds + 1):

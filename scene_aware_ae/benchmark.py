@@ -8,7 +8,9 @@ from common.benchmark import line, rate, where
 from common.files import UserError
 from common.video import Decoder
 from scene_aware_ae import preprocess, scoring
+from scene_aware_ae.encoder import RANDOM, STAND_IN
 from scene_aware_ae.model import SceneAwareAE
+from scene_aware_ae.train import ITERATIONS, LR, PER_SCENE, Segments, Trainer
 
 
 def measure(args, r):
@@ -36,38 +38,39 @@ def measure(args, r):
     whole = n / (time.perf_counter() - began)
     line("videos to features", whole, "frames/s", f"{100 * (1 - whole / alone):.0f} % below the encoder alone")
 
-    ready = preprocess.prepare(args, r, data=data, encoder=encoder)
     net = SceneAwareAE(input_dim=encoder.width).eval().to(r.device)
-    features = ready.features.array((ready.train + ready.test)[0])
-    many = np.concatenate([np.asarray(features)] * (1 + 8192 // max(1, len(features))))[:8192 // scoring.LENGTH * scoring.LENGTH]
+    many = np.random.default_rng(0).normal(size=(8192, encoder.width)).astype(np.float16)
     one = rate(lambda: scoring.score_features(net, many[:64], r, batch_size=1), 64 // scoring.LENGTH, r.device, args.benchmark)
     fast = rate(lambda: scoring.score_features(net, many, r), len(many) // scoring.LENGTH, r.device, args.benchmark)
     line("scoring, one segment at a time", one, "segments/s")
     line("scoring, 512 at a time", fast, "segments/s", f"{fast / one:.1f}×")
-    if ready.train:
-        from scene_aware_ae.train import PER_SCENE, Segments, Trainer
-        try:
-            segments = Segments(ready, r, PER_SCENE)
-        except UserError as e:
-            print(f"  no training rate: {e}")
-            return
-        mode = int(len(segments.scenes) > 1)
-        model_args = dict(input_dim=encoder.width, num_scenes=max(2, len(segments.scenes)))
-        trainer = Trainer({"mode": mode, "lr": 1e-4, "seed": 0}, model_args, segments, r, None, {})
-        trainer.net.train()
-        rng, waited = np.random.default_rng(0), 0.0
-
-        def step():
-            nonlocal waited
-            t = time.perf_counter()
-            batch = segments.draw(rng)
-            waited += time.perf_counter() - t
-            trainer.one(batch)
-        began = time.perf_counter()
-        steps = rate(step, 1, r.device, 2 * args.benchmark)
-        line(f"training, mode {mode}, {len(segments.labels)} segments a step", steps, "steps/s",
-             f"waits for data {100 * waited / (time.perf_counter() - began):.1f} %; 5000 steps in {5000 / steps / 60:.1f} min")
+    if args.pretrained != RANDOM or encoder.name == STAND_IN:
+        training_rate(preprocess.prepare(args, r, data=data, encoder=encoder), encoder, args.benchmark, r)
     print(f"  peak memory {training.peak_memory():.0f} MiB")
+
+
+def training_rate(ready, encoder, seconds, r):
+    try:
+        segments = Segments(ready, r, PER_SCENE)
+    except UserError as e:
+        print(f"  no training rate: {e}")
+        return
+    mode, waited = int(len(segments.scenes) > 1), 0.0
+    model_args = dict(input_dim=encoder.width, num_scenes=max(2, len(segments.scenes)))
+    trainer = Trainer({"mode": mode, "lr": LR, "seed": 0}, model_args, segments, r, None, {})
+    trainer.net.train()
+    rng = np.random.default_rng(0)
+
+    def step():
+        nonlocal waited
+        t = time.perf_counter()
+        batch = segments.draw(rng)
+        waited += time.perf_counter() - t
+        trainer.one(batch)
+    began = time.perf_counter()
+    steps = rate(step, 1, r.device, 2 * seconds)
+    line(f"training, mode {mode}, {len(segments.labels)} segments a step", steps, "steps/s",
+         f"waits for data {100 * waited / (time.perf_counter() - began):.1f} %; {ITERATIONS} steps in {ITERATIONS / steps / 60:.1f} min")
 
 
 class _Count:

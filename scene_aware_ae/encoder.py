@@ -18,6 +18,7 @@ from common.video import Decoder, as_channels, resize
 
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 STAND_IN = "none:autoencoder"
+RANDOM = "random"              # weights for --benchmark: speed does not depend on them
 PREPROCESS = ("clip", "paper")
 
 
@@ -43,7 +44,7 @@ class ClipEncoder:
         import open_clip
         self.name, self.preprocess, self.run = name, preprocess, r
         try:
-            model = open_clip.create_model(name, pretrained=str(pretrained))
+            model = open_clip.create_model(name, pretrained=None if pretrained == RANDOM else str(pretrained))
         except Exception as e:  # open_clip and the hub raise many kinds
             if Path(str(pretrained)).exists():
                 raise UserError(f"--pretrained {pretrained} does not fit --clip {name} ({first_line(e)})") from None

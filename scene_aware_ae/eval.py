@@ -27,7 +27,8 @@ def add_eval_flags(parser):
     g.add_argument("--protocol", choices=["strict", "official"], default="strict",
                    help="strict: every frame, smoothing fixed beforehand; official: as the authors did (default: %(default)s)")
     g.add_argument("--smoothing", default="gaussian:8", help="filter of frame scores under strict (default: %(default)s)")
-    g.add_argument("--tsne", action="store_true", help="also draw the scene features of training and test segments (t-SNE)")
+    g.add_argument("--tsne", type=Path, nargs="*", default=None, metavar="CHECKPOINT", help="also draw the scene features of training "
+                   "and test segments (t-SNE), beside those of the checkpoints named here, such as one of another --mode")
     g.add_argument("--overlay", action="store_true", help="also write an mp4 per video with the curve")
 
 
@@ -77,9 +78,8 @@ def evaluate(args, ready, checkpoint, r):
     net, state = scoring.load_model(checkpoint)
     net.eval().to(r.device)
     folder = writable_folder(args.out or Path(checkpoint).parent)
-    scores, scene_features = {}, {}
-    for v in tqdm(ready.test, desc="score", unit="video", dynamic_ncols=True, mininterval=2):
-        scores[v.name], scene_features[v.name] = scoring.score_features(net, ready.features.array(v), r)
+    scores = {v.name: scoring.score_features(net, ready.features.array(v), r)[0]
+              for v in tqdm(ready.test, desc="score", unit="video", dynamic_ncols=True, mininterval=2)}
     labels = evaluation.labels_of(scores, ready.data)
     protocol, out = protocol_of(args, scores, labels), folder / args.protocol
     report = evaluation.evaluate(
@@ -87,14 +87,12 @@ def evaluate(args, ready, checkpoint, r):
         extra={"checkpoint": str(checkpoint), "plan": state.get("plan"), "encoder": state.get("encoder"),
                "scenes": state.get("scenes"), "training_seconds": state.get("seconds"), "skipped_videos": ready.skipped,
                "peak_memory_mib": round(training.peak_memory())})
-    if args.tsne:
-        draw_tsne(net, ready, scene_features, labels, r, out / "tsne.png", f"{METHOD} · {ready.data.name} · mode "
-                  f"{(state.get('plan') or {}).get('mode', '?')}")
-        print(f"wrote {out}/tsne.png")
+    if args.tsne is not None:
+        draw_tsne([Path(checkpoint), *args.tsne], ready, labels, r, out / "tsne.png")
     if args.overlay:
         write_overlays(ready, scores, labels, protocol, out)
     ready.report_skipped()
-    print("next: " + ("" if args.tsne else "add --tsne for a picture of the scenes; ")
+    print("next: " + ("" if args.tsne is not None else "add --tsne for a picture of the scenes; ")
           + f"python scene_aware_ae/eval.py --video FILE --checkpoint {checkpoint} scores your own footage")
     return report
 
@@ -105,19 +103,32 @@ def baselines(args, ready):
     return objects.frame_baselines(cache, usable, args.workers or training.cores()) if len(usable) == len(ready.test) else {}
 
 
-def draw_tsne(net, ready, test_features, labels, r, path, title):
-    """Scene features in two dimensions: colours are scenes; abnormal test segments have a mark of their own."""
+def scene_points(net, ready, labels, r):
+    """Scene features of all segments [N, D], their scenes, and their kinds: 0 training, 1 normal test, 2 abnormal test."""
     points, scenes, kinds = [], [], []
-    for v in ready.train:
-        f = scoring.score_features(net, ready.features.array(v), r)[1]
-        points.append(f), scenes.extend([v.scene] * len(f)), kinds.extend([0] * len(f))
-    for v in ready.test:
-        f, y = test_features[v.name], labels.get(v.name)
-        points.append(f), scenes.extend([v.scene] * len(f))
-        kinds.extend([1 + int(y is not None and y[a:b].any()) for a, b, _ in scoring.segments(ready.length(v))])
-    if len(scenes) >= 5:
-        plots.tsne(np.concatenate(points), np.array([s or "scene" for s in scenes]), np.array(kinds),
-                   title + "\ndots: training, circles: normal test, crosses: abnormal test segments", path)
+    for v in ready.train + ready.test:
+        f, y = scoring.score_features(net, ready.features.array(v), r)[1], labels.get(v.name) if v.split == "test" else None
+        points.append(f)
+        scenes += [v.scene or "scene"] * len(f)
+        kinds += [0 if v.split == "train" else 1 + int(y is not None and y[a:b].any())
+                  for a, b, _ in scoring.segments(ready.length(v))]
+    return np.concatenate(points), np.array(scenes), np.array(kinds)
+
+
+def draw_tsne(checkpoints, ready, labels, r, path):
+    """Scene features of one or several checkpoints side by side: colours are scenes, crosses abnormal test segments."""
+    panels = {}
+    for checkpoint in checkpoints:
+        net, state = scoring.load_model(checkpoint)
+        if net.output_proj.in_features != ready.features.description["width"]:
+            raise UserError(f"--tsne {checkpoint} is for features of width {net.output_proj.in_features}, these have "
+                            f"{ready.features.description['width']}")
+        points = scene_points(net.eval().to(r.device), ready, labels, r)
+        mode = (state.get("plan") or {}).get("mode", "?")
+        panels[f"{checkpoint.parent.name}, mode {mode}\ndots training, circles normal, crosses abnormal test segments"] = points
+    if len(points[0]) >= 5:
+        plots.tsne(panels, path)
+        print(f"wrote {path}")
 
 
 def write_overlays(ready, scores, labels, protocol, out):
@@ -167,7 +178,7 @@ def main(argv=None):
     if args.video:
         score_video(args, net.eval().to(r.device), state, r)
         return
-    ready = preprocess.prepare(args, r, splits=("train", "test") if args.tsne else ("test",), trained=state.get("encoder"))
+    ready = preprocess.prepare(args, r, splits=("train", "test") if args.tsne is not None else ("test",), trained=state.get("encoder"))
     evaluate(args, ready, args.checkpoint, r)
     r.close()
 

@@ -33,7 +33,8 @@ def add_data_flags(parser):
     g = parser.add_argument_group("features (defaults: as the checkpoint was trained, else the paper's)")
     g.add_argument("--clip", default=None, help=f"an open_clip model, or {encoders.STAND_IN}, which needs no download "
                    f"(default: {CLIP}; on demo {encoders.STAND_IN})")
-    g.add_argument("--pretrained", default=PRETRAINED, help="open_clip's name of weights, or a local file (default: %(default)s)")
+    g.add_argument("--pretrained", default=PRETRAINED, help="open_clip's name of weights, a local file, or with "
+                   "--benchmark random (default: %(default)s)")
     g.add_argument("--preprocess", choices=encoders.PREPROCESS, default=None,
                    help="clip: as the model was trained; paper: whole frames, BGR, in [-1, 1], as the authors (default: clip)")
     g.add_argument("--stand-in-steps", type=int, default=encoders.StandIn.STEPS, help=f"training steps of {encoders.STAND_IN} "
@@ -193,6 +194,8 @@ def make_encoder(args, data, folder, r, trained=None):
         seed, steps = ((trained or {}).get(k, v) for k, v in (("seed", args.seed), ("steps", args.stand_in_steps)))
         encoder = encoders.StandIn(folder, r, data.train or data.test, seed, steps)
     else:
+        if args.pretrained == encoders.RANDOM and not getattr(args, "benchmark", None):
+            raise UserError("--pretrained random is for --benchmark alone: features of random weights say nothing")
         encoder = encoders.ClipEncoder(name, args.pretrained, preprocess, r)
     if trained and trained["weights"] != encoder.hash:
         raise UserError(f"the checkpoint was trained on features of {trained['encoder']} with other weights "

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -14,10 +15,11 @@ from common import datasets, training
 from common.batches import parts_of
 from common.features import FeatureVideo, find_features
 from common.files import UserError, load_arrays
+from common.video import open_video
 from frd_uvad import preprocess, scoring
 from frd_uvad.eval import published_measures, stretch
 from frd_uvad.model import FRD, Attention, cumulative, joins_bank, losses, positions
-from frd_uvad.train import Bank, Windows, parse
+from frd_uvad.train import Bank, Windows, bank_sheet, parse
 from tests.helpers import ROOT, refused, save_frames, save_video, script, tiny_folder, walkers
 
 SMALL = ("--epochs", "2", "--batch-size", "8", "--num-blocks", "2", "--cross-clip", "2", "--workers", "1", "--device", "cpu")
@@ -110,6 +112,11 @@ def test_videos_to_features_to_scores(tmp_path):
     assert "width 1024" in done.stdout
     scores = load_arrays(tmp_path / "run" / "strict" / "scores.npz", "scores")
     assert {k: len(v) for k, v in scores.items()} == {"b0": 40, "b1": 40, "b9": 5}
+    state = training.load_checkpoint(tmp_path / "run" / "frd.pt")
+    assert state["bank"] is None or (tmp_path / "run" / "bank.png").stat().st_size > 1000
+    speed = script("frd_uvad/train.py", "--dataset", "folder", "--data-root", root, "--cache", tmp_path / "cache", *SMALL,
+                   "--benchmark", "0.2")
+    assert "on the device" in speed.stdout and "read from disk" in speed.stdout
 
 
 def test_ugly_features_are_one_sentence(tmp_path):
@@ -179,13 +186,47 @@ def test_windows_never_cross_videos(streamed):
     assert [p[0].tolist() for p in parts] == [[4, 8, 0], [5]] and torch.equal(torch.cat([p[1] for p in parts]), got[order])
 
 
+def test_what_the_bank_holds_is_shown(tmp_path):
+    video = open_video(save_video(tmp_path / "a.avi", walkers(40)))
+    windows = Windows([FeatureVideo("a", "test", [np.zeros((3, 1, 256), np.float32)])], 2, training.Run("cpu", "fp32"))
+    data, bank = type("Data", (), {"videos": {("test", "a"): video}}), Bank(4)
+    bank.add(torch.zeros(3, 1, 2, 256), np.array([0, 2, 2]), np.random.default_rng(0))
+    bank_sheet(bank, windows, data, tmp_path / "bank.png")
+    image = cv2.imread(str(tmp_path / "bank.png"))
+    assert image.shape[1] == 2 * 328 and image.std() > 5       # clips 0 and 2, the last of which has no middle frame
+
+
+def test_streamed_features_leave_memory_flat(tmp_path):
+    """More than a gigabyte of clips on disk (sparse): the process must not grow by what it reads."""
+    code = """
+import resource, sys
+import numpy as np
+from common import training
+from common.batches import parts_of
+from common.features import find_features
+from frd_uvad.train import Windows
+data = find_features("features", sys.argv[1])
+windows = Windows(data.train, 4, training.Run("cpu", "fp32"))
+assert windows.whole is None
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+n = sum(len(x) for _, x in windows.iterate(parts_of(np.random.default_rng(0).permutation(len(windows)), 64)))
+print(n, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
+"""
+    (tmp_path / "train").mkdir()
+    big = np.lib.format.open_memmap(tmp_path / "train" / "v.npy", "w+", np.float32, (40000, 8, 1024))
+    del big
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=ROOT, check=True)
+    n, grown = map(int, done.stdout.split())
+    assert n == 40000 and grown < 200, done.stdout
+
+
 def test_the_bank_keeps_its_size():
     bank, rng = Bank(4), np.random.default_rng(0)
-    bank.add(torch.zeros(0, 1, 1, 2), rng)
+    bank.add(torch.zeros(0, 1, 1, 2), np.zeros(0, int), rng)
     assert bank.windows is None
-    bank.add(torch.zeros(3, 1, 1, 2), rng)
-    bank.add(torch.ones(9, 1, 1, 2), rng)
-    assert len(bank.windows) == 4
+    bank.add(torch.zeros(3, 1, 1, 2), np.zeros(3, int), rng)
+    bank.add(torch.ones(9, 1, 1, 2), np.arange(1, 10), rng)
+    assert len(bank.windows) == 4 and ((bank.windows.flatten() > 0).view(4, 2)[:, 0].numpy() == (bank.first > 0)).all()
     pseudo, scores = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]]), torch.tensor([[0.9, 0.8], [0.9, 0.1], [0.1, 0.1]])
     assert joins_bank(pseudo, scores, "wlab", 0.0).tolist() == [True, True, False]
     assert joins_bank(pseudo, scores, "slab", 0.0).tolist() == [True, False, False]
