@@ -65,6 +65,24 @@ def script(path, *args, cwd=None, check=True, env=None, threads=1, **kwargs):
     return done
 
 
+def torchrun(path, *args, processes=2):
+    """The script under torchrun: it ends well, and one process alone speaks. -> its standard output."""
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
+                           str(ROOT / path), *map(str, args)], text=True, capture_output=True, timeout=400,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
+    assert done.stdout.count("next:") == 1, done.stdout
+    return done.stdout
+
+
+def same_scores(a, b):
+    """Two scores.npz agree to what another order of summation changes."""
+    a, b = (np.load(x) for x in (a, b))
+    assert set(a) == set(b)
+    for k in a:
+        assert np.abs(a[k] - b[k]).max() < 1e-3 * max(1, np.abs(a[k]).max()), k
+
+
 def refused(done, *words):
     """The run ended with code 2 and one sentence that holds all `words`; no traceback."""
     assert done.returncode == 2, (done.returncode, done.stdout[-1500:], done.stderr[-1500:])

@@ -20,7 +20,7 @@ from frd_uvad import preprocess, scoring
 from frd_uvad.eval import published_measures, stretch
 from frd_uvad.model import FRD, Attention, cumulative, joins_bank, losses, positions
 from frd_uvad.train import Bank, Windows, bank_sheet, parse
-from tests.helpers import ROOT, refused, save_frames, save_video, script, tiny_folder, walkers
+from tests.helpers import ROOT, refused, same_scores, save_frames, save_video, script, tiny_folder, torchrun, walkers
 
 SMALL = ("--epochs", "2", "--batch-size", "8", "--num-blocks", "2", "--cross-clip", "2", "--workers", "1", "--device", "cpu")
 
@@ -306,3 +306,12 @@ def test_long_videos_out_of_clips(tmp_path):
     assert labels[0].sum() in (4, 8, 12) and labels[1].sum() == 0 and all(40 <= len(y) <= 80 for y in labels)
     data = datasets.find("folder", tmp_path / "long")
     assert [len(data.labels(v, v.expected_frames())) for v in data.test] == [len(y) for y in labels]
+
+
+def test_torchrun_with_two_processes(trained, tmp_path):
+    _, root, _ = trained
+    where = ("--dataset", "features", "--features", root)
+    said = torchrun("frd_uvad/train.py", *where, *SMALL, "--rounds", "2", "--out", tmp_path / "run")
+    assert "round 2" in said and "micro AUC" in said
+    script("frd_uvad/eval.py", *where, "--checkpoint", tmp_path / "run" / "frd.pt", "--out", tmp_path / "one")
+    same_scores(tmp_path / "run" / "strict" / "scores.npz", tmp_path / "one" / "strict" / "scores.npz")

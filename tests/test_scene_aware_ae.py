@@ -19,7 +19,7 @@ from scene_aware_ae import encoder as encoders
 from scene_aware_ae import preprocess, scoring
 from scene_aware_ae.eval import best_sigma
 from scene_aware_ae.model import SceneAwareAE, losses, supcon
-from tests.helpers import ROOT, refused, save_frames, save_video, script, walkers
+from tests.helpers import ROOT, refused, same_scores, save_frames, save_video, script, torchrun, walkers
 
 STAND_IN = ("--clip", encoders.STAND_IN, "--stand-in-steps", "30")
 SMALL = ("--dataset", "folder", "--iterations", "40", "--segments-per-scene", "4", "--workers", "1", "--device", "cpu")
@@ -264,3 +264,13 @@ def test_shanghaitech_sd_is_read_and_built(tmp_path):
     assert data.labels(data.test[0], 6).sum() == 0 and data.train[0].scene == "01"
     listed.write_text("training 77_001\n")
     refused(script("common/shanghaitech_sd.py", "--list", listed, "--source", root, "--out", tmp_path / "x", check=False), "77_001")
+
+
+def test_torchrun_with_two_processes(trained, tmp_path):
+    base, root, _ = trained
+    where = ("--data-root", root, "--cache", tmp_path / "cache")
+    said = torchrun("scene_aware_ae/train.py", *SMALL, *STAND_IN, *where, "--out", tmp_path / "run")
+    assert "micro AUC" in said
+    script("scene_aware_ae/eval.py", "--dataset", "folder", *where, "--checkpoint", tmp_path / "run" / "scene_aware_ae.pt",
+           "--out", tmp_path / "one")
+    same_scores(tmp_path / "run" / "strict" / "scores.npz", tmp_path / "one" / "strict" / "scores.npz")

@@ -20,7 +20,7 @@ from common.video import FrameCache, open_video
 from sdmae import live, pseudo, scoring
 from sdmae.frames import SEEN, STEPS, Frames, gradient_of, image_of, noise_table, target_of
 from sdmae.model import SDMAE, error_maps, pixel_errors, teacher_loss, token_weights
-from tests.helpers import ROOT, refused, save_frames, save_video, script, tiny_folder, walkers
+from tests.helpers import ROOT, refused, same_scores, save_frames, save_video, script, tiny_folder, torchrun, walkers
 
 SMALL = ("--dataset", "folder", "--size", "small", "--image-size", "64x96", "--patch", "8", "--epochs", "4", "--batch-size", "8",
          "--workers", "1", "--device", "cpu")
@@ -448,3 +448,12 @@ def test_boxes_of_maps_are_in_the_sources_pixels():
     out = net(torch.rand(1, 9, 32, 64), torch.rand(1, 32))
     a, b = error_maps(out, torch.rand(1, 4, 32, 64), 8)
     assert a.shape == b.shape == (1, 32)
+
+
+def test_torchrun_with_two_processes(trained, tmp_path):
+    base, root, _ = trained
+    where = ("--data-root", root, "--cache", tmp_path / "cache")
+    said = torchrun("sdmae/train.py", *SMALL, *where, "--out", tmp_path / "run")
+    assert "micro AUC" in said
+    script("sdmae/eval.py", "--dataset", "folder", *where, "--checkpoint", tmp_path / "run" / "sdmae.pt", "--out", tmp_path / "one")
+    same_scores(tmp_path / "run" / "strict" / "scores.npz", tmp_path / "one" / "strict" / "scores.npz")
