@@ -110,6 +110,12 @@ class FeatureData:
         return data
 
 
+def frames_of_clips(scores, frames):
+    """One score per clip -> one per frame: repeated, cut or filled up with the last one. [clips] -> [frames]"""
+    out = np.repeat(scores, CLIP)
+    return np.pad(out, (0, max(0, frames - len(out))), mode="edge")[:frames]
+
+
 def canonical_features(name):
     for key, names in ALIASES.items():
         if plain(name) in names:

@@ -118,6 +118,12 @@ def write_image(path, image):
         tmp.write_bytes(cv2.imencode(path.suffix, image)[1].tobytes())
 
 
+def enlarged(image, width):
+    """A small picture in whole pixels of itself, at least `width` wide."""
+    factor = max(1, -(-width // image.shape[1]))
+    return cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_NEAREST)
+
+
 def contact_sheet(path, tiles, columns=3):
     """Pictures with captions under them, [(uint8 [h, w, 3], text)], in rows; nothing is written without any."""
     if not tiles:

@@ -15,7 +15,7 @@ from tqdm import tqdm  # noqa: E402
 
 from common import evaluation, metrics, smoothing, training  # noqa: E402
 from common.datasets import report_skipped  # noqa: E402
-from common.features import CLIP, canonical_features  # noqa: E402
+from common.features import CLIP, canonical_features, frames_of_clips  # noqa: E402
 from common.files import UserError, run, writable_folder, write_json  # noqa: E402
 from frd_uvad import preprocess, scoring  # noqa: E402
 
@@ -55,12 +55,6 @@ def score(net, video, r, batch_size=1024):
     return np.concatenate(scores), np.concatenate(errors) if errors else None
 
 
-def stretch(clips, frames):
-    """One score per clip -> one per frame: repeated, cut or filled up with the last one."""
-    out = np.repeat(clips, CLIP)
-    return np.pad(out, (0, max(0, frames - len(out))), mode="edge")[:frames]
-
-
 def published_measures(scores, labels):
     """Of the authors' code: a batch of 128 clips counts as an abnormal video when it holds an abnormal frame."""
     s, y = (np.concatenate([x[k] for k in sorted(scores)]) for x in (scores, labels))
@@ -95,9 +89,9 @@ def evaluate(args, data, checkpoint, r):
         s, e = score(net, v, r)
         labels = data.labels(v) if data.has_labels and data.test else None
         frames = len(labels) if labels is not None else len(v) * CLIP
-        scores[v.name] = stretch(s, frames)
+        scores[v.name] = frames_of_clips(s, frames)
         if e is not None:
-            errors[v.name] = stretch(e, frames)
+            errors[v.name] = frames_of_clips(e, frames)
     if not data.test:
         from common.video import Video
         dataset.test = [Video(v.name, v.path or data.root) for v in videos]

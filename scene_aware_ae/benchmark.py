@@ -5,10 +5,11 @@ import numpy as np
 
 from common import datasets, training
 from common.benchmark import line, rate, where
+from common.clip import RANDOM
 from common.files import UserError
 from common.video import Decoder
 from scene_aware_ae import preprocess, scoring
-from scene_aware_ae.encoder import RANDOM, STAND_IN
+from scene_aware_ae.encoder import STAND_IN
 from scene_aware_ae.model import SceneAwareAE
 from scene_aware_ae.train import ITERATIONS, LR, PER_SCENE, Segments, Trainer
 

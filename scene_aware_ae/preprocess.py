@@ -18,6 +18,7 @@ import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from common import datasets, training  # noqa: E402
+from common.clip import RANDOM, ClipEncoder  # noqa: E402
 from common.files import UserError, first_line, run  # noqa: E402
 from common.parallel import shard_of  # noqa: E402
 from common.video import Decoder, VideoFiles  # noqa: E402
@@ -194,9 +195,9 @@ def make_encoder(args, data, folder, r, trained=None):
         seed, steps = ((trained or {}).get(k, v) for k, v in (("seed", args.seed), ("steps", args.stand_in_steps)))
         encoder = encoders.StandIn(folder, r, data.train or data.test, seed, steps)
     else:
-        if args.pretrained == encoders.RANDOM and not getattr(args, "benchmark", None):
+        if args.pretrained == RANDOM and not getattr(args, "benchmark", None):
             raise UserError("--pretrained random is for --benchmark alone: features of random weights say nothing")
-        encoder = encoders.ClipEncoder(name, args.pretrained, preprocess, r)
+        encoder = ClipEncoder(name, args.pretrained, preprocess, r, f"; or take --clip {encoders.STAND_IN}")
     if trained and trained["weights"] != encoder.hash:
         raise UserError(f"the checkpoint was trained on features of {trained['encoder']} with other weights "
                         f"({trained['weights']}, here {encoder.hash}): give the same --clip and --pretrained"

@@ -13,11 +13,11 @@ import torch
 
 from common import datasets, training
 from common.batches import parts_of
-from common.features import FeatureVideo, find_features
+from common.features import FeatureVideo, find_features, frames_of_clips
 from common.files import UserError, load_arrays
 from common.video import open_video
 from frd_uvad import preprocess, scoring
-from frd_uvad.eval import published_measures, stretch
+from frd_uvad.eval import published_measures
 from frd_uvad.model import FRD, Attention, cumulative, joins_bank, losses, positions
 from frd_uvad.train import Bank, Windows, bank_sheet, parse
 from tests.helpers import ROOT, refused, same_scores, save_frames, save_video, script, tiny_folder, torchrun, walkers
@@ -281,7 +281,7 @@ def test_stand_in_features_and_stretching():
     a, still = preprocess.statistics(clip), preprocess.statistics(np.repeat(clip[:1], 16, 0))
     assert a.shape == (1, 1024) and np.isfinite(a).all()
     assert still[0, 256:].max() < 1e-5 and a[0, 512:].max() > 0.1
-    assert stretch(np.array([1.0, 2.0]), 20).tolist() == [1.0] * 16 + [2.0] * 4 and len(stretch(np.array([1.0]), 20)) == 20
+    assert frames_of_clips(np.array([1.0, 2.0]), 20).tolist() == [1.0] * 16 + [2.0] * 4 and len(frames_of_clips(np.array([1.0]), 20)) == 20
     scores = {"a": np.zeros(16 * 128), "b": np.r_[np.zeros(800), np.ones(800)]}
     labels = {"a": np.zeros(16 * 128, int), "b": np.r_[np.zeros(800, int), np.ones(800, int)]}
     assert published_measures(scores, labels)["auc_abnormal_batches"] == 1.0

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common import datasets, training
+from common import clip, datasets, training
 from common.files import UserError, load_arrays
 from common.video import open_video
 from scene_aware_ae import encoder as encoders
@@ -232,14 +232,14 @@ def test_clip_of_open_clip_random_weights(tmp_path):
     torch.save(model.state_dict(), tmp_path / "weights.pt")
     r = training.Run("cpu", "fp32")
     frame = np.random.default_rng(0).integers(0, 255, (224, 300, 3), dtype=np.uint8)
-    a = encoders.ClipEncoder("RN50", tmp_path / "weights.pt", "clip", r)
+    a = clip.ClipEncoder("RN50", tmp_path / "weights.pt", "clip", r)
     assert a.width == 1024 and a.size == (224, 224)
     with torch.no_grad():
         rgb = torch.from_numpy(frame[:, 38:262, ::-1].copy()).permute(2, 0, 1).float() / 255
-        mean, std = (torch.tensor(x).view(3, 1, 1) for x in (encoders.CLIP_MEAN, encoders.CLIP_STD))
+        mean, std = (torch.tensor(x).view(3, 1, 1) for x in (clip.MEAN, clip.STD))
         wanted = model.eval().encode_image(((rgb - mean) / std)[None])
     assert torch.allclose(a.encode(a.fit(frame)[None]), wanted, atol=1e-4)
-    b = encoders.ClipEncoder("RN50", tmp_path / "weights.pt", "paper", r)
+    b = clip.ClipEncoder("RN50", tmp_path / "weights.pt", "paper", r)
     square = frame[:, :224]
     with torch.no_grad():
         wanted = model.encode_image(torch.from_numpy(square.copy()).permute(2, 0, 1).float()[None] / 127.5 - 1)

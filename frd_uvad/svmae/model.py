@@ -1,0 +1,261 @@
+"""SVMAE: a video masked autoencoder whose masking and loss know the scene. Imports torch alone; parameter names are VideoMAE's.
+
+    net = SVMAE(**PRESETS["vit_s"], frames=16, size=224)
+    tokens = tokenize(clips)                                 # clips [N, 3, 16, 224, 224] in [0, 1] -> [N, 1568, 3, 512]
+    near = pool(nearness, net.grid)                          # nearness [N, 224, 224] in [0, 1], 1 = nearest -> [N, 1568]
+    mask = draw_mask(mask_probability(cube_difference(tokens, net.grid), near), 0.9, torch.rand(N, 1568))
+    prediction, hidden = net(tokens, mask)
+    loss = reconstruction_loss(prediction, tokens, hidden, perspective_weights(near))
+"""
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+TUBELET, PATCH = 2, 16
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)      # of the input's RGB, as VideoMAE's weights expect
+BANDS = (1.2, 1.0, 0.8, 0.6)                                  # loss weights from far to near
+PRESETS = {"tiny": dict(dim=96, depth=2, heads=3, decoder_dim=48, decoder_depth=1, decoder_heads=3),   # for the demo and tests
+           "vit_s": dict(dim=384, depth=12, heads=6, decoder_dim=192, decoder_depth=4, decoder_heads=3),
+           "vit_b": dict(dim=768, depth=12, heads=12, decoder_dim=384, decoder_depth=4, decoder_heads=6),
+           "vit_l": dict(dim=1024, depth=24, heads=16, decoder_dim=512, decoder_depth=12, decoder_heads=8)}
+
+
+# ------------------------------------------------------------------------------------------------------------- tokens
+
+def grid_of(frames, size):
+    """(time, rows, columns) of the tokens of a clip."""
+    return frames // TUBELET, size // PATCH, size // PATCH
+
+
+def tokenize(clips):
+    """[N, C, T, H, W] -> cubes of 2 × 16 × 16 pixels [N, L, C, 512]; L by time, row, column."""
+    n, c, t, h, w = clips.shape
+    x = clips.view(n, c, t // TUBELET, TUBELET, h // PATCH, PATCH, w // PATCH, PATCH)
+    return x.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(n, -1, c, TUBELET * PATCH ** 2)
+
+
+def untokenize(tokens, grid):
+    """Inverse of tokenize. [N, L, C, 512] -> [N, C, T, H, W]"""
+    n, _, c, _ = tokens.shape
+    t, h, w = grid
+    x = tokens.view(n, t, h, w, c, TUBELET, PATCH, PATCH)
+    return x.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(n, c, t * TUBELET, h * PATCH, w * PATCH)
+
+
+def pool(maps, grid):
+    """Maps of a clip's pixels [N, H, W] -> their means over tokens, alike at all times [N, L]."""
+    small = F.avg_pool2d(maps[:, None], PATCH)                                     # [N, 1, h, w]
+    return small.expand(-1, grid[0], -1, -1).flatten(1)
+
+
+def cube_difference(tokens, grid):
+    """Mean absolute difference of each cube to the one before it in time (the first: to the one after). [N, L, C, P] -> [N, L]"""
+    x = tokens.unflatten(1, (grid[0], -1))                                         # [N, T', h·w, C, P]
+    if grid[0] == 1:
+        return tokens.new_zeros(tokens.shape[:2])
+    change = (x[:, 1:] - x[:, :-1]).abs().mean((3, 4))
+    return torch.cat([change[:, :1], change], dim=1).flatten(1)
+
+
+def positions(length, dim):
+    """Sinusoidal positions [length, dim]: sine on even, cosine on odd columns."""
+    at = torch.arange(length).float()[:, None] * torch.exp(torch.arange(0, dim, 2).float() * (-math.log(10000.0) / dim))
+    return torch.stack([at.sin(), at.cos()], dim=2).flatten(1)[:, :dim]
+
+
+# ------------------------------------------------------------------------------------------------------------ masking
+
+def mask_probability(difference, near, space=0.5, time=0.5, floor=0.1):
+    """Scene-aware probability that a token is masked, [N, L], summing to 1: near tokens and moving ones more often.
+
+    difference, near: [N, L]. Each is scaled to mean 1 in its clip, then they are added with the weights `space` and `time`.
+    The weights and `floor`, which every token gets besides (a still scene draws evenly), are ours: the paper does not give them.
+    """
+    parts = [x / x.mean(1, keepdim=True).clamp(min=1e-6) for x in (near, difference)]
+    p = space * parts[0] + time * parts[1] + floor
+    return p / p.sum(1, keepdim=True)
+
+
+def draw_mask(probability, ratio, noise):
+    """Draw round(ratio · L) tokens, all but one at most, without replacement by their probability: Gumbel top-k.
+
+    noise uniform in [0, 1), [N, L]. -> bool [N, L], True: masked; the same number in every sample.
+    """
+    count = min(round(ratio * probability.shape[1]), probability.shape[1] - 1)
+    gumbel = -torch.log(-torch.log(noise.clamp(1e-7, 1 - 1e-7)))
+    chosen = (probability.log() + gumbel).topk(count, dim=1).indices
+    return torch.zeros_like(noise, dtype=torch.bool).scatter_(1, chosen, True)
+
+
+def random_mask(ratio, noise):
+    """All tokens alike."""
+    return draw_mask(torch.ones_like(noise), ratio, noise)
+
+
+def tube_mask(ratio, noise, grid):
+    """The same places at all times (VideoMAE); the ratio is that of a time's tokens."""
+    first = noise.unflatten(1, (grid[0], -1))[:, 0]
+    return random_mask(ratio, first).repeat(1, grid[0])
+
+
+# -------------------------------------------------------------------------------------------------------------- model
+
+class Attention(nn.Module):
+    def __init__(self, dim, heads):
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+
+    def forward(self, x):
+        n, length, dim = x.shape
+        q, k, v = self.qkv(x).view(n, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, length, dim))
+
+
+class Block(nn.Module):
+    def __init__(self, dim, heads):
+        super().__init__()
+        self.norm1, self.norm2 = nn.LayerNorm(dim, eps=1e-6), nn.LayerNorm(dim, eps=1e-6)
+        self.attn = Attention(dim, heads)
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(dim, 4 * dim), "fc2": nn.Linear(4 * dim, dim)})
+
+    def forward(self, x):
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x))))
+
+
+class Encoder(nn.Module):
+    """Vision transformer over the cubes that it is shown."""
+
+    def __init__(self, dim, depth, heads, length):
+        super().__init__()
+        self.patch_embed = nn.ModuleDict({"proj": nn.Conv3d(3, dim, (TUBELET, PATCH, PATCH), (TUBELET, PATCH, PATCH))})
+        self.blocks = nn.ModuleList([Block(dim, heads) for _ in range(depth)])
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.register_buffer("position", positions(length, dim), persistent=False)
+        self.register_buffer("mean", torch.tensor(MEAN).view(3, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(STD).view(3, 1), persistent=False)
+
+    def forward(self, tokens, places=None):
+        """tokens [N, K, 3, 512] in [0, 1], places int64 [N, K] of them in the clip (None: all of it in order) -> [N, K, dim]."""
+        proj = self.patch_embed["proj"]
+        x = F.linear(((tokens - self.mean) / self.std).flatten(2), proj.weight.flatten(1), proj.bias)
+        x = x + (self.position if places is None else self.position[places])
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)
+
+
+class Decoder(nn.Module):
+    def __init__(self, dim, depth, heads):
+        super().__init__()
+        self.blocks = nn.ModuleList([Block(dim, heads) for _ in range(depth)])
+        self.norm, self.head = nn.LayerNorm(dim, eps=1e-6), nn.Linear(dim, 3 * TUBELET * PATCH ** 2)
+
+
+class SVMAE(nn.Module):
+    """Masked autoencoder of video clips: the encoder sees the visible tokens alone, a light decoder predicts the others."""
+
+    def __init__(self, *, dim=384, depth=12, heads=6, decoder_dim=192, decoder_depth=4, decoder_heads=3, frames=16, size=224):
+        super().__init__()
+        if frames % TUBELET or size % PATCH:
+            raise ValueError(f"{frames} frames of {size} px: expected a multiple of {TUBELET} and of {PATCH}")
+        self.grid = grid_of(frames, size)
+        length = self.grid[0] * self.grid[1] * self.grid[2]
+        self.encoder = Encoder(dim, depth, heads, length)
+        self.encoder_to_decoder = nn.Linear(dim, decoder_dim, bias=False)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
+        self.decoder = Decoder(decoder_dim, decoder_depth, decoder_heads)
+        self.register_buffer("position", positions(length, decoder_dim), persistent=False)
+        for m in self.modules():
+            if isinstance(m, nn.Linear):
+                nn.init.xavier_uniform_(m.weight)
+                if m.bias is not None:
+                    nn.init.zeros_(m.bias)
+        weight = self.encoder.patch_embed["proj"].weight
+        nn.init.xavier_uniform_(weight.data.view(len(weight), -1))
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, tokens, mask):
+        """tokens [N, L, 3, 512] in [0, 1]; mask bool [N, L], as many True in every sample.
+
+        -> predicted values [N, M, 3, 512] of the masked tokens (normalised cubes, see target), their places int64 [N, M].
+        """
+        order = mask.to(torch.uint8).argsort(dim=1, stable=True)
+        seen = mask.shape[1] - int(mask[0].sum())
+        visible, hidden = order[:, :seen], order[:, seen:]
+        x = self.encoder_to_decoder(self.encoder(take(tokens, visible), visible)) + self.position[visible]
+        x = torch.cat([x, (self.mask_token + self.position[hidden]).to(x.dtype)], dim=1)
+        for block in self.decoder.blocks:
+            x = block(x)
+        out = self.decoder.head(self.decoder.norm(x[:, seen:]))
+        return out.unflatten(2, (3, -1)), hidden
+
+
+def take(x, places):
+    """Rows of [N, L, …] at places [N, K] -> [N, K, …]."""
+    index = places.view(*places.shape, *[1] * (x.ndim - 2)).expand(-1, -1, *x.shape[2:])
+    return x.gather(1, index)
+
+
+# ------------------------------------------------------------------------------------------------------------- losses
+
+def target(tokens):
+    """Cubes normalised by their own mean and deviation per channel, as VideoMAE's target. -> alike, mean and deviation [N, L, C, 1]"""
+    mean, std = tokens.mean(3, keepdim=True), tokens.var(3, keepdim=True).sqrt() + 1e-6
+    return (tokens - mean) / std, mean, std
+
+
+def perspective_weights(near):
+    """Loss weights of tokens by four equal bands of nearness in [0, 1]: 1.2 for the farthest, 0.6 for the nearest."""
+    return torch.tensor(BANDS, device=near.device)[(near * len(BANDS)).long().clamp(0, len(BANDS) - 1)]
+
+
+def reconstruction_loss(prediction, tokens, hidden, weights=None):
+    """Mean squared error of the masked tokens, weighted by `weights` [N, L] where there are some."""
+    wanted = target(take(tokens, hidden).float())[0]
+    errors = (prediction.float() - wanted).pow(2).mean((2, 3))                     # [N, M]
+    return errors.mean() if weights is None else (errors * take(weights, hidden)).mean()
+
+
+# ------------------------------------------------------------------------------------------------------------- fusion
+
+def fuse_tokens(features, difference, near, ratio=0.5, alpha=0.05):
+    """Scene-aware token fusion: the `ratio` of a clip's tokens that move most, averaged with weights 1 + alpha · farness.
+
+    features [N, L, D], difference and near [N, L] -> [N, D]. Farness is 1 - near, stretched to [0, 1] among the kept tokens.
+    """
+    count = max(1, round(ratio * features.shape[1]))
+    kept = difference.topk(count, dim=1).indices
+    far = 1 - take(near, kept)
+    low, high = far.amin(1, keepdim=True), far.amax(1, keepdim=True)
+    weights = 1 + alpha * (far - low) / (high - low).clamp(min=1e-6)
+    return (take(features, kept) * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
+
+
+# --------------------------------------------------------------------------------------------------------- checkpoints
+
+def encoder_weights(state):
+    """VideoMAE's published weights, pre-trained (encoder.*) or fine-tuned, under the names of Encoder; other entries left out."""
+    has_prefix = any(k.startswith("encoder.") for k in state)
+    own = {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.") or not has_prefix}
+    own = {k.replace("fc_norm.", "norm."): v for k, v in own.items()}
+    out = {}
+    for k, v in own.items():
+        if k.endswith((".q_bias", ".v_bias")):
+            continue
+        out[k] = v
+        if k.endswith("attn.qkv.weight") and k.replace("qkv.weight", "q_bias") in own:   # keys have no bias there
+            q, value = own[k.replace("qkv.weight", "q_bias")], own[k.replace("qkv.weight", "v_bias")]
+            out[k.replace("weight", "bias")] = torch.cat([q, torch.zeros_like(q), value])
+    return out
+
+
+def load_encoder(encoder, state):
+    """Put weights into an Encoder. -> [key] of the file that did not fit, [key] of the encoder that stayed as they were."""
+    known, given = encoder.state_dict(), encoder_weights(state)
+    fits = {k: v for k, v in given.items() if k in known and known[k].shape == v.shape}
+    encoder.load_state_dict(fits, strict=False)
+    return sorted(set(given) - set(fits)), sorted(set(known) - set(fits))

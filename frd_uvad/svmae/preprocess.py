@@ -1,0 +1,216 @@
+"""Clip features from videos by a pre-trained SVMAE: one .npy [clips, crops, width] of every 16 frames per video, as the detector here
+and frd_uvad read them.
+
+    python frd_uvad/svmae/preprocess.py --dataset folder --data-root data/fights --checkpoint runs/svmae/folder/pretrain.pt
+    python frd_uvad/svmae/preprocess.py --dataset ped2 --checkpoint videomae.pth --preset vit_b --crops 10
+    python frd_uvad/train.py --dataset features --features features/svmae/ped2       # what frd_uvad makes of them
+"""
+import argparse
+import shutil
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from common import datasets, training  # noqa: E402
+from common.clip import ClipEncoder  # noqa: E402
+from common.features import CLIP  # noqa: E402
+from common.files import UserError, read_json, replacing, run, writable_folder, write_json  # noqa: E402
+from common.parallel import shard_of  # noqa: E402
+from common.video import Decoder, VideoFiles, as_channels, resize  # noqa: E402
+from frd_uvad.svmae import model as m  # noqa: E402
+from frd_uvad.svmae.clips import DEPTHS, WHOLE, Depth, cut  # noqa: E402
+
+METHOD = "svmae"
+CORNERS = [(0, 0), (-1, -1), (1, -1), (-1, 1), (1, 1)]     # centre and corners, in -1..1 of what a crop leaves over
+
+
+def parse(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    datasets.add_flags(parser)
+    training.add_flags(parser, out="features/svmae/<dataset>")
+    g = parser.add_argument_group("features")
+    g.add_argument("--checkpoint", required=True, help="of pretrain.py, VideoMAE's weights (with --preset), or random: an untrained "
+                   "encoder to compare with")
+    g.add_argument("--preset", choices=m.PRESETS, default="vit_b", help="size of an encoder that is not of pretrain.py "
+                   "(default: %(default)s)")
+    g.add_argument("--size", type=int, default=224, help="side of its input, px (default: %(default)s)")
+    g.add_argument("--frames", type=int, default=16, help="frames of its clips (default: %(default)s)")
+    g.add_argument("--pool", choices=["fusion", "mean"], default="fusion", help="scene-aware token fusion, or the mean of all tokens "
+                   "(default: %(default)s)")
+    g.add_argument("--motion-ratio", type=float, default=0.5, help="share of tokens kept, those that move most (default: %(default)s)")
+    g.add_argument("--alpha", type=float, default=0.05, help="how much more far tokens weigh (default: %(default)s)")
+    g.add_argument("--depth", default="perspective", help=f"{DEPTHS} (default: %(default)s)")
+    g.add_argument("--crops", type=int, choices=[1, 10], default=1, help="views of each clip: the whole frame; or corners and centre at "
+                   "7/8 of it, and their mirror images (default: %(default)s)")
+    g.add_argument("--clip", default=None, metavar="MODEL", help="also the mean CLIP embedding of the clip's frames, by this open_clip "
+                   "model, such as ViT-B-16 (default: none)")
+    g.add_argument("--pretrained", default="openai", help="its weights: a name of open_clip's or a local file (default: %(default)s)")
+    g.add_argument("--encode-batch", type=int, default=8, help="clips encoded at once (default: %(default)s)")
+    g.add_argument("--shard", default=None, metavar="I/N", help="encode only every N-th video, from number I (array jobs)")
+    return parser.parse_args(argv)
+
+
+def load_encoder(args, r):
+    """-> (SVMAE whose encoder is used, what identifies it)."""
+    if args.checkpoint == "random":
+        training.seed_everything(args.seed)
+        return m.SVMAE(**m.PRESETS[args.preset], frames=args.frames, size=args.size), f"random {args.seed}"
+    state = training.load_checkpoint(args.checkpoint)
+    if state.get("method") == METHOD:
+        try:
+            net = m.SVMAE(**state["model_args"])
+            net.load_state_dict(state["model_state_dict"])
+        except (RuntimeError, TypeError, KeyError) as e:
+            raise UserError(f"checkpoint {args.checkpoint} does not fit this model ({str(e).splitlines()[0]}…)") from None
+        if not state["done"]:
+            r.say(f"note: the pre-training of {args.checkpoint} has not finished")
+        return net, training.weights_hash(net.encoder)
+    if "method" in state:
+        raise UserError(f"checkpoint {args.checkpoint} belongs to the method {state['method']}, this script is {METHOD}")
+    net = m.SVMAE(**m.PRESETS[args.preset], frames=args.frames, size=args.size)
+    lost, kept = m.load_encoder(net.encoder, state.get("model") or state.get("module") or state)
+    if kept:
+        raise UserError(f"checkpoint {args.checkpoint} does not fill the encoder {args.preset} (of {len(net.encoder.state_dict())} entries "
+                        f"{len(kept)} are missing, such as {kept[0]}): choose its --preset")
+    return net, training.weights_hash(net.encoder)
+
+
+class Encoder:
+    """Clips uint8 [n, 16, H, W, C] and nearness [n, H, W] -> features float32 [n, crops, width]."""
+
+    def __init__(self, net, args, r):
+        self.net, self.args, self.run = net.eval().requires_grad_(False).to(r.device), args, r
+        self.frames, self.size = net.grid[0] * m.TUBELET, net.grid[1] * m.PATCH
+        self.crops = WHOLE
+        if args.crops == 10:
+            s = 7 / 8
+            views = [(x * (1 - s), y * (1 - s), s, s) for x, y in CORNERS]
+            self.crops = np.array(views + [(x, y, -a, b) for x, y, a, b in views], np.float32)
+        self.clip = ClipEncoder(args.clip, args.pretrained, "clip", r) if args.clip else None
+
+    @torch.inference_mode()
+    def __call__(self, clips, near):
+        r, args, n, k = self.run, self.args, len(clips), len(self.crops)
+        frames = torch.from_numpy(clips[:, np.arange(self.frames) * CLIP // self.frames]).to(r.device)
+        near = torch.from_numpy(near).to(r.device)
+        views, nearness = cut(frames.repeat_interleave(k, 0), near.repeat_interleave(k, 0), np.tile(self.crops, (n, 1)), self.size)
+        tokens, grid = m.tokenize(views), self.net.grid
+        with r.autocast():
+            features = self.net.encoder(tokens)
+        features = features.float()
+        if args.pool == "mean":
+            out = features.mean(1)
+        else:
+            out = m.fuse_tokens(features, m.cube_difference(tokens, grid), m.pool(nearness, grid), args.motion_ratio, args.alpha)
+        out = out.view(n, k, -1)
+        if self.clip:
+            own = torch.stack([self.clip.encode(np.stack([self.clip.fit(f) for f in clip])).mean(0) for clip in clips])
+            out = torch.cat([out, own[:, None].expand(-1, k, -1)], dim=2)
+        return out.cpu().numpy()
+
+
+class Features(VideoFiles):
+    what = "clip features"
+
+
+def clips_of(video, size):
+    """Yield (uint8 [16, *size, C], number of frames) of consecutive frames at one size; the last clip is filled up."""
+    frames = []
+    for frame in Decoder(video):
+        frames.append(as_channels(resize(frame, size), 3))
+        if len(frames) == CLIP:
+            yield np.stack(frames), CLIP
+            frames = []
+    if frames:
+        yield np.stack(frames + [frames[-1]] * (CLIP - len(frames))), len(frames)
+
+
+def build(files, video, encoder, depth, size, batch, bar):
+    """Encode one video."""
+    count = [0]
+
+    def parts():
+        waiting, middle = [], []
+        for clip, n in clips_of(video, size):
+            waiting.append(clip)
+            middle.append(depth.map(0, min(count[0] + CLIP // 2, count[0] + n - 1)))
+            count[0] += n
+            if len(waiting) == batch:
+                yield encoder(np.stack(waiting), np.stack(middle)).astype(np.float16)
+                waiting, middle = [], []
+            bar.update(n)
+        if waiting:
+            yield encoder(np.stack(waiting), np.stack(middle)).astype(np.float16)
+    files.write(video, parts(), lambda shape: {**dict(zip(("clips", "crops", "width"), shape)), "frames": count[0]})
+
+
+def depth_of(args, video, size, r, folder):
+    """Nearness of one video's frames at `size`."""
+    if args.depth == "perspective":
+        return Depth("perspective", [video], [np.zeros((1, *size, 1), np.uint8)], folder, r.device)
+    frames = [resize(f, size) for f in Decoder(video)] if args.depth == "midas" else None
+    array = np.stack(frames) if frames else np.broadcast_to(np.zeros((1, 1, 1, 1), np.uint8), (video.expected_frames(), *size, 1))
+    return Depth("midas" if args.depth == "midas" else Path(args.depth), [video], [array], folder, r.device)
+
+
+def main(argv=None):
+    args = parse(argv)
+    r = training.Run(args.device, args.precision)
+    net, source = load_encoder(args, r)
+    data = datasets.find(args.dataset, args.data_root, args.labels)
+    encoder = Encoder(net, args, r)
+    out = writable_folder(args.out or Path("features/svmae") / data.name)
+    flags = ("pool", "motion_ratio", "alpha", "depth", "crops", "clip", "pretrained")
+    said = {"encoder": source, **{k: str(getattr(args, k)) for k in flags}}
+    check_settings(out, said, r)
+    files, videos = Features(out), data.train + data.test
+    fresh, failed = files.missing(videos)
+    first, step = shard_of(args.shard, r)
+    with tqdm(total=sum(v.expected_frames() for v in fresh[first::step]), desc="features", unit="frame", dynamic_ncols=True, mininterval=5,
+              disable=not r.main) as bar:
+        for v in fresh[first::step]:
+            try:
+                h, w = next(iter(Decoder(v))).shape[:2]
+                scale = encoder.size * 8 / 7 / min(h, w)
+                size = round(h * scale), round(w * scale)
+                build(files, v, encoder, depth_of(args, v, size, r, out), size, args.encode_batch, bar)
+            except UserError as e:
+                failed[v.key] = str(e)
+    r.barrier()
+    if not r.main:
+        return
+    videos, failed = files.gathered(videos, failed, args.shard)
+    ready = datasets.Usable(data, videos, failed)
+    for v in ready.test if data.has_labels else ():
+        with replacing(out / "labels" / f"{v.name}.npy") as tmp:
+            np.save(tmp, data.labels(v, files.info(v)["frames"]))
+    for name in ("normal.txt", "abnormal.txt"):          # the bags of the weakly supervised detector
+        if (Path(data.root) / name).exists():
+            shutil.copyfile(Path(data.root) / name, out / name)
+    width = files.info(videos[0])["width"] if videos else 0
+    print(f"{len(ready.train)} training and {len(ready.test)} test videos, {len(encoder.crops)} crops of width {width}, in {out}")
+    ready.report_skipped()
+    print(f"next: python frd_uvad/svmae/train.py --features {out}, or python frd_uvad/train.py --dataset features --features {out}")
+    r.close()
+
+
+def check_settings(out, said, r):
+    """Features of one folder are all made alike."""
+    path = out / "settings.json"
+    if path.exists():
+        known = read_json(path, "settings of the features")
+        for k, v in said.items():
+            if known.get(k) != v:
+                raise UserError(f"{out} holds features with {k} = {known.get(k)}, now it is {v}: choose another --out")
+    elif r.main:
+        write_json(path, said)
+    r.barrier()
+
+
+if __name__ == "__main__":
+    run(main)

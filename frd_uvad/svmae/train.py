@@ -1,0 +1,235 @@
+"""Train SVMAE's weakly supervised detector on bags: videos of which it is known only whether something abnormal happens in them.
+
+    python frd_uvad/svmae/train.py --features features/svmae/folder                        # normal.txt and abnormal.txt lie there
+    python frd_uvad/svmae/train.py --features data/UCF-Crime --text data/captions --fusion add
+"""
+import argparse
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from common import training  # noqa: E402
+from common.features import find_features  # noqa: E402
+from common.files import UserError, run, writable_folder  # noqa: E402
+from frd_uvad.svmae.detector import FUSIONS, Detector, losses  # noqa: E402
+from frd_uvad.svmae.eval import METHOD, add_data_flags, add_eval_flags, evaluate, text_of  # noqa: E402
+
+SEGMENTS, ITERATIONS, BAGS, LR, DECAY = 32, 1000, 32, 1e-3, 5e-3
+
+
+def parse(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_data_flags(parser)
+    training.add_flags(parser, out="runs/svmae/<dataset>-detector", lr=LR, epochs="as many as --iterations make; given, it sets them: "
+                       "passes over the abnormal bags", batch_size=f"{2 * BAGS}: bags of a step, half of them normal")
+    g = parser.add_argument_group("method")
+    g.add_argument("--normal", type=Path, default=None, help="file with the names of normal training videos, a line each (default: "
+                   "normal.txt beside the features, else by the names of UCF-Crime and XD-Violence)")
+    g.add_argument("--abnormal", type=Path, default=None, help="of abnormal ones (default: abnormal.txt likewise)")
+    g.add_argument("--iterations", type=int, default=None, help=f"training steps (default: {ITERATIONS})")
+    g.add_argument("--fusion", choices=FUSIONS, default="concat", help="of visual and text features (default: %(default)s)")
+    g.add_argument("--top-k", type=int, default=3, help="segments of a bag that decide (default: %(default)s)")
+    add_eval_flags(parser)
+    return parser.parse_args(argv)
+
+
+def names_of(path, flag):
+    try:
+        lines = [x.strip() for x in Path(path).read_text().splitlines()]
+    except OSError as e:
+        raise UserError(f"{flag} {path} cannot be read ({e.strerror})") from None
+    return {Path(x).stem if Path(x).suffix.lower() in (".mp4", ".avi", ".mkv", ".npy") else x for x in lines if x and not x.startswith("#")}
+
+
+def bags_of(args, data):
+    """-> normal and abnormal training videos."""
+    files = {k: getattr(args, k) or (args.features / f"{k}.txt" if (args.features / f"{k}.txt").exists() else None)
+             for k in ("normal", "abnormal")}
+    if files["normal"] and files["abnormal"]:
+        by_name, out = {v.name: v for v in data.train}, []
+        for k, path in files.items():
+            names = names_of(path, f"--{k}")
+            out.append([by_name[n] for n in sorted(names & set(by_name))])
+            if names - set(by_name):
+                print(f"note: {len(names - set(by_name))} videos of {path} have no features, such as {sorted(names - set(by_name))[0]}")
+    else:
+        normal = [v for v in data.train if "Normal" in v.name or "label_A" in v.name]
+        if not normal:
+            raise UserError(f"which training videos are normal is not known: put normal.txt and abnormal.txt with their names into "
+                            f"{args.features}, or give --normal and --abnormal")
+        out = [normal, [v for v in data.train if v not in normal]]
+    if not all(out):
+        raise UserError(f"the detector needs normal and abnormal training videos; there are {len(out[0])} and {len(out[1])}")
+    return out
+
+
+def segments(clips, count=SEGMENTS):
+    """Mean of the clips that fall into each of `count` equal parts of a video; where there are fewer, the nearest clip.
+
+    [clips, …] -> [count, …]
+    """
+    edges = np.linspace(0, len(clips), count + 1).astype(int)
+    return np.stack([clips[a:max(b, a + 1)].mean(0) for a, b in zip(np.minimum(edges[:-1], len(clips) - 1), edges[1:])])
+
+
+class Bags:
+    """Segments of all training videos on the device: visual [N, crops, 32, C], text [N, crops, 32, D] or None; normal ones first."""
+
+    def __init__(self, videos, text, device):
+        self.count = [len(v) for v in videos]
+        visual, words = [], []
+        for v in tqdm([v for part in videos for v in part], desc="read bags", unit="video", dynamic_ncols=True, mininterval=5):
+            clips = v.clips(range(len(v))).astype(np.float32)
+            if not np.isfinite(clips).all():
+                raise UserError(f"features of video {v.name} ({v.path}) hold NaN or infinite numbers: encode it again, or take it away")
+            visual.append(segments(clips).transpose(1, 0, 2))
+            if text:
+                own = text_of(text, v, 1)[0]
+                words.append(np.repeat(segments(own)[None], visual[-1].shape[0], axis=0))
+        self.visual = torch.from_numpy(np.stack(visual)).to(device)
+        self.text = torch.from_numpy(np.stack(words)).to(device) if text else None
+
+    def draw(self, rng, bags):
+        """Rows of `bags` normal and as many abnormal videos; without repetition where there are enough."""
+        normal, abnormal = self.count
+        rows = [rng.choice(n, bags, replace=n < bags) + at for n, at in ((normal, 0), (abnormal, normal))]
+        return torch.from_numpy(np.concatenate(rows)).to(self.visual.device)
+
+
+class Trainer:
+    def __init__(self, plan, model_args, bags, r, path, identity):
+        self.plan, self.model_args, self.bags, self.run, self.path, self.identity = plan, model_args, bags, r, path, identity
+        training.seed_everything(plan["seed"])
+        self.net = Detector(**model_args).to(r.device)
+        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=plan["lr"], weight_decay=DECAY, fused=True)
+        self.step, self.seconds, self.done = 0, 0.0, False
+
+    def save(self):
+        if self.run.main:
+            training.save_checkpoint(self.path, {
+                "method": METHOD, "done": self.done, "model_args": self.model_args, "plan": self.plan, "identity": self.identity,
+                "model_state_dict": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step,
+                "seconds": self.seconds, "rng": training.get_rng()})
+
+    def load(self):
+        if not self.path.exists():
+            return False
+        state = training.load_checkpoint(self.path, METHOD)
+        training.check_identity(self.path, state.get("identity"), self.identity)
+        self.net.load_state_dict(state["model_state_dict"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.seconds, self.done = state["step"], state["seconds"], state["done"]
+        training.set_rng(state["rng"])
+        return True
+
+    def one(self, rng):
+        """One step. -> {name: loss}, detached."""
+        plan = self.plan
+        rows = self.bags.draw(rng, plan["batch_size"] // 2)
+        with self.run.autocast():
+            out = self.net(self.bags.visual[rows], None if self.bags.text is None else self.bags.text[rows])
+        parts = losses({k: v.float() for k, v in out.items()}, top_k=plan["top_k"], dropout=0.7)
+        self.optimizer.zero_grad(set_to_none=True)
+        parts["total"].backward()
+        self.run.average_gradients([p for p in self.net.parameters() if p.grad is not None])
+        self.optimizer.step()
+        return {k: parts[k].detach() for k in ("total", "rtfm", "smooth", "sparsity")}
+
+    def train(self, args, log):
+        r, plan = self.run, self.plan
+        bar = tqdm(total=plan["iterations"], initial=self.step, desc="train", unit="step", disable=not r.main, dynamic_ncols=True,
+                   mininterval=1 if sys.stderr.isatty() else 15)
+        if args.compile:
+            self.net.compile()
+        self.net.train()
+        began = saved = time.perf_counter()
+        spent, sums, count = self.seconds, {}, 0
+        while self.step < plan["iterations"]:
+            for k, v in self.one(np.random.default_rng([plan["seed"], self.step, r.rank])).items():
+                sums[k] = sums.get(k, 0.0) + v
+            self.step, count = self.step + 1, count + 1
+            bar.update()
+            if self.step % 100 == 0 or self.step == plan["iterations"]:
+                now = time.perf_counter()
+                self.seconds = spent + now - began
+                means = {k: float(v) / count for k, v in sums.items()}
+                training.check_finite(means["total"], f"near step {self.step}")
+                bar.set_postfix(loss=f"{means['total']:.4f}")
+                if r.main:
+                    log.write(stage="train", epoch=self.step, **means, seconds=self.seconds)
+                sums, count = {}, 0
+                if now - saved > args.save_minutes * 60:
+                    self.save()
+                    saved = now
+        bar.close()
+        r.sync_buffers(self.net)
+        self.done = True
+        self.save()
+
+
+def plan_of(args, abnormal):
+    for key in ("epochs", "batch_size", "iterations", "top_k"):
+        if getattr(args, key) is not None and getattr(args, key) < 1:
+            raise UserError(f"--{key.replace('_', '-')} must be at least 1")
+    if args.lr is not None and args.lr <= 0:
+        raise UserError("--lr must be above 0")
+    if args.top_k > SEGMENTS:
+        raise UserError(f"--top-k {args.top_k}: a bag has {SEGMENTS} segments")
+    batch = args.batch_size or 2 * BAGS
+    if batch % 2 or batch < 4:
+        raise UserError(f"--batch-size {batch} must be even and at least 4: half of the bags are normal")
+    iterations = args.iterations or (-(-args.epochs * abnormal // (batch // 2)) if args.epochs else ITERATIONS)
+    return {"iterations": iterations, "batch_size": batch, "lr": args.lr or LR, "top_k": args.top_k, "seed": args.seed}
+
+
+def train(args, data, r):
+    """-> path of the finished checkpoint."""
+    videos = bags_of(args, data)
+    plan = plan_of(args, len(videos[1]))
+    bags = Bags(videos, args.text, r.device)
+    model_args = {"feature_size": data.width, "fusion": args.fusion, "feature_group": "both" if args.text else "vis",
+                  "text_dim": bags.text.shape[3] if args.text else 768, "aggregate_text": bool(args.text)}
+    identity = {"model_args": model_args, "features": str(args.features.resolve()), "bags": bags.count, "precision": r.precision,
+                "processes": r.world, **{k: v for k, v in plan.items() if k != "iterations"}}
+    out = writable_folder(args.out or Path("runs/svmae") / f"{args.dataset}-detector")
+    try:
+        trainer = Trainer(plan, model_args, bags, r, out / "detector.pt", identity)
+    except RuntimeError as e:
+        raise UserError(f"features of width {data.width} and text of width {model_args['text_dim']} do not fit --fusion {args.fusion} "
+                        f"({e})") from None
+    log, resumed = training.Log(out / "log.jsonl"), trainer.load() if args.resume else False
+    if r.main and not resumed:
+        log.path.unlink(missing_ok=True)
+    r.say(f"{args.dataset}: {bags.count[0]} normal and {bags.count[1]} abnormal bags of {SEGMENTS} segments, {data.crops} crops of width "
+          f"{data.width}" + (f", text of width {model_args['text_dim']}, {args.fusion}" if args.text else "")
+          + f", {r.device}, {r.precision}")
+    if trainer.step >= plan["iterations"]:
+        r.say(f"{trainer.step} steps done before ({trainer.path})")
+        return trainer.path
+    if resumed:
+        r.say(f"going on at step {trainer.step + 1}")
+        if r.main:
+            log.drop_after("train", trainer.step)
+    trainer.train(args, log)
+    r.barrier()
+    return trainer.path
+
+
+def main(argv=None):
+    args = parse(argv)
+    r = training.Run(args.device, args.precision)
+    data = find_features(args.dataset, args.features, args.labels)
+    checkpoint = train(args, data, r)
+    r.say(f"checkpoint {checkpoint}")
+    evaluate(args, data, checkpoint, r)
+    r.close()
+
+
+if __name__ == "__main__":
+    run(main)

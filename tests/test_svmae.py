@@ -1,0 +1,280 @@
+"""SVMAE's pre-training, features and detector through their own scripts, in small; masks, losses and fusion against plain loops."""
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from common import training
+from common.batches import parts_of
+from common.features import find_features
+from common.files import UserError, load_arrays
+from frd_uvad.svmae import model as m
+from frd_uvad.svmae.clips import WHOLE, Clips, Depth, cut, random_crops
+from frd_uvad.svmae.eval import load_detector
+from frd_uvad.svmae.train import Bags, bags_of, segments
+from tests.helpers import ROOT, refused, save_frames, save_video, script, tiny_folder, torchrun, walkers
+
+SMALL = ("--dataset", "folder", "--preset", "tiny", "--size", "32", "--frames", "4", "--stride", "1", "--batch-size", "6", "--workers", "1",
+         "--device", "cpu")
+
+
+def pretrain(root, out, *more, **kwargs):
+    return script("frd_uvad/svmae/pretrain.py", *SMALL, "--data-root", root, "--cache", root.parent / "cache", "--out", out, *more, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    base = tmp_path_factory.mktemp("vor training ß")
+    root = tiny_folder(base / "data", train=4, frames=40)
+    save_frames(root / "train" / "a9", walkers(3))           # shorter than a clip
+    (root / "normal.txt").write_text("a0\na1\n")
+    (root / "abnormal.txt").write_text("a2\na3\n")
+    return base, root, pretrain(root, base / "run", "--epochs", "3")
+
+
+@pytest.fixture(scope="module")
+def features(trained):
+    base, root, _ = trained
+    done = script("frd_uvad/svmae/preprocess.py", "--dataset", "folder", "--data-root", root, "--checkpoint", base / "run" / "pretrain.pt",
+                  "--out", base / "features", "--crops", "10", "--encode-batch", "2")
+    return base / "features", done
+
+
+# -------------------------------------------------------------------------------------------------------- the commands
+
+def test_pretraining_learns_and_draws(trained):
+    base, _, done = trained
+    for text in ("5 videos", "masking scene", "loss perspective", "preview.png", "next:"):
+        assert text in done.stdout, done.stdout
+    lines = [json.loads(x) for x in (base / "run" / "log.jsonl").read_text().splitlines()]
+    assert [x["epoch"] for x in lines] == [1, 2, 3] and all(np.isfinite(x["loss"]) and x["tokens_per_second"] > 0 for x in lines)
+    assert cv2.imread(str(base / "run" / "preview.png")).std() > 20
+
+
+def test_killed_and_started_again_ends_with_the_same_weights(trained, tmp_path):
+    base, root, _ = trained
+    flags = (*SMALL, "--data-root", str(root), "--cache", str(base / "cache"), "--out", str(tmp_path / "run"), "--epochs", "3",
+             "--save-minutes", "0")
+    process = subprocess.Popen([sys.executable, str(ROOT / "frd_uvad" / "svmae" / "pretrain.py"), *flags], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    path, deadline = tmp_path / "run" / "pretrain.pt", time.time() + 100
+    while time.time() < deadline and process.poll() is None and not path.exists():
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not training.load_checkpoint(path)["done"]
+    assert "going on at epoch" in script("frd_uvad/svmae/pretrain.py", *flags).stdout
+    a, b = (training.load_checkpoint(p)["model_state_dict"] for p in (path, base / "run" / "pretrain.pt"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    refused(script("frd_uvad/svmae/pretrain.py", *flags, "--masking", "tube", check=False), "masking", "--out")
+
+
+def test_every_part_can_be_switched_off(trained, tmp_path):
+    base, root, _ = trained
+    maps = tmp_path / "maps"
+    maps.mkdir()
+    for v in ("a0", "a1", "a2", "a3"):
+        np.save(maps / f"{v}.npy", np.linspace(3, 9, 20 * 30).reshape(20, 30))
+    cv2.imwrite(str(maps / "a9.png"), np.arange(64, dtype=np.uint8).reshape(8, 8))
+    for masking, loss, depth in (("random", "mse", "perspective"), ("tube", "perspective", maps)):
+        done = pretrain(root, tmp_path / masking, "--epochs", "1", "--masking", masking, "--loss", loss, "--depth", depth,
+                        "--init", base / "run" / "pretrain.pt", "--layer-decay", "0.7")
+        assert f"masking {masking}" in done.stdout and "entries of the encoder are set" in done.stdout
+    (maps / "a9.png").unlink()
+    refused(pretrain(root, tmp_path / "x", "--depth", maps, check=False), "a9.npy")
+    refused(pretrain(root, tmp_path / "x", "--mask-ratio", "1.5", check=False), "--mask-ratio")
+    refused(pretrain(root, tmp_path / "x", "--size", "33", check=False), "multiple of 16")
+    speed = pretrain(root, tmp_path / "x", "--benchmark", "0.2")
+    assert "tokens/s" in speed.stdout and "visible tokens" in speed.stdout and "% of a step" in speed.stdout
+
+
+def test_torchrun_with_two_processes(trained, tmp_path):
+    _, root, _ = trained
+    torchrun("frd_uvad/svmae/pretrain.py", *SMALL, "--data-root", root, "--cache", tmp_path / "cache", "--out", tmp_path / "run",
+             "--epochs", "1")
+    assert training.load_checkpoint(tmp_path / "run" / "pretrain.pt")["done"]
+
+
+def test_features_are_what_detector_and_frd_uvad_read(features, trained):
+    folder, done = features
+    data = find_features("features", folder)
+    assert "10 crops of width 96" in done.stdout and (data.crops, data.width) == (10, 96)
+    assert {v.name: len(v) for v in data.train} == {"a0": 3, "a1": 3, "a2": 3, "a3": 3, "a9": 1}
+    assert len(data.labels(data.test[0])) == 40
+    base, root, _ = trained
+    again = script("frd_uvad/svmae/preprocess.py", "--dataset", "folder", "--data-root", root, "--checkpoint", base / "run" / "pretrain.pt",
+                   "--out", folder, "--pool", "mean", check=False)
+    refused(again, "pool", "--out")
+    random = script("frd_uvad/svmae/preprocess.py", "--dataset", "folder", "--data-root", root, "--checkpoint", "random", "--preset", "tiny",
+                    "--size", "32", "--frames", "4", "--out", base / "random")
+    assert "1 crops of width 96" in random.stdout
+
+
+def test_detector_trains_and_scores(features, tmp_path):
+    folder, _ = features
+    flags = ("--features", folder, "--iterations", "30", "--batch-size", "4", "--device", "cpu")
+    done = script("frd_uvad/svmae/train.py", *flags, "--out", tmp_path / "run")
+    for text in ("2 normal and 2 abnormal bags", "micro AUC", "FAR at 0.5", "next:"):
+        assert text in done.stdout, done.stdout
+    scores = load_arrays(tmp_path / "run" / "strict" / "scores.npz", "scores")
+    assert {k: len(v) for k, v in scores.items()} == {"b0": 40, "b1": 40}
+    # the authors' files are bare state-dicts
+    weights = training.load_checkpoint(tmp_path / "run" / "detector.pt")["model_state_dict"]
+    torch.save(weights, tmp_path / "authors.pkl")
+    script("frd_uvad/svmae/eval.py", "--features", folder, "--ckpt_path", tmp_path / "authors.pkl", "--out", tmp_path / "again")
+    again = load_arrays(tmp_path / "again" / "strict" / "scores.npz", "scores")
+    assert all(np.allclose(scores[k], again[k]) for k in scores)
+    # text: one row more or less than clips, tiled over crops
+    (tmp_path / "text").mkdir()
+    for v in find_features("features", folder).train + find_features("features", folder).test:
+        np.save(tmp_path / "text" / f"{v.name}.npy", np.random.default_rng(0).normal(size=(len(v) + 1, 16)).astype(np.float32))
+    both = script("frd_uvad/svmae/train.py", *flags, "--text", tmp_path / "text", "--fusion", "add", "--out", tmp_path / "add")
+    assert "text of width 16, add" in both.stdout
+    refused(script("frd_uvad/svmae/eval.py", "--features", folder, "--checkpoint", tmp_path / "add" / "detector.pt", check=False), "--text")
+    refused(script("frd_uvad/svmae/train.py", *flags, "--out", tmp_path / "run", "--top-k", "99", check=False), "--top-k")
+
+
+# ---------------------------------------------------------------------------------------------------------- in small parts
+
+def test_tokens_are_cubes_and_come_back():
+    clips = torch.rand(2, 3, 4, 32, 48)
+    tokens = m.tokenize(clips)
+    assert tokens.shape == (2, 2 * 2 * 3, 3, 512) and torch.equal(m.untokenize(tokens, (2, 2, 3)), clips)
+    assert torch.equal(tokens[1, 6 + 3 + 2, 1].view(2, 16, 16), clips[1, 1, 2:4, 16:32, 32:48])
+    change = m.cube_difference(tokens, (2, 2, 3))
+    wanted = (clips[:, :, 2:4] - clips[:, :, 0:2]).abs()
+    assert torch.allclose(change[0, 0], wanted[0, :, :, :16, :16].mean()) and torch.equal(change[:, :6], change[:, 6:])
+    near = m.pool(torch.linspace(0, 1, 32)[None, :, None].expand(2, 32, 48), (2, 2, 3))
+    assert near.shape == (2, 12) and (near[0, 3:6] > near[0, :3]).all() and torch.equal(near[:, :6], near[:, 6:])
+
+
+def test_masks_have_their_ratio_and_follow_the_probability():
+    noise = torch.rand(4000, 20, generator=torch.Generator().manual_seed(0))
+    p = torch.linspace(1, 8, 20).expand(4000, 20)
+    p = p / p.sum(1, keepdim=True)
+    mask = m.draw_mask(p, 0.25, noise)
+    assert (mask.sum(1) == 5).all()
+    drawn = mask.float().mean(0)
+    assert (drawn[1:] > drawn[:-1] - 0.03).all() and drawn[-1] > 3 * drawn[0]
+    # a single draw is by the probability itself
+    one = m.draw_mask(p, 0.05, noise).float().mean(0)
+    assert (one.sum() - 1).abs() < 1e-5 and (one - p[0]).abs().max() < 0.02
+    assert (m.random_mask(0.9, noise).sum(1) == 18).all()
+    tube = m.tube_mask(0.5, noise[:, :16], (2, 2, 4))
+    assert torch.equal(tube[:, :8], tube[:, 8:]) and (tube.sum(1) == 8).all()
+    still = m.mask_probability(torch.zeros(1, 8), torch.zeros(1, 8))
+    assert torch.allclose(still, torch.full((1, 8), 1 / 8))
+    known = m.mask_probability(torch.tensor([[1.0, 3.0]]), torch.tensor([[0.5, 1.5]]), 0.25, 0.5, 0.0)
+    assert torch.allclose(known, torch.tensor([[0.25, 0.75]]))
+
+
+def test_loss_by_hand():
+    tokens, hidden = torch.rand(1, 4, 3, 512), torch.tensor([[1, 3]])
+    wanted = (tokens - tokens.mean(3, keepdim=True)) / (tokens.std(3, keepdim=True) + 1e-6)
+    off = wanted[:, [1, 3]].clone()
+    off[:, 0] += 2.0
+    assert abs(float(m.reconstruction_loss(off, tokens, hidden)) - 2.0) < 1e-4
+    weights = m.perspective_weights(torch.tensor([[0.0, 0.3, 0.6, 1.0]]))
+    assert weights.tolist() == pytest.approx([1.2, 1.0, 0.8, 0.6]) or torch.allclose(weights, torch.tensor([[1.2, 1.0, 0.8, 0.6]]))
+    assert abs(float(m.reconstruction_loss(off, tokens, hidden, weights)) - 2.0) < 1e-4    # token 1 weighs 1.0, token 3 has no error
+
+
+def test_fusion_equals_a_plain_loop():
+    features, change, near = torch.randn(2, 6, 5), torch.rand(2, 6), torch.rand(2, 6)
+    got = m.fuse_tokens(features, change, near, 0.5, 0.1)
+    for n in range(2):
+        kept = np.argsort(-change[n].numpy())[:3]
+        far = 1 - near[n][kept]
+        w = 1 + 0.1 * (far - far.min()) / (far.max() - far.min())
+        assert torch.allclose(got[n], (features[n][kept] * w[:, None]).sum(0) / w.sum(), atol=1e-5)
+
+
+def test_the_encoder_reads_videomae_files():
+    net = m.SVMAE(**m.PRESETS["tiny"], frames=4, size=32)
+    own, published = {k: v.clone() for k, v in net.encoder.state_dict().items()}, {}
+    for k, v in own.items():
+        if k.endswith("qkv.bias"):
+            q, _, value = v.chunk(3)
+            published["encoder." + k.replace("qkv.bias", "q_bias")], published["encoder." + k.replace("qkv.bias", "v_bias")] = q + 1, value + 2
+        else:
+            published["encoder." + k] = v + 1
+    published["decoder.head.weight"] = torch.zeros(3)
+    lost, kept = m.load_encoder(net.encoder, published)
+    assert not lost and not kept and torch.equal(net.encoder.norm.weight, own["norm.weight"] + 1)
+    q, key, value = net.encoder.blocks[0].attn.qkv.bias.chunk(3)
+    assert (q == 1).all() and (key == 0).all() and (value == 2).all()
+    tuned = {k.removeprefix("encoder.").replace("norm.", "fc_norm.") if k.startswith("encoder.norm") else k.removeprefix("encoder."): v
+             for k, v in published.items() if k.startswith("encoder.")}
+    tuned["head.weight"] = torch.zeros(400, 96)
+    lost, kept = m.load_encoder(net.encoder, tuned)
+    assert lost == ["head.weight"] and not kept
+
+
+def test_clips_are_the_frames_of_their_video():
+    arrays = [walkers(30, size=(48, 60), channels=1), walkers(5, size=(48, 60), seed=1, channels=3)]
+    clips = Clips(arrays, Depth("perspective", [], arrays, None, "cpu"), 4, 2, "cpu")
+    assert len(clips) == 3 + 1 and clips.channels == 3
+    order = clips.epoch(0, 1)
+    assert sorted(order[:, 0].tolist()) == [0, 0, 0, 1] and (clips.epoch(0, 1) == order).all() and (clips.epoch(0, 2) != order).any()
+    for samples, frames, near in clips.iterate(parts_of(order, 3)):
+        for (v, first), x in zip(samples, frames.numpy()):
+            for k in range(4):
+                assert (x[k] == arrays[v][min(first + 2 * k, len(arrays[v]) - 1)]).all()
+        assert near.shape[1:] == (48, 60) and near[0, 0, 0] == 0 and near[0, -1, 5] == 255
+
+
+def test_crops_show_what_they_say():
+    frames = np.zeros((1, 2, 32, 64, 3), np.uint8)
+    frames[:, :, :16, :32] = (10, 20, 30)                                            # BGR
+    near = np.zeros((1, 32, 64), np.uint8)
+    whole, depth = cut(torch.from_numpy(frames), torch.from_numpy(near), WHOLE, 16)
+    assert whole.shape == (1, 3, 2, 16, 16) and torch.allclose(whole[0, :, 0, 2, 2] * 255, torch.tensor([30.0, 20.0, 10.0]))
+    assert whole[0, :, :, 12, 12].abs().sum() == 0 and depth.shape == (1, 16, 16)
+    corner, _ = cut(torch.from_numpy(frames), torch.from_numpy(near), np.array([[-0.5, -0.5, 0.5, 0.5]], np.float32), 16)
+    assert torch.allclose(corner[0, 0] * 255, torch.full((2, 16, 16), 30.0))
+    mirrored, _ = cut(torch.from_numpy(frames), torch.from_numpy(near), np.array([[0, 0, -1, 1]], np.float32), 16)
+    assert torch.allclose(mirrored.flip(4), whole, atol=1e-6)
+    crops = random_crops(500, (40, 60), np.random.default_rng(0))
+    area = np.abs(crops[:, 2] * crops[:, 3])
+    assert (np.abs(crops[:, :2]) + np.abs(crops[:, 2:]) <= 1 + 1e-6).all() and area.min() > 0.4 and area.max() <= 1
+    assert 0.4 < (crops[:, 2] < 0).mean() < 0.6
+
+
+def test_bags_and_segments(tmp_path):
+    x = np.arange(5, dtype=np.float32)[:, None] * np.ones((1, 2))
+    assert segments(x, 5).tolist() == x.tolist() and segments(x, 2)[:, 0].tolist() == [0.5, 3.0]
+    assert segments(x[:1], 32).shape == (32, 2) and (segments(x, 32)[-1] == 4).all()
+    for i, name in enumerate(("Normal_1", "Normal_2", "Abuse_1")):
+        (tmp_path / "train").mkdir(exist_ok=True)
+        np.save(tmp_path / "train" / f"{name}.npy", np.full((4, 1, 256), i, np.float32))
+    data = find_features("features", tmp_path)
+    args = type("Args", (), dict(features=tmp_path, normal=None, abnormal=None))
+    normal, abnormal = bags_of(args, data)
+    assert [v.name for v in normal] == ["Normal_1", "Normal_2"] and [v.name for v in abnormal] == ["Abuse_1"]
+    bags = Bags((normal, abnormal), None, "cpu")
+    rows = bags.draw(np.random.default_rng(0), 2)
+    assert sorted(bags.visual[rows][:, 0, 0, 0].tolist()) == [0.0, 1.0, 2.0, 2.0]
+    for p in (tmp_path / "train").glob("Normal*"):
+        p.rename(p.with_name(p.name.replace("Normal", "Calm")))
+    with pytest.raises(UserError, match="normal.txt"):
+        bags_of(args, find_features("features", tmp_path))
+    torch.save({"x": torch.zeros(1)}, tmp_path / "x.pt")
+    with pytest.raises(UserError, match="not of this method"):
+        load_detector(tmp_path / "x.pt")
+
+
+def test_long_videos_with_a_training_split(tmp_path):
+    for kind, n in (("fight", 6), ("noFight", 24)):
+        for i in range(n):
+            save_video(tmp_path / "clips" / kind / f"{kind}{i}.avi", walkers(3, seed=i))
+    script("tests/long_videos.py", "--clips", tmp_path / "clips", "--out", tmp_path / "long", "--videos", 2, "--train", 4, "--size", 32, 48)
+    normal, abnormal = ((tmp_path / "long" / f"{k}.txt").read_text().split() for k in ("normal", "abnormal"))
+    assert sorted(normal + abnormal) == [f"train{i:02d}" for i in range(4)] and "train00" in abnormal and "train01" in normal
+    assert {p.stem for p in (tmp_path / "long" / "labels").iterdir()} == {"long00", "long01"}
