@@ -5,15 +5,15 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import scipy.io
 
 from common.files import UserError, first_line, load_array, load_arrays
 from common.video import natural
 
 
 def read_mat(path, key):
+    from scipy import io
     try:
-        content = scipy.io.loadmat(path)
+        content = io.loadmat(path)
     except Exception as e:  # scipy raises many kinds on damaged files
         raise UserError(f"{path} is not a readable MATLAB file ({first_line(e)})") from None
     if key not in content:

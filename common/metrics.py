@@ -4,7 +4,12 @@ All are exact under ties, and a ValueError says what is missing where a measure 
 """
 import cv2
 import numpy as np
-from sklearn import metrics as sk
+
+
+def sk():
+    """scikit-learn's metrics; imported when something is measured, as it would slow down the start of every script."""
+    from sklearn import metrics
+    return metrics
 
 
 def _check(labels, scores):
@@ -23,7 +28,7 @@ def _check(labels, scores):
 
 def auc(labels, scores):
     """Area under the ROC curve."""
-    return float(sk.roc_auc_score(*_check(labels, scores)))
+    return float(sk().roc_auc_score(*_check(labels, scores)))
 
 
 def micro_auc(labels, scores):
@@ -55,18 +60,18 @@ def auc_abnormal_videos(labels, scores):
 
 
 def average_precision(labels, scores):
-    return float(sk.average_precision_score(*_check(labels, scores)))
+    return float(sk().average_precision_score(*_check(labels, scores)))
 
 
 def pr_auc(labels, scores):
     """Area under the precision-recall curve by trapezoids."""
-    precision, recall, _ = sk.precision_recall_curve(*_check(labels, scores))
-    return float(sk.auc(recall, precision))
+    precision, recall, _ = sk().precision_recall_curve(*_check(labels, scores))
+    return float(sk().auc(recall, precision))
 
 
 def eer(labels, scores):
     """Equal error rate -> (interpolated on the ROC curve, false positive rate at the point nearest to equality)."""
-    fpr, tpr, _ = sk.roc_curve(*_check(labels, scores))
+    fpr, tpr, _ = sk().roc_curve(*_check(labels, scores))
     gap = 1 - tpr - fpr                      # falls from 1 to -1 along the curve
     i = int(np.argmax(gap <= 0))             # first point past equality
     if gap[i] == 0 or i == 0:

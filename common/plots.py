@@ -2,17 +2,20 @@
 from pathlib import Path
 
 import cv2
-import matplotlib
+import numpy as np
 
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
-from sklearn.metrics import auc, roc_curve  # noqa: E402
-
-from common.files import UserError, replacing  # noqa: E402
-from common.video import as_channels  # noqa: E402
+from common.files import UserError, replacing
+from common.video import as_channels
 
 BLUE, GREY, RED = "#1f5fa8", "#9aa5b1", "#d6453d"
+
+
+def pyplot():
+    """matplotlib.pyplot without a screen; imported when something is drawn, as it would double the start of every script."""
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot
+    return matplotlib.pyplot
 
 
 def ranges(labels):
@@ -25,11 +28,11 @@ def save(figure, path):
     path = Path(path)
     with replacing(path) as tmp:
         figure.savefig(tmp, format=path.suffix[1:], dpi=110)
-    plt.close(figure)
+    pyplot().close(figure)
 
 
 def _axes(title, labels, frames, figsize=(9, 2.8)):
-    figure, ax = plt.subplots(figsize=figsize, layout="constrained")
+    figure, ax = pyplot().subplots(figsize=figsize, layout="constrained")
     for i, (a, b) in enumerate(ranges(labels) if labels is not None else ()):
         ax.axvspan(a - 0.5, b - 0.5, color=RED, alpha=0.15, lw=0, label=None if i else "abnormal (ground truth)")
     ax.set(title=title, xlabel="frame", ylabel="anomaly score", xlim=(0, max(1, frames - 1)))
@@ -60,7 +63,7 @@ def curves(runs, labels, title, path):
 
 def lines(series, title, path, **axes):
     """Several lines {label: (x, y)} with a point at each of their values."""
-    figure, ax = plt.subplots(figsize=(6, 3), layout="constrained")
+    figure, ax = pyplot().subplots(figsize=(6, 3), layout="constrained")
     for label, (x, y) in series.items():
         ax.plot(x, y, marker="o", label=label)
     ax.set(title=title, **axes)
@@ -75,12 +78,12 @@ def tsne(panels, path, most=1500):
     A colour per group; kind 0 is a dot, 1 a circle, 2 a cross. At most `most` points a panel.
     """
     from sklearn.manifold import TSNE
-    figure, axes = plt.subplots(1, len(panels), figsize=(6 * len(panels), 5.4), layout="constrained", squeeze=False)
+    figure, axes = pyplot().subplots(1, len(panels), figsize=(6 * len(panels), 5.4), layout="constrained", squeeze=False)
     for ax, (title, (points, groups, kinds)) in zip(axes[0], panels.items()):
         keep = np.sort(np.random.default_rng(0).permutation(len(points))[:most])
         points, groups, kinds = points[keep], groups[keep], kinds[keep]
         flat = TSNE(perplexity=min(30, (len(points) - 1) / 3), random_state=0).fit_transform(points)
-        colours = plt.get_cmap("tab10" if len(set(groups)) <= 10 else "tab20")
+        colours = pyplot().get_cmap("tab10" if len(set(groups)) <= 10 else "tab20")
         for i, group in enumerate(sorted(set(groups))):
             for kind, mark, size, edge in ((0, ".", 14, None), (1, "o", 18, "white"), (2, "X", 46, "black")):
                 own = (groups == group) & (kinds == kind)
@@ -94,7 +97,8 @@ def tsne(panels, path, most=1500):
 
 def roc(runs, labels, path):
     """ROC over all frames of several runs {title: {video: [T]}}; frames left out (NaN) are skipped."""
-    figure, ax = plt.subplots(figsize=(5, 5), layout="constrained")
+    from sklearn.metrics import auc, roc_curve
+    figure, ax = pyplot().subplots(figsize=(5, 5), layout="constrained")
     names = sorted(labels)
     y = np.concatenate([labels[k] for k in names])
     for i, (title, s) in enumerate(runs.items()):

@@ -3,21 +3,21 @@
 A filter is written `name:parameters` on the command line, for example median:17, gaussian:3, none.
 """
 import numpy as np
-import scipy.ndimage
-import scipy.signal
 
 from common.files import UserError
 
 
 def median(x, width=17):
     """Median of `width` frames, zero beyond the ends (HF2-VAD)."""
+    from scipy import ndimage
     width = int(width)
-    return scipy.ndimage.median_filter(np.asarray(x, np.float64), width, mode="constant", cval=0.0)
+    return ndimage.median_filter(np.asarray(x, np.float64), width, mode="constant", cval=0.0)
 
 
 def gaussian(x, sigma=3):
     """Gaussian of standard deviation `sigma` frames, mirrored at the ends."""
-    return scipy.ndimage.gaussian_filter1d(np.asarray(x, np.float64), sigma)
+    from scipy import ndimage
+    return ndimage.gaussian_filter1d(np.asarray(x, np.float64), sigma)
 
 
 def moving_average(x, width=10):

@@ -59,8 +59,7 @@ def plot(logs, path):
     curves = {k: v for k, v in curves.items() if v}
     if not curves:
         return
-    plt = plots.plt
-    figure, (above, below) = plt.subplots(2, 1, figsize=(7, 6), sharex=True, layout="constrained")
+    figure, (above, below) = plots.pyplot().subplots(2, 1, figsize=(7, 6), sharex=True, layout="constrained")
     for i, (title, points) in enumerate(curves.items()):
         epochs, style = list(points), ("-", "--", ":", "-.")[i % 4]
         normal, abnormal = np.array(list(points.values())).T

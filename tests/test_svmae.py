@@ -26,7 +26,8 @@ SMALL = ("--dataset", "folder", "--preset", "tiny", "--size", "32", "--frames", 
 
 
 def pretrain(root, out, *more, **kwargs):
-    return script("frd_uvad/svmae/pretrain.py", *SMALL, "--data-root", root, "--cache", root.parent / "cache", "--out", out, *more, **kwargs)
+    where = ("--data-root", root, "--cache", root.parent / "cache", "--out", out)
+    return script("frd_uvad/svmae/pretrain.py", *SMALL, *where, *more, **kwargs)
 
 
 @pytest.fixture(scope="module")
@@ -112,8 +113,8 @@ def test_features_are_what_detector_and_frd_uvad_read(features, trained):
     again = script("frd_uvad/svmae/preprocess.py", "--dataset", "folder", "--data-root", root, "--checkpoint", base / "run" / "pretrain.pt",
                    "--out", folder, "--pool", "mean", check=False)
     refused(again, "pool", "--out")
-    random = script("frd_uvad/svmae/preprocess.py", "--dataset", "folder", "--data-root", root, "--checkpoint", "random", "--preset", "tiny",
-                    "--size", "32", "--frames", "4", "--out", base / "random")
+    random = script("frd_uvad/svmae/preprocess.py", "--dataset", "folder", "--data-root", root, "--checkpoint", "random", "--preset",
+                    "tiny", "--size", "32", "--frames", "4", "--out", base / "random")
     assert "1 crops of width 96" in random.stdout
 
 
@@ -202,7 +203,8 @@ def test_the_encoder_reads_videomae_files():
     for k, v in own.items():
         if k.endswith("qkv.bias"):
             q, _, value = v.chunk(3)
-            published["encoder." + k.replace("qkv.bias", "q_bias")], published["encoder." + k.replace("qkv.bias", "v_bias")] = q + 1, value + 2
+            published["encoder." + k.replace("qkv.bias", "q_bias")] = q + 1
+            published["encoder." + k.replace("qkv.bias", "v_bias")] = value + 2
         else:
             published["encoder." + k] = v + 1
     published["decoder.head.weight"] = torch.zeros(3)
