@@ -1,8 +1,7 @@
 """From frame scores to results: smoothing, metrics, table, metrics.json, curves; and comparison of finished runs.
 
-    python common/evaluation.py runs/a/scores.npz runs/b/scores.npz --dataset ped2
+    python common/evaluation.py compare runs/a/strict runs/b/strict --dataset ped2
 """
-import argparse
 import csv
 import sys
 from dataclasses import dataclass, field
@@ -283,37 +282,9 @@ def print_ranking(smoothed, data):
 
 
 def main(argv=None):
-    from common import datasets
-    parser = argparse.ArgumentParser(description="Compare finished runs by their scores.npz.")
-    parser.add_argument("scores", type=Path, nargs="+", help="scores.npz files of runs on one dataset")
-    parser.add_argument("--dataset", required=True)
-    parser.add_argument("--data-root", type=Path, default=Path("data"), help="(default: %(default)s)")
-    parser.add_argument("--labels", type=Path, default=None, help=".npz of video name -> 0/1 per frame")
-    parser.add_argument("--smoothing", default="median:17", help="the same for all runs (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=None, help="folder for roc.png and curves of all runs together")
-    args = parser.parse_args(argv)
-    data = datasets.find(args.dataset, args.data_root, args.labels)
-    protocol = Protocol("strict", args.smoothing)
-    columns, runs = {}, {}
-    for path in args.scores:
-        scores = load_scores(path)
-        title = str(path.parent) if str(path.parent) != "." else str(path)
-        runs[title], labels = scores, labels_of(scores, data)
-        if not labels:
-            raise UserError(f"{data.name} has no labels under {data.root}: nothing to compare by; give --labels FILE.npz")
-        columns[title], _ = measure(scores, labels, protocol)
-    if len({frozenset(s) for s in runs.values()}) > 1:
-        everywhere = set.intersection(*(set(s) for s in runs.values()))
-        raise UserError(f"the runs scored different videos ({len(everywhere)} in common): compare runs of the same test set")
-    print_table(columns, data, protocol)
-    if args.out:
-        out, apply = writable_folder(args.out), smoothing.parse(args.smoothing)
-        smoothed = {t: {k: apply(x) for k, x in s.items()} for t, s in runs.items()}
-        plots.roc(smoothed, labels, out / "roc.png")
-        for name in labels:
-            plots.curves({t: s[name] for t, s in smoothed.items()}, labels[name], f"{data.name} · {name}",
-                         out / "curves" / f"{safe(name)}.png")
-        print(f"wrote {out}/roc.png and curves/")
+    from common.compare import main as compare
+    argv = sys.argv[1:] if argv is None else argv
+    compare(argv[1:] if argv[:1] == ["compare"] else argv)
 
 
 if __name__ == "__main__":

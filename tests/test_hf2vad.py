@@ -105,13 +105,6 @@ def test_published_checkpoints_load_and_get_statistics(trained, tmp_path):
         assert a[k].shape == b[k].shape and np.isfinite(b[k]).all()
 
 
-def test_compare_runs(trained):
-    base, root, _ = trained
-    run = base / "run" / "strict" / "scores.npz"
-    done = script("common/evaluation.py", run, run, "--dataset", "folder", "--data-root", root, "--out", base / "compared")
-    assert "micro AUC" in done.stdout and (base / "compared" / "roc.png").exists()
-
-
 def weights(path):
     return training.load_checkpoint(path)["model_state_dict"]
 
