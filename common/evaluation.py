@@ -15,6 +15,7 @@ from common import metrics, plots, smoothing  # noqa: E402
 from common.files import UserError, load_arrays, replacing, run, writable_folder, write_json  # noqa: E402
 
 BASELINE_FILTER = "median:17"
+SUSPICIOUS = 0.02                   # gain of micro AUC by moving the labels from which on they are reported
 ROWS = [("micro_auc", "micro AUC"), ("macro_auc", "macro AUC"), ("auc_abnormal_videos", "AUC, abnormal videos"),
         ("ap", "AP"), ("pr_auc", "PR-AUC"), ("eer", "EER"), ("far_at_0.5", "FAR at 0.5"), ("rbdc", "RBDC"), ("tbdc", "TBDC"),
         ("pixel_auc", "pixel-level AUC")]
@@ -170,6 +171,10 @@ def evaluate(out, data, scores, *, protocol, method, detections=None, baselines=
         result.update(localization(data, detections, protocol.skip))
     if labels and (kinds := data.events()):
         result["auc_per_event"] = per_event(smoothed, labels, kinds)
+    if "micro_auc" in result:
+        gain, frames = shift_gain(smoothed, labels)
+        if gain > SUSPICIOUS:
+            result["labels_look_shifted"] = {"frames": frames, "micro_auc_would_rise_by": gain}
     others = {}
     for title, s in (baselines or {}).items():
         others[title], _ = measure(s, labels, Protocol("strict", BASELINE_FILTER))
@@ -184,6 +189,7 @@ def evaluate(out, data, scores, *, protocol, method, detections=None, baselines=
     write_json(out / "metrics.json", report)
     if labels:
         print_table({method: result, **others}, data, protocol)
+        print_remarks(result, others)
         plots.roc({method: smoothed, "raw": scores, **{k: {n: smoothing.parse(BASELINE_FILTER)(x) for n, x in v.items()}
                                                        for k, v in (baselines or {}).items()}}, labels, out / "roc.png")
     else:
@@ -240,6 +246,25 @@ def per_event(smoothed, labels, events):
     return out
 
 
+def shift_gain(smoothed, labels, most=8):
+    """How much micro AUC would rise if all labels were moved by a few frames: (gain, frames), the largest. A sign that labels and
+    frames do not belong together; the shift is never used. Frames left out (NaN) stay out."""
+    def micro(by):
+        y, s = [], []
+        for k in labels:
+            moved = np.roll(labels[k], by)
+            if by > 0:
+                moved[:by] = labels[k][:1]
+            elif by < 0:
+                moved[by:] = labels[k][-1:]
+            ok = np.isfinite(smoothed[k])
+            y.append(moved[ok])
+            s.append(smoothed[k][ok])
+        return metrics.auc(np.concatenate(y), np.concatenate(s))
+    base = micro(0)
+    return max((micro(by) - base, by) for by in range(-most, most + 1) if by)
+
+
 def safe(name):
     return str(name).replace("/", "_")
 
@@ -260,13 +285,22 @@ def print_table(columns, data, protocol):
         cells = [v.get(key) for v in columns.values()]
         if any(c is not None for c in cells):
             print(f"{title:<24}" + "".join(f"{'–' if c is None else f'{100 * c:.2f}':>{width}}" for c in cells))
-    best = max((v.get("micro_auc", 0), k) for k, v in list(columns.items())[1:]) if len(columns) > 1 else None
-    if best and "micro_auc" in first:
-        gap = 100 * (first["micro_auc"] - best[0])
+    print()
+
+
+def print_remarks(result, others):
+    """Where a result stands beside the baselines; its AUC by kind of event; measures that are not defined, and why."""
+    best = max(((v.get("micro_auc", 0), k) for k, v in others.items()), default=None)
+    if best and "micro_auc" in result:
+        gap = 100 * (result["micro_auc"] - best[0])
         print(f"micro AUC is {abs(gap):.2f} points {'above' if gap >= 0 else 'BELOW'} the better trivial baseline ({best[1]})")
-    if first.get("auc_per_event"):
-        print("micro AUC by kind of event: " + ", ".join(f"{k} {100 * v:.1f}" for k, v in first["auc_per_event"].items()))
-    for name, why in first.get("undefined", {}).items():
+    if result.get("auc_per_event"):
+        print("micro AUC by kind of event: " + ", ".join(f"{k} {100 * v:.1f}" for k, v in result["auc_per_event"].items()))
+    if "labels_look_shifted" in result:
+        found = result["labels_look_shifted"]
+        print(f"WARNING: micro AUC would be {100 * found['micro_auc_would_rise_by']:.1f} points higher with all labels moved by "
+              f"{found['frames']:+d} frames: are labels and frames of the same version? (nothing was moved)")
+    for name, why in result.get("undefined", {}).items():
         print(f"{name}: not defined here ({why})")
     print()
 

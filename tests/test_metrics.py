@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from common import metrics, smoothing
+from common import evaluation, metrics, smoothing
 from common.files import UserError
 
 
@@ -125,3 +125,21 @@ def test_auc_by_kind_of_event():
     events = [("a", "cart", 1, 3), ("a", "run", 3, 4), ("b", "run", 0, 2), ("gone", "run", 0, 1)]
     got = per_event(scores, labels, events)   # normal frames: 0.1, 0.5, 0.3, 0.0
     assert got == {"cart": 1.0, "run": pytest.approx((2 + 3) / 8)}
+
+
+def test_labels_that_do_not_belong_are_noticed():
+    rng, labels, scores = np.random.default_rng(0), {}, {}
+    for i in range(6):
+        y = np.zeros(120, np.uint8)
+        y[30 + 5 * i:50 + 5 * i] = 1
+        labels[f"v{i}"], scores[f"v{i}"] = y, y + rng.normal(0, 0.3, 120)
+    gain, _ = evaluation.shift_gain(scores, labels)
+    assert gain < 0.005
+    moved = {k: np.roll(y, 6) for k, y in labels.items()}                 # labels come six frames late
+    gain, frames = evaluation.shift_gain(scores, moved)
+    assert frames == -6 and gain > 0.1
+    y, s = (np.concatenate([x[k] for k in labels]) for x in (labels, scores))
+    late = np.concatenate([moved[k] for k in moved])
+    assert abs(gain - (metrics.auc(y, s) - metrics.auc(late, s))) < 1e-9  # exactly what the shift costs
+    swapped = {**labels, "v0": labels["v5"], "v5": labels["v0"]}
+    assert metrics.auc(np.concatenate([swapped[k] for k in swapped]), s) < metrics.auc(y, s) - 0.05
