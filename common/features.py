@@ -64,6 +64,7 @@ class FeatureData:
         self.name, self.root, self.train, self.test = name, root, train, test
         self.label_source, self._labels, self._flat = "none", {}, None
         self.skipped = {}                       # video: why it is not here
+        self.settings = None                    # how they were made, where they were made from videos
         self.videos = {}                        # (split, name): Video, where the features were made from videos
         self._start = dict(zip((v.name for v in test), np.cumsum([0, *map(len, test)]).tolist()))   # its first clip among all of them
         everyone = train + test

@@ -2,6 +2,7 @@
 
     python frd_uvad/eval.py --dataset demo --checkpoint runs/frd_uvad/demo/frd.pt
     python frd_uvad/eval.py --dataset_name ucfcrime --features data/UCF-Crime --ckpt_path authors.pkl --protocol official
+    python frd_uvad/eval.py --video my.mp4 --checkpoint runs/frd_uvad/folder/frd.pt
 """
 import argparse
 import sys
@@ -15,8 +16,9 @@ from tqdm import tqdm  # noqa: E402
 
 from common import evaluation, metrics, smoothing, training  # noqa: E402
 from common.datasets import report_skipped  # noqa: E402
-from common.features import CLIP, canonical_features, frames_of_clips  # noqa: E402
+from common.features import CLIP, FeatureVideo, canonical_features, frames_of_clips  # noqa: E402
 from common.files import UserError, run, writable_folder, write_json  # noqa: E402
+from common.video import Decoder, open_video  # noqa: E402
 from frd_uvad import preprocess, scoring  # noqa: E402
 
 BATCH = 128                    # clips by which the published evaluation parts normal from abnormal videos
@@ -35,6 +37,7 @@ def parse(argv=None):
     training.add_flags(parser, out="the checkpoint's folder")
     parser.add_argument("--checkpoint", "--ckpt_path", type=Path, default=None,
                         help="our checkpoint or the authors' (default: runs/frd_uvad/<dataset>/frd.pt)")
+    parser.add_argument("--video", type=Path, default=None, help="a video file or a folder of frames instead of the test set")
     add_eval_flags(parser)
     return parser.parse_args(argv)
 
@@ -125,6 +128,21 @@ def evaluate(args, data, checkpoint, r):
     return report
 
 
+def score_video(args, r):
+    """One's own footage: scores.csv, curve.png, overlay.mp4."""
+    video, (net, state) = open_video(args.video), scoring.load_model(args.checkpoint)
+    if not state.get("features"):
+        raise UserError(f"{args.checkpoint} was trained on features made elsewhere: make those of {args.video} alike, and score them with "
+                        "--features")
+    features, frames, fps = preprocess.features_of_video(video, state["features"], r)
+    if features.shape[2] != net.scorer.fc1.in_features:
+        raise UserError(f"checkpoint {args.checkpoint} is for features of width {net.scorer.fc1.in_features}, those of {args.video} have "
+                        f"{features.shape[2]}")
+    out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / evaluation.safe(video.name))
+    scores, _ = score(net.eval().to(r.device), FeatureVideo(video.name, "test", [features], path=video.path), r)
+    evaluation.write_own_video(video.name, Decoder(video), fps, frames_of_clips(scores, frames), args.smoothing, "FRD-UVAD", out)
+
+
 def main(argv=None):
     args = parse(argv)
     smoothing.parse(args.smoothing)
@@ -132,6 +150,8 @@ def main(argv=None):
     name = canonical_features(args.dataset) or args.dataset
     args.checkpoint = args.checkpoint or Path("runs/frd_uvad") / name / "frd.pt"
     scoring.load_model(args.checkpoint)  # a wrong file is refused before any work
+    if args.video:
+        return score_video(args, r)
     evaluate(args, preprocess.prepare(args, r), args.checkpoint, r)
     r.close()
 

@@ -42,10 +42,10 @@ def add_data_flags(parser):
                    help=argparse.SUPPRESS)
 
 
-def clips_of(video, count):
+def clips_of(decoder, count):
     """Yield uint8 [CLIP, H, W, C] of consecutive frames; the last clip is filled up with its last frame. count[0] counts frames."""
     frames = []
-    for frame in Decoder(video):
+    for frame in decoder:
         tick()
         count[0] += 1
         frames.append(frame)
@@ -115,6 +115,36 @@ class Backbone:
         return x.float().flatten(1).view(len(clips), self.crops, -1).cpu().numpy()
 
 
+def statistics_of(clips):
+    """The same interface as Backbone.encode."""
+    return np.stack([statistics(c) for c in clips])
+
+
+def encoder_of(backbone, weights, crops, r):
+    """-> function(list of clips uint8 [CLIP, H, W, C]) giving float32 [n, crops, width]."""
+    return statistics_of if backbone == STAND_IN else Backbone(backbone, weights, crops, r).encode
+
+
+def batches_of(clips, encode, batch):
+    """Features float16 [n, crops, width], `batch` clips at a time."""
+    waiting = []
+    for clip in clips:
+        waiting.append(clip)
+        if len(waiting) == batch:
+            yield encode(waiting).astype(np.float16)
+            waiting = []
+    if waiting:
+        yield encode(waiting).astype(np.float16)
+
+
+def features_of_video(video, settings, r):
+    """One's own footage -> features [clips, crops, width], number of frames, frames per second (0 where unknown)."""
+    decoder, count = Decoder(video), [0]
+    encode = encoder_of(settings["backbone"], settings["weights"], settings["crops"], r)
+    parts = list(batches_of(clips_of(decoder, count), encode, max(1, 8 // settings["crops"])))
+    return np.concatenate(parts), count[0], decoder.fps
+
+
 class ClipFiles(VideoFiles):
     what = "clip features"
 
@@ -131,30 +161,28 @@ def build(files, videos, args, r, shard):
         _, errors = map_videos(_statistics, [(files, v) for v in fresh], workers=args.workers or training.cores(), total=total,
                                label="features")
         return {**failed, **{fresh[i].key: e for i, e in errors}}
-    net = Backbone(args.backbone, args.weights, args.crops, r)
+    encode = encoder_of(args.backbone, args.weights, args.crops, r)
     with tqdm(total=total, desc="features", unit="frame", dynamic_ncols=True, mininterval=2) as bar:
-        def parts(video, count):
-            waiting = []
-            for clip in clips_of(video, count):
-                waiting.append(clip)
-                if len(waiting) == max(1, 8 // args.crops):
-                    yield net.encode(waiting).astype(np.float16)
-                    bar.update(len(waiting) * CLIP)
-                    waiting = []
-            if waiting:
-                yield net.encode(waiting).astype(np.float16)
         for v in fresh:
-            count = [0]
+            count, before = [0], bar.n
             try:
-                files.write(v, parts(v, count), lambda shape, n=count: describe(shape, n))
+                parts = batches_of(clips_of(Decoder(v), count), encode, max(1, 8 // args.crops))
+                files.write(v, counted(parts, bar), lambda shape, n=count: describe(shape, n))
             except UserError as e:
                 failed[v.key] = str(e)
+            bar.n = before + v.expected_frames()
     return failed
+
+
+def counted(parts, bar):
+    for part in parts:
+        yield part
+        bar.update(len(part) * CLIP)
 
 
 def _statistics(job):
     (files, video), count = job, [0]
-    files.write(video, (statistics(c)[None].astype(np.float16) for c in clips_of(video, count)), lambda shape: describe(shape, count))
+    files.write(video, batches_of(clips_of(Decoder(video), count), statistics_of, 8), lambda shape: describe(shape, count))
 
 
 def describe(shape, count):
@@ -183,6 +211,7 @@ def prepare(args, r, splits=("train", "test")):
         out.label_source = data.label_source
         for v in ready.test:
             out._labels[v.name] = data.labels(v, files.info(v)["frames"])
+    out.settings = {k: str(getattr(args, k)) if k != "crops" else args.crops for k in ("backbone", "weights", "crops")}
     out.skipped, out.videos = ready.skipped, {(v.split, v.name): v for v in videos}
     return out
 

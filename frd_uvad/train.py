@@ -164,7 +164,7 @@ class Trainer:
         self.net = FRD(**model_args).to(r.device)
         self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=plan["lr"], betas=BETAS, fused=True)
         self.bank, self.epoch, self.seconds, self.done = Bank(max(1, int(plan["beta"] * plan["batch_size"]))), 0, 0.0, False
-        self.labels = None
+        self.labels, self.features = None, None
         if auxiliary and auxiliary.labels is not None:
             self.labels = torch.from_numpy(labels_of_clips(auxiliary, windows)).to(r.device)
         elif auxiliary:
@@ -178,7 +178,8 @@ class Trainer:
             training.save_checkpoint(self.path, {
                 "method": "frd_uvad", "done": self.done, "model_args": self.model_args, "plan": self.plan, "identity": self.identity,
                 "model_state_dict": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "epoch": self.epoch,
-                "seconds": self.seconds, "bank": self.bank.windows, "bank_first": self.bank.first.tolist(), "rng": training.get_rng()})
+                "seconds": self.seconds, "features": self.features, "bank": self.bank.windows,
+                "bank_first": self.bank.first.tolist(), "rng": training.get_rng()})
 
     def load(self):
         if not self.path.exists():
@@ -338,6 +339,7 @@ def train(args, data, r, folder, auxiliary_spec, title):
     identity = {"model_args": model_args, "dataset": data.name, "clips": len(windows), "seed": args.seed, "precision": r.precision,
                 "processes": r.world, "auxiliary": auxiliary_spec.split(":")[0], **{k: v for k, v in plan.items() if k != "epochs"}}
     trainer = Trainer(plan, model_args, windows, auxiliary, r, writable_folder(folder) / "frd.pt", identity, args.seed)
+    trainer.features = data.settings
     log = training.Log(folder / "log.jsonl")
     resumed = trainer.load() if args.resume else False
     if r.main and not resumed:

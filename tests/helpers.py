@@ -7,6 +7,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from common.video import FrameCache, open_video
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -40,6 +42,15 @@ def save_video(path, frames, fps=10):
         writer.write(f)
     writer.release()
     return path
+
+
+def cached(tmp_path, *videos, size=(32, 64)):
+    """Videos written as frames and decoded again at one size: [uint8 [T, H, W, C] memory map]."""
+    cache, out = FrameCache(tmp_path / "frames", size), []
+    for i, x in enumerate(videos):
+        out.append(open_video(save_frames(tmp_path / "source" / f"v{i}", x)))
+    cache.build(out, 1)
+    return [cache.frames(v) for v in out]
 
 
 def tiny_folder(root, train=2, test=2, frames=24):

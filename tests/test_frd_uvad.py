@@ -112,6 +112,11 @@ def test_videos_to_features_to_scores(tmp_path):
     assert "width 1024" in done.stdout
     scores = load_arrays(tmp_path / "run" / "strict" / "scores.npz", "scores")
     assert {k: len(v) for k, v in scores.items()} == {"b0": 40, "b1": 40, "b9": 5}
+    own = script("frd_uvad/eval.py", "--video", root / "test" / "b9", "--checkpoint", tmp_path / "run" / "frd.pt", "--out",
+                 tmp_path / "own")
+    assert "b9: 5 frames" in own.stdout and (tmp_path / "own" / "b9" / "overlay.mp4").stat().st_size > 500
+    table = (tmp_path / "own" / "b9" / "scores.csv").read_text().splitlines()
+    assert len(table) == 6 and abs(float(table[1].split(",")[2]) - scores["b9"][0]) < 1e-4
     state = training.load_checkpoint(tmp_path / "run" / "frd.pt")
     assert state["bank"] is None or (tmp_path / "run" / "bank.png").stat().st_size > 1000
     speed = script("frd_uvad/train.py", "--dataset", "folder", "--data-root", root, "--cache", tmp_path / "cache", *SMALL,

@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import cv2
@@ -13,14 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from common import datasets, training
+from common import training
 from common.batches import parts_of
 from common.files import UserError, load_arrays
-from common.video import FrameCache, open_video
-from sdmae import live, pseudo, scoring
-from sdmae.frames import SEEN, STEPS, Frames, gradient_of, image_of, noise_table, target_of
+from sdmae import scoring
+from sdmae.frames import STEPS, Frames, gradient_of, image_of, noise_table, target_of
 from sdmae.model import SDMAE, error_maps, pixel_errors, teacher_loss, token_weights
-from tests.helpers import ROOT, refused, same_scores, save_frames, save_video, script, tiny_folder, torchrun, walkers
+from tests.helpers import ROOT, cached, refused, same_scores, save_frames, save_video, script, tiny_folder, torchrun, walkers
 
 SMALL = ("--dataset", "folder", "--size", "small", "--image-size", "64x96", "--patch", "8", "--epochs", "4", "--batch-size", "8",
          "--workers", "1", "--device", "cpu")
@@ -175,14 +173,6 @@ def test_constant_videos_smaller_than_a_patch_and_of_one_frame(tmp_path):
 
 # ------------------------------------------------------------------------------------------------------ input and model
 
-def cached(tmp_path, *videos, size=(32, 64)):
-    cache, out = FrameCache(tmp_path / "frames", size), []
-    for i, x in enumerate(videos):
-        out.append(open_video(save_frames(tmp_path / "source" / f"v{i}", x)))
-    cache.build(out, 1)
-    return [cache.frames(v) for v in out]
-
-
 def test_samples_equal_a_plain_loop(tmp_path):
     arrays = cached(tmp_path, walkers(9, channels=3), walkers(2, channels=1), walkers(1, channels=1, seed=2))
     frames = Frames(arrays, steps=STEPS)
@@ -256,87 +246,6 @@ def test_weights_of_a_still_image_are_even():
     assert abs(float(loss) - 2.0) < 1e-5  # squared error 1 everywhere, summed over two images
 
 
-# ---------------------------------------------------------------------------------------------------------- pseudo anomalies
-
-def test_pasted_objects_are_where_the_mask_says():
-    rng = np.random.default_rng(0)
-    found = [[(np.full((3, 64, 64), 250, np.uint8), np.full((1, 64, 64), 255, np.uint8), (8, 6), (20.0, 30.0 + t))
-              for t in range(pseudo.LENGTH)] for _ in range(3)]
-    bank = pseudo.bank_of(found, "self")
-    five = torch.full((40, 5, 3, 32, 64), 10, dtype=torch.uint8)
-    chosen = pseudo.choose(bank, 40, 0.5, (32, 64), rng)
-    seen, mask = pseudo.paste(five, bank, chosen, STEPS, pseudo.span_of(bank))
-    touched = torch.zeros(40, dtype=torch.bool)
-    touched[chosen["sample"]] = True
-    assert (five == 10).all() and 8 < int(touched.sum()) < 32
-    assert (seen[~touched] == 10).all() and (mask[~touched] == 0).all()
-    inside, outside = mask[touched, 0] > 0, seen[touched, 2, 0] == 10
-    assert (seen[touched, 2, 0][inside] > 120).all()             # the object's colour where the mask is
-    grown = torch.nn.functional.max_pool2d(inside.float()[:, None], 3, 1, 1)[:, 0] > 0
-    assert outside[~grown].all()                                 # untouched elsewhere
-    whole = [i for i in range(len(inside)) if not (inside[i][[0, -1]].any() or inside[i][:, [0, -1]].any())]
-    for i in whole:                                              # as large as chosen
-        area = 48 * float(chosen["grow"][i]) ** 2
-        assert 0.6 * area - 6 < int(inside[i].sum()) < 1.4 * area + 6
-    # the motion: speed factor times the object's own pixel per frame
-    for i in whole:
-        rows, columns = (torch.nonzero(seen[touched][i, k, 0] > 120).float().mean(0) for k in (1, 3))
-        moved = float((columns - rows).norm())
-        edge = (seen[touched][i][[1, 3], 0][:, [0, -1]] > 10).any() or (seen[touched][i][[1, 3], 0][:, :, [0, -1]] > 10).any()
-        assert edge or abs(moved - 2 * float(chosen["speed"][i])) < 1.0
-
-
-def test_moving_objects_are_cut_out(tmp_path):
-    arrays = cached(tmp_path, walkers(60, size=(64, 96), speed=1), size=(64, 96))
-    bank = pseudo.from_training(arrays, 8)
-    assert bank.source == "self" and len(bank) >= 3
-    assert bank.sizes.mean() > 8 and (bank.masks > 0).float().mean() > 0.5
-    speed = (bank.places[:, -1] - bank.places[:, 0]) / (pseudo.LENGTH - 1)
-    assert abs(float(speed[:, 1].median()) - 1) < 0.3 and abs(float(speed[:, 0].median())) < 0.3
-    assert pseudo.from_training([np.full((20, 32, 64, 1), 9, np.uint8)], 8) is None
-
-
-# ------------------------------------------------------------------------------------------------------------- UBnormal
-
-def make_ubnormal(root):
-    (root / "scripts").mkdir(parents=True)
-    lists = {"normal_training": ["normal_scene_1_scenario_1"], "abnormal_training": ["abnormal_scene_1_scenario_2"],
-             "normal_test": ["normal_scene_2_scenario_1"], "abnormal_test": ["abnormal_scene_2_scenario_10"]}
-    for k, names in lists.items():
-        (root / "scripts" / f"{k}_video_names.txt").write_text("\n".join(names) + "\n")
-        for name in names:
-            scene = root / f"Scene{name.split('_')[2]}"
-            save_video(scene / f"{name}.avi", walkers(12, size=(160, 320)))
-            if name.startswith("abnormal"):
-                notes = scene / f"{name}_annotations"
-                notes.mkdir()
-                (notes / f"{name}_tracks.txt").write_text("1.000e+00,2.000e+00,9.000e+00\n2,4,30\n")
-                for t in range(2, 12):
-                    ids = np.zeros((160, 320), np.uint8)
-                    ids[40:80, 20 + t:50 + t] = 1 if t < 10 else 0
-                    ids[100:120, 200:220] = 2 if t >= 4 else 0
-                    cv2.imwrite(str(notes / f"{name}_{t:04d}_gt.png"), ids)
-    return root
-
-
-def test_ubnormal_reader_and_its_objects(tmp_path):
-    data = datasets.find("UBnormal", make_ubnormal(tmp_path / "UBnormal"))
-    assert [v.name for v in data.train] == ["normal_scene_1_scenario_1"]
-    assert [v.name for v in data.test] == ["abnormal_scene_2_scenario_10", "normal_scene_2_scenario_1"]
-    assert [v.name for v in data.abnormal_train] == ["abnormal_scene_1_scenario_2"] and data.test[0].scene == "2"
-    assert data.labels(data.test[0], 12).tolist() == [0, 0] + [1] * 10  # a track that ends after the video is cut
-    assert data.labels(data.test[1], 12).sum() == 0
-    tracks = data.tracks(data.test[0])
-    assert tracks[0].tolist() == [1, 2, 22, 40, 51, 79] and (tracks[:, 0] == 2).sum() == 8
-    assert data.masks(data.test[0]).shape == (12, 160, 320) and data.masks(data.test[1]).sum() == 0
-    bank = pseudo.from_ubnormal(data, (160, 320), 3)
-    assert len(bank) == 1 and bank.source == "ubnormal" and bank.sizes[0, 0].tolist() == [40, 30]  # the 20 × 20 one is too small
-    assert (bank.crops[:, :, 0] == bank.crops[:, :, 2]).all()
-    (tmp_path / "UBnormal" / "scripts" / "normal_test_video_names.txt").unlink()
-    with pytest.raises(UserError, match="normal_test_video_names.txt"):
-        datasets.find("ubnormal", tmp_path)
-
-
 # ------------------------------------------------------------------------------------------------------------------ live
 
 def watch(base, root, *more, **kwargs):
@@ -357,70 +266,6 @@ def test_own_video_scores_equal_those_of_the_dataset(trained, tmp_path):
     while capture.read()[0]:
         n += 1
     assert n == 24
-
-
-def test_events_and_threshold(tmp_path):
-    said = []
-    with open(tmp_path / "e.csv", "w", newline="") as f:
-        events = live.Events(1.0, 4.0, f, said.append)
-        for t, s in enumerate([0, 2, 3, 0, 0, 2, 0, 0, 0, 0, 0, 5]):
-            events.add(t, s)
-        events.end()
-    table = list(csv.DictReader(open(tmp_path / "e.csv")))
-    assert [(x["start_frame"], x["end_frame"], x["peak_frame"]) for x in table] == [("1", "5", "2"), ("11", "11", "11")]
-    scores = np.random.default_rng(0).exponential(1.0, 200000)
-    level = live.calibrate(scores, 1.0, 25.0, 1)
-    assert abs(level - np.log(3600 * 25)) < 0.5  # exponential scores: P(x > level) is once in an hour of frames
-    assert live.calibrate(scores, 0.1, 25.0, 1) > level
-    assert np.allclose(live.moving_mean([1, 2, 3, 4], 2), [1, 1.5, 2.5, 3.5])
-
-
-class FakeCapture:
-    """A camera of ten frames at a time that is lost twice."""
-    opened = 0
-
-    def __init__(self, address):
-        FakeCapture.opened += 1
-        self.left, self.ok = 10, FakeCapture.opened != 2  # the first attempt to reconnect fails
-
-    def isOpened(self):
-        return self.ok
-
-    def get(self, key):
-        return 25.0
-
-    def read(self):
-        self.left -= 1
-        return (True, np.full((32, 64, 3), FakeCapture.opened, np.uint8)) if self.left >= 0 else (False, None)
-
-    def release(self):
-        pass
-
-
-def test_a_lost_stream_is_opened_again(monkeypatch):
-    FakeCapture.opened, said = 0, []
-    monkeypatch.setattr(live.cv2, "VideoCapture", FakeCapture)
-    stream, stop, got = live.Stream("rtsp://x/y", 0.01, said.append), threading.Event(), []
-    for segment, frame in stream.frames(stop):
-        got.append((segment, int(frame[0, 0, 0])))
-        if len(got) == 25:
-            stop.set()
-    assert sum("lost" in x for x in said) >= 2 and sum("back" in x for x in said) >= 2
-    assert [s for s, v in got if v == 1] == [0] * 10 and all(s > 0 for s, v in got if v > 1)
-
-
-def test_no_neighbours_across_a_gap():
-    window, got = live.Window((4, 8)), []
-    for t in range(5):
-        got += window.add(0, np.full((4, 8, 3), t, np.uint8))
-    for t in range(5, 14):
-        got += window.add(1, np.full((4, 8, 3), t, np.uint8))
-        assert len(window.kept) <= 7
-    got += window.flush()
-    assert [t for t, _, _ in got] == list(range(14))
-    for t, seen, frame in got:
-        first, last = (0, 4) if t < 5 else (5, 13)
-        assert seen[:, 0, 0, 0].tolist() == [t + d if first <= t + d <= last else t for d in SEEN] and frame[0, 0, 0] == t
 
 
 def test_ctrl_c_ends_with_everything_written(trained, tmp_path):

@@ -6,6 +6,7 @@ and frd_uvad read them.
     python frd_uvad/train.py --dataset features --features features/svmae/ped2       # what frd_uvad makes of them
 """
 import argparse
+import itertools
 import shutil
 import sys
 from pathlib import Path
@@ -153,9 +154,11 @@ def depth_of(args, video, size, r, folder):
     """Nearness of one video's frames at `size`."""
     if args.depth == "perspective":
         return Depth("perspective", [video], [np.zeros((1, *size, 1), np.uint8)], folder, r.device)
-    frames = [resize(f, size) for f in Decoder(video)] if args.depth == "midas" else None
-    array = np.stack(frames) if frames else np.broadcast_to(np.zeros((1, 1, 1, 1), np.uint8), (video.expected_frames(), *size, 1))
-    return Depth("midas" if args.depth == "midas" else Path(args.depth), [video], [array], folder, r.device)
+    if args.depth == "midas":
+        middle = next(itertools.islice(Decoder(video), video.expected_frames() // 2, None))
+        return Depth("midas", [video], [resize(middle, size)[None]], folder, r.device)
+    shape = np.broadcast_to(np.zeros(1, np.uint8), (video.expected_frames(), *size, 1))     # of the frames that the maps belong to
+    return Depth(Path(args.depth), [video], [shape], folder, r.device)
 
 
 def main(argv=None):

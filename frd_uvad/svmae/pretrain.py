@@ -94,7 +94,7 @@ def prepare(args, r, size):
         r.say(f"note: {len(other)} videos of another shape than {w}×{h}, such as {other[0].name}, are squeezed to it")
     if r.main:
         r.barrier()
-    ready.report_skipped()
+        ready.report_skipped()
     return data, usable, [cache.frames(v) for v in usable], folder
 
 

@@ -1,0 +1,72 @@
+"""Live scoring of AED-MAE without a network: events, thresholds, lost streams, and which frames make a sample."""
+import csv
+import threading
+
+import numpy as np
+
+from sdmae import live
+from sdmae.frames import SEEN
+
+
+def test_events_and_threshold(tmp_path):
+    said = []
+    with open(tmp_path / "e.csv", "w", newline="") as f:
+        events = live.Events(1.0, 4.0, f, said.append)
+        for t, s in enumerate([0, 2, 3, 0, 0, 2, 0, 0, 0, 0, 0, 5]):
+            events.add(t, s)
+        events.end()
+    table = list(csv.DictReader(open(tmp_path / "e.csv")))
+    assert [(x["start_frame"], x["end_frame"], x["peak_frame"]) for x in table] == [("1", "5", "2"), ("11", "11", "11")]
+    scores = np.random.default_rng(0).exponential(1.0, 200000)
+    level = live.calibrate(scores, 1.0, 25.0, 1)
+    assert abs(level - np.log(3600 * 25)) < 0.5  # exponential scores: P(x > level) is once in an hour of frames
+    assert live.calibrate(scores, 0.1, 25.0, 1) > level
+    assert np.allclose(live.moving_mean([1, 2, 3, 4], 2), [1, 1.5, 2.5, 3.5])
+
+
+class FakeCapture:
+    """A camera of ten frames at a time that is lost twice."""
+    opened = 0
+
+    def __init__(self, address):
+        FakeCapture.opened += 1
+        self.left, self.ok = 10, FakeCapture.opened != 2  # the first attempt to reconnect fails
+
+    def isOpened(self):
+        return self.ok
+
+    def get(self, key):
+        return 25.0
+
+    def read(self):
+        self.left -= 1
+        return (True, np.full((32, 64, 3), FakeCapture.opened, np.uint8)) if self.left >= 0 else (False, None)
+
+    def release(self):
+        pass
+
+
+def test_a_lost_stream_is_opened_again(monkeypatch):
+    FakeCapture.opened, said = 0, []
+    monkeypatch.setattr(live.cv2, "VideoCapture", FakeCapture)
+    stream, stop, got = live.Stream("rtsp://x/y", 0.01, said.append), threading.Event(), []
+    for segment, frame in stream.frames(stop):
+        got.append((segment, int(frame[0, 0, 0])))
+        if len(got) == 25:
+            stop.set()
+    assert sum("lost" in x for x in said) >= 2 and sum("back" in x for x in said) >= 2
+    assert [s for s, v in got if v == 1] == [0] * 10 and all(s > 0 for s, v in got if v > 1)
+
+
+def test_no_neighbours_across_a_gap():
+    window, got = live.Window((4, 8)), []
+    for t in range(5):
+        got += window.add(0, np.full((4, 8, 3), t, np.uint8))
+    for t in range(5, 14):
+        got += window.add(1, np.full((4, 8, 3), t, np.uint8))
+        assert len(window.kept) <= 7
+    got += window.flush()
+    assert [t for t, _, _ in got] == list(range(14))
+    for t, seen, frame in got:
+        first, last = (0, 4) if t < 5 else (5, 13)
+        assert seen[:, 0, 0, 0].tolist() == [t + d if first <= t + d <= last else t for d in SEEN] and frame[0, 0, 0] == t
