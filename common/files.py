@@ -3,11 +3,17 @@ import contextlib
 import errno
 import json
 import os
+import socket
 import sys
 import zipfile
 from pathlib import Path
 
 import numpy as np
+
+try:
+    import fcntl
+except ImportError:            # not on Windows
+    fcntl = None
 
 
 class UserError(Exception):
@@ -51,6 +57,32 @@ def writable_folder(path):
         e.filename = str(path)
         raise UserError(describe(e)) from None
     return path
+
+
+_claimed = {}
+
+
+def claim(folder):
+    """Keep `folder` for this process until it ends; a second run that would write there is refused, naming the first. -> folder"""
+    path = Path(folder).resolve() / ".running"
+    if fcntl is None or path in _claimed:
+        return folder
+    file = open(path, "a+")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)   # the system lets go of it however the process ends
+    except BlockingIOError:
+        file.seek(0)
+        first = file.read().strip()
+        file.close()
+        raise UserError(f"{folder} belongs to another run that is still going on ({first}): wait for it to end, or choose another "
+                        "--out") from None
+    except OSError:
+        return folder                                      # a network file system without locks
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    _claimed[path] = file
+    return folder
 
 
 @contextlib.contextmanager

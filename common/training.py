@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from common.files import UserError, first_line, replacing
+from common.files import UserError, claim, first_line, replacing, writable_folder
 
 
 def add_flags(parser, *, out, epochs=None, batch_size=None, lr=None, number=None):
@@ -81,6 +81,11 @@ class Run:
     def say(self, text):
         if self.main:
             print(text, flush=True)
+
+    def output(self, folder):
+        """The folder that this run writes into, which no other run may use meanwhile."""
+        folder = writable_folder(folder)
+        return claim(folder) if self.main else folder
 
     def barrier(self):
         if self.world > 1:

@@ -20,7 +20,7 @@ from tqdm import tqdm  # noqa: E402
 from common import benchmark, plots, training  # noqa: E402
 from common.batches import parts_of, read_ahead  # noqa: E402
 from common.features import CLIP  # noqa: E402
-from common.files import UserError, run, writable_folder  # noqa: E402
+from common.files import UserError, run  # noqa: E402
 from common.video import Decoder, as_channels, resize  # noqa: E402
 from frd_uvad import preprocess, scoring  # noqa: E402
 from frd_uvad.model import FRD, joins_bank, losses  # noqa: E402
@@ -338,7 +338,7 @@ def train(args, data, r, folder, auxiliary_spec, title):
     model_args = model_args_of(args, data)
     identity = {"model_args": model_args, "dataset": data.name, "clips": len(windows), "seed": args.seed, "precision": r.precision,
                 "processes": r.world, "auxiliary": auxiliary_spec.split(":")[0], **{k: v for k, v in plan.items() if k != "epochs"}}
-    trainer = Trainer(plan, model_args, windows, auxiliary, r, writable_folder(folder) / "frd.pt", identity, args.seed)
+    trainer = Trainer(plan, model_args, windows, auxiliary, r, r.output(folder) / "frd.pt", identity, args.seed)
     trainer.features = data.settings
     log = training.Log(folder / "log.jsonl")
     resumed = trainer.load() if args.resume else False

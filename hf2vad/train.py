@@ -17,7 +17,7 @@ from tqdm import tqdm  # noqa: E402
 
 from common import benchmark, training  # noqa: E402
 from common.batches import Batches, copy_rows  # noqa: E402
-from common.files import UserError, load_array, read_json, replacing, run, writable_folder, write_json  # noqa: E402
+from common.files import UserError, load_array, read_json, replacing, run, write_json  # noqa: E402
 from hf2vad import preprocess, scoring  # noqa: E402
 from hf2vad.model import cvae_losses, full_losses, memae_losses  # noqa: E402
 
@@ -261,7 +261,7 @@ def monitor(ready, records, training_records, every, args, r):
 def train(args, ready, r):
     """Run the stages that are missing. -> path of the newest complete checkpoint."""
     dataset = ready.data.name
-    folder = writable_folder(args.out or Path("runs/hf2vad") / dataset)
+    folder = r.output(args.out or Path("runs/hf2vad") / dataset)
     plan, size = plan_of(args, dataset), args.size or ("small" if dataset == "demo" else "full")
     if not ready.train:
         raise UserError(f"{dataset} has no training videos under {ready.data.root}: HF2-VAD learns from normal videos in a "

@@ -17,7 +17,7 @@ from tqdm import tqdm  # noqa: E402
 
 from common import benchmark, training  # noqa: E402
 from common.batches import take_rows  # noqa: E402
-from common.files import UserError, run, writable_folder  # noqa: E402
+from common.files import UserError, run  # noqa: E402
 from scene_aware_ae import preprocess, scoring  # noqa: E402
 from scene_aware_ae.model import SceneAwareAE, losses  # noqa: E402
 
@@ -157,7 +157,7 @@ class Trainer:
 def train(args, ready, encoder, r):
     """-> path of the finished checkpoint."""
     dataset = ready.data.name
-    folder = writable_folder(args.out or Path("runs/scene_aware_ae") / dataset)
+    folder = r.output(args.out or Path("runs/scene_aware_ae") / dataset)
     if not ready.train:
         raise UserError(f"{dataset} has no training videos under {ready.data.root}: put normal videos into train/")
     for key in ("iterations", "segments_per_scene", "epochs", "batch_size"):

@@ -17,7 +17,7 @@ from tqdm import tqdm  # noqa: E402
 
 from common import benchmark, datasets, metrics, training  # noqa: E402
 from common.batches import parts_of  # noqa: E402
-from common.files import UserError, run, writable_folder  # noqa: E402
+from common.files import UserError, run  # noqa: E402
 from sdmae import preprocess, pseudo, scoring  # noqa: E402
 from sdmae.frames import STEPS, Frames, gradient_of, image_of, target_of  # noqa: E402
 from sdmae.model import SDMAE, student_loss, teacher_loss  # noqa: E402
@@ -228,7 +228,7 @@ def observer(args, ready, rule, r):
 def train(args, ready, size, patch, r):
     """-> path of the finished checkpoint."""
     dataset = ready.data.name
-    plan, folder = plan_of(args, dataset), writable_folder(args.out or Path("runs/sdmae") / dataset)
+    plan, folder = plan_of(args, dataset), r.output(args.out or Path("runs/sdmae") / dataset)
     if not ready.train:
         raise UserError(f"{dataset} has no training videos under {ready.data.root}: put normal videos into train/")
     frames = Frames(ready.arrays(ready.train), r.device, STEPS)

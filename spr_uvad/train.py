@@ -18,7 +18,7 @@ from tqdm import tqdm  # noqa: E402
 
 from common import benchmark, training  # noqa: E402
 from common.batches import Batches  # noqa: E402
-from common.files import UserError, run, writable_folder  # noqa: E402
+from common.files import UserError, run  # noqa: E402
 from spr_uvad import advantage, preprocess, scoring  # noqa: E402
 from spr_uvad.model import MODES, cube_errors, self_paced_weights, weighted_loss  # noqa: E402
 
@@ -240,7 +240,7 @@ def videos_of(ready, setting):
 def train(args, ready, r):
     """-> path of the finished checkpoint."""
     dataset = ready.data.name
-    plan, folder = plan_of(args, dataset), writable_folder(args.out or Path("runs/spr_uvad") / dataset)
+    plan, folder = plan_of(args, dataset), r.output(args.out or Path("runs/spr_uvad") / dataset)
     if not ready.test:
         raise UserError(f"{dataset} has no test videos under {ready.data.root}: this method trains on the videos that it scores; "
                         "put them into test/, or straight into the folder")

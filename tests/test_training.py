@@ -1,6 +1,8 @@
 """Checkpoints, resuming and the loop's safeguards."""
 import json
 import pickle
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -10,7 +12,8 @@ import torch
 
 from common import training
 from common.batches import Batches
-from common.files import UserError, load_array
+from common.files import UserError, claim, load_array
+from tests.helpers import ROOT
 
 
 class Evil:
@@ -104,3 +107,17 @@ def test_batches_read_long_memory_maps_in_little_memory(tmp_path):
         assert (batch["number"][:, 0].numpy() == rows).all()
         worst = max(worst, mapped() - before)
     assert worst < 350
+
+
+def test_a_second_run_in_one_folder_is_refused_until_the_first_ends(tmp_path):
+    code = ("import sys, time; from common.files import claim; claim(sys.argv[1]); claim(sys.argv[1])\n"
+            "print('mine', flush=True); time.sleep(60)")
+    first = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    try:
+        assert first.stdout.readline() == "mine\n"
+        with pytest.raises(UserError, match=f"process {first.pid} on .*another --out"):
+            claim(tmp_path)
+    finally:
+        first.kill()
+        first.wait()
+    assert claim(tmp_path) == tmp_path

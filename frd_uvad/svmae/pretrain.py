@@ -18,7 +18,7 @@ from tqdm import tqdm  # noqa: E402
 
 from common import benchmark, datasets, plots, training  # noqa: E402
 from common.batches import parts_of  # noqa: E402
-from common.files import UserError, run, writable_folder  # noqa: E402
+from common.files import UserError, run  # noqa: E402
 from common.video import Decoder, FrameCache  # noqa: E402
 from frd_uvad.svmae import model as m  # noqa: E402
 from frd_uvad.svmae.clips import DEPTHS, WHOLE, Clips, Depth, cut, random_crops  # noqa: E402
@@ -251,7 +251,7 @@ def build(args, r):
     model_args = {**m.PRESETS[preset], "frames": plan["frames"], "size": plan["size"]}
     identity = {"model_args": model_args, "dataset": dataset, "clips": len(clips), "precision": r.precision, "processes": r.world,
                 "init": str(args.init) if args.init else None, **plan}
-    out = writable_folder(args.out or Path("runs/svmae") / dataset)
+    out = r.output(args.out or Path("runs/svmae") / dataset)
     trainer = Trainer(plan, model_args, clips, r, out / "pretrain.pt", identity)
     r.say(f"{dataset}: {len(videos)} videos, {len(clips)} clips of {plan['frames']} frames an epoch, {clips.size[0]}×{clips.size[1]} cut "
           f"to {plan['size']}², {int(np.prod(trainer.net.grid))} tokens, {sum(p.numel() for p in trainer.net.parameters()) / 1e6:.1f} M "

@@ -16,7 +16,7 @@ from tqdm import tqdm  # noqa: E402
 
 from common import training  # noqa: E402
 from common.features import find_features  # noqa: E402
-from common.files import UserError, run, writable_folder  # noqa: E402
+from common.files import UserError, run  # noqa: E402
 from frd_uvad.svmae.detector import FUSIONS, Detector, losses  # noqa: E402
 from frd_uvad.svmae.eval import METHOD, add_data_flags, add_eval_flags, evaluate, text_of  # noqa: E402
 
@@ -197,7 +197,7 @@ def train(args, data, r):
                   "text_dim": bags.text.shape[3] if args.text else 768, "aggregate_text": bool(args.text)}
     identity = {"model_args": model_args, "features": str(args.features.resolve()), "bags": bags.count, "precision": r.precision,
                 "processes": r.world, **{k: v for k, v in plan.items() if k != "iterations"}}
-    out = writable_folder(args.out or Path("runs/svmae") / f"{args.dataset}-detector")
+    out = r.output(args.out or Path("runs/svmae") / f"{args.dataset}-detector")
     try:
         trainer = Trainer(plan, model_args, bags, r, out / "detector.pt", identity)
     except RuntimeError as e:
