@@ -1,8 +1,9 @@
-"""Frozen frame encoders: CLIP through open_clip, or a compact stand-in that needs no download.
+"""Frozen frame encoders: CLIP through open_clip, features made elsewhere, or a compact stand-in that needs no download.
 
     encoder = ClipEncoder("ViT-L-14-quickgelu", "openai", "clip", run)
     encoder.encode(frames)        # uint8 [n, H, W, 3 or 1] of encoder.size -> float32 [n, encoder.width]
 """
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +13,21 @@ from torch import nn
 from tqdm import tqdm
 
 from common import training
-from common.files import UserError, first_line
+from common.features import CLIP
+from common.files import UserError, first_line, load_array, read_json
 from common.video import Decoder, as_channels, resize
 
 STAND_IN = "none:autoencoder"
 PREPROCESS = ("clip", "paper")
 
 
+FILES = "files:"                # and a folder of features made elsewhere
+
+
 def check(name, preprocess):
     """Refuse an unknown name before any work."""
+    if name.startswith(FILES):
+        return
     if name.startswith("none:"):
         if name != STAND_IN:
             raise UserError(f"--clip {name} is not known: the stand-in is called {STAND_IN}")
@@ -42,6 +49,41 @@ def save_weights(name, pretrained, path):
         raise UserError(f"--save-weights: {name} with {pretrained!r} could not be loaded ({first_line(e)})") from None
     training.save_checkpoint(path, model.state_dict())
     print(f"wrote {path}; copy it, and give --clip {name} --pretrained {Path(path).name} there")
+
+
+class GivenFeatures:
+    """Features made elsewhere: <folder>/<split>/<video>.npy, one row per frame [frames, width], or one per clip of 16 frames, [clips,
+    width] or [clips, crops, width], which all of its frames take (their mean over crops)."""
+    preprocess = "none"
+
+    def __init__(self, folder):
+        self.folder, self.name = Path(folder), f"{FILES}{folder}"
+        files = sorted(self.folder.glob("*/*.npy"))
+        if not files:
+            raise UserError(f"--clip {self.name}: there are no features <split>/<video>.npy in {folder}")
+        self.width = int(load_array(files[0], "features", mmap=True).shape[-1])
+        settings = self.folder / "settings.json"
+        said = settings.read_text() if settings.exists() else str(self.width)
+        self.hash = hashlib.sha256(said.encode()).hexdigest()[:16]
+
+    def of(self, video):
+        """float16 [frames, width]"""
+        path = self.folder / video.split / f"{video.name}.npy"
+        side = path.with_suffix(".json")
+        frames = read_json(side, "the features' entry")["frames"] if side.exists() else video.expected_frames()
+        x = load_array(path, "features")
+        if x.ndim not in (2, 3) or x.shape[-1] != self.width or not np.isfinite(x).all():
+            raise UserError(f"features {path}: expected finite numbers of width {self.width}, [frames or clips, width], got shape "
+                            f"{x.shape}")
+        x = x.mean(1) if x.ndim == 3 else x
+        if len(x) == frames:
+            return x.astype(np.float16)
+        if len(x) != -(-frames // CLIP):
+            raise UserError(f"features {path}: {len(x)} rows for a video of {frames} frames; expected one per frame or per {CLIP} frames")
+        return np.repeat(x, CLIP, axis=0)[:frames].astype(np.float16)
+
+    def describe(self):
+        return {"encoder": self.name, "weights": self.hash, "preprocess": self.preprocess, "width": self.width}
 
 
 # ----------------------------------------------------------------------------------------------------------- stand-in

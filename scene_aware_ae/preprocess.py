@@ -32,8 +32,8 @@ AHEAD = 256                    # decoded frames that wait per video
 def add_data_flags(parser):
     datasets.add_flags(parser)
     g = parser.add_argument_group("features (defaults: as the checkpoint was trained, else the paper's)")
-    g.add_argument("--clip", default=None, help=f"an open_clip model, or {encoders.STAND_IN}, which needs no download "
-                   f"(default: {CLIP}; on demo {encoders.STAND_IN})")
+    g.add_argument("--clip", default=None, help=f"an open_clip model; {encoders.STAND_IN}, which needs no download; or "
+                   f"{encoders.FILES}DIR, features made elsewhere, such as svmae's (default: {CLIP}; on demo {encoders.STAND_IN})")
     g.add_argument("--pretrained", default=PRETRAINED, help="open_clip's name of weights, a local file, or with "
                    "--benchmark random (default: %(default)s)")
     g.add_argument("--preprocess", choices=encoders.PREPROCESS, default=None,
@@ -64,6 +64,13 @@ class Features(VideoFiles):
             return failed
         total = sum(v.expected_frames() for v in fresh)
         print(f"encoding {len(fresh)} of {len(videos)} videos with {self.description['encoder']} into {self.folder}", flush=True)
+        if isinstance(encoder, encoders.GivenFeatures):
+            for video in fresh:
+                try:
+                    self.write(video, iter([encoder.of(video)]), lambda shape: {"frames": shape[0], **self.description, "fps": 0.0})
+                except UserError as e:
+                    failed[video.key] = str(e)
+            return failed
         with tqdm(total=total, desc="encode", unit="frame", dynamic_ncols=True, mininterval=2) as bar:
             for video, source in ReadAhead(fresh, encoder.fit, max(1, min(workers, 4))):
                 try:
@@ -194,6 +201,11 @@ def make_encoder(args, data, folder, r, trained=None):
     if name == encoders.STAND_IN:
         seed, steps = ((trained or {}).get(k, v) for k, v in (("seed", args.seed), ("steps", args.stand_in_steps)))
         encoder = encoders.StandIn(folder, r, data.train or data.test, seed, steps)
+    elif name.startswith(encoders.FILES):
+        if getattr(args, "video", None) or getattr(args, "benchmark", None):
+            raise UserError(f"--clip {name} holds features, and no network that could encode a video: make the video's features alike, as "
+                            "a dataset of its own")
+        encoder = encoders.GivenFeatures(name.removeprefix(encoders.FILES))
     else:
         if args.pretrained == RANDOM and not getattr(args, "benchmark", None):
             raise UserError("--pretrained random is for --benchmark alone: features of random weights say nothing")

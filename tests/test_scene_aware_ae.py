@@ -116,6 +116,25 @@ def test_modes_scenes_and_the_variational_variant(trained, tmp_path):
     assert np.allclose([float(x["score"]) for x in rows], wanted, rtol=1e-3)
 
 
+def test_features_made_elsewhere(trained, tmp_path):
+    base, root, _ = trained
+    rng = np.random.default_rng(0)
+    for split in ("train", "test"):
+        (tmp_path / "given" / split).mkdir(parents=True)
+        for p in (root / split).iterdir():
+            np.save(tmp_path / "given" / split / f"{p.name}.npy", rng.normal(size=(3, 2, 64)).astype(np.float16))   # clips of 16 frames
+    given = encoders.GivenFeatures(tmp_path / "given")
+    video = datasets.find("folder", root).test[0]
+    x, own = given.of(video), np.load(tmp_path / "given" / "test" / f"{video.name}.npy")
+    assert x.shape == (39, 64) and np.allclose(x[15], own[0].mean(0), atol=1e-2) and np.allclose(x[38], own[2].mean(0), atol=1e-2)
+    done = train(root, tmp_path / "run", "--clip", f"files:{tmp_path / 'given'}")
+    assert "micro AUC" in done.stdout
+    np.save(tmp_path / "given" / "test" / "a_9.npy", np.zeros((7, 64), np.float16))
+    with pytest.raises(UserError, match="7 rows for a video of 39 frames"):
+        given.of(video)
+    refused(train(root, tmp_path / "x", "--clip", f"files:{tmp_path}/nothing", check=False), "nothing")
+
+
 def test_ugly_input(trained, tmp_path):
     base, root, _ = trained
     refused(train(root, tmp_path / "x", "--clip", "ViT-nonsense", check=False), "ViT-nonsense")
