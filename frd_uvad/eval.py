@@ -121,7 +121,8 @@ def evaluate(args, data, checkpoint, r):
     report = evaluation.evaluate(out, dataset, scores, method="FRD-UVAD", protocol=protocol, extra=extra,
                                  baselines={"reconstruction error": errors} if errors else {})
     if extra.get("reconstruction_micro_auc"):
-        print(f"reconstruction error with the scorer's smoothing ({args.smoothing}): micro AUC {100 * extra['reconstruction_micro_auc']:.2f}")
+        print(f"reconstruction error with the scorer's smoothing ({args.smoothing}): micro AUC "
+              f"{100 * extra['reconstruction_micro_auc']:.2f}")
     if "far_at_0.5_abnormal_videos" in extra:
         print(f"false alarms at 0.5 in abnormal videos: {100 * extra['far_at_0.5_abnormal_videos']:.2f} %")
     if "auc_abnormal_batches" in extra:
