@@ -1,0 +1,75 @@
+"""The house: who imports whom, and that one method copied out with common/ runs elsewhere."""
+import ast
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from tests.helpers import ROOT, tiny_folder
+
+METHODS = ("hf2vad", "spr_uvad", "sdmae", "scene_aware_ae", "frd_uvad")
+ALLOWED = {"torch", "torchvision", "numpy", "cv2", "sklearn", "scipy", "matplotlib", "tqdm", "open_clip", "mmdet", "fcntl"}
+
+
+def imports(path):
+    """Top-level packages that a file imports anywhere in it."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {a.name.split(".")[0] for a in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(node.module.split(".")[0])
+    return found
+
+
+def files(folder):
+    out = sorted((ROOT / folder).rglob("*.py"))
+    assert out
+    return out
+
+
+def test_common_knows_no_method_and_methods_know_no_other():
+    for path in files("common"):
+        assert not imports(path) & set(METHODS), path
+    for name in METHODS:
+        for path in files(name):
+            assert not imports(path) & (set(METHODS) - {name}), path
+
+
+def test_nothing_but_the_named_packages():
+    for folder in ("common", *METHODS):
+        for path in files(folder):
+            other = imports(path) - ALLOWED - set(sys.stdlib_module_names) - {"common", folder}
+            assert not other, (path, other)
+
+
+@pytest.mark.parametrize("model", [f"{x}/model.py" for x in METHODS] + ["frd_uvad/svmae/model.py", "frd_uvad/svmae/detector.py"])
+def test_a_model_can_be_pasted_anywhere(model):
+    assert imports(ROOT / model) <= {"torch", "math"}, model
+
+
+def test_one_method_copied_out_runs_elsewhere(tmp_path):
+    place = tmp_path / "ihr projekt"
+    for folder in ("frd_uvad", "common"):
+        shutil.copytree(ROOT / folder, place / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    root = tiny_folder(tmp_path / "data", frames=40)
+    flags = ("--dataset", "folder", "--data-root", root, "--cache", tmp_path / "cache", "--out", tmp_path / "run", "--epochs", 1,
+             "--batch-size", 8, "--num-blocks", 2, "--workers", 1, "--device", "cpu")
+    done = subprocess.run([sys.executable, place / "frd_uvad" / "train.py", *map(str, flags)], cwd=tmp_path, capture_output=True,
+                          text=True, timeout=300)
+    assert done.returncode == 0 and "micro AUC" in done.stdout, done.stderr[-2000:]
+    assert str(ROOT) not in done.stderr and (tmp_path / "run" / "strict" / "scores.npz").exists()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_help_of_a_copied_method(name, tmp_path):
+    for folder in (name, "common"):
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    done = subprocess.run([sys.executable, tmp_path / name / "train.py", "--help"], cwd="/", capture_output=True, text=True,
+                          timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for flag in ("--dataset", "--data-root", "--out", "--device", "--precision", "--seed", "--epochs", "--batch-size", "--lr", "--workers",
+                 "--resume", "--protocol"):
+        assert flag in done.stdout, (name, flag)
