@@ -246,9 +246,12 @@ def per_event(smoothed, labels, events):
     return out
 
 
-def shift_gain(smoothed, labels, most=8):
+def shift_gain(smoothed, labels, most=10):
     """How much micro AUC would rise if all labels were moved by a few frames: (gain, frames), the largest. A sign that labels and
-    frames do not belong together; the shift is never used. Frames left out (NaN) stay out."""
+    frames do not belong together; the shift is never used. Frames left out (NaN) stay out.
+
+    A gain that still grows at `most` frames is a trend of the scores, no shift, and counts as none.
+    """
     def micro(by):
         y, s = [], []
         for k in labels:
@@ -262,7 +265,8 @@ def shift_gain(smoothed, labels, most=8):
             s.append(smoothed[k][ok])
         return metrics.auc(np.concatenate(y), np.concatenate(s))
     base = micro(0)
-    return max((micro(by) - base, by) for by in range(-most, most + 1) if by)
+    gain, frames = max((micro(by) - base, by) for by in range(-most, most + 1) if by)
+    return (gain, frames) if abs(frames) < most else (0.0, 0)
 
 
 def safe(name):
