@@ -264,8 +264,13 @@ def shift_gain(smoothed, labels, most=10):
             y.append(moved[ok])
             s.append(smoothed[k][ok])
         return metrics.auc(np.concatenate(y), np.concatenate(s))
-    base = micro(0)
-    gain, frames = max((micro(by) - base, by) for by in range(-most, most + 1) if by)
+    base, found = micro(0), [(0.0, 0)]
+    for by in range(-most, most + 1):
+        try:
+            found.append((micro(by) - base, by))
+        except ValueError:      # one kind of frames alone is left in so short a video
+            pass
+    gain, frames = max(found)
     return (gain, frames) if abs(frames) < most else (0.0, 0)
 
 

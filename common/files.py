@@ -1,4 +1,5 @@
 """Errors a user can cause, files written whole or not at all, and small files read without trusting them."""
+import atexit
 import contextlib
 import errno
 import json
@@ -82,6 +83,7 @@ def claim(folder):
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
     _claimed[path] = file
+    atexit.register(path.unlink, missing_ok=True)
     return folder
 
 

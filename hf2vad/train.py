@@ -261,8 +261,8 @@ def monitor(ready, records, training_records, every, args, r):
 def train(args, ready, r):
     """Run the stages that are missing. -> path of the newest complete checkpoint."""
     dataset = ready.data.name
-    folder = r.output(args.out or Path("runs/hf2vad") / dataset)
     plan, size = plan_of(args, dataset), args.size or ("small" if dataset == "demo" else "full")
+    folder = r.output(args.out or Path("runs/hf2vad") / dataset)
     if not ready.train:
         raise UserError(f"{dataset} has no training videos under {ready.data.root}: HF2-VAD learns from normal videos in a "
                         "training folder; add one with videos of ordinary days")
