@@ -1,10 +1,33 @@
-"""Optical flow between consecutive frames, in pixels: OpenCV's DIS on the CPU, torchvision's RAFT on the device."""
+"""Optical flow between consecutive frames, in pixels: OpenCV's DIS on the CPU, torchvision's RAFT on the device, or from files."""
+from pathlib import Path
+
 import cv2
 import numpy as np
 
-from common.files import UserError
+from common.files import UserError, load_array
+from common.video import natural
 
 METHODS = ("dis", "dis-fast", "dis-fine", "raft-small", "raft-large")
+FILES = "files:"
+HELP = f"optical flow: {', '.join(METHODS)}, or {FILES}DIR with one made elsewhere"
+BATCH = 8                      # pairs at once on the device
+
+
+def check(method):
+    """Refuse a wrong --flow before any work is done."""
+    if method.startswith(FILES):
+        if not Path(method.removeprefix(FILES)).is_dir():
+            raise UserError(f"--flow {method}: there is no such folder")
+    elif method not in METHODS:
+        raise UserError(f"--flow {method} is not known; choose one of {', '.join(METHODS)}, {FILES}DIR")
+
+
+def fingerprint(method):
+    """What makes cubes of one flow differ from another's: its name; of files also how many, how much, how new."""
+    if not method.startswith(FILES):
+        return method
+    stats = [p.stat() for p in Path(method.removeprefix(FILES)).rglob("*.npy")]
+    return [method, len(stats), sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)]
 
 
 def gray(frame):
@@ -16,11 +39,65 @@ def uses_device(method):
     return method.startswith("raft")
 
 
+def batch_of(method):
+    """Pairs that are best computed at once."""
+    return BATCH if uses_device(method) else 1
+
+
 def make_flow(method="dis", device="cpu"):
     """-> function(pairs) of a list of (previous, next) uint8 [H, W, C] giving a list of float32 [H, W, 2]."""
-    if method not in METHODS:
-        raise UserError(f"--flow {method} is not known; choose one of {', '.join(METHODS)}")
+    check(method)
     return _raft(method, device) if uses_device(method) else _dis(method)
+
+
+class PairFlow:
+    """Flow into frames of one video from the frame before: called with frame numbers, gives float32 [H, W, 2] of each.
+
+    frames uint8 [T, H, W, C]; flow: what make_flow gave; first_pair: the frames whose flow stands for that of frame 0.
+    """
+
+    def __init__(self, frames, flow, first_pair=(0, 0), batch=1):
+        self.frames, self.flow, self.first_pair, self.batch = frames, flow, first_pair, batch
+
+    def __call__(self, numbers):
+        last = len(self.frames) - 1
+        pairs = [tuple(self.frames[min(i, last)] for i in (self.first_pair if t == 0 else (t - 1, t))) for t in numbers]
+        return self.flow(pairs)
+
+
+class FlowFiles:
+    """The same from files: <folder>/<split>/<video>.npy or <folder>/<video>.npy [T, H, W, 2], or a folder of that name with one
+    [H, W, 2] per frame; entry t holds the flow from frame t-1 to t in pixels, the first one is not used."""
+    batch = 1
+
+    def __init__(self, folder, video, shape, first_pair=(0, 0)):
+        self.shape, self.first_pair = tuple(shape), first_pair
+        places = [Path(folder, video.split, video.name), Path(folder, video.name)]
+        file = next((f for p in places if (f := p.with_name(p.name + ".npy")).is_file()), None)
+        if file:
+            self.parts = load_array(file, "optical flow", mmap=True)
+        else:
+            place = next((p for p in places if p.is_dir()), None)
+            if place is None:
+                raise UserError(f"--flow {FILES}{folder}: there is no {video.split}/{video.name}.npy, nor a folder of that name")
+            self.parts = sorted(place.glob("*.npy"), key=natural)
+        self.path, count = file or place, len(self.parts)
+        if count != shape[0]:
+            raise UserError(f"optical flow {self.path} is of {count} frames, the video has {shape[0]}")
+
+    def __call__(self, numbers):
+        return [self.read(t if t > 0 or self.first_pair == (0, 0) else min(1, self.shape[0] - 1)) for t in numbers]
+
+    def read(self, t):
+        if t == 0:
+            return np.zeros((*self.shape[1:3], 2), np.float32)
+        x = self.parts[t]
+        x = load_array(x, "optical flow") if isinstance(x, Path) else x
+        x = np.asarray(x, np.float32)
+        if x.shape != (*self.shape[1:3], 2) or not np.isfinite(x).all():
+            raise UserError(f"optical flow {self.path}, frame {t}: expected finite numbers [{self.shape[1]}, {self.shape[2]}, 2], got "
+                            f"shape {x.shape}")
+        return x
 
 
 def _dis(method):
@@ -53,8 +130,8 @@ def _raft(method, device):
     @torch.inference_mode()
     def run(pairs):
         out = []
-        for i in range(0, len(pairs), 8):
-            part = pairs[i:i + 8]
+        for i in range(0, len(pairs), BATCH):
+            part = pairs[i:i + BATCH]
             h, w = part[0][0].shape[:2]
             a, b = (torch.from_numpy(np.stack([p[k] for p in part])).to(device) for k in (0, 1))
             both = torch.cat([a, b]).permute(0, 3, 1, 2).flip(1).float() / 127.5 - 1  # BGR -> RGB, [-1, 1]

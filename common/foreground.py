@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 
 from common import detectors
+from common import flow as optical_flow
 from common.files import load_arrays, replacing, write_json
-from common.flow import gray, make_flow
-from common.flow import uses_device as flow_uses_device
+from common.flow import gray
 from common.parallel import map_videos, tick
 from common.video import VideoFiles
 
@@ -41,7 +41,7 @@ class Settings:
     first_pair: tuple = (0, 0)     # the frames whose flow stands for that of frame 0, which has no predecessor
 
     def key(self):
-        d = {**asdict(self), "boxes": detectors.fingerprint(self.boxes)}
+        d = {**asdict(self), "boxes": detectors.fingerprint(self.boxes), "flow": optical_flow.fingerprint(self.flow)}
         for f in fields(self):  # fields that came later leave the names of older files alone
             if f.name in ("motion", "first_pair") and d[f.name] == f.default:
                 del d[f.name]
@@ -129,10 +129,10 @@ def cut(boxes, frames, flows, speed, t, s, dtype):
     return out
 
 
-def cubes_of_video(frames, found, s, flow):
+def cubes_of_video(frames, found, s, flow_into):
     """Yield the records of every frame, in order: structured [n] (n may be 0).
 
-    frames uint8 [T, H, W, C]; found: list of [n, 5] detections per frame, or None; flow: function of common.flow.
+    frames uint8 [T, H, W, C]; found: list of [n, 5] detections per frame, or None; flow_into: of flow_of_video.
     """
     last = len(frames) - 1
     at = (lambda t: min(max(t, 0), last))
@@ -142,8 +142,9 @@ def cubes_of_video(frames, found, s, flow):
     for t in range(len(frames)):
         wanted = sorted({at(t + d) for d in s.flows} | {t})
         missing = [k for k in wanted if k not in flow_of]
-        pairs = [tuple(frames[at(i)] for i in s.first_pair) if k == 0 else (frames[k - 1], frames[k]) for k in missing]
-        flow_of = {k: v for k, v in flow_of.items() if k >= wanted[0]} | dict(zip(missing, flow(pairs)))
+        if missing:
+            missing += range(missing[-1] + 1, min(missing[-1] + flow_into.batch, len(frames)))
+            flow_of = {k: v for k, v in flow_of.items() if k >= wanted[0]} | dict(zip(missing, flow_into(missing)))
         boxes = object_boxes(found[t], s) if found is not None else np.zeros((0, 4), np.float32)
         if s.motion == "flow":
             moving = flow_boxes(flow_of[t], boxes, s)
@@ -167,7 +168,14 @@ def _detector(spec, device, min_score, tile):
 
 @lru_cache(maxsize=2)
 def _flow(method, device):
-    return make_flow(method, device)
+    return optical_flow.make_flow(method, device)
+
+
+def flow_of_video(frames, video, s, device="cpu"):
+    """common.flow's PairFlow or FlowFiles of one video."""
+    if s.flow.startswith(optical_flow.FILES):
+        return optical_flow.FlowFiles(s.flow.removeprefix(optical_flow.FILES), video, frames.shape, s.first_pair)
+    return optical_flow.PairFlow(frames, _flow(s.flow, device), s.first_pair, optical_flow.batch_of(s.flow))
 
 
 class CubeStore(VideoFiles):
@@ -181,6 +189,7 @@ class CubeStore(VideoFiles):
         super().__init__(Path(folder) / f"cubes-{settings.key()}")
         self.cache, self.s = cache, settings
         detectors.check(settings.boxes)
+        optical_flow.check(settings.flow)
         self.boxes_folder = Path(folder) / ("boxes-" + hashlib.sha256(json.dumps(
             [detectors.fingerprint(settings.boxes), settings.tile]).encode()).hexdigest()[:10])
 
@@ -209,7 +218,7 @@ class CubeStore(VideoFiles):
         write_json(self.folder / "settings.json", asdict(s))
         print(f"cutting cubes of {len(fresh)} of {len(videos)} videos into {self.folder}", flush=True)
         _, errors = map_videos(_cut, [(self, v, str(device)) for v in fresh],
-                               workers=1 if flow_uses_device(s.flow) else workers,
+                               workers=1 if optical_flow.uses_device(s.flow) else workers,
                                total=sum(length[v.key] for v in fresh), label="cubes")
         failed.update({fresh[i].key: e for i, e in errors})
         return [v for v in videos if v.key not in failed], failed
@@ -247,10 +256,10 @@ def _detect(job):
 def _cut(job):
     store, video, device = job
     frames = store.cache.frames(video)
-    found = store.detections(video, len(frames))
+    found, flow_into = store.detections(video, len(frames)), flow_of_video(frames, video, store.s, device)
 
     def parts():
-        for part in cubes_of_video(frames, found, store.s, _flow(store.s.flow, device)):
+        for part in cubes_of_video(frames, found, store.s, flow_into):
             tick()
             yield part
 

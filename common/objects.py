@@ -32,7 +32,7 @@ def add_foreground_flags(parser):
 
 def add_difference_flags(group):
     """Flags of motion boxes that come from frame differences."""
-    group.add_argument("--flow", choices=flow.METHODS, help="optical flow (default: dis)")
+    group.add_argument("--flow", help=f"{flow.HELP} (default: dis)")
     group.add_argument("--motion-blur", type=int, help="Gaussian kernel before differencing, px, odd")
     group.add_argument("--motion-threshold", type=int, help="least grey-level difference, 0..255")
     group.add_argument("--motion-close", type=int, help="join moving parts up to this many px apart (default: 0, on demo 9)")

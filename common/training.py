@@ -120,13 +120,17 @@ class Run:
         """This process's contiguous part of range(n)."""
         return range(n * self.rank // self.world, n * (self.rank + 1) // self.world)
 
+    def everyone(self, value):
+        """Every process's value, in rank order, on every process."""
+        if self.world == 1:
+            return [value]
+        values = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
     def gather(self, array):
         """Concatenate every process's array [n_i, ...] in rank order, on every process."""
-        if self.world == 1:
-            return array
-        parts = [None] * self.world
-        dist.all_gather_object(parts, array)
-        return np.concatenate(parts)
+        return array if self.world == 1 else np.concatenate(self.everyone(array))
 
     def close(self):
         if self.world > 1 and dist.is_initialized():

@@ -233,15 +233,16 @@ class VideoFiles:
                 failed[v.key] = str(e)
         return fresh, failed
 
-    def gathered(self, videos, failed, sharded):
-        """What there is once every process has done its share. sharded: what is not there is other jobs' work, no failure.
+    def gathered(self, videos, failed, sharded, r):
+        """What there is once every process of Run `r` has done its share. sharded: what is not there is other jobs' work, no failure.
 
         -> (videos that count, {video key: why} of all that failed).
         """
-        rest = [v for v in self.missing([v for v in videos if v.key not in failed])[0]]
+        failed = {k: why for part in r.everyone(failed) for k, why in part.items()}
+        rest = {v.key for v in self.missing([v for v in videos if v.key not in failed])[0]}
         if sharded:
-            return [v for v in videos if v not in rest], failed
-        return videos, {**failed, **{v.key: "the process that was to encode it could not" for v in rest}}
+            return [v for v in videos if v.key not in rest], failed
+        return videos, {**failed, **{k: "the process that was to encode it could not" for k in rest}}
 
     def write(self, video, parts, describe, dtype=None):
         """Stream `parts` [n_i, …] into the video's file; describe(shape) -> what is worth knowing of it."""

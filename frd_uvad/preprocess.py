@@ -200,8 +200,7 @@ def prepare(args, r, splits=("train", "test")):
     files = ClipFiles(data.cache_folder(args.cache) / f"clips-{own}")
     videos = [v for s in splits for v in getattr(data, s)]
     failed = build(files, videos, args, r, shard_of(args.shard, r))
-    r.barrier()
-    videos, failed = files.gathered(videos, failed, args.shard)
+    videos, failed = files.gathered(videos, failed, args.shard, r)
     ready = datasets.Usable(data, videos, failed)
 
     def feature(v):

@@ -7,8 +7,8 @@ import torch
 from common import training
 from common.batches import Batches
 from common.benchmark import line, rate, rates, synchronize, where
-from common.flow import make_flow
-from common.foreground import cubes_of_video, motion_boxes, object_boxes
+from common.flow import PairFlow
+from common.foreground import cubes_of_video, flow_of_video, motion_boxes, object_boxes
 from common.video import Decoder
 from hf2vad import preprocess, scoring
 
@@ -86,7 +86,7 @@ def steps_of_preprocessing(ready, seconds, frames=60):
     video, s = ready.test[0], ready.store.s
     pictures = ready.cache.frames(video)
     n = min(frames, len(pictures))
-    picked, flow = pictures[:n], make_flow(s.flow)
+    picked = pictures[:n]
     found = ready.store.detections(video, len(pictures)) if s.boxes != "motion" else None
     print(f"preprocessing, one process ({training.cores()} run side by side), {pictures.shape[2]}×{pictures.shape[1]}, "
           f"{s.boxes.split(':')[0]} boxes, flow {s.flow}")
@@ -96,8 +96,8 @@ def steps_of_preprocessing(ready, seconds, frames=60):
             if i + 1 >= n:
                 break
     line("decode", rate(decode, n, CPU, seconds), "frames/s")
-    pairs = [(picked[max(0, t - 1)], picked[t]) for t in range(n)]
-    line("optical flow", rate(lambda: flow(pairs), n, CPU, seconds), "frames/s")
+    flow_into = flow_of_video(pictures, video, s)
+    line("optical flow", rate(lambda: flow_into(range(n)), n, CPU, seconds), "frames/s")
     grey = [np.ascontiguousarray(p[:, :, 0]) for p in picked]
     none = np.zeros((0, 4), np.float32)
 
@@ -107,15 +107,16 @@ def steps_of_preprocessing(ready, seconds, frames=60):
             motion_boxes(grey[max(0, t - 1)], grey[t], grey[min(n - 1, t + 1)], known, s)
     line("boxes (filter and motion)", rate(boxes, n, CPU, seconds), "frames/s")
     zero = np.zeros((*picked.shape[1:3], 2), np.float32)
-    cubes = sum(len(x) for x in cubes_of_video(picked, found, s, lambda p: [zero] * len(p)))
+    still = PairFlow(picked, lambda pairs: [zero] * len(pairs))
+    cubes = sum(len(x) for x in cubes_of_video(picked, found, s, still))
 
     def cut():
-        for _ in cubes_of_video(picked, found, s, lambda p: [zero] * len(p)):
+        for _ in cubes_of_video(picked, found, s, still):
             pass
     line("boxes and cubes without flow", rate(cut, n, CPU, seconds), "frames/s", f"{cubes / n:.1f} cubes a frame")
 
     def all_of_it():
-        for _ in cubes_of_video(picked, found, s, flow):
+        for _ in cubes_of_video(picked, found, s, flow_into):
             pass
     line("flow, boxes, cubes together", rate(all_of_it, n, CPU, seconds), "frames/s")
 

@@ -1,9 +1,11 @@
 """What train.py --benchmark and eval.py --benchmark print: encoding, training and scoring rates, waiting, memory."""
+import itertools
 import time
 
 import numpy as np
 
 from common import datasets, training
+from common.ahead import ReadAhead
 from common.benchmark import line, rate, where
 from common.clip import RANDOM
 from common.files import UserError
@@ -19,21 +21,13 @@ def measure(args, r):
     encoder = preprocess.encoder_of(args, data, r)
     videos = (data.train or data.test)[:4]
     print(f"\n{encoder.name} and the scene-aware autoencoder on {where(r)}")
-    source = preprocess.Source(videos[0], encoder.fit)
-    source.start()
-    frames = []
-    for frame in source:
-        frames.append(frame)
-        if len(frames) == args.encode_batch:
-            break
-    source.stop()
-    batch = np.stack(frames)
+    batch = np.stack([encoder.fit(f) for f in itertools.islice(Decoder(videos[0]), args.encode_batch)])
     alone = rate(lambda: encoder.encode(batch).cpu(), len(batch), r.device, args.benchmark)
     line("the encoder alone, the same batch again", alone, "frames/s")
     read = rate(lambda: [encoder.fit(f) for f, _ in zip(Decoder(videos[0]), range(64))], 64, r.device, args.benchmark)
     line("decoding and resizing, one thread", read, "frames/s")
     began, n = time.perf_counter(), 0
-    for _, one in preprocess.ReadAhead(videos, encoder.fit, args.workers or training.cores()):
+    for _, one in ReadAhead(videos, encoder.fit, args.workers or training.cores()):
         for part in preprocess.Features._encoded(one, encoder, args.encode_batch, _Count()):
             n += len(part)
     whole = n / (time.perf_counter() - began)

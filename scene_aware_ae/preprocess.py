@@ -7,9 +7,7 @@ it is missing.
 """
 import argparse
 import hashlib
-import queue
 import sys
-import threading
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -18,15 +16,15 @@ import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from common import datasets, training  # noqa: E402
+from common.ahead import ReadAhead  # noqa: E402
 from common.clip import RANDOM, ClipEncoder  # noqa: E402
-from common.files import UserError, first_line, run  # noqa: E402
+from common.files import UserError, run  # noqa: E402
 from common.parallel import shard_of  # noqa: E402
-from common.video import Decoder, VideoFiles  # noqa: E402
+from common.video import VideoFiles  # noqa: E402
 from scene_aware_ae import encoder as encoders  # noqa: E402
 
 CLIP, PRETRAINED = "ViT-L-14-quickgelu", "openai"
 DEFAULT_CLIP = {"demo": encoders.STAND_IN}
-AHEAD = 256                    # decoded frames that wait per video
 
 
 def add_data_flags(parser):
@@ -92,67 +90,6 @@ class Features(VideoFiles):
         if waiting:
             yield encoder.encode(np.stack(waiting)).cpu().numpy().astype(np.float16)
             bar.update(len(waiting))
-
-
-class ReadAhead:
-    """Decode and resize several videos in threads (OpenCV lets go of Python's lock); yields (video, its frames in order)."""
-
-    def __init__(self, videos, fit, threads):
-        self.videos, self.fit, self.threads = videos, fit, threads
-
-    def __iter__(self):
-        sources = [Source(v, self.fit) for v in self.videos]
-        for i, s in enumerate(sources):
-            for ahead in sources[i:i + self.threads]:
-                ahead.start()
-            try:
-                yield s.video, s
-            finally:
-                s.stop()
-
-
-class Source:
-    """One video's frames, resized, from a thread of its own into a bounded queue."""
-
-    def __init__(self, video, fit):
-        self.video, self.fit, self.fps = video, fit, 0.0
-        self.queue, self.thread, self.stopped = queue.Queue(AHEAD), None, threading.Event()
-
-    def start(self):
-        if self.thread is None:
-            self.thread = threading.Thread(target=self._read, daemon=True)
-            self.thread.start()
-
-    def _put(self, item):
-        while not self.stopped.is_set():
-            try:
-                self.queue.put(item, timeout=0.2)
-                return
-            except queue.Full:
-                continue
-
-    def _read(self):
-        try:
-            decoder = Decoder(self.video)
-            for frame in decoder:
-                self.fps = decoder.fps
-                self._put(self.fit(frame))
-                if self.stopped.is_set():
-                    return
-            self._put(None)
-        except UserError as e:
-            self._put(e)
-        except Exception as e:  # whatever a decoder raises belongs to this one video
-            self._put(UserError(f"video {self.video.name} ({self.video.path}) cannot be read ({first_line(e)})"))
-
-    def __iter__(self):
-        while (item := self.queue.get()) is not None:
-            if isinstance(item, Exception):
-                raise item
-            yield item
-
-    def stop(self):
-        self.stopped.set()
 
 
 class Prepared(datasets.Usable):
@@ -239,8 +176,7 @@ def prepare(args, r, splits=("train", "test"), data=None, trained=None, encoder=
     videos = [v for s in splits for v in getattr(data, s)]
     shard = shard_of(args.shard, r)
     failed = features.build(videos, encoder, r, shard, args.encode_batch, args.workers or training.cores())
-    r.barrier()
-    videos, failed = features.gathered(videos, failed, args.shard)
+    videos, failed = features.gathered(videos, failed, args.shard, r)
     ready = Prepared(data, videos, failed, features)
     return (ready, encoder) if with_encoder else ready
 

@@ -23,8 +23,8 @@ def add_data_flags(parser):
     datasets.add_flags(parser)
     g = objects.add_foreground_flags(parser)
     g.add_argument("--motion-threshold", type=float, help="least squared flow of a moving pixel, px² (default: 1)")
-    g.add_argument("--flow", nargs="?", const="dis", choices=flow.METHODS, help="with motion: predict this optical flow of "
-                   "the cube too (--flow alone: dis). Without it appearance alone is scored; motion boxes use dis then")
+    g.add_argument("--flow", nargs="?", const="dis", help=f"with motion: predict the cube's optical flow too. {flow.HELP} "
+                   "(--flow alone: dis). Without it appearance alone is scored; motion boxes use dis then")
 
 
 def prepare(args, r, **how):

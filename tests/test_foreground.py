@@ -6,7 +6,7 @@ import pytest
 from common import detectors
 from common.batches import Batches
 from common.files import UserError
-from common.flow import make_flow
+from common.flow import PairFlow, make_flow
 from common.foreground import CubeStore, Settings, cubes_of_video, drop_covered, motion_boxes, object_boxes
 from common.video import FrameCache, Video, open_video
 from tests.helpers import save_frames, walkers
@@ -47,7 +47,7 @@ def test_cubes_are_crops_of_each_frame_resized(channels):
         calls.extend(pairs)
         return flow(pairs)
     s = Settings(motion_threshold=255)
-    records = np.concatenate(list(cubes_of_video(frames, [EVERYTHING] * 8, s, counted)))
+    records = np.concatenate(list(cubes_of_video(frames, [EVERYTHING] * 8, s, PairFlow(frames, counted))))
     assert len(records) == 8 and len(calls) == 8    # every flow is computed once
     for t in (0, 2, 7):
         for k, d in enumerate(s.frames):
@@ -65,7 +65,7 @@ def test_boxes_beyond_the_image_are_clipped():
     frames = walkers(3)
     wild = np.array([[-20, -20, 300, 300, 0.9], [90, 60, 200, 200, 0.9]], np.float32)
     s = Settings(motion_threshold=255, min_area=1, covered=2)
-    records = np.concatenate(list(cubes_of_video(frames, [wild] * 3, s, make_flow("dis"))))
+    records = np.concatenate(list(cubes_of_video(frames, [wild] * 3, s, PairFlow(frames, make_flow("dis")))))
     assert len(records) == 6 and np.isfinite(records["flow"].astype(np.float32)).all()
 
 
@@ -101,6 +101,45 @@ def test_workers_do_not_change_the_cubes(tmp_path):
     for v in videos:
         a, b = (s.path(v).read_bytes() for s in stores)
         assert a == b and len(a) > 10000
+
+
+@pytest.mark.parametrize("first_pair", [(0, 0), (0, 1)])
+@pytest.mark.parametrize("per_frame", [False, True])
+def test_flow_from_files_gives_the_cubes_of_the_same_flow(tmp_path, per_frame, first_pair):
+    frames = walkers(12)
+    video, store = store_of(tmp_path, frames, Settings(first_pair=first_pair))
+    store.build([video], 1)
+    flow = np.zeros((12, *frames.shape[1:3], 2), np.float32)
+    flow[1:] = make_flow("dis")(list(zip(frames[:-1], frames[1:])))
+    (tmp_path / "flow" / "test" / "v").mkdir(parents=True)
+    if per_frame:
+        for t, f in enumerate(flow):
+            np.save(tmp_path / "flow" / "test" / "v" / f"{t}.npy", f)
+    else:
+        np.save(tmp_path / "flow" / "v.npy", flow)
+    s = Settings(flow=f"files:{tmp_path / 'flow'}", first_pair=first_pair)
+    if not per_frame:
+        (tmp_path / "flow" / "test" / "v").rmdir()
+    own = CubeStore(store.cache, tmp_path / "cubes", s)
+    assert own.build([video], 1) == ([video], {})
+    assert len(own.records(video)) > 10 and own.folder != store.folder
+    assert own.records(video).tobytes() == store.records(video).tobytes()
+    np.save(tmp_path / "flow" / "v.npy", flow[:11])
+    if not per_frame:                # a changed file is noticed, and one of another length refused
+        assert "is of 11 frames, the video has 12" in CubeStore(store.cache, tmp_path / "cubes", s).build([video], 1)[1][video.key]
+    with pytest.raises(UserError, match="no such folder"):
+        CubeStore(store.cache, tmp_path, Settings(flow="files:nowhere"))
+
+
+def test_flow_of_many_pairs_at_once_gives_the_same_cubes():
+    frames, flow, calls = walkers(20), make_flow("dis"), []
+
+    def counted(pairs):
+        calls.append(len(pairs))
+        return flow(pairs)
+    one, many = (np.concatenate(list(cubes_of_video(frames, [EVERYTHING] * 20, Settings(), PairFlow(frames, f, batch=n))))
+                 for f, n in ((flow, 1), (counted, 8)))
+    assert one.tobytes() == many.tobytes() and calls == [8, 8, 4]
 
 
 def test_boxes_from_a_file(tmp_path):

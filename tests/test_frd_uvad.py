@@ -19,7 +19,8 @@ from common.video import open_video
 from frd_uvad import preprocess, scoring
 from frd_uvad.eval import published_measures
 from frd_uvad.model import FRD, Attention, cumulative, joins_bank, losses, positions
-from frd_uvad.train import Bank, Windows, bank_sheet, parse
+from frd_uvad.train import bank_sheet, parse
+from frd_uvad.windows import Bank, Windows
 from tests.helpers import ROOT, refused, same_scores, save_frames, save_video, script, tiny_folder, torchrun, walkers
 
 SMALL = ("--epochs", "2", "--batch-size", "8", "--num-blocks", "2", "--cross-clip", "2", "--workers", "1", "--device", "cpu")
@@ -209,7 +210,7 @@ import numpy as np
 from common import training
 from common.batches import parts_of
 from common.features import find_features
-from frd_uvad.train import Windows
+from frd_uvad.windows import Windows
 data = find_features("features", sys.argv[1])
 windows = Windows(data.train, 4, training.Run("cpu", "fp32"))
 assert windows.whole is None

@@ -18,11 +18,13 @@ import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from common import datasets, training  # noqa: E402
+from common.ahead import ReadAhead  # noqa: E402
 from common.clip import ClipEncoder  # noqa: E402
 from common.features import CLIP  # noqa: E402
 from common.files import UserError, read_json, replacing, run, writable_folder, write_json  # noqa: E402
 from common.parallel import shard_of  # noqa: E402
-from common.video import Decoder, VideoFiles, as_channels, resize  # noqa: E402
+from common.video import Decoder, VideoFiles, resize  # noqa: E402
+from frd_uvad.preprocess import clips_of, describe  # noqa: E402
 from frd_uvad.svmae import model as m  # noqa: E402
 from frd_uvad.svmae.clips import DEPTHS, WHOLE, Depth, cut  # noqa: E402
 
@@ -94,60 +96,55 @@ class Encoder:
             self.crops = np.array(views + [(x, y, -a, b) for x, y, a, b in views], np.float32)
         self.clip = ClipEncoder(args.clip, args.pretrained, "clip", r) if args.clip else None
 
+    def fit(self, frame):
+        """A frame with 8/7 of the encoder's input along its shorter side, in the reading thread. uint8 [H, W, C] -> alike"""
+        scale = self.size * 8 / 7 / min(frame.shape[:2])
+        return resize(frame, tuple(round(s * scale) for s in frame.shape[:2]))
+
     @torch.inference_mode()
     def __call__(self, clips, near):
-        r, args, n, k = self.run, self.args, len(clips), len(self.crops)
+        r, n, k = self.run, len(clips), len(self.crops)
         frames = torch.from_numpy(clips[:, np.arange(self.frames) * CLIP // self.frames]).to(r.device)
         near = torch.from_numpy(near).to(r.device)
-        views, nearness = cut(frames.repeat_interleave(k, 0), near.repeat_interleave(k, 0), np.tile(self.crops, (n, 1)), self.size)
-        tokens, grid = m.tokenize(views), self.net.grid
-        with r.autocast():
-            features = self.net.encoder(tokens)
-        features = features.float()
-        if args.pool == "mean":
-            out = features.mean(1)
-        else:
-            out = m.fuse_tokens(features, m.cube_difference(tokens, grid), m.pool(nearness, grid), args.motion_ratio, args.alpha)
-        out = out.view(n, k, -1)
+        out = torch.stack([self.view(*cut(frames, near, np.repeat(crop[None], n, axis=0), self.size)) for crop in self.crops], dim=1)
         if self.clip:
-            own = torch.stack([self.clip.encode(np.stack([self.clip.fit(f) for f in clip])).mean(0) for clip in clips])
+            images = np.stack([self.clip.fit(f) for clip in clips for f in clip])
+            own = torch.cat([self.clip.encode(part) for part in np.array_split(images, -(-len(images) // 64))]).view(n, CLIP, -1).mean(1)
             out = torch.cat([out, own[:, None].expand(-1, k, -1)], dim=2)
         return out.cpu().numpy()
+
+    def view(self, clips, near):
+        """One crop of clips, float32 [n, 3, T, S, S], and of their nearness [n, S, S] -> features [n, width]."""
+        tokens, grid = m.tokenize(clips), self.net.grid
+        with self.run.autocast():
+            features = self.net.encoder(tokens)
+        features = features.float()
+        if self.args.pool == "mean":
+            return features.mean(1)
+        return m.fuse_tokens(features, m.cube_difference(tokens, grid), m.pool(near, grid), self.args.motion_ratio, self.args.alpha)
 
 
 class Features(VideoFiles):
     what = "clip features"
 
 
-def clips_of(video, size):
-    """Yield (uint8 [16, *size, C], number of frames) of consecutive frames at one size; the last clip is filled up."""
-    frames = []
-    for frame in Decoder(video):
-        frames.append(as_channels(resize(frame, size), 3))
-        if len(frames) == CLIP:
-            yield np.stack(frames), CLIP
-            frames = []
-    if frames:
-        yield np.stack(frames + [frames[-1]] * (CLIP - len(frames))), len(frames)
+def encoded(source, encoder, args, r, folder, count, bar):
+    """Yield the features of one video's clips, float16 [n, crops, width]. count[0] counts its frames."""
+    depth, waiting, middle = None, [], []
 
-
-def build(files, video, encoder, depth, size, batch, bar):
-    """Encode one video."""
-    count = [0]
-
-    def parts():
-        waiting, middle = [], []
-        for clip, n in clips_of(video, size):
-            waiting.append(clip)
-            middle.append(depth.map(0, min(count[0] + CLIP // 2, count[0] + n - 1)))
-            count[0] += n
-            if len(waiting) == batch:
-                yield encoder(np.stack(waiting), np.stack(middle)).astype(np.float16)
-                waiting, middle = [], []
-            bar.update(n)
-        if waiting:
-            yield encoder(np.stack(waiting), np.stack(middle)).astype(np.float16)
-    files.write(video, parts(), lambda shape: {**dict(zip(("clips", "crops", "width"), shape)), "frames": count[0]})
+    def encode():
+        return encoder(np.stack(waiting), np.stack(middle)).astype(np.float16)
+    for clip in clips_of(source, count):
+        depth = depth or depth_of(args, source.video, clip.shape[1:3], r, folder)
+        begin = CLIP * ((count[0] - 1) // CLIP)
+        waiting.append(clip)
+        middle.append(depth.map(0, min(begin + CLIP // 2, count[0] - 1)))
+        if len(waiting) == args.encode_batch:
+            yield encode()
+            waiting, middle = [], []
+        bar.update(count[0] - begin)
+    if waiting:
+        yield encode()
 
 
 def depth_of(args, video, size, r, folder):
@@ -161,6 +158,23 @@ def depth_of(args, video, size, r, folder):
     return Depth(Path(args.depth), [video], [shape], folder, r.device)
 
 
+def build(files, videos, encoder, args, r):
+    """Encode this process's share of what is missing, the next videos decoded meanwhile. -> {video key: why} of what failed"""
+    fresh, failed = files.missing(videos)
+    first, step = shard_of(args.shard, r)
+    fresh = fresh[first::step]
+    with tqdm(total=sum(v.expected_frames() for v in fresh), desc="features", unit="frame", dynamic_ncols=True, mininterval=5,
+              disable=not r.main) as bar:
+        for v, source in ReadAhead(fresh, encoder.fit, max(1, min(args.workers or training.cores(), 4))):
+            count = [0]
+            try:
+                files.write(v, encoded(source, encoder, args, r, files.folder, count, bar),
+                            lambda shape, n=count: describe(shape, n))
+            except UserError as e:
+                failed[v.key] = str(e)
+    return failed
+
+
 def main(argv=None):
     args = parse(argv)
     r = training.Run(args.device, args.precision)
@@ -172,34 +186,25 @@ def main(argv=None):
     said = {"encoder": source, **{k: str(getattr(args, k)) for k in flags}}
     check_settings(out, said, r)
     files, videos = Features(out), data.train + data.test
-    fresh, failed = files.missing(videos)
-    first, step = shard_of(args.shard, r)
-    with tqdm(total=sum(v.expected_frames() for v in fresh[first::step]), desc="features", unit="frame", dynamic_ncols=True, mininterval=5,
-              disable=not r.main) as bar:
-        for v in fresh[first::step]:
-            try:
-                h, w = next(iter(Decoder(v))).shape[:2]
-                scale = encoder.size * 8 / 7 / min(h, w)
-                size = round(h * scale), round(w * scale)
-                build(files, v, encoder, depth_of(args, v, size, r, out), size, args.encode_batch, bar)
-            except UserError as e:
-                failed[v.key] = str(e)
-    r.barrier()
-    if not r.main:
-        return
-    videos, failed = files.gathered(videos, failed, args.shard)
-    ready = datasets.Usable(data, videos, failed)
+    videos, failed = files.gathered(videos, build(files, videos, encoder, args, r), args.shard, r)
+    if r.main:
+        finish(out, files, datasets.Usable(data, videos, failed), encoder)
+    r.close()
+
+
+def finish(out, files, ready, encoder):
+    """What the detector needs beside the features: labels of the test videos, lists of bags."""
+    data, videos = ready.data, ready.train + ready.test
     for v in ready.test if data.has_labels else ():
         with replacing(out / "labels" / f"{v.name}.npy") as tmp:
             np.save(tmp, data.labels(v, files.info(v)["frames"]))
-    for name in ("normal.txt", "abnormal.txt"):          # the bags of the weakly supervised detector
+    for name in ("normal.txt", "abnormal.txt"):
         if (Path(data.root) / name).exists():
             shutil.copyfile(Path(data.root) / name, out / name)
     width = files.info(videos[0])["width"] if videos else 0
     print(f"{len(ready.train)} training and {len(ready.test)} test videos, {len(encoder.crops)} crops of width {width}, in {out}")
     ready.report_skipped()
     print(f"next: python frd_uvad/svmae/train.py --features {out}, or python frd_uvad/train.py --dataset features --features {out}")
-    r.close()
 
 
 def check_settings(out, said, r):
