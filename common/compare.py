@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from common import datasets, evaluation, plots, smoothing
+from common import datasets, evaluation, metrics, plots, smoothing
 from common.files import UserError, replacing, writable_folder
 
 COLUMNS = [("micro_auc", "micro AUC"), ("macro_auc", "macro AUC"), ("ap", "AP"), ("eer", "EER"), ("rbdc", "RBDC"), ("tbdc", "TBDC")]
@@ -34,15 +34,12 @@ def parse(argv=None):
     return parser.parse_args(argv)
 
 
-def fast_auc(labels, scores):
-    """Area under the ROC curve by ranks, ties counted half; NaN where a class is missing. labels 0/1 [T], scores [T]"""
-    positive = int(labels.sum())
-    negative = len(labels) - positive
-    if not positive or not negative:
+def auc(labels, scores):
+    """metrics.auc, NaN where a class is missing."""
+    try:
+        return metrics.auc(labels, scores)
+    except ValueError:
         return np.nan
-    _, inverse, counts = np.unique(scores, return_inverse=True, return_counts=True)
-    rank = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
-    return (rank[labels > 0].sum() - positive * (positive + 1) / 2) / (positive * negative)
 
 
 def bootstrap(columns, labels, resamples, seed):
@@ -53,7 +50,7 @@ def bootstrap(columns, labels, resamples, seed):
         drawn = [names[k] for k in rng.integers(0, len(names), len(names))]
         y = np.concatenate([labels[k] for k in drawn])
         for run, scores in columns.items():
-            out[run][i] = fast_auc(y, np.concatenate([scores[k] for k in drawn]))
+            out[run][i] = auc(y, np.concatenate([scores[k] for k in drawn]))
     return out
 
 
@@ -66,7 +63,7 @@ def interval(values):
 def fuse(columns, weights):
     """Weighted mean of the runs' scores, each in deviations from its mean over all frames."""
     total = {}
-    for (_, scores), weight in zip(columns.items(), weights):
+    for scores, weight in zip(columns.values(), weights):
         everything = np.concatenate(list(scores.values()))
         for k, s in scores.items():
             total[k] = total.get(k, 0.0) + weight * (s - everything.mean()) / (everything.std() or 1.0)

@@ -4,6 +4,7 @@
     encoder.encode(frames)        # uint8 [n, H, W, 3 or 1] of encoder.size -> float32 [n, encoder.width]
 """
 import hashlib
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -139,7 +140,7 @@ class StandIn:
     def sample(self, video):
         """Up to MOST small frames of a video, spread over all; more where its length is not known beforehand."""
         step = -(-video.expected_frames() // self.MOST) or 1
-        return np.stack([self.fit(f) for i, f in enumerate(Decoder(video)) if i % step == 0 and i < 20 * self.MOST * step])
+        return np.stack([self.fit(f) for f in itertools.islice(Decoder(video), 0, 20 * self.MOST * step, step)])
 
     def train(self, videos):
         rng = np.random.default_rng(self.seed)

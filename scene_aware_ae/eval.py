@@ -123,12 +123,13 @@ def draw_tsne(checkpoints, ready, labels, r, path):
         if net.output_proj.in_features != ready.features.description["width"]:
             raise UserError(f"--tsne {checkpoint} is for features of width {net.output_proj.in_features}, these have "
                             f"{ready.features.description['width']}")
-        points = scene_points(net.eval().to(r.device), ready, labels, r)
         mode = (state.get("plan") or {}).get("mode", "?")
-        panels[f"{checkpoint.parent.name}, mode {mode}\ndots training, circles normal, crosses abnormal test segments"] = points
-    if len(points[0]) >= 5:
-        plots.tsne(panels, path)
-        print(f"wrote {path}")
+        title = f"{checkpoint.parent.name}, mode {mode}\ndots training, circles normal, crosses abnormal test segments"
+        panels[title] = scene_points(net.eval().to(r.device), ready, labels, r)
+    if min(len(points) for points, _, _ in panels.values()) < 5:
+        return print(f"note: too few segments for {path.name}")
+    plots.tsne(panels, path)
+    print(f"wrote {path}")
 
 
 def write_overlays(ready, scores, labels, protocol, out):

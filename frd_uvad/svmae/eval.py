@@ -78,19 +78,19 @@ def load_detector(path, fusion="concat"):
     return net, {**(state if ours else {}), "model_args": args}
 
 
-def text_of(folder, video, crops):
-    """Caption embeddings of a video, tiled over crops: float32 [crops, clips, width]."""
+def text_of(folder, video):
+    """Caption embeddings of a video: float32 [clips, width]."""
     x = load_array(folder / f"{video.name}.npy", "caption embeddings")
     if x.ndim != 2 or not np.isfinite(x).all():
         raise UserError(f"caption embeddings {folder / (video.name + '.npy')}: expected finite numbers [clips, width], got shape {x.shape}")
-    return np.repeat(np.asarray(x, np.float32)[None], crops, axis=0)
+    return np.asarray(x, np.float32)
 
 
 @torch.inference_mode()
 def score(net, video, text, r):
     """Scores of a video's clips, float32 [clips]: all of them in one pass, as the network looks along the video."""
     x = torch.from_numpy(video.clips(range(len(video))).astype(np.float32)).transpose(0, 1)[None].to(r.device)
-    words = torch.from_numpy(text_of(text, video, x.shape[1]))[None].to(r.device) if text else None
+    words = torch.from_numpy(text_of(text, video)).to(r.device).expand(1, x.shape[1], -1, -1) if text else None
     if not torch.isfinite(x).all():
         raise UserError(f"features of video {video.name} ({video.path}) hold NaN or infinite numbers: encode it again, or take it away")
     with r.autocast():

@@ -90,8 +90,7 @@ class Bags:
                 raise UserError(f"features of video {v.name} ({v.path}) hold NaN or infinite numbers: encode it again, or take it away")
             visual.append(segments(clips).transpose(1, 0, 2))
             if text:
-                own = text_of(text, v, 1)[0]
-                words.append(np.repeat(segments(own)[None], visual[-1].shape[0], axis=0))
+                words.append(np.repeat(segments(text_of(text, v))[None], visual[-1].shape[0], axis=0))
         self.visual = torch.from_numpy(np.stack(visual)).to(device)
         self.text = torch.from_numpy(np.stack(words)).to(device) if text else None
 
