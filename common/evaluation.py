@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np  # noqa: E402
 
 from common import metrics, plots, smoothing  # noqa: E402
+from common import report as html  # noqa: E402
 from common.files import UserError, load_arrays, replacing, run, writable_folder, write_json  # noqa: E402
 
 BASELINE_FILTER = "median:17"
@@ -159,10 +160,11 @@ def localization(data, detections, skip=0):
     return out
 
 
-def evaluate(out, data, scores, *, protocol, method, detections=None, baselines=None, extra=None):
-    """Write scores.npz, detections.npz, metrics.json, curves/*.png, roc.png into `out` and print the table. -> metrics.
+def evaluate(out, data, scores, *, protocol, method, detections=None, baselines=None, extra=None, pictures=None, overlay=False):
+    """Write scores.npz, detections.npz, metrics.json, report.html, curves/*.png, roc.png into `out` and print the table. -> metrics.
 
-    scores {video: float [T]} raw, higher is more abnormal; baselines {title: scores}, smoothed with a median of 17.
+    scores {video: float [T]} raw, higher is more abnormal; baselines {title: scores}, smoothed with a median of 17; pictures(video) ->
+    (frames, fps) for the report's key frames; overlay: overlay videos will be written, to which the report links.
     """
     out = writable_folder(out)
     labels = labels_of(scores, data)
@@ -187,22 +189,38 @@ def evaluate(out, data, scores, *, protocol, method, detections=None, baselines=
               "baselines": {k: {x: y for x, y in v.items() if isinstance(y, float)} for k, v in others.items()},
               **(extra or {})}
     write_json(out / "metrics.json", report)
+    filtered = {k: {n: smoothing.parse(BASELINE_FILTER)(x) for n, x in v.items()} for k, v in (baselines or {}).items()}
     if labels:
         print_table({method: result, **others}, data, protocol)
-        print_remarks(result, others)
-        plots.roc({method: smoothed, "raw": scores, **{k: {n: smoothing.parse(BASELINE_FILTER)(x) for n, x in v.items()}
-                                                       for k, v in (baselines or {}).items()}}, labels, out / "roc.png")
+        print("\n".join([*remarks(result, others), ""]))
+        plots.roc({method: smoothed, "raw": scores, **filtered}, labels, out / "roc.png")
     else:
         print_ranking(smoothed, data)
     for name in sorted(scores):
         plots.curve(scores[name], smoothed[name], labels.get(name), f"{method} · {data.name} · {name}",
                     out / "curves" / f"{safe(name)}.png")
-    print(f"wrote {out}/metrics.json, scores.npz, curves/ ({len(scores)} videos)" + (", roc.png" if labels else ""))
+    by_name = {v.name: v for v in data.test}
+    notes = [f"liberty taken: {x}" for x in protocol.liberties] + remarks(result, others)
+    html.write(out / "report.html", f"{method} on {data.name}, {protocol.name}", scores, smoothed, facts=facts_of(report, result),
+               notes=[("warn" if "BELOW" in x or "WARNING" in x else "soft", x) for x in notes],
+               labels=labels, columns={method: result, **others}, rows=ROWS, curves={method: smoothed, **filtered},
+               auc_per_video=result.get("auc_per_video"), detections=detections,
+               pictures=pictures and (lambda name: pictures(by_name[name])),
+               overlays={k: f"overlay/{safe(k)}.mp4" for k in scores} if overlay else None)
+    print(f"wrote {out}/report.html, metrics.json, scores.npz, curves/ ({len(scores)} videos)" + (", roc.png" if labels else ""))
     return report
 
 
+def facts_of(report, result):
+    """What stands under the report's title."""
+    counts = [f"{result['frames']} frames of {result['videos']} videos, {result['abnormal_frames']} abnormal"] if "frames" in result else []
+    said = [("labels", report["label_source"] or "none"), ("smoothing", report["smoothing"]), ("seed", report.get("seed")),
+            ("checkpoint", report.get("checkpoint"))]
+    return counts + [f"{k}: {v}" for k, v in said if v is not None]
+
+
 def write_own_video(name, frames, fps, scores, filter_, method, out, boxes=None, red=0.0):
-    """scores.csv, curve.png and overlay.mp4 of one's own footage, and its most abnormal moments on the terminal.
+    """scores.csv, curve.png, overlay.mp4 and report.html of one's own footage, and its most abnormal moments on the terminal.
 
     frames: uint8 [H, W, C] each; boxes [n, 6]: frame, x1, y1, x2, y2, score, coloured from green at 0 to red at `red`; or None.
     """
@@ -225,7 +243,9 @@ def write_own_video(name, frames, fps, scores, filter_, method, out, boxes=None,
             break
         print(f"  {left[t]:9.4g}  frame {t}" + (f"  {t / fps:8.2f} s" if fps else ""))
         left[max(0, t - 50):t + 51] = -np.inf
-    print(f"wrote {out}/scores.csv, curve.png, overlay.mp4")
+    html.write(out / "report.html", f"{method} on {name}", {name: scores}, {name: smoothed}, facts=[f"smoothing: {filter_}", "no labels"],
+               detections=None if boxes is None else {name: boxes}, pictures=lambda _: (frames, fps), overlays={name: "overlay.mp4"})
+    print(f"wrote {out}/report.html, scores.csv, curve.png, overlay.mp4")
 
 
 def per_event(smoothed, labels, events):
@@ -297,21 +317,19 @@ def print_table(columns, data, protocol):
     print()
 
 
-def print_remarks(result, others):
-    """Where a result stands beside the baselines; its AUC by kind of event; measures that are not defined, and why."""
-    best = max(((v.get("micro_auc", 0), k) for k, v in others.items()), default=None)
+def remarks(result, others):
+    """Sentences: where a result stands beside the baselines; its AUC by kind of event; measures that are not defined, and why."""
+    out, best = [], max(((v.get("micro_auc", 0), k) for k, v in others.items()), default=None)
     if best and "micro_auc" in result:
         gap = 100 * (result["micro_auc"] - best[0])
-        print(f"micro AUC is {abs(gap):.2f} points {'above' if gap >= 0 else 'BELOW'} the better trivial baseline ({best[1]})")
+        out.append(f"micro AUC is {abs(gap):.2f} points {'above' if gap >= 0 else 'BELOW'} the better trivial baseline ({best[1]})")
     if result.get("auc_per_event"):
-        print("micro AUC by kind of event: " + ", ".join(f"{k} {100 * v:.1f}" for k, v in result["auc_per_event"].items()))
+        out.append("micro AUC by kind of event: " + ", ".join(f"{k} {100 * v:.1f}" for k, v in result["auc_per_event"].items()))
     if "labels_look_shifted" in result:
         found = result["labels_look_shifted"]
-        print(f"WARNING: micro AUC would be {100 * found['micro_auc_would_rise_by']:.1f} points higher with all labels moved by "
-              f"{found['frames']:+d} frames: are labels and frames of the same version? (nothing was moved)")
-    for name, why in result.get("undefined", {}).items():
-        print(f"{name}: not defined here ({why})")
-    print()
+        out.append(f"WARNING: micro AUC would be {100 * found['micro_auc_would_rise_by']:.1f} points higher with all labels moved by "
+                   f"{found['frames']:+d} frames: are labels and frames of the same version? (nothing was moved)")
+    return out + [f"{name}: not defined here ({why})" for name, why in result.get("undefined", {}).items()]
 
 
 def print_ranking(smoothed, data):

@@ -69,6 +69,10 @@ class Prepared(datasets.Usable):
     def frames(self, video):
         return self.cache.info(video)["frames"]
 
+    def pictures(self, video):
+        """-> (uint8 [T, H, W, C], frames per second)"""
+        return self.cache.frames(video), self.cache.info(video)["fps"]
+
     def sizes(self, videos):
         """(height, width) of each video."""
         return [(i["height"], i["width"]) for i in map(self.cache.info, videos)]

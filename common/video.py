@@ -46,6 +46,13 @@ class Video:
         n = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
         return n if 0 < n < 10 ** 8 else 0
 
+    def fps(self):
+        """Frames per second as a container says; 0 where it does not, or for a folder of frames."""
+        if self.files:
+            return 0.0
+        fps = cv2.VideoCapture(str(self.path)).get(cv2.CAP_PROP_FPS)
+        return fps if 0 < fps < 1000 else 0.0
+
 
 def natural(path):
     """Sort key under which frame 10 follows frame 9, however they are padded."""
@@ -161,8 +168,7 @@ class Decoder:
         capture = cv2.VideoCapture(str(self.video.path))
         if not capture.isOpened():
             raise UserError(f"video {self.video.name} ({self.video.path}) cannot be opened: damaged, or not a video")
-        fps = capture.get(cv2.CAP_PROP_FPS)
-        self.fps = fps if 0 < fps < 1000 else 0.0
+        self.fps = self.video.fps()
         claimed, n = self.video.expected_frames(), 0
         try:
             while True:
@@ -184,6 +190,11 @@ class Decoder:
             self.resized += 1
             frame = cv2.resize(frame, like.shape[1::-1], interpolation=cv2.INTER_AREA).reshape(*like.shape[:2], -1)
         return as_channels(frame, like.shape[2])
+
+
+def decoded(video):
+    """-> (its frames, one after another; frames per second, 0 where unknown)"""
+    return Decoder(video), video.fps()
 
 
 def as_channels(frame, channels):

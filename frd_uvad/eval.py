@@ -18,7 +18,7 @@ from common import evaluation, metrics, smoothing, training  # noqa: E402
 from common.datasets import report_skipped  # noqa: E402
 from common.features import CLIP, FeatureVideo, canonical_features, frames_of_clips  # noqa: E402
 from common.files import UserError, run, writable_folder, write_json  # noqa: E402
-from common.video import Decoder, open_video  # noqa: E402
+from common.video import Decoder, decoded, open_video  # noqa: E402
 from frd_uvad import preprocess, scoring  # noqa: E402
 
 BATCH = 128                    # clips by which the published evaluation parts normal from abnormal videos
@@ -98,6 +98,7 @@ def evaluate(args, data, checkpoint, r):
     if not data.test:
         from common.video import Video
         dataset.test = [Video(v.name, v.path or data.root) for v in videos]
+    sources = {name: v for (split, name), v in sorted(data.videos.items())}     # a test video stands before a training video of its name
     labels = evaluation.labels_of(scores, dataset)
     extra = {"checkpoint": str(checkpoint), "plan": state.get("plan"), "seed": state.get("identity", {}).get("seed"),
              "auxiliary": state.get("identity", {}).get("auxiliary"), "training_seconds": state.get("seconds"),
@@ -119,7 +120,8 @@ def evaluate(args, data, checkpoint, r):
         alone, _ = evaluation.measure(errors, labels, evaluation.Protocol("strict", args.smoothing))
         extra["reconstruction_micro_auc"] = alone.get("micro_auc")
     report = evaluation.evaluate(out, dataset, scores, method="FRD-UVAD", protocol=protocol, extra=extra,
-                                 baselines={"reconstruction error": errors} if errors else {})
+                                 baselines={"reconstruction error": errors} if errors else {},
+                                 pictures=(lambda v: decoded(sources[v.name])) if sources else None)
     if extra.get("reconstruction_micro_auc"):
         print(f"reconstruction error with the scorer's smoothing ({args.smoothing}): micro AUC "
               f"{100 * extra['reconstruction_micro_auc']:.2f}")

@@ -142,7 +142,7 @@ def benchmark_training(args, ready, r):
                 data.waited, start = 0.0, time.perf_counter()
             loss = stage.train_step(batch)["total"]
             if i:
-                float(loss)
+                float(loss.detach())
                 done += len(rows)
         seconds = time.perf_counter() - start
         line(f"stage {name}, batch {n}", done / seconds, "cubes/s",

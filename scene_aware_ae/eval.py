@@ -16,7 +16,7 @@ from tqdm import tqdm  # noqa: E402
 
 from common import benchmark, datasets, evaluation, metrics, objects, plots, smoothing, training  # noqa: E402
 from common.files import UserError, run, writable_folder  # noqa: E402
-from common.video import Decoder, FrameCache, open_video  # noqa: E402
+from common.video import Decoder, FrameCache, decoded, open_video  # noqa: E402
 from scene_aware_ae import preprocess, scoring  # noqa: E402
 
 METHOD = "scene-aware AE"
@@ -83,7 +83,8 @@ def evaluate(args, ready, checkpoint, r):
     labels = evaluation.labels_of(scores, ready.data)
     protocol, out = protocol_of(args, scores, labels), folder / args.protocol
     report = evaluation.evaluate(
-        out, ready.data, scores, method=METHOD, protocol=protocol, baselines=baselines(args, ready),
+        out, ready.data, scores, method=METHOD, protocol=protocol, baselines=baselines(args, ready), pictures=decoded,
+        overlay=args.overlay,
         extra={"checkpoint": str(checkpoint), "plan": state.get("plan"), "encoder": state.get("encoder"),
                "scenes": state.get("scenes"), "training_seconds": state.get("seconds"), "skipped_videos": ready.skipped,
                "peak_memory_mib": round(training.peak_memory())})

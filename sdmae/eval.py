@@ -16,7 +16,7 @@ from tqdm import tqdm  # noqa: E402
 
 from common import benchmark, datasets, evaluation, objects, plots, smoothing, training  # noqa: E402
 from common.files import UserError, run, writable_folder  # noqa: E402
-from common.video import Decoder  # noqa: E402
+from common.video import Decoder, decoded  # noqa: E402
 from sdmae import preprocess, scoring  # noqa: E402
 from sdmae.frames import Frames  # noqa: E402
 
@@ -119,6 +119,7 @@ def evaluate(args, ready, checkpoint, r):
     report = evaluation.evaluate(
         out, ready.data, scores, method="AED-MAE", protocol=protocol, detections=detections,
         baselines=objects.frame_baselines(ready.cache, ready.test, args.workers or training.cores()),
+        pictures=decoded, overlay=args.overlay,
         extra={"checkpoint": str(checkpoint), "rule": {**rule, "parts": list(rule["parts"])}, "mask_draws": args.mask_draws,
                "size": list(model.size), "patch": model.patch, "token_threshold": threshold, "seed": identity.get("seed"),
                "plan": model.state.get("plan"), "training_seconds": model.state.get("seconds"),

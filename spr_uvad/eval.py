@@ -126,7 +126,7 @@ def evaluate(args, ready, checkpoint, r):
     out, identity = folder / args.protocol, model.state.get("identity", {})
     report = evaluation.evaluate(
         out, ready.data, scores, method="LBR-SPR", protocol=protocol_of(args), detections=detections,
-        baselines=objects.baselines(ready, ready.test),
+        baselines=objects.baselines(ready, ready.test), pictures=ready.pictures, overlay=args.overlay,
         extra={"checkpoint": str(checkpoint), "weights": weights if model.use_flow else None, "statistics": stats,
                "seed": identity.get("seed"), "epochs": model.state.get("at", {}).get("epoch"), "plan": model.state.get("plan"),
                "with_motion": model.use_flow, "foreground": vars(ready.store.s), "training_seconds": model.state.get("seconds"),

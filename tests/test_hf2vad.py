@@ -80,6 +80,18 @@ def test_scores_depend_neither_on_batch_size_nor_on_workers(trained, tmp_path):
         assert np.abs(a[k] - b[k]).max() < 1e-3 * max(1, np.abs(a[k]).max())
 
 
+def test_benchmark(trained):
+    base, root, _ = trained
+    where = ("--dataset", "folder", "--data-root", root, "--cache", base / "cache", "--motion-area", "60", "--device", "cpu",
+             "--benchmark", 0.05)
+    done = script("hf2vad/eval.py", *where, "--checkpoint", base / "run" / "finetune.pt")
+    for text in ("plain eager model", "optimised path", "decode", "optical flow", "flow, boxes, cubes together", "peak memory"):
+        assert text in done.stdout, done.stdout
+    done = script("hf2vad/train.py", *where, "--size", "small", "--batch-size", "16")
+    for text in ("memae", "cvae", "finetune", "waiting for data"):
+        assert text in done.stdout, done.stdout
+
+
 def test_own_video(trained, tmp_path):
     base, _, _ = trained
     path = save_video(tmp_path / "mein video.avi", walkers(30, size=(72, 110), seed=5), fps=10)

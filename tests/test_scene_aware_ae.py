@@ -63,6 +63,16 @@ def test_one_command_goes_from_videos_to_scores(trained):
         assert (base / "run" / "strict" / name).stat().st_size > 1000, name
 
 
+def test_benchmark(trained):
+    base, root, _ = trained
+    where = ("--dataset", "folder", "--data-root", root, "--cache", base / "cache", *STAND_IN, "--device", "cpu", "--benchmark", 0.05)
+    done = script("scene_aware_ae/eval.py", *where)
+    for text in ("encoder alone", "videos to features", "one segment at a time", "training, mode 1", "peak memory"):
+        assert text in done.stdout, done.stdout
+    done = script("scene_aware_ae/eval.py", *where, "--clip", "ViT-B-32", "--pretrained", "random", "--encode-batch", 2)
+    assert "ViT-B-32 and the scene-aware autoencoder" in done.stdout and "training, mode" not in done.stdout
+
+
 def test_official_drops_tails_and_says_what_it_chose(trained):
     base, root, _ = trained
     done = script("scene_aware_ae/eval.py", "--dataset", "folder", "--data-root", root, "--cache", base / "cache", "--checkpoint",

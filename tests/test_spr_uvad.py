@@ -55,6 +55,13 @@ def test_one_command_goes_from_videos_to_a_ranking(trained):
         assert (out / name).stat().st_size > 1000, name
 
 
+def test_benchmark(trained):
+    base, root, _ = trained
+    done = script("spr_uvad/train.py", *SMALL, "--data-root", root, "--cache", base / "cache", "--benchmark", 0.05)
+    for text in ("step without refinement", "step with refinement", "scoring pass as published", "peak memory"):
+        assert text in done.stdout, done.stdout
+
+
 def test_official_smooths_over_all_videos_as_one(trained):
     base, root, _ = trained
     done = script("spr_uvad/eval.py", "--dataset", "folder", "--data-root", root, "--cache", base / "cache", "--checkpoint",
