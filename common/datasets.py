@@ -6,7 +6,6 @@
     data.masks(video)                    # bool [T, H, W] or None
     data.tracks(video)                   # float32 [n, 6]: id, frame, x1, y1, x2, y2 (inclusive pixels) or None
 """
-import csv
 import hashlib
 import re
 from dataclasses import dataclass, field
@@ -14,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.files import UserError, first_line, load_array, load_arrays, writable_folder
+from common.files import UserError, first_line, load_array, load_arrays, read_table, writable_folder
 from common.labels import any_masks, csv_ranges, frame_labels, mask_images, mat_ranges, matlab_ranges, npz_names, packed_masks, volume_masks
 from common.video import list_videos, natural
 
@@ -114,9 +113,10 @@ class Dataset:
         if not path.is_file():
             return []
         try:
-            with open(path, newline="", encoding="utf-8-sig") as f:
-                return [(r["video"], r["event"], int(r["start"]), int(r["end"])) for r in csv.DictReader(f)]
-        except (KeyError, ValueError, TypeError) as e:
+            (_, names), *rows = read_table(path, "events")
+            rows = [dict(zip(names, row)) for _, row in rows]
+            return [(r["video"], r["event"], int(r["start"]), int(r["end"])) for r in rows]
+        except (KeyError, ValueError) as e:
             raise UserError(f"{path}: expected columns video, event, start, end ({first_line(e)})") from None
 
     @property
@@ -134,10 +134,12 @@ class Dataset:
         if path is None or callable(path):
             return path and path()
         try:
-            lines = [x for x in path.read_text().splitlines() if x.strip() and not x.startswith("#")]
-            return np.array([x.split(",") for x in lines], np.float32).reshape(-1, 6)
-        except (OSError, ValueError) as e:
+            found = np.array([row for _, row in read_table(path, "tracks")], np.float32).reshape(-1, 6)
+        except ValueError as e:
             raise UserError(f"tracks {path}: expected lines id,frame,x1,y1,x2,y2 ({first_line(e)})") from None
+        if not np.isfinite(found).all():
+            raise UserError(f"tracks {path} hold NaN or infinite numbers")
+        return found
 
 
 class Usable:
@@ -321,7 +323,7 @@ def shanghaitech(name, root, train, test):
         data._arrays = {f.stem: (lambda f=f: load_array(f, "frame labels")) for f in p.glob("*.npy")}
         data.label_source = p.name
     for p in search(root, r"test_?pixel_?mask"):
-        data._masks = {f.stem: (lambda f=f: load_array(f, "pixel mask") != 0) for f in p.glob("*.npy")}
+        data._masks = {f.stem: (lambda f=f: any_masks(f)) for f in p.glob("*.npy")}
         data.mask_source = p.name
     return data
 

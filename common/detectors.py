@@ -53,8 +53,10 @@ def boxes_from_file(path, video, frames):
     if len(count) != frames:
         raise UserError(f"boxes file {path}: video {split}.{video.name} has {len(count)} frames there, "
                         f"{frames} on disk")
-    if boxes.ndim != 2 or boxes.shape[1] != 5 or (count < 0).any() or count.sum() != len(boxes):
+    if boxes.ndim != 2 or boxes.shape[1] != 5 or boxes.dtype.kind not in "iuf" or (count < 0).any() or count.sum() != len(boxes):
         raise UserError(f"boxes file {path}: {split}.{video.name}.boxes must be [n, 5] with n the sum of .count")
+    if not np.isfinite(boxes).all():
+        raise UserError(f"boxes file {path}: {split}.{video.name}.boxes holds NaN or infinite numbers")
     return np.split(boxes.astype(np.float32), np.cumsum(count)[:-1])
 
 

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np  # noqa: E402
 
-from common import metrics, plots, smoothing  # noqa: E402
+from common import metrics, plots, ranking, smoothing  # noqa: E402
 from common import report as html  # noqa: E402
 from common.files import UserError, load_arrays, replacing, run, writable_folder, write_json  # noqa: E402
 
@@ -160,11 +160,14 @@ def localization(data, detections, skip=0):
     return out
 
 
-def evaluate(out, data, scores, *, protocol, method, detections=None, baselines=None, extra=None, pictures=None, overlay=False):
-    """Write scores.npz, detections.npz, metrics.json, report.html, curves/*.png, roc.png into `out` and print the table. -> metrics.
+def evaluate(out, data, scores, *, protocol, method, detections=None, red=None, baselines=None, extra=None, pictures=None,
+             overlay=False, top=20):
+    """Write scores.npz, detections.npz, metrics.json, report.html, ranking.csv, contact_sheet.png, curves/*.png and roc.png into `out`,
+    and print the table. -> metrics.
 
     scores {video: float [T]} raw, higher is more abnormal; baselines {title: scores}, smoothed with a median of 17; pictures(video) ->
-    (frames, fps) for the report's key frames; overlay: overlay videos will be written, to which the report links.
+    (frames, fps) for key frames and thumbnails; boxes go from green at 0 to red at `red`; overlay: overlay videos will be written, to which
+    the report links; top: moments in ranking.csv.
     """
     out = writable_folder(out)
     labels = labels_of(scores, data)
@@ -195,17 +198,18 @@ def evaluate(out, data, scores, *, protocol, method, detections=None, baselines=
         print("\n".join([*remarks(result, others), ""]))
         plots.roc({method: smoothed, "raw": scores, **filtered}, labels, out / "roc.png")
     else:
-        print_ranking(smoothed, data)
+        print(f"\n{data.name} has no labels under {data.root}: no metrics")
+    by_name, span = {v.name: v for v in data.test}, (0.0, red or 1.0)
+    shown = pictures and (lambda name: pictures(by_name[name]))
+    ranking.write_ranking(smoothed, out, pictures=shown, detections=detections, span=span, top=top)
     for name in sorted(scores):
         plots.curve(scores[name], smoothed[name], labels.get(name), f"{method} · {data.name} · {name}",
                     out / "curves" / f"{safe(name)}.png")
-    by_name = {v.name: v for v in data.test}
     notes = [f"liberty taken: {x}" for x in protocol.liberties] + remarks(result, others)
     html.write(out / "report.html", f"{method} on {data.name}, {protocol.name}", scores, smoothed, facts=facts_of(report, result),
                notes=[("warn" if "BELOW" in x or "WARNING" in x else "soft", x) for x in notes],
                labels=labels, columns={method: result, **others}, rows=ROWS, curves={method: smoothed, **filtered},
-               auc_per_video=result.get("auc_per_video"), detections=detections,
-               pictures=pictures and (lambda name: pictures(by_name[name])),
+               auc_per_video=result.get("auc_per_video"), detections=detections, span=span, pictures=shown,
                overlays={k: f"overlay/{safe(k)}.mp4" for k in scores} if overlay else None)
     print(f"wrote {out}/report.html, metrics.json, scores.npz, curves/ ({len(scores)} videos)" + (", roc.png" if labels else ""))
     return report
@@ -219,8 +223,8 @@ def facts_of(report, result):
     return counts + [f"{k}: {v}" for k, v in said if v is not None]
 
 
-def write_own_video(name, frames, fps, scores, filter_, method, out, boxes=None, red=0.0):
-    """scores.csv, curve.png, overlay.mp4 and report.html of one's own footage, and its most abnormal moments on the terminal.
+def write_own_video(name, frames, fps, scores, filter_, method, out, boxes=None, red=0.0, top=20):
+    """scores.csv, curve.png, overlay.mp4, ranking.csv, contact_sheet.png and report.html of one's own footage.
 
     frames: uint8 [H, W, C] each; boxes [n, 6]: frame, x1, y1, x2, y2, score, coloured from green at 0 to red at `red`; or None.
     """
@@ -234,17 +238,11 @@ def write_own_video(name, frames, fps, scores, filter_, method, out, boxes=None,
                             *([] if counts is None else [counts[t]])])
     plots.curve(scores, smoothed, None, f"{method} · {name}", out / "curve.png")
     plots.overlay(frames, boxes, smoothed, None, out / "overlay.mp4", fps, (0.0, red), plots.score_range(smoothed, red))
-    print(f"{name}: {len(scores)} frames" + ("" if boxes is None else f", {len(boxes)} objects")
-          + "; most abnormal moments (smoothed score):")
-    left = smoothed.copy()
-    for _ in range(5):
-        t = int(np.argmax(left))
-        if not np.isfinite(left[t]):
-            break
-        print(f"  {left[t]:9.4g}  frame {t}" + (f"  {t / fps:8.2f} s" if fps else ""))
-        left[max(0, t - 50):t + 51] = -np.inf
+    print(f"{name}: {len(scores)} frames" + ("" if boxes is None else f", {len(boxes)} objects"))
+    shown, found, span = (lambda _: (frames, fps)), None if boxes is None else {name: boxes}, (0.0, red or 1.0)
+    ranking.write_ranking({name: smoothed}, out, pictures=shown, detections=found, span=span, top=top)
     html.write(out / "report.html", f"{method} on {name}", {name: scores}, {name: smoothed}, facts=[f"smoothing: {filter_}", "no labels"],
-               detections=None if boxes is None else {name: boxes}, pictures=lambda _: (frames, fps), overlays={name: "overlay.mp4"})
+               detections=found, span=span, pictures=shown, overlays={name: "overlay.mp4"})
     print(f"wrote {out}/report.html, scores.csv, curve.png, overlay.mp4")
 
 
@@ -330,16 +328,6 @@ def remarks(result, others):
         out.append(f"WARNING: micro AUC would be {100 * found['micro_auc_would_rise_by']:.1f} points higher with all labels moved by "
                    f"{found['frames']:+d} frames: are labels and frames of the same version? (nothing was moved)")
     return out + [f"{name}: not defined here ({why})" for name, why in result.get("undefined", {}).items()]
-
-
-def print_ranking(smoothed, data):
-    """Without labels: the most abnormal videos, by their highest smoothed score."""
-    print(f"\n{data.name} has no labels under {data.root}: no metrics. Videos by their highest smoothed score:")
-    order = sorted(smoothed, key=lambda k: -np.nanmax(smoothed[k], initial=-np.inf))
-    for k in order[:10]:
-        t = int(np.nanargmax(smoothed[k])) if np.isfinite(smoothed[k]).any() else 0
-        print(f"  {np.nanmax(smoothed[k], initial=-np.inf):9.3f}  {k}, frame {t}")
-    print()
 
 
 def main(argv=None):

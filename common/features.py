@@ -17,7 +17,7 @@ import numpy as np
 
 from common.batches import copy_rows
 from common.datasets import Dataset, plain
-from common.files import UserError, first_line, load_array
+from common.files import UserError, first_line, load_array, read_text
 from common.labels import frame_labels
 from common.video import Video, natural
 
@@ -221,11 +221,11 @@ def annotations(path):
     """
     out = {}
     try:
-        lines = [line.split() for line in path.read_text().splitlines() if line.strip()]
+        lines = [line.split() for line in read_text(path, "annotations").splitlines() if line.strip()]
         for words in lines:
             numbers = [int(float(w)) for w in words[1:] if re.fullmatch(r"-?\d+(\.\d+)?", w)]
             pairs = [(a, b) for a, b in zip(numbers[::2], numbers[1::2]) if a >= 0 and b >= a]
             out[Path(words[0]).stem if Path(words[0]).suffix.lower() in (".mp4", ".avi", ".mkv") else words[0]] = pairs
-    except (OSError, ValueError) as e:
+    except (OverflowError, ValueError) as e:
         raise UserError(f"annotations {path} cannot be read ({first_line(e)})") from None
     return out

@@ -1,6 +1,7 @@
 """Errors a user can cause, files written whole or not at all, and small files read without trusting them."""
 import atexit
 import contextlib
+import csv
 import errno
 import json
 import os
@@ -134,13 +135,30 @@ def write_json(path, obj):
         tmp.write_text(json.dumps(obj, indent=1, allow_nan=False) + "\n")
 
 
-def read_json(path, what):
+def read_text(path, what):
+    """A text file in UTF-8, with or without a byte-order mark."""
     try:
-        return json.loads(Path(path).read_text())
+        return Path(path).read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise UserError(f"{what} {path} is missing") from None
-    except (OSError, ValueError) as e:
-        raise UserError(f"{what} {path} cannot be read as JSON ({e})") from None
+    except (OSError, UnicodeDecodeError) as e:
+        raise UserError(f"{what} {path} cannot be read as text ({first_line(e)})") from None
+
+
+def read_table(path, what):
+    """Rows of a csv file, lists of stripped cells; empty lines and comments (#) are left out. -> [(line number, row)]"""
+    try:
+        lines = csv.reader(read_text(path, what).splitlines())
+        return [(i, [x.strip() for x in row]) for i, row in enumerate(lines, 1) if row and not row[0].lstrip().startswith("#")]
+    except csv.Error as e:
+        raise UserError(f"{what} {path} cannot be read as csv ({first_line(e)})") from None
+
+
+def read_json(path, what):
+    try:
+        return json.loads(read_text(path, what))
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{what} {path} cannot be read as JSON ({first_line(e)})") from None
 
 
 def load_array(path, what, mmap=False):
@@ -154,16 +172,20 @@ def load_array(path, what, mmap=False):
                         "pickled objects are refused") from None
 
 
-def load_arrays(path, what):
-    """{name: array} of an .npz archive, never unpickled."""
+def load_arrays(path, what, names=None):
+    """{name: array} of an .npz archive, of all its arrays or of these, never unpickled."""
     try:
         with np.load(path, allow_pickle=False) as z:
-            return {k: z[k] for k in z.files}
+            arrays = {k: z[k] for k in (z.files if names is None else names)}
     except FileNotFoundError:
         raise UserError(f"{what} {path} is missing") from None
     except Exception as e:  # zipfile and numpy raise many kinds on damaged archives
         raise UserError(f"{what} {path} is not a readable .npz archive ({first_line(e)}); "
                         "pickled objects are refused") from None
+    strange = next((k for k, x in arrays.items() if not isinstance(x, np.ndarray)), None)
+    if strange is not None:
+        raise UserError(f"{what} {path} is not a readable .npz archive (its member {strange!r} is no array)")
+    return arrays
 
 
 def first_line(e):

@@ -81,7 +81,7 @@ class FlowFiles:
             if place is None:
                 raise UserError(f"--flow {FILES}{folder}: there is no {video.split}/{video.name}.npy, nor a folder of that name")
             self.parts = sorted(place.glob("*.npy"), key=natural)
-        self.path, count = file or place, len(self.parts)
+        self.path, count = file or place, len(self.parts) if isinstance(self.parts, list) or self.parts.ndim else 0
         if count != shape[0]:
             raise UserError(f"optical flow {self.path} is of {count} frames, the video has {shape[0]}")
 
@@ -93,11 +93,10 @@ class FlowFiles:
             return np.zeros((*self.shape[1:3], 2), np.float32)
         x = self.parts[t]
         x = load_array(x, "optical flow") if isinstance(x, Path) else x
-        x = np.asarray(x, np.float32)
-        if x.shape != (*self.shape[1:3], 2) or not np.isfinite(x).all():
+        if x.shape != (*self.shape[1:3], 2) or x.dtype.kind != "f" or not np.isfinite(x).all():
             raise UserError(f"optical flow {self.path}, frame {t}: expected finite numbers [{self.shape[1]}, {self.shape[2]}, 2], got "
-                            f"shape {x.shape}")
-        return x
+                            f"shape {x.shape} of type {x.dtype}")
+        return np.asarray(x, np.float32)
 
 
 def _dis(method):

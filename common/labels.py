@@ -1,13 +1,11 @@
 """Files of frame labels and pixel masks, in the formats that datasets come with."""
-import csv
 import re
 from pathlib import Path
 
-import cv2
 import numpy as np
 
-from common.files import UserError, first_line, load_array, load_arrays
-from common.video import natural
+from common.files import UserError, first_line, load_array, load_arrays, read_table, read_text
+from common.video import natural, read_grey
 
 
 def read_mat(path, key):
@@ -25,9 +23,10 @@ def mat_ranges(path):
     """`gt` of ped2.mat and avenue.mat: per video 2×k, 1-based inclusive."""
     out = {}
     for i, cell in enumerate(read_mat(path, "gt").reshape(-1)):
-        pairs = np.asarray(cell).astype(np.int64)
-        if pairs.size and pairs.shape[0] != 2:
-            raise UserError(f"{path}: video {i + 1} has ranges of shape {pairs.shape}, expected 2×k")
+        pairs = np.asarray(cell)
+        if pairs.size and (pairs.ndim != 2 or len(pairs) != 2 or pairs.dtype.kind not in "iuf" or not np.isfinite(pairs).all()):
+            raise UserError(f"{path}: video {i + 1} has ranges of shape {pairs.shape} and type {pairs.dtype}, expected whole numbers 2×k")
+        pairs = pairs.astype(np.int64)
         out[f"{i + 1:02d}"] = [(int(a) - 1, int(b) - 1) for a, b in pairs.reshape(2, -1).T]
     return out
 
@@ -47,20 +46,19 @@ def matlab_ranges(path):
 
 def csv_ranges(path, names):
     out = {n: [] for n in names}
-    with open(path, newline="", encoding="utf-8-sig") as f:
-        for i, row in enumerate(csv.reader(f), 1):
-            if not row or row[0].startswith("#") or [x.strip().lower() for x in row] == ["video", "start", "end"]:
-                continue
-            try:
-                name, start, end = row[0].strip(), int(row[1]), int(row[2])
-            except (IndexError, ValueError):
-                raise UserError(f"{path} line {i}: expected video,start,end, got {','.join(row)!r}") from None
-            if name not in out:
-                raise UserError(f"{path} line {i}: there is no test video {name}")
-            if not 0 <= start < end:
-                raise UserError(f"{path} line {i}: the range {start}..{end} is empty (start is the first abnormal "
-                                "frame, counted from 0; end is the one after the last)")
-            out[name].append((start, end - 1))
+    for i, row in read_table(path, "frame labels"):
+        if [x.lower() for x in row] == ["video", "start", "end"]:
+            continue
+        try:
+            name, start, end = row[0], int(row[1]), int(row[2])
+        except (IndexError, ValueError):
+            raise UserError(f"{path} line {i}: expected video,start,end, got {','.join(row)!r}") from None
+        if name not in out:
+            raise UserError(f"{path} line {i}: there is no test video {name}")
+        if not 0 <= start < end:
+            raise UserError(f"{path} line {i}: the range {start}..{end} is empty (start is the first abnormal "
+                            "frame, counted from 0; end is the one after the last)")
+        out[name].append((start, end - 1))
     return out
 
 
@@ -68,24 +66,29 @@ def frame_labels(path):
     if path.suffix == ".npy":
         return load_array(path, "frame labels")
     try:
-        return np.array(path.read_text().replace(",", " ").split(), dtype=np.float32).astype(np.int64)
-    except ValueError:
+        return np.array(read_text(path, "frame labels").replace(",", " ").split(), dtype=np.float32).astype(np.int64)
+    except (ValueError, OverflowError):
         raise UserError(f"frame labels {path} must be zeros and ones separated by spaces or lines") from None
+
+
+def stacked(masks, path):
+    """Masks [H, W] of one video as bool [T, H, W]; nonzero is abnormal."""
+    masks = [np.asarray(m) for m in masks]
+    shapes = {m.shape for m in masks}
+    if len(shapes) != 1 or masks[0].ndim != 2 or masks[0].dtype.kind not in "biuf":
+        raise UserError(f"pixel masks {path}: expected pictures [T, H, W] of one size, got {', '.join(map(str, sorted(shapes))) or 'none'}")
+    return np.stack(masks) != 0
 
 
 def mask_images(path):
     """A folder of black and white images, one per frame."""
     files = sorted((p for p in path.iterdir() if p.suffix.lower() in (".bmp", ".png", ".tif", ".jpg")), key=natural)
-    images = [cv2.imdecode(np.fromfile(p, np.uint8), cv2.IMREAD_GRAYSCALE) if p.stat().st_size else None for p in files]
-    if not images or any(x is None for x in images):
-        bad = next((p for p, x in zip(files, images) if x is None), path)
-        raise UserError(f"pixel masks: {bad} cannot be read")
-    return np.stack(images) > 127
+    return stacked([read_grey(p, "pixel mask") > 127 for p in files], path)
 
 
 def volume_masks(path):
     """Avenue's `volLabel`: a cell of H×W masks."""
-    return np.stack([np.asarray(x) != 0 for x in read_mat(path, "volLabel").reshape(-1)])
+    return stacked(read_mat(path, "volLabel").reshape(-1), path)
 
 
 def npz_names(path):
@@ -97,16 +100,26 @@ def npz_names(path):
 
 
 def packed_masks(path, name):
-    with np.load(path, allow_pickle=False) as z:
-        return np.unpackbits(z[name], axis=-1, count=int(z["width"])).astype(bool)
+    arrays = load_arrays(path, "pixel masks", (name, "width"))
+    bits, width = arrays[name], arrays["width"]
+    if bits.dtype != np.uint8 or bits.ndim != 3 or width.shape != () or not 0 < int(width) <= 8 * bits.shape[2]:
+        raise UserError(f"pixel masks {path}: {name} must be packed bits, uint8 [T, H, width / 8]")
+    return np.unpackbits(bits, axis=-1, count=int(width)).astype(bool)
 
 
 def any_masks(path):
     if path.is_dir():
         return mask_images(path)
     if path.suffix == ".npy":
-        return load_array(path, "pixel mask") != 0
-    arrays = load_arrays(path, "pixel mask")
+        return volume(load_array(path, "pixel masks"), path)
+    arrays = load_arrays(path, "pixel masks")
     if "masks" not in arrays:
-        raise UserError(f"pixel mask {path} has no array called masks; it holds {', '.join(arrays) or 'nothing'}")
-    return arrays["masks"] != 0
+        raise UserError(f"pixel masks {path} has no array called masks; it holds {', '.join(arrays) or 'nothing'}")
+    return volume(arrays["masks"], path)
+
+
+def volume(masks, path):
+    """bool [T, H, W] of an array; nonzero is abnormal."""
+    if masks.ndim != 3 or masks.dtype.kind not in "biuf":
+        raise UserError(f"pixel masks {path}: expected numbers [T, H, W], got shape {masks.shape} of type {masks.dtype}")
+    return masks != 0

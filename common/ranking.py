@@ -6,7 +6,7 @@ import numpy as np
 
 from common.files import replacing
 from common.plots import contact_sheet, heat, write_image
-from common.video import as_channels
+from common.video import as_channels, pick
 
 
 def moments(smoothed, *, top=20, share=0.5, gap=25):
@@ -40,40 +40,50 @@ def moments(smoothed, *, top=20, share=0.5, gap=25):
     return out
 
 
-def picture(frames, t, boxes, red, width=480):
-    """Frame t as uint8 [h, width, 3], its boxes [n, 6] coloured by score, the highest one thick."""
-    image = as_channels(frames[t], 3)
+def picture(frame, boxes, span, width=480):
+    """uint8 [h, width, 3] with boxes [n, 6] (frame, x1, y1, x2, y2, score) from green at span[0] to red at span[1], the highest thick."""
+    image = as_channels(frame, 3)
     scale = width / image.shape[1]
-    image = cv2.resize(image, (width, max(1, round(image.shape[0] * scale))), interpolation=cv2.INTER_AREA)
-    now = boxes[boxes[:, 0] == t]
-    for i, (_, x1, y1, x2, y2, s) in enumerate(now[np.argsort(now[:, 5])]):
+    way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+    image = cv2.resize(image, (width, max(1, round(image.shape[0] * scale))), interpolation=way)
+    for i, (_, x1, y1, x2, y2, s) in enumerate(boxes[np.argsort(boxes[:, 5])]):
         cv2.rectangle(image, (int(x1 * scale), int(y1 * scale)), (int((x2 + 1) * scale), int((y2 + 1) * scale)),
-                      heat(s / red), 3 if i == len(now) - 1 else 1, cv2.LINE_AA)
+                      heat((s - span[0]) / max(1e-12, span[1] - span[0])), 3 if i == len(boxes) - 1 else 1, cv2.LINE_AA)
     return image
 
 
-def write_ranking(ready, videos, smoothed, detections, red, out, *, top=20, sheet=12):
-    """ranking.csv, thumbnails/ and contact_sheet.png in `out`; the first moments on the terminal. -> the moments."""
-    by_name, found, tiles = {v.name: v for v in videos}, moments(smoothed, top=top), []
+def boxes_at(detections, name, t):
+    """The boxes of one frame, [n, 6]; none where nothing was detected."""
+    if not detections or detections.get(name) is None:
+        return np.zeros((0, 6), np.float32)
+    return detections[name][detections[name][:, 0] == t]
+
+
+def write_ranking(smoothed, out, *, pictures=None, detections=None, span=(0.0, 1.0), top=20, sheet=12):
+    """ranking.csv and, with pictures(video name) -> (frames, fps), thumbnails/ and contact_sheet.png in `out`; the first moments on
+    the terminal. smoothed {video: [T]}; detections {video: [n, 6]}, coloured over `span`. -> the moments."""
+    found, images, fps = moments(smoothed, top=top), {}, {}
+    for name in {m[0] for m in found} if pictures else ():
+        frames, fps[name] = pictures(name)
+        for t, frame in pick(frames, {m[3] for m in found if m[0] == name}):
+            images[name, t] = picture(frame, boxes_at(detections, name, t), span)
+    tiles = []
     with replacing(out / "ranking.csv") as tmp, open(tmp, "w", newline="") as f:
         table = csv.writer(f)
         table.writerow(["rank", "video", "start_frame", "end_frame", "start_seconds", "end_seconds", "peak_frame", "score",
                         "thumbnail"])
         for rank, (name, first, last, t, score) in enumerate(found, 1):
-            video = by_name[name]
-            fps, frames = ready.cache.info(video)["fps"], ready.cache.frames(video)
-            image = picture(frames, t, detections[name], red)
-            thumbnail = out / "thumbnails" / f"{rank:02d}.jpg"
-            write_image(thumbnail, image)
-            table.writerow([rank, name, first, last, *(f"{x / fps:.2f}" if fps else "" for x in (first, last)), t, f"{score:.4f}",
-                            thumbnail.relative_to(out)])
-            if rank <= sheet:
-                tiles.append((image, f"{rank}. {name}  frame {t}" + (f"  {t / fps:.1f} s" if fps else "") + f"  score {score:.2f}"))
-    contact_sheet(out / "contact_sheet.png", tiles)
-    print(f"\nmost abnormal moments ({len(found)}):")
-    for rank, (name, first, last, _, score) in enumerate(found[:10], 1):
-        fps = ready.cache.info(by_name[name])["fps"]
-        when = f", {first / fps:.1f}..{last / fps:.1f} s" if fps else ""
-        print(f"  {rank:2d}. {score:8.3f}  {name}, frames {first}..{last}{when}")
-    print(f"wrote {out}/ranking.csv, thumbnails/" + (", contact_sheet.png" if tiles else ""))
+            thumbnail, rate = "", fps.get(name)
+            if (name, t) in images:
+                thumbnail, seconds = f"thumbnails/{rank:02d}.jpg", f"  {t / rate:.1f} s" if rate else ""
+                write_image(out / thumbnail, images[name, t])
+                tiles.append((images[name, t], f"{rank}. {name}  frame {t}{seconds}  score {score:.3g}"))
+            seconds = [f"{x / rate:.2f}" if rate else "" for x in (first, last)]
+            table.writerow([rank, name, first, last, *seconds, t, f"{score:.6g}", thumbnail])
+    contact_sheet(out / "contact_sheet.png", tiles[:sheet])
+    print("most abnormal moments:")
+    for rank, (name, first, last, _, score) in enumerate(found[:5], 1):
+        when = f", {first / fps[name]:.1f}..{last / fps[name]:.1f} s" if fps.get(name) else ""
+        print(f"  {rank:2d}. {score:9.4g}  {name}, frames {first}..{last}{when}")
+    print(f"wrote {out}/ranking.csv" + (", thumbnails/, contact_sheet.png" if tiles else ""))
     return found

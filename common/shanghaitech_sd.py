@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np  # noqa: E402
 
 from common.datasets import find  # noqa: E402
-from common.files import UserError, replacing, run  # noqa: E402
+from common.files import UserError, read_text, replacing, run  # noqa: E402
 
 
 def build(listed, source, out):
@@ -21,10 +21,7 @@ def build(listed, source, out):
     """
     data = find("shanghaitech", source)
     known = {v.name: v for v in data.train + data.test}
-    try:
-        lines = [line.split() for line in Path(listed).read_text().splitlines() if line.strip() and not line.startswith("#")]
-    except OSError as e:
-        raise UserError(f"--list {listed} cannot be read ({e.strerror})") from None
+    lines = [line.split() for line in read_text(listed, "--list").splitlines() if line.strip() and not line.startswith("#")]
     for line in lines:
         if len(line) != 2 or line[0] not in ("training", "testing") or line[1] not in known:
             raise UserError(f"--list {listed}: {' '.join(line)!r} is not `training NAME` or `testing NAME` of a video in "

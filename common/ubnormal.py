@@ -6,8 +6,8 @@ import cv2
 import numpy as np
 
 from common.datasets import Dataset, search
-from common.files import UserError, first_line
-from common.video import VIDEOS, Video, natural
+from common.files import UserError, first_line, read_table, read_text
+from common.video import VIDEOS, Video, natural, read_grey
 
 
 def ubnormal(data_root):
@@ -31,7 +31,7 @@ def ubnormal(data_root):
         if name not in lists:
             raise UserError(f"ubnormal in {root} has no {name}: put the dataset's four lists of video names ((ab)normal_training_"
                             "video_names.txt, (ab)normal_test_video_names.txt) there")
-        names = lists[name].read_text().split()
+        names = read_text(lists[name], "list of videos").split()
         missing = [n for n in names if n not in known]
         if missing:
             raise UserError(f"{lists[name]} lists {missing[0]} and {len(missing) - 1} more that are not in {root}")
@@ -63,8 +63,8 @@ class Annotations:
         if path is None:
             raise UserError(f"ubnormal: {self.folder / names[1]} is missing")
         try:
-            self.tracks = [tuple(int(float(x)) for x in line.split(",")[:3]) for line in path.read_text().splitlines() if line.strip()]
-        except ValueError as e:
+            self.tracks = [(int(float(i)), int(float(a)), int(float(b))) for _, (i, a, b, *_) in read_table(path, "tracks")]
+        except (ValueError, OverflowError) as e:
             raise UserError(f"{path}: expected lines id,start,end ({first_line(e)})") from None
 
     def ids(self):
@@ -72,10 +72,7 @@ class Annotations:
         for t in sorted({t for _, first, last in self.tracks for t in range(first, last + 1)}):
             path = self.folder / f"{self.video.name}_{t:04d}_gt.png"
             if path.exists():
-                image = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_GRAYSCALE)
-                if image is None:
-                    raise UserError(f"pixel mask {path} cannot be read")
-                yield t, image
+                yield t, read_grey(path, "pixel mask")
 
     def boxes(self):
         """float32 [n, 6]: track id, frame, x1, y1, x2, y2 in inclusive pixels; in the order of tracks."""

@@ -1,4 +1,5 @@
 """Decoding, and the frame cache: every video is decoded once into a uint8 .npy and memory-mapped ever after."""
+import itertools
 import os
 import re
 from dataclasses import dataclass, field
@@ -120,6 +121,14 @@ def read_image(path):
         return None
 
 
+def read_grey(path, what):
+    """uint8 [H, W] of an image that must be there and whole."""
+    image = read_image(path)
+    if image is None:
+        raise UserError(f"{what} {path} cannot be read: missing, damaged, or no image")
+    return image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
+
+
 def image_size(data):
     """(width, height) that a PNG or BMP header claims, so that a lie is not allocated; (0, 0) for other formats."""
     head = data[:26].tobytes()
@@ -190,6 +199,16 @@ class Decoder:
             self.resized += 1
             frame = cv2.resize(frame, like.shape[1::-1], interpolation=cv2.INTER_AREA).reshape(*like.shape[:2], -1)
         return as_channels(frame, like.shape[2])
+
+
+def pick(frames, wanted):
+    """Yield (number, frame) of the `wanted` frames in order; frames: an array, or whatever yields them one after another."""
+    wanted = sorted(wanted)
+    if hasattr(frames, "__getitem__"):
+        yield from ((t, frames[t]) for t in wanted)
+    elif wanted:
+        among = set(wanted)
+        yield from ((t, f) for t, f in enumerate(itertools.islice(frames, wanted[-1] + 1)) if t in among)
 
 
 def decoded(video):

@@ -68,6 +68,9 @@ def load_auxiliary(spec):
         raise UserError(f"--auxiliary {spec} is not known; write none, c2fpl:FILE, frd:FILE or labels:FILE.npz")
     if kind == "labels":
         arrays = load_arrays(path, "pseudo labels")
+        for k, v in arrays.items():
+            if v.dtype.kind not in "biuf" or not np.isfinite(v).all():
+                raise UserError(f"pseudo labels {path}: {k} must be finite numbers, one per clip")
         return Auxiliary(spec, labels={k: np.asarray(v, np.float32).reshape(-1) for k, v in arrays.items()})
     weights, _ = weights_of(path)
     prefixes = ("scorer_c2fpl.", "") if kind == "c2fpl" else ("scorer.", "")

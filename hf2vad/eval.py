@@ -116,7 +116,7 @@ def evaluate(args, ready, checkpoint, r, batch_size=256):
     out = folder / args.protocol
     report = evaluation.evaluate(
         out, ready.data, scores, method="HF2-VAD", protocol=protocol_of(args, ready.data.name), detections=detections,
-        baselines=objects.baselines(ready, ready.test), pictures=ready.pictures, overlay=args.overlay,
+        red=red(weights), baselines=objects.baselines(ready, ready.test), pictures=ready.pictures, overlay=args.overlay,
         extra={"checkpoint": str(checkpoint), "weights": weights, "statistics": stats,
                "seed": state.get("identity", {}).get("seed"), "stage": state.get("stage"),
                "epochs": state.get("epoch"), "foreground": vars(ready.store.s),

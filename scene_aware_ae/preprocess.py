@@ -18,7 +18,7 @@ from tqdm import tqdm  # noqa: E402
 from common import datasets, training  # noqa: E402
 from common.ahead import ReadAhead  # noqa: E402
 from common.clip import RANDOM, ClipEncoder  # noqa: E402
-from common.files import UserError, run  # noqa: E402
+from common.files import UserError, read_table, run  # noqa: E402
 from common.parallel import shard_of  # noqa: E402
 from common.video import VideoFiles  # noqa: E402
 from scene_aware_ae import encoder as encoders  # noqa: E402
@@ -114,15 +114,11 @@ class Prepared(datasets.Usable):
 
 def read_scenes(path, data):
     """Replace the reader's scenes by those of a csv with lines video,scene."""
-    import csv
-    try:
-        rows = [row for row in csv.reader(open(path, newline="", encoding="utf-8-sig")) if row and not row[0].startswith("#")]
-    except OSError as e:
-        raise UserError(f"--scenes {path} cannot be read ({e.strerror})") from None
+    rows = [row for _, row in read_table(path, "--scenes")]
     bad = next((row for row in rows if len(row) < 2), None)
     if bad:
         raise UserError(f"--scenes {path}: expected lines video,scene, got {','.join(bad)!r}")
-    known = {row[0].strip(): row[1].strip() for row in rows}
+    known = {row[0]: row[1] for row in rows}
     for v in data.train + data.test:
         if v.name not in known:
             raise UserError(f"--scenes {path} has no line for the video {v.name}")

@@ -119,7 +119,7 @@ def evaluate(args, ready, checkpoint, r):
     report = evaluation.evaluate(
         out, ready.data, scores, method="AED-MAE", protocol=protocol, detections=detections,
         baselines=objects.frame_baselines(ready.cache, ready.test, args.workers or training.cores()),
-        pictures=decoded, overlay=args.overlay,
+        red=3 * threshold if threshold else None, pictures=decoded, overlay=args.overlay,
         extra={"checkpoint": str(checkpoint), "rule": {**rule, "parts": list(rule["parts"])}, "mask_draws": args.mask_draws,
                "size": list(model.size), "patch": model.patch, "token_threshold": threshold, "seed": identity.get("seed"),
                "plan": model.state.get("plan"), "training_seconds": model.state.get("seconds"),

@@ -17,10 +17,10 @@ import cv2
 import numpy as np
 import torch
 
-from common import plots, training
+from common import plots, ranking, report, training
 from common.evaluation import safe
 from common.files import UserError, replacing, writable_folder
-from common.video import Decoder, as_channels, open_video, resize
+from common.video import Decoder, as_channels, decoded, open_video, resize
 from sdmae import scoring
 from sdmae.frames import SEEN
 
@@ -364,6 +364,10 @@ def _watch(args, model, r, source, frames, stop, stats, out):
     if kept_scores:
         raw, smooth = np.array(kept_scores).T
         plots.curve(raw, smooth, None, f"AED-MAE · {source.name}", out / "curve.png", threshold)
+        name, shown = source.name, None if source.live else (lambda _: decoded(open_video(args.video)))
+        ranking.write_ranking({name: smooth}, out, pictures=shown)
+        report.write(out / "report.html", f"AED-MAE on {name}", {name: raw}, {name: smooth}, threshold=threshold, pictures=shown,
+                     facts=[f"mean of {args.window:g} s", f"event from {threshold:.4g} on {why}"], overlays={name: "overlay.mp4"})
     print(f"{stopped}{done} frames in {seconds:.1f} s ({done / seconds:.0f} frames/s with overlay), {events.count} events"
           + (f", {source.dropped} frames dropped" if source.dropped else "") + f", peak memory {training.peak_memory():.0f} MiB")
-    print(f"wrote {out}/scores.csv, events.csv, overlay.mp4, curve.png")
+    print(f"wrote {out}/report.html, scores.csv, events.csv, overlay.mp4, curve.png")

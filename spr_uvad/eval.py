@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np  # noqa: E402
 
-from common import datasets, evaluation, metrics, objects, ranking, smoothing, training  # noqa: E402
+from common import datasets, evaluation, metrics, objects, smoothing, training  # noqa: E402
 from common.files import UserError, run, writable_folder  # noqa: E402
 from common.video import open_video  # noqa: E402
 from spr_uvad import preprocess, scoring  # noqa: E402
@@ -124,20 +124,18 @@ def evaluate(args, ready, checkpoint, r):
     weights = weights_of(args, ready.data.name)
     scores, detections = objects.per_video(ready, ready.test, scoring.combine(errors, block, stats, *weights), scoring.NO_BOX)
     out, identity = folder / args.protocol, model.state.get("identity", {})
+    red = red_of(detections)
     report = evaluation.evaluate(
-        out, ready.data, scores, method="LBR-SPR", protocol=protocol_of(args), detections=detections,
+        out, ready.data, scores, method="LBR-SPR", protocol=protocol_of(args), detections=detections, red=red, top=args.top,
         baselines=objects.baselines(ready, ready.test), pictures=ready.pictures, overlay=args.overlay,
         extra={"checkpoint": str(checkpoint), "weights": weights if model.use_flow else None, "statistics": stats,
                "seed": identity.get("seed"), "epochs": model.state.get("at", {}).get("epoch"), "plan": model.state.get("plan"),
                "with_motion": model.use_flow, "foreground": vars(ready.store.s), "training_seconds": model.state.get("seconds"),
                "skipped_videos": ready.skipped, "peak_memory_mib": round(training.peak_memory())})
-    apply = smoothing.parse(args.smoothing)
-    red = red_of(detections)
-    ranking.write_ranking(ready, ready.test, {k: apply(s) for k, s in scores.items()}, detections, red, out, top=args.top)
     if args.overlay:
         objects.write_overlays(ready, scores, detections, args.smoothing, red, out)
     ready.report_skipped()
-    print(f"next: look at {out}/contact_sheet.png" + ("" if args.overlay else "; --overlay writes videos with scored boxes"))
+    print(f"next: look at {out}/report.html" + ("" if args.overlay else "; --overlay writes videos with scored boxes"))
     return report
 
 
@@ -176,9 +174,7 @@ def score_video(args, r):
         s, d = scores[video.name], detections[video.name]
         red = red_of(detections)
         evaluation.write_own_video(video.name, ready.cache.frames(video), ready.cache.info(video)["fps"], s, args.smoothing, "LBR-SPR",
-                                   out, d, red)
-        ranking.write_ranking(ready, [video], {video.name: smoothing.parse(args.smoothing)(s)}, {video.name: d}, red, out,
-                              top=args.top)
+                                   out, d, red, args.top)
         ready.report_skipped()
 
 

@@ -89,7 +89,10 @@ def test_curves_equal_scikit_learn(tmp_path):
 
 
 def test_key_frames_keep_the_peak_and_the_limit():
-    frames, boxes = walkers(100), None
+    frames = walkers(100)
+
+    def boxes(t):
+        return np.array([[t, 5, 5, 40, 40, 0.1]], np.float32)
     everything = key_frames(frames, 100, 38, boxes, (0, 1), 1e9)
     assert len(everything) == 61 and 38 in [t for t, _ in everything]
     assert everything == key_frames(iter(frames), 100, 38, boxes, (0, 1), 1e9)

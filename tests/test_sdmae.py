@@ -260,7 +260,7 @@ def test_own_video_scores_equal_those_of_the_dataset(trained, tmp_path):
     table = list(csv.DictReader(open(tmp_path / "b0" / "scores.csv")))
     wanted = load_arrays(base / "run" / "strict" / "scores.npz", "scores")["b0"]
     assert np.allclose([float(x["score"]) for x in table], wanted, rtol=1e-3)
-    for name in ("events.csv", "overlay.mp4", "curve.png"):
+    for name in ("events.csv", "overlay.mp4", "curve.png", "report.html", "ranking.csv", "contact_sheet.png"):
         assert (tmp_path / "b0" / name).stat().st_size > 50
     capture, n = cv2.VideoCapture(str(tmp_path / "b0" / "overlay.mp4")), 0
     while capture.read()[0]:

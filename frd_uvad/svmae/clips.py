@@ -89,7 +89,7 @@ class Depth:
             x = x if x.ndim == 2 else x[:, :, 0]
         if x.ndim == 2:
             x = x[None]
-        if x.ndim != 3 or len(x) not in (1, frames) or not np.isfinite(x).all():
+        if x.ndim != 3 or len(x) not in (1, frames) or not x.size or x.dtype.kind not in "biuf" or not np.isfinite(x).all():
             raise UserError(f"depth map {path}: expected finite numbers, [h, w] or [{frames}, h, w], got shape {x.shape}")
         low, high = float(x.min()), float(x.max())
         scaled = (np.round(255 * (m.astype(np.float32) - low) / max(high - low, 1e-9)).astype(np.uint8) for m in x)

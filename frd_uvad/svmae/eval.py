@@ -81,7 +81,7 @@ def load_detector(path, fusion="concat"):
 def text_of(folder, video):
     """Caption embeddings of a video: float32 [clips, width]."""
     x = load_array(folder / f"{video.name}.npy", "caption embeddings")
-    if x.ndim != 2 or not np.isfinite(x).all():
+    if x.ndim != 2 or not x.size or x.dtype.kind not in "iuf" or not np.isfinite(x).all():
         raise UserError(f"caption embeddings {folder / (video.name + '.npy')}: expected finite numbers [clips, width], got shape {x.shape}")
     return np.asarray(x, np.float32)
 

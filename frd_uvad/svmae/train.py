@@ -16,7 +16,7 @@ from tqdm import tqdm  # noqa: E402
 
 from common import training  # noqa: E402
 from common.features import find_features  # noqa: E402
-from common.files import UserError, run  # noqa: E402
+from common.files import UserError, read_text, run  # noqa: E402
 from frd_uvad.svmae.detector import FUSIONS, Detector, losses  # noqa: E402
 from frd_uvad.svmae.eval import METHOD, add_data_flags, add_eval_flags, evaluate, text_of  # noqa: E402
 
@@ -40,10 +40,7 @@ def parse(argv=None):
 
 
 def names_of(path, flag):
-    try:
-        lines = [x.strip() for x in Path(path).read_text().splitlines()]
-    except OSError as e:
-        raise UserError(f"{flag} {path} cannot be read ({e.strerror})") from None
+    lines = [x.strip() for x in read_text(path, flag).splitlines()]
     return {Path(x).stem if Path(x).suffix.lower() in (".mp4", ".avi", ".mkv", ".npy") else x for x in lines if x and not x.startswith("#")}
 
 

@@ -1,0 +1,398 @@
+"""Damaged and hostile files: for every format that is read, a sound file, a reader, and ways to spoil it.
+
+KINDS[name] = (suffix, write a sound file, read it as the toolkit does). SPOILED[name](bytes, rng) -> other bytes. SPECIAL lists
+whole files that are wrong in a way of their own: (kind, title, write).
+"""
+import pickle
+import zipfile
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from scipy import io
+
+from common import datasets, detectors, evaluation, labels, training, ubnormal
+from common.features import find_features
+from common.files import load_array, read_json
+from common.flow import FlowFiles
+from common.shanghaitech_sd import build
+from common.video import Decoder, Video, list_videos, open_video, read_image
+from frd_uvad import scoring as frd_scoring
+from frd_uvad.svmae.clips import Depth
+from frd_uvad.svmae.eval import text_of
+from frd_uvad.svmae.train import names_of
+from scene_aware_ae.preprocess import read_scenes
+from tests.helpers import save_frames, save_video, walkers
+
+FRAMES = 12
+
+
+# ------------------------------------------------------------------------------------------------- sound files
+
+def image(path):
+    path.write_bytes(cv2.imencode(path.suffix, walkers(1)[0])[1].tobytes())
+
+
+def video(path):
+    if path.suffix == ".avi":
+        save_video(path, walkers(FRAMES))
+        return
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 10, (96, 64))
+    for f in walkers(FRAMES):
+        writer.write(f)
+    writer.release()
+
+
+def home(path):
+    """A dataset folder around the file: one training and one test video."""
+    root = path.parent
+    for split, name in (("train", "a_1"), ("test", "b_1")):
+        if not (root / split).exists():
+            save_frames(root / split / name, walkers(FRAMES))
+    return root
+
+
+def moved(path, place):
+    """The file where a dataset expects it."""
+    target = home(path) / place
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(path.read_bytes())
+    return target
+
+
+def frame_labels(path):
+    moved(path, f"labels/b_1{path.suffix}")
+    data = datasets.find("folder", path.parent)
+    return data.labels(data.test[0], FRAMES)
+
+
+def label_table(path):
+    moved(path, "labels.csv")
+    data = datasets.find("folder", path.parent)
+    return data.labels(data.test[0], FRAMES)
+
+
+def label_archive(path):
+    home(path)
+    data = datasets.find("folder", path.parent, path)
+    return data.labels(data.test[0], FRAMES)
+
+
+def masks(path):
+    moved(path, f"masks/b_1{path.suffix}")
+    data = datasets.find("folder", path.parent)
+    found = data.masks(data.test[0])
+    assert found.dtype == bool and found.ndim == 3
+    return found
+
+
+def tracks(path):
+    moved(path, "tracks/b_1.csv")
+    data = datasets.find("folder", path.parent)
+    found = data.tracks(data.test[0])
+    assert found.shape[1] == 6 and np.isfinite(found).all()
+    return found
+
+
+def events(path):
+    moved(path, "events.csv")
+    return datasets.find("folder", path.parent).events()
+
+
+def boxes(path):
+    detectors._npz.cache_clear()
+    found = detectors.boxes_from_file(str(path), Video("b_1", ".", "test"), FRAMES)
+    assert len(found) == FRAMES and all(b.shape[1] == 5 and np.isfinite(b).all() for b in found)
+    return found
+
+
+def features(path):
+    moved(path, "features/train/a.npy")
+    moved(path, "features/test/b.npy")
+    data = find_features("features", path.parent / "features")
+    return [v.clips(range(len(v))) for v in data.test]
+
+
+def annotations(path):
+    rows = np.zeros((3, 1, 8), np.float32)
+    root = path.parent / "features"
+    for split, name in (("train", "a"), ("test", "Abuse028_x264")):
+        (root / split).mkdir(parents=True, exist_ok=True)
+        np.save(root / split / f"{name}.npy", rows)
+    (root / "Temporal_Anomaly_Annotation.txt").write_bytes(path.read_bytes())
+    data = find_features("ucfcrime", root)
+    return data.labels(data.test[0])
+
+
+def depth(path):
+    moved(path, f"depth/b_1{path.suffix}")
+    return Depth(path.parent / "depth", [Video("b_1", ".")], [np.zeros((FRAMES, 8, 8, 1), np.uint8)], path.parent, "cpu").map(0, 3)
+
+
+def flow(path):
+    moved(path, "flow/b_1.npy")
+    return FlowFiles(path.parent / "flow", Video("b_1", ".", "test"), (FRAMES, 64, 96, 3))([0, 1, FRAMES - 1])
+
+
+def captions(path):
+    moved(path, "captions/b_1.npy")
+    return text_of(path.parent / "captions", Video("b_1", "."))
+
+
+def scenes(path):
+    home(path)
+    data = datasets.find("folder", path.parent)
+    read_scenes(path, data)
+    return data
+
+
+def scene_split(path):
+    home(path)
+    (path.parent / "source").mkdir(exist_ok=True)
+    for split, name in (("training", "01_001"), ("testing", "01_0014")):
+        if not (path.parent / "source" / split).exists():
+            save_frames(path.parent / "source" / split / "frames" / name, walkers(2))
+    return build(path, path.parent / "source", path.parent / "out")
+
+
+def tracks_of_ubnormal(path):
+    moved(path, "abnormal_scene_1_scenario_1_annotations/abnormal_scene_1_scenario_1_tracks.txt")
+    return ubnormal.Annotations(Video("abnormal_scene_1_scenario_1", path.parent / "abnormal_scene_1_scenario_1.mp4")).tracks
+
+
+def mask_of_ubnormal(path):
+    moved(path, "abnormal_scene_1_scenario_1_annotations/abnormal_scene_1_scenario_1_0000_gt.png")
+    (path.parent / "abnormal_scene_1_scenario_1_annotations" / "abnormal_scene_1_scenario_1_tracks.txt").write_text("1,0,0\n")
+    return ubnormal.Annotations(Video("abnormal_scene_1_scenario_1", path.parent / "abnormal_scene_1_scenario_1.mp4")).boxes()
+
+
+def mask_pictures(path):
+    moved(path, f"masks/b_1/000{path.suffix}")
+    image(path.parent / "masks" / "b_1" / f"001{path.suffix}")
+    data = datasets.find("folder", path.parent)
+    return data.masks(data.test[0])
+
+
+def decoded(path):
+    found = list(Decoder(open_video(path)))
+    assert found and all(f.dtype == np.uint8 and f.shape == found[0].shape for f in found)
+    return found
+
+
+def picture(path):
+    """As one frame of a folder: a damaged one is replaced by its neighbour and named."""
+    folder = path.parent / "frames"
+    save_frames(folder, walkers(2), digits=4)
+    target = folder / f"0009{path.suffix}"
+    target.write_bytes(path.read_bytes())
+    decoder = Decoder(list_videos(path.parent)[0])
+    found = list(decoder)
+    assert len(found) == 3 and all(f.shape == found[0].shape for f in found)
+    read = read_image(target)
+    assert (read is None) == (decoder.damaged == [target.name])
+    return found
+
+
+def mat_cells(*cells):
+    out = np.empty((1, len(cells)), object)
+    for i, c in enumerate(cells):
+        out[0, i] = c
+    return out
+
+
+LABELS = np.array([0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0], np.uint8)
+BOXES = {"testing.b_1.boxes": np.tile(np.array([[4, 4, 40, 50, 0.9]], np.float32), (FRAMES, 1)),
+         "testing.b_1.count": np.ones(FRAMES, np.int32)}
+RNG = np.random.default_rng(0)
+KINDS = {
+    "frame.jpg": (image, picture), "frame.png": (image, picture), "frame.tif": (image, picture), "frame.bmp": (image, picture),
+    "video.avi": (video, decoded), "video.mp4": (video, decoded),
+    "labels.npy": (lambda p: np.save(p, LABELS), frame_labels),
+    "labels.txt": (lambda p: p.write_text(" ".join(map(str, LABELS))), frame_labels),
+    "table.csv": (lambda p: p.write_text("video,start,end\nb_1,2,5\n"), label_table),
+    "labels.npz": (lambda p: np.savez(p, b_1=LABELS), label_archive),
+    "ped2.mat": (lambda p: io.savemat(p, {"gt": mat_cells(np.array([[3], [5]]), np.array([[1], [2]]))}), labels.mat_ranges),
+    "1_label.mat": (lambda p: io.savemat(p, {"volLabel": mat_cells(*(walkers(3)[..., 0] > 100))}), labels.volume_masks),
+    "UCSDped2.m": (lambda p: p.write_text("TestVideoFile{end+1}.gt_frame = [61:180];\n"), labels.matlab_ranges),
+    "masks.npy": (lambda p: np.save(p, walkers(FRAMES)[..., 0] > 150), masks),
+    "masks.npz": (lambda p: np.savez(p, masks=walkers(FRAMES)[..., 0] > 150), masks),
+    "mask.png": (image, mask_pictures), "mask.bmp": (image, mask_pictures),
+    "packed.npz": (lambda p: np.savez(p, b_1=np.packbits(walkers(3)[..., 0] > 150, axis=-1), width=np.array(96), height=np.array(64)),
+                   lambda p: [labels.packed_masks(p, k) for k in labels.npz_names(p) if k not in ("width", "height")]),
+    "tracks.csv": (lambda p: p.write_text("# id,frame,x1,y1,x2,y2\n1,0,2,3,10,20\n1,1,3,3,11,20\n"), tracks),
+    "events.csv": (lambda p: p.write_text("video,event,start,end\nb_1,cart,2,5\n"), events),
+    "boxes.npz": (lambda p: np.savez(p, **BOXES), boxes),
+    "scores.npz": (lambda p: np.savez(p, b_1=np.linspace(0, 1, FRAMES)), evaluation.load_scores),
+    "features.npy": (lambda p: np.save(p, RNG.normal(size=(4, 2, 8)).astype(np.float32)), features),
+    "annotation.txt": (lambda p: p.write_text("Abuse028_x264.mp4  Abuse  5  20  -1  -1\n"), annotations),
+    "depth.npy": (lambda p: np.save(p, RNG.random((8, 8))), depth), "depth.png": (image, depth),
+    "flow.npy": (lambda p: np.save(p, np.ones((FRAMES, 64, 96, 2), np.float16)), flow),
+    "captions.npy": (lambda p: np.save(p, RNG.random((3, 16))), captions),
+    "scenes.csv": (lambda p: p.write_text("a_1,x\nb_1,y\n"), scenes),
+    "split.txt": (lambda p: p.write_text("training 01_001\ntesting 01_0014\n"), scene_split),
+    "bags.txt": (lambda p: p.write_text("a.mp4\nb\n"), lambda p: names_of(p, "--normal")),
+    "tracks.txt": (lambda p: p.write_text("1,3,9\n"), tracks_of_ubnormal),
+    "object.png": (image, mask_of_ubnormal),
+    "side.json": (lambda p: p.write_text('{"frames": 3}'), lambda p: read_json(p, "entry")),
+    "weights.pt": (lambda p: torch.save({"method": "hf2vad", "model_state_dict": {"a": torch.zeros(300)}}, p),
+                   lambda p: training.load_checkpoint(p, "hf2vad")),
+    "scorer.pkl": (lambda p: torch.save({"scorer.fc1.weight": torch.zeros(32, 8)}, p), lambda p: training.load_checkpoint(p)),
+    "pseudo.npz": (lambda p: np.savez(p, b_1=LABELS.astype(float)), lambda p: frd_scoring.load_auxiliary(f"labels:{p}")),
+    "array.npy": (lambda p: np.save(p, np.arange(10)), lambda p: load_array(p, "array", mmap=True)),
+}
+
+
+# ------------------------------------------------------------------------------------------------- spoiling them
+
+def flipped(data, rng, first, last, share):
+    out = np.frombuffer(data, np.uint8).copy()
+    first, last = int(first * len(out)), max(int(last * len(out)), min(8, len(out)))
+    at = rng.integers(first, last, max(1, int(share * (last - first))))
+    out[at] ^= rng.integers(1, 256, len(at)).astype(np.uint8)
+    return out.tobytes()
+
+
+SPOILED = {
+    "empty": lambda data, rng: b"",
+    "a tenth": lambda data, rng: data[:len(data) // 10],
+    "half": lambda data, rng: data[:len(data) // 2],
+    "all but the end": lambda data, rng: data[:-max(1, len(data) // 50)],
+    "a damaged head": lambda data, rng: flipped(data, rng, 0, 0.05, 0.3),
+    "damaged all over": lambda data, rng: flipped(data, rng, 0, 1, 0.02),
+    "noise": lambda data, rng: rng.integers(0, 256, 700, dtype=np.uint8).tobytes(),
+    "another format": lambda data, rng: "<html><body>Not found ✗</body></html>".encode(),
+}
+
+
+class Bomb:
+    """Runs a command where it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (Path(self.path),)
+
+
+def npy_header(shape, descr="<f4"):
+    """A .npy that claims to be larger than it is."""
+    def write(path):
+        with open(path, "wb") as f:
+            np.lib.format.write_array_header_1_0(f, {"descr": descr, "fortran_order": False, "shape": shape})
+            f.write(b"\0" * 64)
+    return write
+
+
+def npz_with(**members):
+    """An archive whose members are raw bytes."""
+    def write(path):
+        with zipfile.ZipFile(path, "w") as z:
+            for name, data in members.items():
+                z.writestr(name.replace("__", "/"), data)
+    return write
+
+
+def saved(array):
+    return lambda path: np.save(path, array, allow_pickle=True)
+
+
+def archive(**arrays):
+    return lambda path: np.savez(path, **arrays)
+
+
+def text(content):
+    return lambda path: path.write_text(content, encoding="utf-8")
+
+
+def png_claiming(width, height):
+    """A PNG whose header promises more pixels than memory holds."""
+    def write(path):
+        data = bytearray(cv2.imencode(".png", walkers(1)[0])[1].tobytes())
+        data[16:24] = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+        path.write_bytes(bytes(data))
+    return write
+
+
+def marker(path):
+    """What a hostile file would leave behind if its code ran."""
+    return Path(path).parent / "ran"
+
+
+def pickled(path):
+    path.write_bytes(pickle.dumps(Bomb(marker(path))))
+
+
+def torch_pickled(path):
+    torch.save({"method": "hf2vad", "x": Bomb(marker(path))}, path)
+
+
+GIANT = (2 ** 40, 3)
+NUMBERS = ("labels.npy", "masks.npy", "features.npy", "depth.npy", "flow.npy", "captions.npy")
+ARRAYS, ARCHIVES = (*NUMBERS, "array.npy"), ("labels.npz", "masks.npz", "boxes.npz", "scores.npz", "pseudo.npz")
+SPECIAL = [
+    *((kind, "a giant shape", npy_header(GIANT)) for kind in ARRAYS),
+    *((kind, "objects", saved(np.array([{"a": 1}], object))) for kind in ARRAYS),
+    *((kind, "a pickle that runs code", pickled) for kind in (*ARRAYS, *ARCHIVES, "weights.pt", "scorer.pkl", "ped2.mat")),
+    *((kind, "a torch pickle that runs code", torch_pickled) for kind in ("weights.pt", "scorer.pkl")),
+    *((kind, "members that leave the archive", npz_with(**{"..__..__evil.npy": b"x"})) for kind in ARCHIVES),
+    *((kind, "strings", saved(np.array(["a", "b"]))) for kind in NUMBERS),
+    *((kind, "no dimension", saved(np.float32(3))) for kind in NUMBERS),
+    *((kind, "complex numbers", saved(np.zeros(FRAMES, complex) + 1j)) for kind in NUMBERS),
+    *((kind, "no entry", saved(np.zeros((0, 4), np.float32))) for kind in NUMBERS if kind != "masks.npy"),
+    ("labels.npy", "one short", saved(LABELS[:-1])), ("labels.npy", "one long", saved(np.r_[LABELS, 0])),
+    ("labels.npy", "twos", saved(2 * LABELS)), ("labels.npy", "NaN", saved(np.where(LABELS, np.nan, 0))),
+    ("labels.npy", "below 0", saved(LABELS.astype(int) - 1)), ("labels.txt", "one short", text("0 1 1")),
+    ("labels.txt", "words", text("normal abnormal")), ("labels.txt", "numbers beyond float", text("1e999 " * FRAMES)),
+    ("table.csv", "for another video", text("c_1,2,5\n")), ("table.csv", "past the end", text("b_1,2,500\n")),
+    ("table.csv", "the wrong way round", text("b_1,5,2\n")), ("table.csv", "fractions", text("b_1,2.5,5\n")),
+    ("table.csv", "a quote without end", text('b_1,"2,5\n')),
+    ("labels.npz", "for another video", archive(c_1=LABELS)), ("labels.npz", "one short", archive(b_1=LABELS[1:])),
+    ("labels.npz", "a matrix", archive(b_1=np.zeros((FRAMES, FRAMES)))),
+    ("ped2.mat", "another variable", lambda p: io.savemat(p, {"x": 1})), ("ped2.mat", "text", lambda p: io.savemat(p, {"gt": "abc"})),
+    ("ped2.mat", "ranges of three", lambda p: io.savemat(p, {"gt": mat_cells(np.ones((3, 2)))})),
+    ("ped2.mat", "NaN", lambda p: io.savemat(p, {"gt": mat_cells(np.full((2, 1), np.nan))})),
+    ("1_label.mat", "masks of two sizes", lambda p: io.savemat(p, {"volLabel": mat_cells(np.ones((3, 4)), np.ones((5, 4)))})),
+    ("1_label.mat", "numbers", lambda p: io.savemat(p, {"volLabel": 3.0})),
+    ("masks.npy", "one plane", saved(np.ones((8, 8), bool))), ("masks.npz", "no such array", archive(other=np.ones((2, 8, 8)))),
+    ("masks.npz", "one plane", archive(masks=np.ones((8, 8)))), ("packed.npz", "no width", archive(b_1=np.zeros((3, 4, 2), np.uint8))),
+    ("packed.npz", "floats", archive(b_1=np.zeros((3, 4, 2)), width=np.array(16))),
+    ("mask.png", "another size", lambda p: p.write_bytes(cv2.imencode(".png", walkers(1, (50, 70))[0])[1].tobytes())),
+    ("tracks.csv", "five columns", text("1,0,2,3,10\n")), ("tracks.csv", "NaN", text("1,0,nan,3,10,20\n")),
+    ("events.csv", "other columns", text("a,b\n1,2\n")),
+    ("boxes.npz", "one frame short", archive(**{**BOXES, "testing.b_1.count": np.ones(FRAMES - 1, np.int32)})),
+    ("boxes.npz", "counts that do not add up", archive(**{**BOXES, "testing.b_1.count": np.full(FRAMES, 2, np.int32)})),
+    ("boxes.npz", "counts below 0", archive(**{**BOXES, "testing.b_1.count": np.array([2 * FRAMES - 1, *[-1] * (FRAMES - 1)], np.int32)})),
+    ("boxes.npz", "four columns", archive(**{**BOXES, "testing.b_1.boxes": np.ones((FRAMES, 4), np.float32)})),
+    ("boxes.npz", "NaN", archive(**{**BOXES, "testing.b_1.boxes": np.full((FRAMES, 5), np.nan, np.float32)})),
+    ("boxes.npz", "for another video", archive(**{"testing.c.boxes": np.ones((1, 5)), "testing.c.count": np.ones(1, int)})),
+    ("scores.npz", "NaN", archive(b_1=np.full(FRAMES, np.nan))), ("scores.npz", "a matrix", archive(b_1=np.ones((2, 2)))),
+    ("scores.npz", "nothing", archive()), ("scores.npz", "strings", archive(b_1=np.array(["a"]))),
+    ("features.npy", "four dimensions", saved(np.ones((2, 2, 2, 2), np.float32))),
+    ("features.npy", "a vector", saved(np.ones(8, np.float32))),
+    ("annotation.txt", "letters for numbers", text("Abuse028_x264.mp4 Abuse a b\n")),
+    ("annotation.txt", "the wrong way round", text("Abuse028_x264.mp4 Abuse 20 5 -1 -1\n")),
+    ("depth.npy", "NaN", saved(np.full((8, 8), np.nan))), ("depth.npy", "of another length", saved(np.ones((5, 8, 8)))),
+    ("flow.npy", "one short", saved(np.zeros((FRAMES - 1, 64, 96, 2), np.float16))),
+    ("flow.npy", "of another size", saved(np.zeros((FRAMES, 32, 96, 2), np.float16))),
+    ("flow.npy", "NaN", saved(np.full((FRAMES, 64, 96, 2), np.nan, np.float16))),
+    ("captions.npy", "NaN", saved(np.full((3, 4), np.nan))), ("captions.npy", "three dimensions", saved(np.zeros((1, 2, 3)))),
+    ("scenes.csv", "one video missing", text("a_1,x\n")), ("scenes.csv", "one column", text("a_1\nb_1\n")),
+    ("split.txt", "one word a line", text("training\n")), ("split.txt", "a path that leaves the folder", text("training ../../x\n")),
+    ("split.txt", "an unknown video", text("training 99_001\n")),
+    ("tracks.txt", "words", text("a,b,c\n")), ("tracks.txt", "one number", text("1\n")),
+    ("side.json", "a list without end", text("[1, 2")), ("side.json", "half a character", lambda p: p.write_bytes(b'{"a": "\xc3')),
+    ("weights.pt", "another method", lambda p: torch.save({"method": "sdmae"}, p)), ("weights.pt", "a list", lambda p: torch.save([1], p)),
+    ("pseudo.npz", "strings", archive(b_1=np.array(["a"]))), ("pseudo.npz", "NaN", archive(b_1=np.full(3, np.nan))),
+    ("frame.png", "more pixels than memory", png_claiming(2 ** 31 - 1, 2 ** 31 - 1)), ("frame.png", "a width of 0", png_claiming(0, 64)),
+    ("mask.png", "more pixels than memory", png_claiming(2 ** 31 - 1, 2 ** 31 - 1)),
+    ("object.png", "more pixels than memory", png_claiming(2 ** 31 - 1, 2 ** 31 - 1)),
+    ("depth.png", "more pixels than memory", png_claiming(2 ** 31 - 1, 2 ** 31 - 1)),
+    ("frame.jpg", "1 × 1", lambda p: p.write_bytes(cv2.imencode(".jpg", np.zeros((1, 1, 3), np.uint8))[1].tobytes())),
+    ("frame.png", "1 × 20000", lambda p: p.write_bytes(cv2.imencode(".png", np.zeros((1, 20000, 3), np.uint8))[1].tobytes())),
+    ("frame.png", "16 bits and transparency", lambda p: p.write_bytes(cv2.imencode(".png", np.zeros((9, 9, 4), np.uint16))[1].tobytes())),
+    ("frame.tif", "floats", lambda p: p.write_bytes(cv2.imencode(".tif", np.full((9, 9), np.nan, np.float32))[1].tobytes())),
+]
+# what is read after all, or replaced by its neighbour
+HARMLESS = {(kind, title) for kind, title, _ in SPECIAL if kind.startswith("frame.")} | {
+    ("events.csv", "other columns"), ("annotation.txt", "letters for numbers"), ("annotation.txt", "the wrong way round")}
