@@ -25,7 +25,8 @@ POINTS = 200                   # of a ROC
 
 def rounded(values):
     """Four digits, None for NaN: what JSON and a screen need."""
-    return [None if not math.isfinite(x) else float(f"{x:.4g}") for x in np.asarray(values, np.float64).tolist()]
+    short = ((x, float(f"{x:.4g}")) for x in np.asarray(values, np.float64).tolist())
+    return [None if not math.isfinite(x) else y if math.isfinite(y) else x for x, y in short]     # the largest floats round to infinity
 
 
 def area_curves(runs, labels):
