@@ -50,22 +50,16 @@ def training_rate(ready, encoder, seconds, r):
     except UserError as e:
         print(f"  no training rate: {e}")
         return
-    mode, waited = int(len(segments.scenes) > 1), 0.0
+    mode = int(len(segments.scenes) > 1)
     model_args = dict(input_dim=encoder.width, num_scenes=max(2, len(segments.scenes)))
     trainer = Trainer({"mode": mode, "lr": LR, "seed": 0}, model_args, segments, r, None, {})
     trainer.net.train()
     rng = np.random.default_rng(0)
-
-    def step():
-        nonlocal waited
-        t = time.perf_counter()
-        batch = segments.draw(rng)
-        waited += time.perf_counter() - t
-        trainer.one(batch)
     began = time.perf_counter()
-    steps = rate(step, 1, r.device, 2 * seconds)
+    steps = rate(lambda: trainer.one(rng), 1, r.device, 2 * seconds)
+    share = 100 * trainer.waited / (time.perf_counter() - began)
     line(f"training, mode {mode}, {len(segments.labels)} segments a step", steps, "steps/s",
-         f"waits for data {100 * waited / (time.perf_counter() - began):.1f} %; {ITERATIONS} steps in {ITERATIONS / steps / 60:.1f} min")
+         f"waits for data {share:.1f} %; {ITERATIONS} steps in {ITERATIONS / steps / 60:.1f} min")
 
 
 class _Count:

@@ -13,11 +13,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
-from tqdm import tqdm  # noqa: E402
 
 from common import benchmark, training  # noqa: E402
 from common.batches import take_rows  # noqa: E402
 from common.files import UserError, run  # noqa: E402
+from common.steps import StepTrainer  # noqa: E402
 from scene_aware_ae import preprocess, scoring  # noqa: E402
 from scene_aware_ae.model import SceneAwareAE, losses  # noqa: E402
 
@@ -80,78 +80,24 @@ class Segments:
         return torch.from_numpy(x).view(*rows.shape, -1).to(self.device, non_blocking=True).float()
 
 
-class Trainer:
-    def __init__(self, plan, model_args, segments, r, path, identity):
-        self.plan, self.model_args, self.segments, self.run = plan, model_args, segments, r
-        self.path, self.identity = path, identity
+class Trainer(StepTrainer):
+    method = "scene_aware_ae"
+
+    def __init__(self, plan, model_args, segments, r, path, identity, encoder=None):
         training.seed_everything(plan["seed"])
-        self.net = SceneAwareAE(**model_args).to(r.device)
-        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=plan["lr"], fused=True)
-        self.step, self.seconds, self.done, self.encoder = 0, 0.0, False, None
+        net, self.segments = SceneAwareAE(**model_args).to(r.device), segments
+        super().__init__(net, torch.optim.Adam(net.parameters(), lr=plan["lr"], fused=True), plan, model_args, r, path, identity,
+                         {"scenes": segments.scenes, "encoder": encoder})
 
-    def save(self):
-        if self.run.main:
-            training.save_checkpoint(self.path, {
-                "method": "scene_aware_ae", "done": self.done, "model_args": self.model_args, "plan": self.plan,
-                "identity": self.identity, "model_state_dict": self.net.state_dict(), "optimizer": self.optimizer.state_dict(),
-                "step": self.step, "seconds": self.seconds, "rng": training.get_rng(), "scenes": self.segments.scenes,
-                "encoder": self.encoder})
-
-    def load(self):
-        if not self.path.exists():
-            return False
-        state = training.load_checkpoint(self.path, "scene_aware_ae")
-        training.check_identity(self.path, state.get("identity"), self.identity)
-        self.net.load_state_dict(state["model_state_dict"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds, self.done = state["step"], state["seconds"], state["done"]
-        training.set_rng(state["rng"])
-        return True
-
-    def one(self, batch):
-        """One step on segments [N, LENGTH, D] -> losses, detached."""
+    def one(self, rng):
+        began = time.perf_counter()
+        batch = self.segments.draw(rng)
+        self.waited += time.perf_counter() - began
         with self.run.autocast():
             out = self.net(batch)
         parts = losses(out, batch, self.segments.labels, mode=self.plan["mode"])
-        self.optimizer.zero_grad(set_to_none=True)
-        parts["total"].backward()
-        self.run.average_gradients(list(self.net.parameters()))
-        self.optimizer.step()
+        self.descend(parts["total"])
         return {k: v.detach() for k, v in parts.items()}
-
-    def train(self, args, log):
-        r, plan = self.run, self.plan
-        bar = tqdm(total=plan["iterations"], initial=self.step, desc="train", unit="step", disable=not r.main, dynamic_ncols=True,
-                   mininterval=1 if sys.stderr.isatty() else 15)
-        if args.compile:
-            self.net.compile()
-        self.net.train()
-        began = saved = time.perf_counter()
-        spent, waited, sums, count, last = self.seconds, 0.0, {}, 0, time.perf_counter()
-        while self.step < plan["iterations"]:
-            t = time.perf_counter()
-            batch = self.segments.draw(np.random.default_rng([plan["seed"], self.step, r.rank]))
-            waited += time.perf_counter() - t
-            for k, v in self.one(batch).items():
-                sums[k] = sums.get(k, 0.0) + v
-            self.step, count = self.step + 1, count + 1
-            bar.update()
-            if self.step % 100 == 0 or self.step == plan["iterations"]:
-                now = time.perf_counter()
-                self.seconds = spent + now - began
-                means = {k: float(v) / count for k, v in sums.items()}
-                training.check_finite(means["total"], f"near step {self.step}")
-                bar.set_postfix(loss=f"{means['total']:.4f}")
-                if r.main:
-                    log.write(stage="train", epoch=self.step, **means, seconds=self.seconds, waited_share=waited / (now - last),
-                              segments_per_second=count * len(self.segments.labels) / (now - last))
-                waited, sums, count, last = 0.0, {}, 0, now
-                if now - saved > args.save_minutes * 60:
-                    self.save()
-                    saved = now
-        bar.close()
-        self.done = True
-        self.save()
 
 
 def train(args, ready, encoder, r):
@@ -182,23 +128,9 @@ def train(args, ready, encoder, r):
                       variational=args.variational)
     identity = {"model_args": model_args, "dataset": dataset, "features": encoder.describe(), "frames": segments.frames,
                 "precision": r.precision, "processes": r.world, **{k: v for k, v in plan.items() if k != "iterations"}}
-    trainer = Trainer(plan, model_args, segments, r, folder / "scene_aware_ae.pt", identity)
-    trainer.encoder = encoder.describe()
-    log = training.Log(folder / "log.jsonl")
-    resumed = trainer.load() if args.resume else False
-    if r.main and not resumed:
-        log.path.unlink(missing_ok=True)
-    r.say(f"{dataset}: {len(ready.train)} training videos of {scenes} scenes, {segments.frames} frames, mode {mode}"
-          f"{', variational' if args.variational else ''}, {r.device}, {r.precision}")
-    if trainer.step >= iterations:
-        r.say(f"{trainer.step} steps done before ({trainer.path})")
-        return trainer.path
-    if resumed:
-        r.say(f"going on at step {trainer.step + 1}")
-        if r.main:
-            log.drop_after("train", trainer.step)
-    trainer.train(args, log)
-    r.barrier()
+    trainer = Trainer(plan, model_args, segments, r, folder / "scene_aware_ae.pt", identity, encoder.describe())
+    trainer.start(args, training.Log(folder / "log.jsonl"), f"{dataset}: {len(ready.train)} training videos of {scenes} scenes, "
+                  f"{segments.frames} frames, mode {mode}{', variational' if args.variational else ''}")
     return trainer.path
 
 

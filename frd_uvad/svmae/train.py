@@ -5,7 +5,6 @@
 """
 import argparse
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -17,6 +16,7 @@ from tqdm import tqdm  # noqa: E402
 from common import training  # noqa: E402
 from common.features import find_features  # noqa: E402
 from common.files import UserError, read_text, run  # noqa: E402
+from common.steps import StepTrainer  # noqa: E402
 from frd_uvad.svmae.detector import FUSIONS, Detector, losses  # noqa: E402
 from frd_uvad.svmae.eval import METHOD, add_data_flags, add_eval_flags, evaluate, text_of  # noqa: E402
 
@@ -98,75 +98,22 @@ class Bags:
         return torch.from_numpy(np.concatenate(rows)).to(self.visual.device)
 
 
-class Trainer:
+class Trainer(StepTrainer):
+    method = METHOD
+
     def __init__(self, plan, model_args, bags, r, path, identity):
-        self.plan, self.model_args, self.bags, self.run, self.path, self.identity = plan, model_args, bags, r, path, identity
         training.seed_everything(plan["seed"])
-        self.net = Detector(**model_args).to(r.device)
-        self.optimizer = torch.optim.Adam(self.net.parameters(), lr=plan["lr"], weight_decay=DECAY, fused=True)
-        self.step, self.seconds, self.done = 0, 0.0, False
-
-    def save(self):
-        if self.run.main:
-            training.save_checkpoint(self.path, {
-                "method": METHOD, "done": self.done, "model_args": self.model_args, "plan": self.plan, "identity": self.identity,
-                "model_state_dict": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step,
-                "seconds": self.seconds, "rng": training.get_rng()})
-
-    def load(self):
-        if not self.path.exists():
-            return False
-        state = training.load_checkpoint(self.path, METHOD)
-        training.check_identity(self.path, state.get("identity"), self.identity)
-        self.net.load_state_dict(state["model_state_dict"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.seconds, self.done = state["step"], state["seconds"], state["done"]
-        training.set_rng(state["rng"])
-        return True
+        net, self.bags = Detector(**model_args).to(r.device), bags
+        super().__init__(net, torch.optim.Adam(net.parameters(), lr=plan["lr"], weight_decay=DECAY, fused=True), plan, model_args, r, path,
+                         identity)
 
     def one(self, rng):
-        """One step. -> {name: loss}, detached."""
-        plan = self.plan
-        rows = self.bags.draw(rng, plan["batch_size"] // 2)
+        rows = self.bags.draw(rng, self.plan["batch_size"] // 2)
         with self.run.autocast():
             out = self.net(self.bags.visual[rows], None if self.bags.text is None else self.bags.text[rows])
-        parts = losses({k: v.float() for k, v in out.items()}, top_k=plan["top_k"], dropout=0.7)
-        self.optimizer.zero_grad(set_to_none=True)
-        parts["total"].backward()
-        self.run.average_gradients([p for p in self.net.parameters() if p.grad is not None])
-        self.optimizer.step()
+        parts = losses({k: v.float() for k, v in out.items()}, top_k=self.plan["top_k"], dropout=0.7)
+        self.descend(parts["total"])
         return {k: parts[k].detach() for k in ("total", "rtfm", "smooth", "sparsity")}
-
-    def train(self, args, log):
-        r, plan = self.run, self.plan
-        bar = tqdm(total=plan["iterations"], initial=self.step, desc="train", unit="step", disable=not r.main, dynamic_ncols=True,
-                   mininterval=1 if sys.stderr.isatty() else 15)
-        if args.compile:
-            self.net.compile()
-        self.net.train()
-        began = saved = time.perf_counter()
-        spent, sums, count = self.seconds, {}, 0
-        while self.step < plan["iterations"]:
-            for k, v in self.one(np.random.default_rng([plan["seed"], self.step, r.rank])).items():
-                sums[k] = sums.get(k, 0.0) + v
-            self.step, count = self.step + 1, count + 1
-            bar.update()
-            if self.step % 100 == 0 or self.step == plan["iterations"]:
-                now = time.perf_counter()
-                self.seconds = spent + now - began
-                means = {k: float(v) / count for k, v in sums.items()}
-                training.check_finite(means["total"], f"near step {self.step}")
-                bar.set_postfix(loss=f"{means['total']:.4f}")
-                if r.main:
-                    log.write(stage="train", epoch=self.step, **means, seconds=self.seconds)
-                sums, count = {}, 0
-                if now - saved > args.save_minutes * 60:
-                    self.save()
-                    saved = now
-        bar.close()
-        r.sync_buffers(self.net)
-        self.done = True
-        self.save()
 
 
 def plan_of(args, abnormal):
@@ -199,21 +146,9 @@ def train(args, data, r):
     except RuntimeError as e:
         raise UserError(f"features of width {data.width} and text of width {model_args['text_dim']} do not fit --fusion {args.fusion} "
                         f"({e})") from None
-    log, resumed = training.Log(out / "log.jsonl"), trainer.load() if args.resume else False
-    if r.main and not resumed:
-        log.path.unlink(missing_ok=True)
-    r.say(f"{args.dataset}: {bags.count[0]} normal and {bags.count[1]} abnormal bags of {SEGMENTS} segments, {data.crops} crops of width "
-          f"{data.width}" + (f", text of width {model_args['text_dim']}, {args.fusion}" if args.text else "")
-          + f", {r.device}, {r.precision}")
-    if trainer.step >= plan["iterations"]:
-        r.say(f"{trainer.step} steps done before ({trainer.path})")
-        return trainer.path
-    if resumed:
-        r.say(f"going on at step {trainer.step + 1}")
-        if r.main:
-            log.drop_after("train", trainer.step)
-    trainer.train(args, log)
-    r.barrier()
+    text = f", text of width {model_args['text_dim']}, {args.fusion}" if args.text else ""
+    trainer.start(args, training.Log(out / "log.jsonl"), f"{args.dataset}: {bags.count[0]} normal and {bags.count[1]} abnormal bags of "
+                  f"{SEGMENTS} segments, {data.crops} crops of width {data.width}{text}")
     return trainer.path
 
 
