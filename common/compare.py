@@ -5,14 +5,13 @@
 """
 import argparse
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from common import datasets, evaluation, metrics, plots, smoothing
-from common.files import UserError, replacing, writable_folder
+from common.files import UserError, read_json, replacing, writable_folder
 
 COLUMNS = [("micro_auc", "micro AUC"), ("macro_auc", "macro AUC"), ("ap", "AP"), ("eer", "EER"), ("rbdc", "RBDC"), ("tbdc", "TBDC")]
 COSTS = [("parameters", "parameters"), ("training_seconds", "training, min")]
@@ -97,10 +96,7 @@ def read(path):
     folder = path.parent if path.suffix == ".npz" else path
     scores = evaluation.load_scores(path if path.suffix == ".npz" else path / "scores.npz")
     report = folder / "metrics.json"
-    try:
-        return scores, json.loads(report.read_text()) if report.exists() else {}
-    except ValueError as e:
-        raise UserError(f"{report} cannot be read as JSON ({e})") from None
+    return scores, read_json(report, "the run's measures") if report.exists() else {}
 
 
 def main(argv=None):

@@ -1,5 +1,6 @@
 """Every damaged or hostile file of tests/corpus.py gives a sound result or one clear sentence: no traceback of another kind, no code
 that runs, nothing written elsewhere, no hang, no memory without end."""
+import ast
 import resource
 import shutil
 import signal
@@ -7,8 +8,10 @@ import signal
 import numpy as np
 import pytest
 
+from common import datasets
 from common.files import UserError
 from tests.corpus import HARMLESS, KINDS, SPECIAL, SPOILED, marker
+from tests.helpers import ROOT, save_frames, tiny_folder, walkers
 
 SECONDS, MEMORY = 20, 2 * 2 ** 30
 CASES = [(kind, title) for kind in KINDS for title in SPOILED] + [(kind, title) for kind, title, _ in SPECIAL]
@@ -67,3 +70,63 @@ def test_a_bad_file_is_one_sentence_or_no_harm(kind, title, sound, tmp_path):
     assert not marker(path).exists()
     assert {p for p in tmp_path.rglob("*") if path.parent not in p.parents and p != path.parent} == before
     shutil.rmtree(tmp_path)
+
+
+# every function that opens a file by itself, and the kind of file above, or the test, that tries bad ones on it
+OPENS = {
+    "common/batches.py copy_rows": "tests/test_frd_uvad.py", "common/detectors.py _onnx": "tests/test_foreground.py",
+    "common/files.py read_text": "labels.txt", "common/files.py read_json": "side.json", "common/files.py load_array": "array.npy",
+    "common/files.py load_arrays": "scores.npz", "common/foreground.py CubeStore._has_boxes": "scores.npz",
+    "common/labels.py read_mat": "ped2.mat", "common/labels.py npz_names": "packed.npz", "common/labels.py matlab_ranges": "UCSDped2.m",
+    "common/training.py load_checkpoint": "weights.pt", "common/training.py Log.drop_after": "tests/test_training.py",
+    "common/ubnormal.py Annotations.masks": "video.avi", "common/video.py Video.expected_frames": "video.mp4",
+    "common/video.py Video.fps": "video.mp4", "common/video.py read_image": "frame.png", "common/video.py Decoder._capture": "video.avi",
+    "common/report.py write": "tests/test_report.py", "sdmae/live.py Stream.open": "tests/test_live.py",
+    "frd_uvad/train.py plot_pseudo_labels": "tests/test_frd_uvad.py", "spr_uvad/advantage.py read": "tests/test_spr_uvad.py",
+    "scene_aware_ae/encoder.py GivenFeatures.__init__": "tests/test_scene_aware_ae.py",
+    "spr_uvad/scoring.py load_checkpoint": "tests/test_spr_uvad.py", "spr_uvad/scoring.py load_training_scores": "tests/test_spr_uvad.py",
+}
+READING = {"np.load", "torch.load", "np.fromfile", "cv2.imread", "cv2.imdecode", "cv2.VideoCapture", "io.loadmat", "json.loads",
+           "pickle.load", "np.loadtxt", "cv2.dnn.readNetFromONNX", "os.open"}
+
+
+def places_that_open():
+    """{"file function": call} of whatever reads a file without one of our readers between."""
+    found = {}
+
+    def walk(node, path, where):
+        for child in ast.iter_child_nodes(node):
+            inside = where + [child.name] if isinstance(child, (ast.FunctionDef, ast.ClassDef)) else where
+            if isinstance(child, ast.Call):
+                name = ast.unparse(child.func)
+                mode = next((ast.unparse(a) for a in child.args[1:2]), "'r'")
+                by_name = name in READING or name.endswith((".read_text", ".read_bytes", ").load"))
+                if by_name or (name == "open" and "r" in mode and "+" not in mode):
+                    found[f"{path} {'.'.join(where)}"] = name
+            walk(child, path, inside)
+    for file in sorted(ROOT.glob("*/**/*.py")):
+        path = file.relative_to(ROOT)
+        if path.parts[0] != "tests":
+            walk(ast.parse(file.read_text()), path.as_posix(), [])
+    return found
+
+
+def test_every_place_that_opens_a_file_is_tried():
+    assert set(places_that_open()) == set(OPENS)
+    for place, by in OPENS.items():
+        assert by in KINDS or (ROOT / by).exists(), place
+
+
+def test_links_in_a_circle_and_long_names(tmp_path):
+    root = tiny_folder(tmp_path / "data", train=1, test=1)
+    (root / "test" / "circle").symlink_to(root / "test")
+    (root / "circle").symlink_to(root)
+    long = "ü" * 100
+    save_frames(root / "test" / long, walkers(2))
+    data = datasets.find("folder", root)
+    assert sorted(v.name for v in data.test) == ["b0", long]
+    deep = tmp_path / "data2"
+    for _ in range(12):
+        deep = deep / ("x" * 200)
+    save_frames(deep / "test" / "a", walkers(2))
+    assert len(datasets.find("folder", deep).test) == 1
