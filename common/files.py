@@ -3,6 +3,8 @@ import atexit
 import contextlib
 import csv
 import errno
+import glob
+import hashlib
 import json
 import os
 import socket
@@ -88,12 +90,39 @@ def claim(folder):
     return folder
 
 
+def alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+_HOST = socket.gethostname()[:40].replace(".", "_")
+_tidied = set()
+
+
+def tidy(folder):
+    """Remove what killed processes of this machine left half written in a folder; once per folder and process."""
+    if folder in _tidied:
+        return
+    _tidied.add(folder)
+    for old in folder.glob(f".*.{glob.escape(_HOST)}-*.part*"):
+        pid = old.name.split(f".{_HOST}-")[-1].split(".")[0]
+        if pid.isdigit() and not alive(int(pid)):
+            old.unlink(missing_ok=True)
+
+
 @contextlib.contextmanager
 def replacing(path):
     """Yield a temporary path beside `path`; renamed onto it on success, removed on any error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tmp = path.with_name(f".{path.name}.{os.getpid()}.part{path.suffix}")
+    tidy(path.parent)
+    name = hashlib.sha256(path.name.encode()).hexdigest()[:12]      # short, as the name itself may be as long as names can be
+    tmp = path.with_name(f".{name}.{_HOST}-{os.getpid()}.part{path.suffix}")
     try:
         yield tmp
         with open(tmp, "rb+") as f:

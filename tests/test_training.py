@@ -1,5 +1,6 @@
 """Checkpoints, resuming and the loop's safeguards."""
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -10,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from common import training
+from common import files, training
 from common.batches import Batches
-from common.files import UserError, claim, load_array
+from common.files import UserError, claim, load_array, replacing
 from tests.helpers import ROOT
 
 
@@ -59,6 +60,22 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
     with pytest.raises(Exception, match="lambda"):
         training.save_checkpoint(path, {"x": lambda: 0})
     assert training.load_checkpoint(path) == {"x": 1} and [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_what_a_killed_process_left_is_cleaned_up(tmp_path):
+    path = tmp_path / ("ü" * 120 + ".npy")
+    dead = subprocess.Popen([sys.executable, "-c", "pass"])
+    dead.wait()
+    with replacing(tmp_path / "x" / path.name) as tmp:
+        assert len(tmp.name.encode()) < 120
+        tmp.write_bytes(b"x")
+        left = {who: tmp.name.replace(f"-{os.getpid()}.", f"-{pid}.") for who, pid in (("dead", dead.pid), ("alive", os.getppid()))}
+    left["elsewhere"] = left["dead"].replace(f".{files._HOST}-", ".elsewhere-")
+    for name in left.values():
+        (tmp_path / name).write_bytes(b"x")
+    with replacing(path) as tmp:
+        tmp.write_bytes(b"y")
+    assert {p.name for p in tmp_path.iterdir()} == {"x", path.name, left["alive"], left["elsewhere"]}
 
 
 def test_epoch_order_depends_on_seed_and_epoch_alone():
