@@ -10,6 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np  # noqa: E402
+from tqdm import tqdm  # noqa: E402
 
 from common import metrics, plots, ranking, smoothing  # noqa: E402
 from common import report as html  # noqa: E402
@@ -33,6 +34,26 @@ class Protocol:
     multiple: int = 1                   # frames after the last multiple of this are left out
     minmax: bool = False                # then scale every video's scores to [0, 1] by its own extremes
     probabilities: bool = False         # scores lie in [0, 1] and 0.5 means something: false alarms at 0.5 are counted
+
+
+def add_source_flags(parser, checkpoint, video="a video file or a folder of frames instead of the dataset's test set",
+                     whose="our checkpoint or the authors'"):
+    """What is scored, and by what. checkpoint: the default, in words."""
+    g = parser.add_argument_group("what to score")
+    g.add_argument("--checkpoint", "--ckpt_path", "--model_path", type=Path, default=None, help=f"{whose} (default: {checkpoint})")
+    if video:
+        g.add_argument("--video", type=Path, default=None, help=video)
+    return g
+
+
+def add_score_flags(parser, protocol, smoothing, overlay="scored boxes and the curve"):
+    """How it is scored, and what is written. protocol: what the two mean here; overlay: what its videos show."""
+    g = parser.add_argument_group("scores")
+    g.add_argument("--protocol", choices=["strict", "official"], default="strict", help=f"{protocol} (default: %(default)s)")
+    g.add_argument("--smoothing", default=smoothing, help="filter of frame scores, unless the protocol has its own (default: %(default)s)")
+    g.add_argument("--top", type=int, default=20, help="moments in ranking.csv (default: %(default)s)")
+    g.add_argument("--overlay", action="store_true", help=f"also write an mp4 per video with {overlay}")
+    return g
 
 
 def save_scores(path, scores):
@@ -161,13 +182,13 @@ def localization(data, detections, skip=0):
 
 
 def evaluate(out, data, scores, *, protocol, method, detections=None, red=None, baselines=None, extra=None, pictures=None,
-             overlay=False, top=20):
+             args=None, curve_top=None, maps=None, map_range=None):
     """Write scores.npz, detections.npz, metrics.json, report.html, ranking.csv, contact_sheet.png, curves/*.png and roc.png into `out`,
     and print the table. -> metrics.
 
     scores {video: float [T]} raw, higher is more abnormal; baselines {title: scores}, smoothed with a median of 17; pictures(video) ->
-    (frames, fps) for key frames and thumbnails; boxes go from green at 0 to red at `red`; overlay: overlay videos will be written, to which
-    the report links; top: moments in ranking.csv.
+    (frames, fps) for key frames, thumbnails and overlays; args: --top and --overlay. Boxes go from green at 0 to red at `red`, the curve
+    under an overlay up to at least `curve_top` (default: the run's highest score); maps {video: [T, rows, columns]}: heat over map_range.
     """
     out = writable_folder(out)
     labels = labels_of(scores, data)
@@ -201,7 +222,7 @@ def evaluate(out, data, scores, *, protocol, method, detections=None, red=None, 
         print(f"\n{data.name} has no labels under {data.root}: no metrics")
     by_name, span = {v.name: v for v in data.test}, (0.0, red or 1.0)
     shown = pictures and (lambda name: pictures(by_name[name]))
-    ranking.write_ranking(smoothed, out, pictures=shown, detections=detections, span=span, top=top)
+    ranking.write_ranking(smoothed, out, pictures=shown, detections=detections, span=span, top=args.top if args else 20)
     for name in sorted(scores):
         plots.curve(scores[name], smoothed[name], labels.get(name), f"{method} · {data.name} · {name}",
                     out / "curves" / f"{safe(name)}.png")
@@ -210,9 +231,25 @@ def evaluate(out, data, scores, *, protocol, method, detections=None, red=None, 
                notes=[("warn" if "BELOW" in x or "WARNING" in x else "soft", x) for x in notes],
                labels=labels, columns={method: result, **others}, rows=ROWS, curves={method: smoothed, **filtered},
                auc_per_video=result.get("auc_per_video"), detections=detections, span=span, pictures=shown,
-               overlays={k: f"overlay/{safe(k)}.mp4" for k in scores} if overlay else None)
+               overlays={k: f"overlay/{safe(k)}.mp4" for k in scores} if args and args.overlay and shown else None)
     print(f"wrote {out}/report.html, metrics.json, scores.npz, curves/ ({len(scores)} videos)" + (", roc.png" if labels else ""))
+    if args and args.overlay:
+        write_overlays(out, smoothed, labels, shown, detections, span, curve_top, maps, map_range)
     return report
+
+
+def write_overlays(out, smoothed, labels, pictures, detections, span, curve_top, maps, map_range):
+    """One mp4 per video; colours and the curve's height are the same in all of them."""
+    if not pictures:
+        return print("note: --overlay needs the videos, and there are features alone")
+    if curve_top is None:
+        curve_top = max(float(np.nanmax(s, initial=0)) for s in smoothed.values())
+    for name in tqdm(sorted(smoothed), desc="overlay", unit="video", dynamic_ncols=True, mininterval=2):
+        frames, fps = pictures(name)
+        plots.overlay(frames, (detections or {}).get(name), smoothed[name], labels.get(name),
+                      out / "overlay" / f"{safe(name)}.mp4", fps, span,
+                      plots.score_range(smoothed[name], curve_top), maps=(maps or {}).get(name), map_range=map_range)
+    print(f"wrote {len(smoothed)} videos into {out}/overlay")
 
 
 def facts_of(report, result):

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from common import datasets, detectors, evaluation, flow, plots, smoothing, training
+from common import datasets, detectors, evaluation, flow, training
 from common.files import UserError, load_array, load_arrays, replacing
 from common.foreground import CubeStore, Settings, motion_boxes
 from common.parallel import map_videos, tick
@@ -201,12 +201,3 @@ def _baseline(job):
         np.savez(tmp, **{"frame difference": evaluation.frame_difference(frames), "fastest box": speeds})
 
 
-def write_overlays(ready, scores, detections, filter_, red, out):
-    """One mp4 per test video; boxes go from green at 0 to red at `red`, the same in all videos."""
-    labels, apply = evaluation.labels_of(scores, ready.data), smoothing.parse(filter_)
-    for v in tqdm(ready.test, desc="overlay", unit="video", dynamic_ncols=True):
-        smoothed = apply(scores[v.name])
-        plots.overlay(ready.cache.frames(v), detections[v.name], smoothed, labels.get(v.name),
-                      out / "overlay" / f"{evaluation.safe(v.name)}.mp4", ready.cache.info(v)["fps"], (0.0, red),
-                      plots.score_range(smoothed, red))
-    print(f"wrote {len(ready.test)} videos into {out}/overlay")

@@ -160,7 +160,7 @@ def blend_map(image, values, value_range):
 
 def score_range(smoothed, red):
     """What the curve under one video's overlay spans: its own scores, and at least what colours boxes from green to red."""
-    return float(min(0.0, smoothed.min(initial=0))), float(max(red, smoothed.max(initial=0)))
+    return float(np.nanmin(smoothed, initial=0)), float(np.nanmax(smoothed, initial=red))
 
 
 def overlay(frames, boxes, smoothed, labels, path, fps, box_range, score_range, maps=None, map_range=None):

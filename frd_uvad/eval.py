@@ -25,19 +25,15 @@ BATCH = 128                    # clips by which the published evaluation parts n
 
 
 def add_eval_flags(parser):
-    g = parser.add_argument_group("scores")
-    g.add_argument("--protocol", choices=["strict", "official"], default="strict",
-                   help="official also prints the published measures, which take batches of 128 clips for videos (default: %(default)s)")
-    g.add_argument("--smoothing", default="none", help="filter of frame scores (default: %(default)s)")
+    evaluation.add_score_flags(parser, "official also prints the published measures, which take batches of 128 clips for videos", "none",
+                               "the curve")
 
 
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     preprocess.add_data_flags(parser)
     training.add_flags(parser, out="the checkpoint's folder")
-    parser.add_argument("--checkpoint", "--ckpt_path", type=Path, default=None,
-                        help="our checkpoint or the authors' (default: runs/frd_uvad/<dataset>/frd.pt)")
-    parser.add_argument("--video", type=Path, default=None, help="a video file or a folder of frames instead of the test set")
+    evaluation.add_source_flags(parser, "runs/frd_uvad/<dataset>/frd.pt")
     add_eval_flags(parser)
     return parser.parse_args(argv)
 
@@ -121,7 +117,7 @@ def evaluate(args, data, checkpoint, r):
         extra["reconstruction_micro_auc"] = alone.get("micro_auc")
     report = evaluation.evaluate(out, dataset, scores, method="FRD-UVAD", protocol=protocol, extra=extra,
                                  baselines={"reconstruction error": errors} if errors else {},
-                                 pictures=(lambda v: decoded(sources[v.name])) if sources else None)
+                                 pictures=(lambda v: decoded(sources[v.name])) if sources else None, args=args)
     if extra.get("reconstruction_micro_auc"):
         print(f"reconstruction error with the scorer's smoothing ({args.smoothing}): micro AUC "
               f"{100 * extra['reconstruction_micro_auc']:.2f}")
@@ -148,7 +144,8 @@ def score_video(args, r):
                         f"{features.shape[2]}")
     out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / evaluation.safe(video.name))
     scores, _ = score(net.eval().to(r.device), FeatureVideo(video.name, "test", [features], path=video.path), r)
-    evaluation.write_own_video(video.name, Decoder(video), fps, frames_of_clips(scores, frames), args.smoothing, "FRD-UVAD", out)
+    evaluation.write_own_video(video.name, Decoder(video), fps, frames_of_clips(scores, frames), args.smoothing, "FRD-UVAD", out,
+                               top=args.top)
 
 
 def main(argv=None):

@@ -26,26 +26,18 @@ OFFICIAL_WEIGHTS = {"ped2": (1.0, 0.1)}
 
 
 def add_eval_flags(parser):
-    g = parser.add_argument_group("scores")
-    g.add_argument("--protocol", choices=["strict", "official"], default="strict",
-                   help="strict: every frame, nothing chosen on test labels; official: as the authors computed it "
-                   "(default: %(default)s)")
+    g = evaluation.add_score_flags(parser, "strict: every frame, nothing chosen on test labels; official: as the authors computed it",
+                                   "median:17")
     g.add_argument("--w-flow", type=float, default=None, help="weight of the flow error w_r (default: 1)")
     g.add_argument("--w-frame", type=float, default=None,
                    help="weight of the frame error w_p (default: 1; official on ped2: 0.1)")
-    g.add_argument("--smoothing", default="median:17", help="filter inside each video (default: %(default)s)")
-    g.add_argument("--overlay", action="store_true", help="also write an mp4 per video with scored boxes and the curve")
 
 
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     preprocess.add_data_flags(parser)
     training.add_flags(parser, out="the checkpoint's folder")
-    g = parser.add_argument_group("what to score")
-    g.add_argument("--checkpoint", "--ckpt_path", "--model_path", type=Path, default=None,
-                   help="our checkpoint or the authors' (default: the newest of runs/hf2vad/<dataset>)")
-    g.add_argument("--video", type=Path, default=None,
-                   help="a video file or a folder of frames instead of the dataset's test set")
+    g = evaluation.add_source_flags(parser, "the newest of runs/hf2vad/<dataset>")
     g.add_argument("--batch-size", type=int, default=256, help="cubes at once; scores do not depend on it (default: %(default)s)")
     benchmark.add_flag(g, "speed and memory of every step")
     add_eval_flags(parser)
@@ -116,14 +108,13 @@ def evaluate(args, ready, checkpoint, r, batch_size=256):
     out = folder / args.protocol
     report = evaluation.evaluate(
         out, ready.data, scores, method="HF2-VAD", protocol=protocol_of(args, ready.data.name), detections=detections,
-        red=red(weights), baselines=objects.baselines(ready, ready.test), pictures=ready.pictures, overlay=args.overlay,
+        red=red(weights), baselines=objects.baselines(ready, ready.test), pictures=ready.pictures, args=args,
+        curve_top=red(weights),
         extra={"checkpoint": str(checkpoint), "weights": weights, "statistics": stats,
                "seed": state.get("identity", {}).get("seed"), "stage": state.get("stage"),
                "epochs": state.get("epoch"), "foreground": vars(ready.store.s),
                "training_seconds": state.get("seconds"), "skipped_videos": ready.skipped,
                "parameters": sum(p.numel() for p in net.parameters()), "peak_memory_mib": round(training.peak_memory())})
-    if args.overlay:
-        objects.write_overlays(ready, scores, detections, args.smoothing, red(weights), out)
     ready.report_skipped()
     if not args.overlay:
         print("next: add --overlay for videos with scored boxes; "
@@ -161,7 +152,7 @@ def score_video(args, r):
         weights = weights_of(args, state.get("identity", {}).get("dataset"))
         scores, detections = per_video(ready, errors, stats, weights)
         evaluation.write_own_video(video.name, ready.cache.frames(video), ready.cache.info(video)["fps"], scores[video.name],
-                                   args.smoothing, "HF2-VAD", out, detections[video.name], red(weights))
+                                   args.smoothing, "HF2-VAD", out, detections[video.name], red(weights), args.top)
         ready.report_skipped()
 
 

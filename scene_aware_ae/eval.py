@@ -23,23 +23,17 @@ METHOD = "scene-aware AE"
 
 
 def add_eval_flags(parser):
-    g = parser.add_argument_group("scores")
-    g.add_argument("--protocol", choices=["strict", "official"], default="strict",
-                   help="strict: every frame, smoothing fixed beforehand; official: as the authors did (default: %(default)s)")
-    g.add_argument("--smoothing", default="gaussian:8", help="filter of frame scores under strict (default: %(default)s)")
+    g = evaluation.add_score_flags(parser, "strict: every frame, smoothing fixed beforehand; official: as the authors did", "gaussian:8",
+                                   "the curve")
     g.add_argument("--tsne", type=Path, nargs="*", default=None, metavar="CHECKPOINT", help="also draw the scene features of training "
                    "and test segments (t-SNE), beside those of the checkpoints named here, such as one of another --mode")
-    g.add_argument("--overlay", action="store_true", help="also write an mp4 per video with the curve")
 
 
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     preprocess.add_data_flags(parser)
     training.add_flags(parser, out="the checkpoint's folder")
-    g = parser.add_argument_group("what to score")
-    g.add_argument("--checkpoint", "--ckpt_path", type=Path, default=None,
-                   help="our checkpoint or the authors' (default: runs/scene_aware_ae/<dataset>/scene_aware_ae.pt)")
-    g.add_argument("--video", type=Path, default=None, help="a video file or a folder of frames instead of the test set")
+    g = evaluation.add_source_flags(parser, "runs/scene_aware_ae/<dataset>/scene_aware_ae.pt")
     g.add_argument("--scene", default=None, help="with --video: the scene it shows, for the report of how alike they are")
     benchmark.add_flag(g, "the speed of encoding, training and scoring")
     add_eval_flags(parser)
@@ -83,15 +77,12 @@ def evaluate(args, ready, checkpoint, r):
     labels = evaluation.labels_of(scores, ready.data)
     protocol, out = protocol_of(args, scores, labels), folder / args.protocol
     report = evaluation.evaluate(
-        out, ready.data, scores, method=METHOD, protocol=protocol, baselines=baselines(args, ready), pictures=decoded,
-        overlay=args.overlay,
+        out, ready.data, scores, method=METHOD, protocol=protocol, baselines=baselines(args, ready), pictures=decoded, args=args,
         extra={"checkpoint": str(checkpoint), "plan": state.get("plan"), "encoder": state.get("encoder"),
                "scenes": state.get("scenes"), "training_seconds": state.get("seconds"), "skipped_videos": ready.skipped,
                "peak_memory_mib": round(training.peak_memory())})
     if args.tsne is not None:
         draw_tsne([Path(checkpoint), *args.tsne], ready, labels, r, out / "tsne.png")
-    if args.overlay:
-        write_overlays(ready, scores, labels, protocol, out)
     ready.report_skipped()
     print("next: " + ("" if args.tsne is not None else "add --tsne for a picture of the scenes; ")
           + f"python scene_aware_ae/eval.py --video FILE --checkpoint {checkpoint} scores your own footage")
@@ -133,17 +124,6 @@ def draw_tsne(checkpoints, ready, labels, r, path):
     print(f"wrote {path}")
 
 
-def write_overlays(ready, scores, labels, protocol, out):
-    apply = smoothing.parse(protocol.smoothing)
-    smoothed = {k: apply(s) for k, s in scores.items()}
-    top = max(float(s.max(initial=0)) for s in smoothed.values())
-    for v in tqdm(ready.test, desc="overlay", unit="video", dynamic_ncols=True):
-        own = smoothed[v.name]
-        plots.overlay(Decoder(v), None, own, labels.get(v.name),
-                      out / "overlay" / f"{evaluation.safe(v.name)}.mp4", ready.features.info(v)["fps"], (0, 1), (0.0, top))
-    print(f"wrote {len(ready.test)} videos into {out}/overlay")
-
-
 def score_video(args, net, state, r):
     """One's own footage: scores.csv, curve.png, overlay.mp4, and which scene it resembles."""
     video = open_video(args.video)
@@ -156,7 +136,8 @@ def score_video(args, net, state, r):
     ready = preprocess.prepare(args, r, splits=("test",), data=data, trained=state.get("encoder"), encoder=encoder)
     out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / evaluation.safe(video.name))
     scores, features = scoring.score_features(net, ready.features.array(video), r)
-    evaluation.write_own_video(video.name, Decoder(video), ready.features.info(video)["fps"], scores, args.smoothing, METHOD, out)
+    evaluation.write_own_video(video.name, Decoder(video), ready.features.info(video)["fps"], scores, args.smoothing, METHOD, out,
+                               top=args.top)
     if (state.get("plan") or {}).get("mode") == 2:
         with torch.inference_mode():
             share = net.classifier(torch.from_numpy(features).to(r.device)).softmax(1).mean(0).cpu().numpy()

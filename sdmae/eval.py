@@ -12,35 +12,29 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np  # noqa: E402
-from tqdm import tqdm  # noqa: E402
 
-from common import benchmark, datasets, evaluation, objects, plots, smoothing, training  # noqa: E402
+from common import benchmark, datasets, evaluation, objects, smoothing, training  # noqa: E402
 from common.files import UserError, run, writable_folder  # noqa: E402
-from common.video import Decoder, decoded  # noqa: E402
+from common.video import decoded  # noqa: E402
 from sdmae import preprocess, scoring  # noqa: E402
 from sdmae.frames import Frames  # noqa: E402
 
 
 def add_eval_flags(parser):
-    g = parser.add_argument_group("scores")
-    g.add_argument("--protocol", choices=["strict", "official"], default="strict",
-                   help="strict: smoothing fixed beforehand; official: the authors' filter and scaling (default: %(default)s)")
-    g.add_argument("--smoothing", default="median:17", help="filter of frame scores under strict (default: %(default)s)")
+    g = evaluation.add_score_flags(parser, "strict: smoothing fixed beforehand; official: the authors' filter and scaling", "median:17",
+                                   "heat maps, boxes and the curve")
     g.add_argument("--norm", choices=["L1", "L2"], default=None, help="of the errors (default: the paper's; L1 on ShanghaiTech "
                    "and UBnormal, else L2)")
     g.add_argument("--parts", choices=["both", "reconstruction", "distillation"], default=None,
                    help="errors that are summed (default: the paper's; reconstruction on ShanghaiTech and UBnormal, else both)")
     g.add_argument("--mask-draws", type=int, default=1, metavar="K", help="masks averaged over (default: %(default)s)")
-    g.add_argument("--overlay", action="store_true", help="also write an mp4 per video with heat maps, boxes and the curve")
 
 
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     preprocess.add_data_flags(parser)
     training.add_flags(parser, out="the checkpoint's folder")
-    g = parser.add_argument_group("what to score")
-    g.add_argument("--checkpoint", "--ckpt_path", type=Path, default=None,
-                   help="our checkpoint, or the authors' teacher (default: runs/sdmae/<dataset>/sdmae.pt)")
+    g = evaluation.add_source_flags(parser, "runs/sdmae/<dataset>/sdmae.pt", video=None, whose="our checkpoint, or the authors' teacher")
     g.add_argument("--student", type=Path, default=None, help="the authors' second file, with the student")
     g.add_argument("--video", default=None, help="a video file, a folder of frames, a camera's number or a stream's address "
                    "instead of the dataset's test set")
@@ -119,31 +113,22 @@ def evaluate(args, ready, checkpoint, r):
     report = evaluation.evaluate(
         out, ready.data, scores, method="AED-MAE", protocol=protocol, detections=detections,
         baselines=objects.frame_baselines(ready.cache, ready.test, args.workers or training.cores()),
-        red=3 * threshold if threshold else None, pictures=decoded, overlay=args.overlay,
+        red=3 * threshold if threshold else None, pictures=decoded, args=args, maps=maps,
+        map_range=map_range_of(maps, threshold),
         extra={"checkpoint": str(checkpoint), "rule": {**rule, "parts": list(rule["parts"])}, "mask_draws": args.mask_draws,
                "size": list(model.size), "patch": model.patch, "token_threshold": threshold, "seed": identity.get("seed"),
                "plan": model.state.get("plan"), "training_seconds": model.state.get("seconds"),
                "skipped_videos": ready.skipped, "peak_memory_mib": round(training.peak_memory())})
-    if args.overlay:
-        write_overlays(ready, scores, maps, detections, protocol, threshold, out)
     ready.report_skipped()
     print("next: " + ("" if args.overlay else "add --overlay for videos with heat maps; ")
           + f"python sdmae/eval.py --video FILE_OR_CAMERA --checkpoint {checkpoint} scores your own footage as it arrives")
     return report
 
 
-def write_overlays(ready, scores, maps, detections, protocol, threshold, out):
-    labels, apply = evaluation.labels_of(scores, ready.data), smoothing.parse(protocol.smoothing)
-    smoothed = {k: apply(s) for k, s in scores.items()}
+def map_range_of(maps, threshold):
+    """What heat maps span: around the threshold of tokens, or where there is none, their 99.9 % quantile."""
     threshold = threshold or float(np.quantile(np.concatenate([m.reshape(-1) for m in maps.values()]).astype(np.float32), 0.999))
-    top = max(float(s.max(initial=0)) for s in smoothed.values())
-    for v in tqdm(ready.test, desc="overlay", unit="video", dynamic_ncols=True):
-        boxes = detections[v.name] if detections else np.zeros((0, 6), np.float32)
-        own = smoothed[v.name]
-        plots.overlay(Decoder(v), boxes, own, labels.get(v.name), out / "overlay" / f"{evaluation.safe(v.name)}.mp4",
-                      ready.cache.info(v)["fps"], (0.0, 3 * threshold), (float(own.min(initial=0)), top),
-                      maps=maps[v.name], map_range=(threshold / 2, 2 * threshold))
-    print(f"wrote {len(ready.test)} videos into {out}/overlay")
+    return threshold / 2, 2 * threshold
 
 
 def main(argv=None):

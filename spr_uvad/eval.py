@@ -22,32 +22,23 @@ RED = 0.99                                   # quantile of all boxes' scores fro
 
 
 def add_eval_flags(parser):
-    g = parser.add_argument_group("scores")
-    g.add_argument("--protocol", choices=["strict", "official"], default="strict",
-                   help="strict: smoothing inside each video; official: as the authors computed it, over all videos as one "
-                   "(default: %(default)s)")
+    g = evaluation.add_score_flags(parser, "strict: smoothing inside each video; official: as the authors computed it, over all videos as "
+                                   "one", "moving_average:10")
     g.add_argument("--w-raw", type=float, default=None, help="weight of the appearance error, with motion "
                    "(default: 0.5, shanghaitech 0.1)")
     g.add_argument("--w-flow", type=float, default=W_FLOW, help="weight of the motion error (default: %(default)s)")
-    g.add_argument("--smoothing", default="moving_average:10", help="filter of frame scores (default: %(default)s)")
-    g.add_argument("--top", type=int, default=20, help="moments in ranking.csv (default: %(default)s)")
-    g.add_argument("--overlay", action="store_true", help="also write an mp4 per video with scored boxes and the curve")
 
 
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     preprocess.add_data_flags(parser)
     training.add_flags(parser, out="the checkpoint's folder")
-    g = parser.add_argument_group("what to score")
-    g.add_argument("--checkpoint", "--ckpt_path", "--model_path", type=Path, default=None,
-                   help="our checkpoint, or the authors' nested list of models (default: runs/spr_uvad/<dataset>/spr.pt)")
+    g = evaluation.add_source_flags(parser, "runs/spr_uvad/<dataset>/spr.pt", whose="our checkpoint, or the authors' nested list of models")
     g.add_argument("--training-scores", type=Path, nargs="+", default=None, metavar="FILE",
                    help="the authors' training-score files (raw, and flow for a model with motion); without them the cubes of "
                    "--setting are scored for their statistics")
     g.add_argument("--setting", choices=["test", "merge"], default=None,
                    help="cubes for the statistics of a checkpoint that has none (default: test)")
-    g.add_argument("--video", type=Path, default=None,
-                   help="a video file or a folder of frames instead of the dataset's test set")
     add_eval_flags(parser)
     return parser.parse_args(argv)
 
@@ -126,14 +117,12 @@ def evaluate(args, ready, checkpoint, r):
     out, identity = folder / args.protocol, model.state.get("identity", {})
     red = red_of(detections)
     report = evaluation.evaluate(
-        out, ready.data, scores, method="LBR-SPR", protocol=protocol_of(args), detections=detections, red=red, top=args.top,
-        baselines=objects.baselines(ready, ready.test), pictures=ready.pictures, overlay=args.overlay,
+        out, ready.data, scores, method="LBR-SPR", protocol=protocol_of(args), detections=detections, red=red, curve_top=red, args=args,
+        baselines=objects.baselines(ready, ready.test), pictures=ready.pictures,
         extra={"checkpoint": str(checkpoint), "weights": weights if model.use_flow else None, "statistics": stats,
                "seed": identity.get("seed"), "epochs": model.state.get("at", {}).get("epoch"), "plan": model.state.get("plan"),
                "with_motion": model.use_flow, "foreground": vars(ready.store.s), "training_seconds": model.state.get("seconds"),
                "skipped_videos": ready.skipped, "peak_memory_mib": round(training.peak_memory())})
-    if args.overlay:
-        objects.write_overlays(ready, scores, detections, args.smoothing, red, out)
     ready.report_skipped()
     print(f"next: look at {out}/report.html" + ("" if args.overlay else "; --overlay writes videos with scored boxes"))
     return report

@@ -86,6 +86,15 @@ def torchrun(path, *args, processes=2):
     return done.stdout
 
 
+def trained_by_two(method, checkpoint, small, where, tmp_path):
+    """Train under torchrun with two processes, and score its checkpoint again with one: both score alike. -> what the run said"""
+    said = torchrun(f"{method}/train.py", *small, *where, "--out", tmp_path / "run")
+    assert "micro AUC" in said
+    script(f"{method}/eval.py", *where, "--checkpoint", tmp_path / "run" / checkpoint, "--out", tmp_path / "one")
+    same_scores(tmp_path / "run" / "strict" / "scores.npz", tmp_path / "one" / "strict" / "scores.npz")
+    return said
+
+
 def same_scores(a, b):
     """Two scores.npz agree to what another order of summation changes."""
     a, b = (np.load(x) for x in (a, b))

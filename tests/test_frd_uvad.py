@@ -21,7 +21,7 @@ from frd_uvad.eval import published_measures
 from frd_uvad.model import FRD, Attention, cumulative, joins_bank, losses, positions
 from frd_uvad.train import bank_sheet, parse
 from frd_uvad.windows import Bank, Windows
-from tests.helpers import ROOT, refused, same_scores, save_frames, save_video, script, tiny_folder, torchrun, walkers
+from tests.helpers import ROOT, refused, save_frames, save_video, script, tiny_folder, trained_by_two, walkers
 
 SMALL = ("--epochs", "2", "--batch-size", "8", "--num-blocks", "2", "--cross-clip", "2", "--workers", "1", "--device", "cpu")
 
@@ -315,9 +315,5 @@ def test_long_videos_out_of_clips(tmp_path):
 
 
 def test_torchrun_with_two_processes(trained, tmp_path):
-    _, root, _ = trained
-    where = ("--dataset", "features", "--features", root)
-    said = torchrun("frd_uvad/train.py", *where, *SMALL, "--rounds", "2", "--out", tmp_path / "run")
-    assert "round 2" in said and "micro AUC" in said
-    script("frd_uvad/eval.py", *where, "--checkpoint", tmp_path / "run" / "frd.pt", "--out", tmp_path / "one")
-    same_scores(tmp_path / "run" / "strict" / "scores.npz", tmp_path / "one" / "strict" / "scores.npz")
+    where = ("--dataset", "features", "--features", trained[1])
+    assert "round 2" in trained_by_two("frd_uvad", "frd.pt", (*SMALL, "--rounds", "2"), where, tmp_path)

@@ -16,7 +16,7 @@ from common import objects, training
 from common.files import load_arrays
 from hf2vad import scoring
 from hf2vad.model import HF2VAD, dropout, fold
-from tests.helpers import ROOT, refused, same_scores, save_frames, save_video, script, tiny_folder, torchrun, walkers
+from tests.helpers import ROOT, refused, save_frames, save_video, script, tiny_folder, trained_by_two, walkers
 
 SMALL = ("--dataset", "folder", "--size", "small", "--epochs", "2,1,1", "--batch-size", "16", "--motion-area", "60",
          "--device", "cpu", "--workers", "1")
@@ -293,10 +293,5 @@ def test_frame_scores_by_hand():
 
 
 def test_torchrun_with_two_processes(trained, tmp_path):
-    """The same loop on two processes: every stage ends, and both score the same as one process does with their checkpoint."""
     base, root, _ = trained
-    said = torchrun("hf2vad/train.py", *SMALL, "--data-root", root, "--cache", base / "cache", "--out", tmp_path / "run")
-    assert "micro AUC" in said
-    script("hf2vad/eval.py", "--dataset", "folder", "--data-root", root, "--cache", base / "cache",
-           "--checkpoint", tmp_path / "run" / "finetune.pt", "--out", tmp_path / "one")
-    same_scores(tmp_path / "run" / "strict" / "scores.npz", tmp_path / "one" / "strict" / "scores.npz")
+    trained_by_two("hf2vad", "finetune.pt", SMALL, ("--dataset", "folder", "--data-root", root, "--cache", base / "cache"), tmp_path)

@@ -32,19 +32,15 @@ def add_data_flags(parser):
 
 
 def add_eval_flags(parser):
-    g = parser.add_argument_group("scores")
-    g.add_argument("--protocol", choices=["strict", "official"], default="strict",
-                   help="here they differ in name alone: nothing is smoothed or left out (default: %(default)s)")
-    g.add_argument("--smoothing", default="none", help="filter of frame scores (default: %(default)s)")
+    evaluation.add_score_flags(parser, "here they differ in name alone: nothing is smoothed or left out", "none", "the curve")
 
 
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_flags(parser)
     training.add_flags(parser, out="the checkpoint's folder")
-    parser.add_argument("--checkpoint", "--ckpt_path", type=Path, default=None,
-                        help="our checkpoint or the authors' (default: runs/svmae/<dataset>-detector/detector.pt)")
-    parser.add_argument("--fusion", default="concat", help="of the authors' file, whose weights do not say it (default: %(default)s)")
+    g = evaluation.add_source_flags(parser, "runs/svmae/<dataset>-detector/detector.pt", video=None)
+    g.add_argument("--fusion", default="concat", help="of the authors' file, whose weights do not say it (default: %(default)s)")
     add_eval_flags(parser)
     return parser.parse_args(argv)
 
@@ -116,7 +112,7 @@ def evaluate(args, data, checkpoint, r):
     folder = writable_folder(args.out or Path(checkpoint).parent)
     protocol = evaluation.Protocol(args.protocol, args.smoothing, probabilities=True)
     report = evaluation.evaluate(
-        folder / args.protocol, dataset, scores, method="SVMAE", protocol=protocol,
+        folder / args.protocol, dataset, scores, method="SVMAE", protocol=protocol, args=args,
         extra={"checkpoint": str(checkpoint), "plan": state.get("plan"), "training_seconds": state.get("seconds"),
                "skipped_videos": data.skipped, "peak_memory_mib": round(training.peak_memory())})
     report_skipped(data.skipped)
