@@ -66,7 +66,7 @@ def frame_labels(path):
     if path.suffix == ".npy":
         return load_array(path, "frame labels")
     try:
-        return np.array(read_text(path, "frame labels").replace(",", " ").split(), dtype=np.float32).astype(np.int64)
+        return np.array([int(float(x)) for x in read_text(path, "frame labels").replace(",", " ").split()], np.int64)
     except (ValueError, OverflowError):
         raise UserError(f"frame labels {path} must be zeros and ones separated by spaces or lines") from None
 

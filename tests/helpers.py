@@ -2,6 +2,7 @@
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -112,3 +113,11 @@ def refused(done, *words):
     for word in words:
         assert str(word) in last[0], (word, last[0])
     return last[0]
+
+
+def all_refused(cases):
+    """Several such runs, two at a time: [(script, arguments, words)]."""
+    with ThreadPoolExecutor(2) as pool:
+        ended = pool.map(lambda case: script(case[0], *case[1], check=False), cases)
+        for done, (_, _, words) in zip(ended, cases):
+            refused(done, *words)

@@ -21,7 +21,7 @@ from frd_uvad.eval import published_measures
 from frd_uvad.model import FRD, Attention, cumulative, joins_bank, losses, positions
 from frd_uvad.train import bank_sheet, parse
 from frd_uvad.windows import Bank, Windows
-from tests.helpers import ROOT, refused, save_frames, save_video, script, tiny_folder, trained_by_two, walkers
+from tests.helpers import ROOT, all_refused, refused, save_frames, save_video, script, tiny_folder, trained_by_two, walkers
 
 SMALL = ("--epochs", "2", "--batch-size", "8", "--num-blocks", "2", "--cross-clip", "2", "--workers", "1", "--device", "cpu")
 
@@ -87,7 +87,7 @@ def test_published_command_line_is_understood(tmp_path):
 
 def test_killed_and_started_again_ends_with_the_same_weights(trained, tmp_path):
     _, root, _ = trained
-    flags = ("--dataset", "features", "--features", str(root), *SMALL, "--epochs", "60")
+    flags = ("--dataset", "features", "--features", str(root), *SMALL, "--epochs", "30")
     script("frd_uvad/train.py", *flags, "--out", tmp_path / "whole")
     process = subprocess.Popen([sys.executable, str(ROOT / "frd_uvad" / "train.py"), *flags, "--out", str(tmp_path / "run")],
                                stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -126,25 +126,20 @@ def test_videos_to_features_to_scores(tmp_path):
 
 
 def test_ugly_features_are_one_sentence(tmp_path):
-    common = ("--dataset", "features", "--out", tmp_path / "run", *SMALL)
-    root = per_video_features(tmp_path / "nan")
-    x = np.load(root / "train" / "Abuse001_train.npy")
+    nan, width = per_video_features(tmp_path / "nan"), per_video_features(tmp_path / "width")
+    x = np.load(nan / "train" / "Abuse001_train.npy")
     x[3, 0, 5] = np.nan
-    np.save(root / "train" / "Abuse001_train.npy", x)
-    refused(script("frd_uvad/train.py", *common, "--features", root, check=False), "Abuse001_train", "clip 3")
-    root = per_video_features(tmp_path / "width")
-    np.save(root / "test" / "Abuse001_test.npy", np.zeros((4, 2, 512), np.float32))
-    refused(script("frd_uvad/train.py", *common, "--features", root, check=False), "differ", "512")
-    root = per_video_features(tmp_path / "odd", width=100)
-    refused(script("frd_uvad/train.py", *common, "--features", root, check=False), "width 100")
-    root = per_video_features(tmp_path / "absent")
-    np.save(root / "test" / "Arson009.npy", np.zeros((4, 2, 256), np.float32))
-    refused(script("frd_uvad/train.py", *common, "--features", root, check=False), "Arson009", "annotation")
-    refused(script("frd_uvad/train.py", *common, "--features", root, "--auxiliary", "nonsense", check=False), "--auxiliary")
-    refused(script("frd_uvad/train.py", *common, "--features", tmp_path / "nowhere", check=False), "nowhere")
-    refused(script("frd_uvad/train.py", *common, "--features", root, "--Lambda", "1_1", check=False), "1_1")
-    refused(script("frd_uvad/preprocess.py", "--dataset", "folder", "--data-root", tiny_folder(tmp_path / "v"), "--backbone", "r4d",
-                   "--cache", tmp_path / "c", check=False), "r4d")
+    np.save(nan / "train" / "Abuse001_train.npy", x)
+    np.save(width / "test" / "Abuse001_test.npy", np.zeros((4, 2, 512), np.float32))
+    odd, absent = per_video_features(tmp_path / "odd", width=100), per_video_features(tmp_path / "absent")
+    np.save(absent / "test" / "Arson009.npy", np.zeros((4, 2, 256), np.float32))
+    cases = [((nan,), ("Abuse001_train", "clip 3")), ((width,), ("differ", "512")), ((odd,), ("width 100",)),
+             ((absent,), ("Arson009", "annotation")), ((absent, "--auxiliary", "nonsense"), ("--auxiliary",)),
+             ((tmp_path / "nowhere",), ("nowhere",)), ((absent, "--Lambda", "1_1"), ("1_1",))]
+    all_refused([*(("frd_uvad/train.py", ("--dataset", "features", *SMALL, "--out", tmp_path / f"run{i}", "--features", *flags), words)
+                   for i, (flags, words) in enumerate(cases)),
+                 ("frd_uvad/preprocess.py", ("--dataset", "folder", "--data-root", tiny_folder(tmp_path / "v"), "--backbone", "r4d",
+                                             "--cache", tmp_path / "c"), ("r4d",))])
 
 
 # ------------------------------------------------------------------------------------------------------------ small parts

@@ -16,7 +16,7 @@ from common import objects, training
 from common.files import load_arrays
 from hf2vad import scoring
 from hf2vad.model import HF2VAD, dropout, fold
-from tests.helpers import ROOT, refused, save_frames, save_video, script, tiny_folder, trained_by_two, walkers
+from tests.helpers import ROOT, all_refused, refused, save_frames, save_video, script, tiny_folder, trained_by_two, walkers
 
 SMALL = ("--dataset", "folder", "--size", "small", "--epochs", "2,1,1", "--batch-size", "16", "--motion-area", "60",
          "--device", "cpu", "--workers", "1")
@@ -165,22 +165,25 @@ def test_bad_input_is_one_sentence(trained, tmp_path):
     base, root, _ = trained
     checkpoint = base / "run" / "finetune.pt"
     cache = ("--cache", tmp_path / "cache")
-    ev = (lambda *a: script("hf2vad/eval.py", *a, *cache, check=False, cwd=tmp_path))
-    refused(ev("--dataset", "ped2", "--checkpoint", checkpoint), "ped2", "--data-root")
-    refused(ev("--dataset", "nothing", "--checkpoint", checkpoint), "nothing", "avenue")
-    refused(ev("--dataset", "folder", "--data-root", root), "--checkpoint")
     torch.save({"model_state_dict": {"encoder.weight": torch.zeros(3)}}, tmp_path / "other.pth")
-    refused(ev("--dataset", "folder", "--data-root", root, "--checkpoint", tmp_path / "other.pth"), "other.pth", "HF2-VAD")
-    refused(ev("--video", tmp_path / "no.mp4", "--checkpoint", checkpoint), "no.mp4")
     (tmp_path / "fake.mp4").write_bytes(b"nonsense" * 99)
-    refused(ev("--video", tmp_path / "fake.mp4", "--checkpoint", checkpoint), "fake")
-    refused(ev("--dataset", "folder", "--data-root", root, "--checkpoint", checkpoint, "--boxes", "guess"), "--boxes")
-    refused(ev("--dataset", "folder", "--data-root", root, "--checkpoint", checkpoint, "--device", "cuda:9"), "--device")
-    refused(ev("--dataset", "folder", "--data-root", root, "--checkpoint", checkpoint, "--smoothing", "fft"), "--smoothing")
     empty = tmp_path / "empty"
     empty.mkdir()
-    refused(train(empty, tmp_path / "o", check=False), "holds no videos")
-    refused(train(root, tmp_path / "o", "--epochs", "two", check=False), "--epochs")
+    ours, home = ("--checkpoint", checkpoint), ("--dataset", "folder", "--data-root", root)
+    learn = (*SMALL, *cache, "--out", tmp_path / "o")
+    all_refused([("hf2vad/eval.py", (*flags, *cache), words) for flags, words in [
+        (("--dataset", "ped2", "--data-root", empty, *ours), ("ped2", "--data-root")),
+        (("--dataset", "nothing", *ours), ("nothing", "avenue")),
+        ((*home, "--out", empty), ("--checkpoint",)),
+        ((*home, "--checkpoint", tmp_path / "other.pth"), ("other.pth", "HF2-VAD")),
+        (("--video", tmp_path / "no.mp4", *ours), ("no.mp4",)),
+        (("--video", tmp_path / "fake.mp4", *ours), ("fake",)),
+        ((*home, *ours, "--boxes", "guess"), ("--boxes",)),
+        ((*home, *ours, "--device", "cuda:9"), ("--device",)),
+        ((*home, *ours, "--flow", "files:nowhere"), ("--flow", "nowhere")),
+        ((*home, *ours, "--smoothing", "fft"), ("--smoothing",))]])
+    all_refused([("hf2vad/train.py", (*learn, "--data-root", empty), ("holds no videos",)),
+                 ("hf2vad/train.py", (*learn, "--data-root", root, "--epochs", "two"), ("--epochs",))])
     assert not (tmp_path / "o").exists() or not list((tmp_path / "o").iterdir())
 
 
