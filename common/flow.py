@@ -46,7 +46,8 @@ def batch_of(method):
 
 def make_flow(method="dis", device="cpu"):
     """-> function(pairs) of a list of (previous, next) uint8 [H, W, C] giving a list of float32 [H, W, 2]."""
-    check(method)
+    if method not in METHODS:
+        raise UserError(f"--flow {method} cannot be computed; choose one of {', '.join(METHODS)}")
     return _raft(method, device) if uses_device(method) else _dis(method)
 
 

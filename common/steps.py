@@ -24,9 +24,6 @@ class StepTrainer:
         self.path, self.identity, self.extra = path, identity, extra or {}
         self.step, self.seconds, self.done, self.waited = 0, 0.0, False, 0.0
 
-    def one(self, rng):
-        raise NotImplementedError
-
     def save(self):
         if self.run.main:
             training.save_checkpoint(self.path, {

@@ -51,8 +51,13 @@ class Video:
         """Frames per second as a container says; 0 where it does not, or for a folder of frames."""
         if self.files:
             return 0.0
-        fps = cv2.VideoCapture(str(self.path)).get(cv2.CAP_PROP_FPS)
-        return fps if 0 < fps < 1000 else 0.0
+        return rate_of(cv2.VideoCapture(str(self.path)))
+
+
+def rate_of(capture):
+    """Frames per second of an open cv2.VideoCapture; 0 where it says nothing sensible."""
+    fps = capture.get(cv2.CAP_PROP_FPS)
+    return fps if 0 < fps < 1000 else 0.0
 
 
 def natural(path):
@@ -177,7 +182,7 @@ class Decoder:
         capture = cv2.VideoCapture(str(self.video.path))
         if not capture.isOpened():
             raise UserError(f"video {self.video.name} ({self.video.path}) cannot be opened: damaged, or not a video")
-        self.fps = self.video.fps()
+        self.fps = rate_of(capture)
         claimed, n = self.video.expected_frames(), 0
         try:
             while True:

