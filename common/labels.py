@@ -75,9 +75,9 @@ def stacked(masks, path):
     """Masks [H, W] of one video as bool [T, H, W]; nonzero is abnormal."""
     masks = [np.asarray(m) for m in masks]
     shapes = {m.shape for m in masks}
-    if len(shapes) != 1 or masks[0].ndim != 2 or masks[0].dtype.kind not in "biuf":
-        raise UserError(f"pixel masks {path}: expected pictures [T, H, W] of one size, got {', '.join(map(str, sorted(shapes))) or 'none'}")
-    return np.stack(masks) != 0
+    if len(shapes) != 1:
+        raise UserError(f"pixel masks {path}: expected pictures of one size, got {', '.join(map(str, sorted(shapes))) or 'none'}")
+    return volume(np.stack(masks), path)
 
 
 def mask_images(path):
