@@ -14,7 +14,8 @@ from common import datasets, evaluation, metrics, plots, smoothing
 from common.files import UserError, read_json, replacing, writable_folder
 
 COLUMNS = [("micro_auc", "micro AUC"), ("macro_auc", "macro AUC"), ("ap", "AP"), ("eer", "EER"), ("rbdc", "RBDC"), ("tbdc", "TBDC")]
-COSTS = [("parameters", "parameters"), ("training_seconds", "training, min")]
+COSTS = [("frames_per_second", "frames/s, scoring", "{:.0f}", 1), ("parameters", "parameters, M", "{:.1f}", 1e6),
+         ("training_seconds", "training, min", "{:.1f}", 60)]
 
 
 def parse(argv=None):
@@ -160,9 +161,8 @@ def cells_of(title, m, report):
     for key, name in COLUMNS:
         out[name] = f"{100 * m[key]:.2f}" if m.get(key) is not None else ""
     out["95 % interval"] = "{:.2f}–{:.2f}".format(*(100 * x for x in m["interval"])) if m.get("interval") else ""
-    for key, name in COSTS:
-        value = report.get(key)
-        out[name] = "" if value is None else f"{value / 60:.1f}" if key == "training_seconds" else f"{value:.0f}"
+    for key, name, form, unit in COSTS:
+        out[name] = "" if report.get(key) is None else form.format(report[key] / unit)
     return out
 
 

@@ -212,6 +212,8 @@ def evaluate(out, data, scores, *, protocol, method, detections=None, red=None, 
               "label_source": data.label_source if labels else None, "mask_source": data.mask_source, **result,
               "baselines": {k: {x: y for x, y in v.items() if isinstance(y, float)} for k, v in others.items()},
               **(extra or {})}
+    if report.get("scoring_seconds"):
+        report["frames_per_second"] = sum(map(len, scores.values())) / report["scoring_seconds"]
     write_json(out / "metrics.json", report)
     filtered = {k: {n: smoothing.parse(BASELINE_FILTER)(x) for n, x in v.items()} for k, v in (baselines or {}).items()}
     if labels:
@@ -238,6 +240,12 @@ def evaluate(out, data, scores, *, protocol, method, detections=None, red=None, 
     return report
 
 
+def say_next(script, checkpoint, out, args, more=""):
+    """What one can do after an evaluation. more: a method's own next step, ending in '; '."""
+    print(f"next: look at {out}/report.html; " + ("" if args.overlay else "add --overlay for videos with scores; ") + more
+          + f"python {script} --video FILE --checkpoint {checkpoint} scores your own footage")
+
+
 def write_overlays(out, smoothed, labels, pictures, detections, span, curve_top, maps, map_range):
     """One mp4 per video; colours and the curve's height are the same in all of them."""
     if not pictures:
@@ -256,8 +264,15 @@ def facts_of(report, result):
     """What stands under the report's title."""
     counts = [f"{result['frames']} frames of {result['videos']} videos, {result['abnormal_frames']} abnormal"] if "frames" in result else []
     said = [("labels", report["label_source"] or "none"), ("smoothing", report["smoothing"]), ("seed", report.get("seed")),
-            ("checkpoint", report.get("checkpoint"))]
+            ("checkpoint", report.get("checkpoint")), ("scored at", speed_of(report))]
     return counts + [f"{k}: {v}" for k, v in said if v is not None]
+
+
+def speed_of(report):
+    """How fast the prepared input was scored, in words; None where it is not known."""
+    if not report.get("frames_per_second"):
+        return None
+    return f"{report['frames_per_second']:.0f} frames/s ({report.get('device')}, {report.get('precision')}), preparation not counted"
 
 
 def write_own_video(name, frames, fps, scores, filter_, method, out, boxes=None, red=0.0, top=20):

@@ -39,6 +39,18 @@ def run(main):
             raise
         print(f"error: {describe(e)}", file=sys.stderr)
         sys.exit(2)
+    except Exception as e:
+        if not out_of_memory(e):
+            raise
+        print(f"error: out of memory ({first_line(e)}): lower --batch-size, or --workers where frames are being read; what is finished is "
+              "kept", file=sys.stderr)
+        sys.exit(2)
+
+
+def out_of_memory(e):
+    """Whether numpy, OpenCV or torch, on the CPU or a GPU, says so: they do it with errors of different kinds."""
+    said = str(e).lower()
+    return isinstance(e, MemoryError) or any(x in said for x in ("out of memory", "can't allocate memory", "insufficient memory"))
 
 
 def describe(e):

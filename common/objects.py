@@ -1,6 +1,7 @@
 """What object-level methods share: from a dataset to cubes, and from scores of cubes to results."""
 import argparse
 import hashlib
+import time
 from dataclasses import replace
 
 import cv2
@@ -8,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common import datasets, detectors, evaluation, flow, training
-from common.files import UserError, load_array, load_arrays, replacing
+from common.files import UserError, load_arrays, replacing
 from common.foreground import CubeStore, Settings, motion_boxes
 from common.parallel import map_videos, tick
 from common.video import FrameCache
@@ -123,18 +124,20 @@ def frame_scores(cube_frames, scores, frames, empty):
 
 
 def kept_errors(path, shape, r, compute):
-    """compute() -> float32 `shape`, written to `path`, so that a second protocol costs nothing."""
+    """compute() -> float32 `shape`, written to `path` (.npz), so that a second protocol costs nothing. -> errors, seconds they took"""
     known = path.exists()
     r.barrier()
     if known:
-        errors = load_array(path, "cube errors")
-        if errors.shape == shape:
-            return errors
+        kept = load_arrays(path, "cube errors")
+        if set(kept) == {"errors", "seconds"} and kept["errors"].shape == shape and kept["seconds"].shape == ():
+            return kept["errors"], float(kept["seconds"])
+    began = time.perf_counter()
     errors = compute()
+    seconds = time.perf_counter() - began
     if r.main:
         with replacing(path) as tmp:
-            np.save(tmp, errors)
-    return errors
+            np.savez(tmp, errors=errors, seconds=seconds)
+    return errors, seconds
 
 
 def per_video(ready, videos, cube_scores, empty):

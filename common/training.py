@@ -227,3 +227,15 @@ def peak_memory():
     """Largest resident memory of this process so far, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1024 if sys.platform != "darwin" else peak / 2 ** 20
+
+
+def about(checkpoint, state, nets, seconds, skipped, r):
+    """What metrics.json says of every run: where it comes from, and what it cost.
+
+    state: the checkpoint's; seconds: that scoring took from prepared input (frames or cubes in the cache, features) to raw scores.
+    """
+    identity = state.get("identity", {})
+    return {"checkpoint": str(checkpoint), "seed": identity.get("seed"), "plan": state.get("plan"),
+            "training_seconds": state.get("seconds"), "scoring_seconds": seconds,
+            "parameters": sum(p.numel() for n in nets for p in n.parameters()), "device": str(r.device), "precision": r.precision,
+            "processes": r.world, "skipped_videos": skipped, "peak_memory_mib": round(peak_memory())}

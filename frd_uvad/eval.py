@@ -6,6 +6,7 @@
 """
 import argparse
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -83,7 +84,7 @@ def evaluate(args, data, checkpoint, r):
     net.eval().to(r.device)
     folder = writable_folder(args.out or Path(checkpoint).parent)
     dataset = data.as_dataset()
-    scores, errors = {}, {}
+    scores, errors, began = {}, {}, time.perf_counter()
     for v in tqdm(videos, desc="score", unit="video", dynamic_ncols=True, mininterval=2):
         s, e = score(net, v, r)
         labels = data.labels(v) if data.has_labels and data.test else None
@@ -91,14 +92,13 @@ def evaluate(args, data, checkpoint, r):
         scores[v.name] = frames_of_clips(s, frames)
         if e is not None:
             errors[v.name] = frames_of_clips(e, frames)
+    seconds = time.perf_counter() - began
     if not data.test:
         from common.video import Video
         dataset.test = [Video(v.name, v.path or data.root) for v in videos]
     sources = {name: v for (_, name), v in sorted(data.videos.items(), reverse=True)}   # a test video replaces a training one of its name
     labels = evaluation.labels_of(scores, dataset)
-    extra = {"checkpoint": str(checkpoint), "plan": state.get("plan"), "seed": state.get("identity", {}).get("seed"),
-             "auxiliary": state.get("identity", {}).get("auxiliary"), "training_seconds": state.get("seconds"),
-             "skipped_videos": data.skipped, "peak_memory_mib": round(training.peak_memory())}
+    extra = {**training.about(checkpoint, state, [net], seconds, data.skipped, r), "auxiliary": state.get("identity", {}).get("auxiliary")}
     liberties = []
     if labels:
         abnormal = [k for k in labels if labels[k].any()]
@@ -128,7 +128,8 @@ def evaluate(args, data, checkpoint, r):
               f"{100 * extra['far_abnormal_batches']:.2f} %")
     write_json(out / "clip_scores.json", {v.name: [round(float(x), 5) for x in scores[v.name][::CLIP]] for v in videos})
     report_skipped(data.skipped)
-    print(f"next: python frd_uvad/train.py --dataset {args.dataset} --auxiliary frd:{checkpoint} --out {folder}-2 trains a second round")
+    evaluation.say_next("frd_uvad/eval.py", checkpoint, out, args, f"python frd_uvad/train.py --dataset {args.dataset} --auxiliary "
+                        f"frd:{checkpoint} --out {folder}-2 trains a second round; ")
     return report
 
 

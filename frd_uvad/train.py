@@ -321,7 +321,7 @@ def measure(args, data, r):
 
 def main(argv=None):
     args = parse(argv)
-    began = time.time()
+    began = time.perf_counter()
     plan_of(args)
     scoring.load_auxiliary(args.auxiliary)   # a wrong file is refused before any work
     r = training.Run(args.device, args.precision)
@@ -333,7 +333,7 @@ def main(argv=None):
     for i in range(2, args.rounds + 1):
         folder = out if i == args.rounds else out / f"round{i}"
         checkpoint = train(args, data, r, folder, f"frd:{checkpoint}", f"round {i}")
-    r.say(f"trained in {(time.time() - began) / 60:.1f} min with everything before; checkpoint {checkpoint}")
+    r.say(f"trained in {(time.perf_counter() - began) / 60:.1f} min with everything before; checkpoint {checkpoint}")
     from frd_uvad.eval import evaluate
     evaluate(args, data, checkpoint, r)
     r.close()

@@ -59,9 +59,9 @@ def protocol_of(args, dataset):
 
 
 def cube_errors(scorer, ready, videos, tag, folder, r, batch_size):
-    """[N, 2] flow and frame errors of all cubes of `videos`."""
+    """[N, 2] flow and frame errors of all cubes of `videos`, and the seconds that scoring took."""
     records = ready.records(videos)
-    return objects.kept_errors(folder / f"errors-{tag}-{ready.store.s.key()}-{r.precision}.npy", (sum(map(len, records)), 2), r,
+    return objects.kept_errors(folder / f"errors-{tag}-{ready.store.s.key()}-{r.precision}.npz", (sum(map(len, records)), 2), r,
                                lambda: scorer.score_records(records, "score cubes", batch_size))
 
 
@@ -84,8 +84,8 @@ def training_statistics(state, net, scorer, args, r, checkpoint, batch_size):
     if not ready.train:
         raise UserError(f"{checkpoint} has no training statistics and {args.dataset} no training videos: the scores cannot "
                         "be normalised")
-    return scoring.statistics(cube_errors(scorer, ready, ready.train, "train-" + training.weights_hash(net), ready.store.folder,
-                                          r, batch_size))
+    errors, _ = cube_errors(scorer, ready, ready.train, "train-" + training.weights_hash(net), ready.store.folder, r, batch_size)
+    return scoring.statistics(errors)
 
 
 def evaluate(args, ready, checkpoint, r, batch_size=256):
@@ -96,7 +96,7 @@ def evaluate(args, ready, checkpoint, r, batch_size=256):
     scorer = scoring.Scorer(net, r)
     stats = training_statistics(state, net, scorer, args, r, checkpoint, batch_size)
     folder = writable_folder(args.out or Path(checkpoint).parent)
-    errors = cube_errors(scorer, ready, ready.test, training.weights_hash(net), folder, r, batch_size)
+    errors, seconds = cube_errors(scorer, ready, ready.test, training.weights_hash(net), folder, r, batch_size)
     if not r.main:
         return None
     weights = weights_of(args, ready.data.name)
@@ -110,15 +110,10 @@ def evaluate(args, ready, checkpoint, r, batch_size=256):
         out, ready.data, scores, method="HF2-VAD", protocol=protocol_of(args, ready.data.name), detections=detections,
         red=red(weights), baselines=objects.baselines(ready, ready.test), pictures=ready.pictures, args=args,
         curve_top=red(weights),
-        extra={"checkpoint": str(checkpoint), "weights": weights, "statistics": stats,
-               "seed": state.get("identity", {}).get("seed"), "stage": state.get("stage"),
-               "epochs": state.get("epoch"), "foreground": vars(ready.store.s),
-               "training_seconds": state.get("seconds"), "skipped_videos": ready.skipped,
-               "parameters": sum(p.numel() for p in net.parameters()), "peak_memory_mib": round(training.peak_memory())})
+        extra={**training.about(checkpoint, state, [net], seconds, ready.skipped, r), "weights": weights, "statistics": stats,
+               "stage": state.get("stage"), "epochs": state.get("epoch"), "foreground": vars(ready.store.s)})
     ready.report_skipped()
-    if not args.overlay:
-        print("next: add --overlay for videos with scored boxes; "
-              f"python hf2vad/eval.py --video FILE --checkpoint {checkpoint} scores your own footage")
+    evaluation.say_next("hf2vad/eval.py", checkpoint, out, args)
     return report
 
 

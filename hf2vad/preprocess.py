@@ -39,9 +39,9 @@ def main(argv=None):
     add_data_flags(parser)
     training.add_flags(parser, out="not used here")
     args = parser.parse_args(argv)
-    start = time.time()
+    start = time.perf_counter()
     ready = prepare(args, training.Run(args.device, args.precision))
-    seconds = time.time() - start
+    seconds = time.perf_counter() - start
     ready.summary()
     print(f"cubes are in {ready.store.folder} ({seconds:.1f} s)")
     ready.report_skipped()

@@ -325,14 +325,14 @@ def train(args, ready, r):
 
 def main(argv=None):
     args = parse(argv)
-    began = time.time()
+    began = time.perf_counter()
     r = training.Run(args.device, args.precision)
     ready = preprocess.prepare(args, r)
     if args.benchmark:
         from hf2vad.benchmark import benchmark_training
         return benchmark_training(args, ready, r)
     checkpoint = train(args, ready, r)
-    r.say(f"trained in {(time.time() - began) / 60:.1f} min with everything before; checkpoint {checkpoint}")
+    r.say(f"trained in {(time.perf_counter() - began) / 60:.1f} min with everything before; checkpoint {checkpoint}")
     from hf2vad.eval import evaluate
     evaluate(args, ready, checkpoint, r)
     r.close()

@@ -6,6 +6,7 @@
 """
 import argparse
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -72,20 +73,20 @@ def evaluate(args, ready, checkpoint, r):
     net, state = scoring.load_model(checkpoint)
     net.eval().to(r.device)
     folder = writable_folder(args.out or Path(checkpoint).parent)
+    began = time.perf_counter()
     scores = {v.name: scoring.score_features(net, ready.features.array(v), r)[0]
               for v in tqdm(ready.test, desc="score", unit="video", dynamic_ncols=True, mininterval=2)}
-    labels = evaluation.labels_of(scores, ready.data)
+    seconds, labels = time.perf_counter() - began, evaluation.labels_of(scores, ready.data)
     protocol, out = protocol_of(args, scores, labels), folder / args.protocol
     report = evaluation.evaluate(
         out, ready.data, scores, method=METHOD, protocol=protocol, baselines=baselines(args, ready), pictures=decoded, args=args,
-        extra={"checkpoint": str(checkpoint), "plan": state.get("plan"), "encoder": state.get("encoder"),
-               "scenes": state.get("scenes"), "training_seconds": state.get("seconds"), "skipped_videos": ready.skipped,
-               "peak_memory_mib": round(training.peak_memory())})
+        extra={**training.about(checkpoint, state, [net], seconds, ready.skipped, r), "encoder": state.get("encoder"),
+               "scenes": state.get("scenes")})
     if args.tsne is not None:
         draw_tsne([Path(checkpoint), *args.tsne], ready, labels, r, out / "tsne.png")
     ready.report_skipped()
-    print("next: " + ("" if args.tsne is not None else "add --tsne for a picture of the scenes; ")
-          + f"python scene_aware_ae/eval.py --video FILE --checkpoint {checkpoint} scores your own footage")
+    evaluation.say_next("scene_aware_ae/eval.py", checkpoint, out, args,
+                        "" if args.tsne is not None else "add --tsne for a picture of the scenes; ")
     return report
 
 

@@ -136,14 +136,14 @@ def train(args, ready, encoder, r):
 
 def main(argv=None):
     args = parse(argv)
-    began = time.time()
+    began = time.perf_counter()
     r = training.Run(args.device, args.precision)
     if args.benchmark:
         from scene_aware_ae.benchmark import measure
         return measure(args, r)
     ready, encoder = preprocess.prepare(args, r, with_encoder=True)
     checkpoint = train(args, ready, encoder, r)
-    r.say(f"trained in {(time.time() - began) / 60:.1f} min with everything before; checkpoint {checkpoint}")
+    r.say(f"trained in {(time.perf_counter() - began) / 60:.1f} min with everything before; checkpoint {checkpoint}")
     from scene_aware_ae.eval import evaluate
     evaluate(args, ready, checkpoint, r)
     r.close()

@@ -7,6 +7,7 @@
 """
 import argparse
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -100,7 +101,9 @@ def evaluate(args, ready, checkpoint, r):
     model = Scored(args, ready.data.name, r)
     folder = writable_folder(args.out or Path(checkpoint).parent)
     stats = model.statistics(args, r)
+    began = time.perf_counter()
     scores, maps = scoring.score_videos(model.scorer, ready, ready.test, "score", model.batch_size)
+    seconds = time.perf_counter() - began
     if not r.main:
         return None
     protocol, rule = protocol_of(args, ready.data.name, model.rule), model.rule
@@ -109,19 +112,17 @@ def evaluate(args, ready, checkpoint, r):
         threshold = stats["token_quantiles"][str(scoring.QUANTILE)]
         detections = {v.name: scoring.boxes_of_maps(maps[v.name].astype(np.float32), threshold,
                                                     ready.cache.info(v)["source_size"]) for v in ready.test}
-    out, identity = folder / args.protocol, model.state.get("identity", {})
+    out = folder / args.protocol
     report = evaluation.evaluate(
         out, ready.data, scores, method="AED-MAE", protocol=protocol, detections=detections,
         baselines=objects.frame_baselines(ready.cache, ready.test, args.workers or training.cores()),
         red=3 * threshold if threshold else None, pictures=decoded, args=args, maps=maps,
         map_range=map_range_of(maps, threshold),
-        extra={"checkpoint": str(checkpoint), "rule": {**rule, "parts": list(rule["parts"])}, "mask_draws": args.mask_draws,
-               "size": list(model.size), "patch": model.patch, "token_threshold": threshold, "seed": identity.get("seed"),
-               "plan": model.state.get("plan"), "training_seconds": model.state.get("seconds"),
-               "skipped_videos": ready.skipped, "peak_memory_mib": round(training.peak_memory())})
+        extra={**training.about(checkpoint, model.state, [model.net], seconds, ready.skipped, r),
+               "rule": {**rule, "parts": list(rule["parts"])}, "mask_draws": args.mask_draws, "size": list(model.size),
+               "patch": model.patch, "token_threshold": threshold})
     ready.report_skipped()
-    print("next: " + ("" if args.overlay else "add --overlay for videos with heat maps; ")
-          + f"python sdmae/eval.py --video FILE_OR_CAMERA --checkpoint {checkpoint} scores your own footage as it arrives")
+    evaluation.say_next("sdmae/eval.py", checkpoint, out, args, "--video takes cameras too, as their frames arrive; ")
     return report
 
 

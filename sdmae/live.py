@@ -3,6 +3,7 @@
 Frame t is scored when t+3 is there. Scores are smoothed over the past alone; an event begins where they pass a threshold that
 normal training frames pass a stated number of times per hour, and ends a second after the last frame above it.
 """
+import array
 import collections
 import contextlib
 import csv
@@ -27,6 +28,7 @@ from sdmae.frames import SEEN
 AHEAD = SEEN[-1]              # frames that a score waits for
 TAIL = 0.95                    # scores above this quantile of the training scores are taken for an exponential tail
 HISTORY = 300                  # scores that the overlay's curve shows
+KEPT = 10 ** 6                 # frames that the report at the end shows, and whose latency is counted
 
 
 def add_live_flags(parser):
@@ -318,7 +320,8 @@ def _watch(args, model, r, source, frames, stop, stats, out):
     print(f"{source.name}: {source_width}×{source_height} at {fps:g} frames/s, scored at {model.size[1]}×{model.size[0]}; an event "
           f"begins at {threshold:.4g} {why}", flush=True)
     window, batch, size, past = Window(model.size), [], 1 if source.live else 16, collections.deque(maxlen=width)
-    kept_scores, began, done = [], time.perf_counter(), 0
+    raw, smoothed, latency = array.array("f"), array.array("f"), array.array("f")
+    began, done = time.perf_counter(), 0
     with replacing(out / "scores.csv") as s, replacing(out / "events.csv") as e, replacing(out / "overlay.mp4") as video, \
             open(s, "w", newline="") as sf, open(e, "w", newline="") as ef:
         table, events = csv.writer(sf), Events(threshold, fps, ef, lambda x: print(x, flush=True))
@@ -333,15 +336,21 @@ def _watch(args, model, r, source, frames, stop, stats, out):
                 events.add(t, smooth)
                 table.writerow([t, f"{t / fps:.3f}", f"{past[-1]:.6g}", f"{smooth:.6g}", int(events.now is not None)])
                 overlay.add(t, frame, m, smooth)
-                if len(kept_scores) < 10 ** 6:
-                    kept_scores.append((past[-1], smooth))
-            count = len(batch)
+                if len(raw) < KEPT:
+                    raw.append(past[-1])
+                    smoothed.append(smooth)
+            count, now = len(batch), time.perf_counter()
+            if len(latency) < KEPT:
+                latency.extend(now - came for came in arrived)
             batch.clear()
+            arrived.clear()
             return count
 
-        arriving, reported = first, time.perf_counter()
+        arriving, reported, arrived = first, time.perf_counter(), []
         while arriving is not None:
+            came, waiting = time.perf_counter(), len(batch)
             batch += window.add(*arriving)
+            arrived += [came] * (len(batch) - waiting)
             if len(batch) >= size:
                 done += score()
             if args.max_seconds and window.number >= args.max_seconds * fps:
@@ -354,6 +363,7 @@ def _watch(args, model, r, source, frames, stop, stats, out):
         stopped = "stopped by Ctrl-C; " if stop.is_set() else ""
         frames.close()
         batch += window.flush()
+        arrived.clear()         # the last frames wait for nobody
         while batch:
             rest, batch[:] = batch[size:], batch[:size]
             done += score()
@@ -361,8 +371,8 @@ def _watch(args, model, r, source, frames, stop, stats, out):
         events.end()
         overlay.close()
     seconds = time.perf_counter() - began
-    if kept_scores:
-        raw, smooth = np.array(kept_scores).T
+    if raw:
+        raw, smooth = np.array(raw), np.array(smoothed)
         plots.curve(raw, smooth, None, f"AED-MAE · {source.name}", out / "curve.png", threshold)
         name, shown = source.name, None if source.live else (lambda _: decoded(open_video(args.video)))
         ranking.write_ranking({name: smooth}, out, pictures=shown)
@@ -370,4 +380,8 @@ def _watch(args, model, r, source, frames, stop, stats, out):
                      facts=[f"mean of {args.window:g} s", f"event from {threshold:.4g} on {why}"], overlays={name: "overlay.mp4"})
     print(f"{stopped}{done} frames in {seconds:.1f} s ({done / seconds:.0f} frames/s with overlay), {events.count} events"
           + (f", {source.dropped} frames dropped" if source.dropped else "") + f", peak memory {training.peak_memory():.0f} MiB")
+    if latency:
+        waits = np.percentile(latency, (50, 95, 99)) * 1000
+        print("latency, from the third frame after it to a frame's score and picture: half {:.0f}, 95 % {:.0f}, 99 % {:.0f} ms".format(
+            *waits) + (f" ({size} frames of a file are scored at once)" if size > 1 else ""))
     print(f"wrote {out}/report.html, scores.csv, events.csv, overlay.mp4, curve.png")

@@ -268,7 +268,7 @@ def train(args, ready, size, patch, r):
 
 def main(argv=None):
     args = parse(argv)
-    began = time.time()
+    began = time.perf_counter()
     r = training.Run(args.device, args.precision)
     name = datasets.canonical(args.dataset)
     plan_of(args, name)
@@ -281,7 +281,7 @@ def main(argv=None):
         from sdmae.benchmark import measure
         return measure(args, ready, size, patch, r)
     checkpoint = train(args, ready, size, patch, r)
-    r.say(f"trained in {(time.time() - began) / 60:.1f} min with everything before; checkpoint {checkpoint}")
+    r.say(f"trained in {(time.perf_counter() - began) / 60:.1f} min with everything before; checkpoint {checkpoint}")
     from sdmae.eval import evaluate
     evaluate(args, ready, checkpoint, r)
     r.close()

@@ -70,9 +70,10 @@ class Scored:
         self.foreground = self.state.get("foreground")
 
     def errors(self, ready, videos, folder, r):
-        """-> errors [N, 2] and blocks [N] of all cubes of `videos`."""
+        """-> errors [N, 2] and blocks [N] of all cubes of `videos`, the seconds that scoring took."""
         block = scoring.blocks(ready.column(videos, "box"), ready.sizes(videos), self.grid)
-        return scoring.kept_score(self.nets, ready, videos, block, folder, r, "score cubes"), block
+        errors, seconds = scoring.kept_score(self.nets, ready, videos, block, folder, r, "score cubes")
+        return errors, block, seconds
 
     def statistics(self, args, ready, folder, r):
         if self.state.get("statistics"):
@@ -82,7 +83,7 @@ class Scored:
         merge = args.setting == "merge"
         r.say(f"{self.path} has no training statistics: scoring the cubes of setting {args.setting or 'test'}")
         everything = preprocess.prepare(args, r, splits=("train", "test"), trained=self.foreground) if merge else ready
-        errors, block = self.errors(everything, everything.train + everything.test if merge else ready.test, folder, r)
+        errors, block, _ = self.errors(everything, everything.train + everything.test if merge else ready.test, folder, r)
         numbers = [k for k in self.nets if (block == k).any()]
         return scoring.statistics(errors, block, numbers)
 
@@ -109,22 +110,21 @@ def evaluate(args, ready, checkpoint, r):
     model = Scored(checkpoint)
     folder = writable_folder(args.out or Path(checkpoint).parent)
     stats = model.statistics(args, ready, folder, r)
-    errors, block = model.errors(ready, ready.test, folder, r)
+    errors, block, seconds = model.errors(ready, ready.test, folder, r)
     if not r.main:
         return None
     weights = weights_of(args, ready.data.name)
     scores, detections = objects.per_video(ready, ready.test, scoring.combine(errors, block, stats, *weights), scoring.NO_BOX)
-    out, identity = folder / args.protocol, model.state.get("identity", {})
+    out = folder / args.protocol
     red = red_of(detections)
     report = evaluation.evaluate(
         out, ready.data, scores, method="LBR-SPR", protocol=protocol_of(args), detections=detections, red=red, curve_top=red, args=args,
         baselines=objects.baselines(ready, ready.test), pictures=ready.pictures,
-        extra={"checkpoint": str(checkpoint), "weights": weights if model.use_flow else None, "statistics": stats,
-               "seed": identity.get("seed"), "epochs": model.state.get("at", {}).get("epoch"), "plan": model.state.get("plan"),
-               "with_motion": model.use_flow, "foreground": vars(ready.store.s), "training_seconds": model.state.get("seconds"),
-               "skipped_videos": ready.skipped, "peak_memory_mib": round(training.peak_memory())})
+        extra={**training.about(checkpoint, model.state, model.nets.values(), seconds, ready.skipped, r),
+               "weights": weights if model.use_flow else None, "statistics": stats, "with_motion": model.use_flow,
+               "epochs": model.state.get("at", {}).get("epoch"), "foreground": vars(ready.store.s)})
     ready.report_skipped()
-    print(f"next: look at {out}/report.html" + ("" if args.overlay else "; --overlay writes videos with scored boxes"))
+    evaluation.say_next("spr_uvad/eval.py", checkpoint, out, args)
     return report
 
 
@@ -156,7 +156,7 @@ def score_video(args, r):
                                trained=objects.for_own_video(model.foreground, args.boxes))
     out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / evaluation.safe(video.name))
     stats = model.statistics(args, ready, out, r)
-    errors, block = model.errors(ready, ready.test, out, r)
+    errors, block, _ = model.errors(ready, ready.test, out, r)
     if r.main:
         values = scoring.combine(errors, block, stats, *weights_of(args, model.state.get("identity", {}).get("dataset")))
         scores, detections = objects.per_video(ready, ready.test, values, scoring.NO_BOX)

@@ -70,10 +70,13 @@ def score(nets, records, block, r, label, batch_size=1024, rows=None):
 
 
 def kept_score(nets, ready, videos, block, folder, r, label):
-    """score() of all cubes of `videos`, kept in `folder` under the names of models and cubes, so that it is done once."""
+    """score() of all cubes of `videos`, kept in `folder` under the names of models and cubes, so that it is done once.
+
+    -> errors, the seconds they took
+    """
     tag = "-".join(training.weights_hash(n)[:8] for _, n in sorted(nets.items()))[:40]
     splits = "-".join(sorted({v.split for v in videos}))
-    return objects.kept_errors(folder / f"errors-{splits}-{tag}-{ready.store.s.key()}-{r.precision}.npy", (len(block), 2), r,
+    return objects.kept_errors(folder / f"errors-{splits}-{tag}-{ready.store.s.key()}-{r.precision}.npz", (len(block), 2), r,
                                lambda: score(nets, ready.records(videos), block, r, label))
 
 

@@ -278,7 +278,7 @@ def train(args, ready, r):
     trainer.done = False
     trainer.train(args, log, observer(args, ready, videos, records, block, r))
     nets = trainer.nets
-    errors = scoring.kept_score(nets, ready, videos, block, folder, r, "training statistics")
+    errors, _ = scoring.kept_score(nets, ready, videos, block, folder, r, "training statistics")
     trainer.statistics = {str(k): v for k, v in scoring.statistics(errors, block, nets).items()}
     trainer.done = True
     trainer.save()
@@ -346,13 +346,13 @@ def measure(args, ready, r):
 
 def main(argv=None):
     args = parse(argv)
-    began = time.time()
+    began = time.perf_counter()
     r = training.Run(args.device, args.precision)
     ready = preprocess.prepare(args, r, splits=("train", "test") if args.setting == "merge" else ("test",))
     if args.benchmark:
         return measure(args, ready, r)
     checkpoint = train(args, ready, r)
-    r.say(f"trained in {(time.time() - began) / 60:.1f} min with everything before; checkpoint {checkpoint}")
+    r.say(f"trained in {(time.perf_counter() - began) / 60:.1f} min with everything before; checkpoint {checkpoint}")
     from spr_uvad.eval import evaluate
     evaluate(args, ready, checkpoint, r)
     r.close()

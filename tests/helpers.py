@@ -67,10 +67,10 @@ def tiny_folder(root, train=2, test=2, frames=24):
     return root
 
 
-def script(path, *args, cwd=None, check=True, env=None, threads=1, **kwargs):
+def script(path, *args, cwd=None, check=True, env=None, threads=1, timeout=600, **kwargs):
     """Run a script of the repository as a user does. -> CompletedProcess with text output."""
     done = subprocess.run([sys.executable, str(ROOT / path), *map(str, args)], cwd=cwd or ROOT, text=True,
-                          capture_output=True, timeout=600,
+                          capture_output=True, timeout=timeout,
                           env={**os.environ, "OMP_NUM_THREADS": str(threads), **(env or {})}, **kwargs)
     if check and done.returncode != 0:
         raise AssertionError(f"{path} ended with {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")

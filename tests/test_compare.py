@@ -38,7 +38,8 @@ def test_fusion_by_hand():
 def test_compare_runs_of_one_dataset(tmp_path):
     root = tiny_folder(tmp_path / "data", train=1, test=6)
     rng, y = np.random.default_rng(0), np.arange(24) >= 12
-    for name, noise, report in (("good/strict", 0.1, {"method": "A|B", "parameters": 7, "rbdc": 0.5, "training_seconds": 90.0}),
+    for name, noise, report in (("good/strict", 0.1, {"method": "A|B", "parameters": 7.1e6, "rbdc": 0.5, "training_seconds": 90.0,
+                                                  "frames_per_second": 123.4}),
                                 ("good/official", 0.11, {}), ("bad/strict", 5.0, {})):
         (tmp_path / name).mkdir(parents=True)
         np.savez(tmp_path / name / "scores.npz", **{f"b{i}": y + rng.normal(0, noise, 24) for i in range(6)})
@@ -52,6 +53,7 @@ def test_compare_runs_of_one_dataset(tmp_path):
     assert [r["run"] for r in rows] == ["good/strict", "good/official", "bad/strict", "fused"]
     assert float(rows[0]["micro AUC"]) > 99 > float(rows[2]["micro AUC"])
     assert rows[0]["RBDC"] == "50.00" and rows[0]["training, min"] == "1.5"
+    assert rows[0]["frames/s, scoring"] == "123" and rows[0]["parameters, M"] == "7.1"
     assert "A\\|B" in (tmp_path / "out" / "comparison.md").read_text() and "TBDC" not in rows[0]
     tex = (tmp_path / "out" / "comparison.tex").read_text()
     assert tex.startswith("\\begin{tabular}{l") and "95 \\% interval" in tex

@@ -6,6 +6,7 @@ import numpy as np
 
 from common import datasets, demo
 from common.metrics import tracks_from_masks
+from tests.helpers import script
 
 
 def test_one_video_is_the_same_every_time(tmp_path):
@@ -41,12 +42,9 @@ def test_every_event_is_drawn_where_its_mask_is():
         assert silhouette.sum() > 60 and (changed & (silhouette == 1)).sum() > 0.8 * silhouette.sum(), kind
 
 
-def test_the_main_job(main_job, capsys):
-    """`python hf2vad/train.py --dataset demo` in an empty folder, as the README promises."""
-    process, folder = main_job
-    code = process.wait(timeout=1500)
-    said = (folder / "said.txt").read_text()
-    assert code == 0, said[-3000:]
+def test_the_main_job(tmp_path, capsys):
+    """`python hf2vad/train.py --dataset demo` in an empty folder, as the README promises; on one thread, as the other worker has one."""
+    folder, said = tmp_path, script("hf2vad/train.py", "--dataset", "demo", cwd=tmp_path, timeout=1500).stdout
     report = json.loads((folder / "runs" / "hf2vad" / "demo" / "strict" / "metrics.json").read_text())
     with capsys.disabled():
         print("\n" + "\n".join(x for x in said.splitlines() if "AUC" in x or "trained in" in x))

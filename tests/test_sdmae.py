@@ -256,7 +256,7 @@ def watch(base, root, *more, **kwargs):
 def test_own_video_scores_equal_those_of_the_dataset(trained, tmp_path):
     base, root, _ = trained
     done = watch(base, root, "--video", root / "test" / "b0", "--out", tmp_path, "--window", "0.001")
-    assert "wrote" in done.stdout
+    assert "wrote" in done.stdout and "latency" in done.stdout
     table = list(csv.DictReader(open(tmp_path / "b0" / "scores.csv")))
     wanted = load_arrays(base / "run" / "strict" / "scores.npz", "scores")["b0"]
     assert np.allclose([float(x["score"]) for x in table], wanted, rtol=1e-3)

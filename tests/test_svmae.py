@@ -1,4 +1,5 @@
 """SVMAE's pre-training, features and detector through their own scripts, in small; masks, losses and fusion against plain loops."""
+import csv
 import json
 import os
 import signal
@@ -19,7 +20,7 @@ from frd_uvad.svmae import model as m
 from frd_uvad.svmae.clips import WHOLE, Clips, Depth, cut, random_crops
 from frd_uvad.svmae.eval import load_detector
 from frd_uvad.svmae.train import Bags, bags_of, segments
-from tests.helpers import ROOT, refused, save_frames, save_video, script, tiny_folder, torchrun, walkers
+from tests.helpers import ROOT, all_refused, refused, save_frames, save_video, script, tiny_folder, torchrun, walkers
 
 SMALL = ("--dataset", "folder", "--preset", "tiny", "--size", "32", "--frames", "4", "--stride", "1", "--batch-size", "6", "--workers", "1",
          "--device", "cpu")
@@ -118,14 +119,19 @@ def test_features_are_what_detector_and_frd_uvad_read(features, trained):
     assert "1 crops of width 96" in random.stdout
 
 
-def test_detector_trains_and_scores(features, tmp_path):
-    folder, _ = features
+def test_detector_trains_and_scores(features, trained, tmp_path):
+    (folder, _), (_, root, _) = features, trained
     flags = ("--features", folder, "--iterations", "30", "--batch-size", "4", "--device", "cpu")
     done = script("frd_uvad/svmae/train.py", *flags, "--out", tmp_path / "run")
     for text in ("2 normal and 2 abnormal bags", "micro AUC", "FAR at 0.5", "next:"):
         assert text in done.stdout, done.stdout
     scores = load_arrays(tmp_path / "run" / "strict" / "scores.npz", "scores")
     assert {k: len(v) for k, v in scores.items()} == {"b0": 40, "b1": 40}
+    # one's own footage is encoded as the features were: a test video again has its scores again
+    own = script("frd_uvad/svmae/eval.py", "--video", root / "test" / "b1", "--checkpoint", tmp_path / "run" / "detector.pt", "--out",
+                 tmp_path / "own")
+    lines = list(csv.DictReader(open(tmp_path / "own" / "b1" / "scores.csv")))
+    assert "report.html" in own.stdout and np.allclose([float(x["score"]) for x in lines], scores["b1"], atol=2e-3)
     # the authors' files are bare state-dicts
     weights = training.load_checkpoint(tmp_path / "run" / "detector.pt")["model_state_dict"]
     torch.save(weights, tmp_path / "authors.pkl")
@@ -138,8 +144,10 @@ def test_detector_trains_and_scores(features, tmp_path):
         np.save(tmp_path / "text" / f"{v.name}.npy", np.random.default_rng(0).normal(size=(len(v) + 1, 16)).astype(np.float32))
     both = script("frd_uvad/svmae/train.py", *flags, "--text", tmp_path / "text", "--fusion", "add", "--out", tmp_path / "add")
     assert "text of width 16, add" in both.stdout
-    refused(script("frd_uvad/svmae/eval.py", "--features", folder, "--checkpoint", tmp_path / "add" / "detector.pt", check=False), "--text")
-    refused(script("frd_uvad/svmae/train.py", *flags, "--out", tmp_path / "run", "--top-k", "99", check=False), "--top-k")
+    all_refused([("frd_uvad/svmae/eval.py", ("--features", folder, "--checkpoint", tmp_path / "add" / "detector.pt"), ["--text"]),
+                 ("frd_uvad/svmae/eval.py", ("--video", root / "test" / "b1", "--checkpoint", tmp_path / "authors.pkl"), ["--features"]),
+                 ("frd_uvad/svmae/eval.py", ("--checkpoint", tmp_path / "run" / "detector.pt"), ["--video"]),
+                 ("frd_uvad/svmae/train.py", (*flags, "--out", tmp_path / "run", "--top-k", "99"), ["--top-k"])])
 
 
 # ---------------------------------------------------------------------------------------------------------- in small parts

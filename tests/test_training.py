@@ -7,6 +7,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -88,6 +89,18 @@ def test_non_finite_loss_stops_with_a_way_out():
     for bad in (float("nan"), float("inf")):
         with pytest.raises(UserError, match="--lr"):
             training.check_finite(bad, "in epoch 1")
+
+
+def full_gpu():
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+@pytest.mark.parametrize("allocate", [lambda: np.empty(2 ** 50), lambda: torch.empty(2 ** 50), full_gpu,
+                                      lambda: cv2.copyMakeBorder(np.zeros((4, 4), np.uint8), 0, 2 ** 30, 0, 2 ** 30, cv2.BORDER_CONSTANT)])
+def test_out_of_memory_says_which_flag_to_lower(allocate, capsys):
+    with pytest.raises(SystemExit) as end:
+        files.run(allocate)
+    assert end.value.code == 2 and "--batch-size" in capsys.readouterr().err
 
 
 def test_log_is_one_json_line_per_epoch_and_forgets_what_is_redone(tmp_path):

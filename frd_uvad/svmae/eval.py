@@ -1,10 +1,12 @@
 """Score clip features with SVMAE's weakly supervised detector.
 
     python frd_uvad/svmae/eval.py --features features/svmae/folder --checkpoint runs/svmae/features-detector/detector.pt
+    python frd_uvad/svmae/eval.py --video my.mp4 --checkpoint runs/svmae/features-detector/detector.pt
     python frd_uvad/svmae/eval.py --features data/UCF-Crime --dataset ucfcrime --ckpt_path authors.pkl --protocol official
 """
 import argparse
 import sys
+import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -15,17 +17,19 @@ from tqdm import tqdm  # noqa: E402
 
 from common import evaluation, smoothing, training  # noqa: E402
 from common.datasets import report_skipped  # noqa: E402
-from common.features import CLIP, find_features, frames_of_clips  # noqa: E402
+from common.features import CLIP, FeatureVideo, find_features, frames_of_clips  # noqa: E402
 from common.files import UserError, first_line, load_array, run, writable_folder  # noqa: E402
+from common.video import decoded, open_video  # noqa: E402
 from frd_uvad.svmae.detector import Detector  # noqa: E402
+from frd_uvad.svmae.preprocess import features_of_video  # noqa: E402
 
 METHOD = "svmae-detector"
 
 
-def add_data_flags(parser):
+def add_data_flags(parser, required=True):
     g = parser.add_argument_group("data")
-    g.add_argument("--features", type=Path, required=True, help="folder of clip features: train/ and test/ with .npy files, or UCF-Crime's "
-                   "and XD-Violence's")
+    g.add_argument("--features", type=Path, required=required, help="folder of clip features: train/ and test/ with .npy files, or "
+                   "UCF-Crime's and XD-Violence's")
     g.add_argument("--dataset", default="features", help="name in results (default: %(default)s)")
     g.add_argument("--labels", type=Path, default=None, help="frame labels instead of those found beside the features")
     g.add_argument("--text", type=Path, default=None, help="folder of caption embeddings, <video>.npy [clips, width], one row per clip")
@@ -37,9 +41,12 @@ def add_eval_flags(parser):
 
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_data_flags(parser)
+    add_data_flags(parser, required=False)
     training.add_flags(parser, out="the checkpoint's folder")
-    g = evaluation.add_source_flags(parser, "runs/svmae/<dataset>-detector/detector.pt", video=None)
+    g = evaluation.add_source_flags(parser, "runs/svmae/<dataset>-detector/detector.pt", "a video file or a folder of frames instead of "
+                                    "--features")
+    g.add_argument("--encoder", type=Path, default=None, help="with --video: the file that preprocess.py had as --checkpoint (default: "
+                   "where it was then)")
     g.add_argument("--fusion", default="concat", help="of the authors' file, whose weights do not say it (default: %(default)s)")
     add_eval_flags(parser)
     return parser.parse_args(argv)
@@ -105,27 +112,46 @@ def evaluate(args, data, checkpoint, r):
     if state["model_args"]["feature_group"] != "vis" and not args.text:
         raise UserError(f"checkpoint {checkpoint} needs caption embeddings: give --text DIR")
     net.eval().to(r.device)
-    dataset, scores = data.as_dataset(), {}
+    dataset, scores, began = data.as_dataset(), {}, time.perf_counter()
     for v in tqdm(data.test, desc="score", unit="video", dynamic_ncols=True, mininterval=2):
         labels = data.labels(v) if data.has_labels else None
         scores[v.name] = frames_of_clips(score(net, v, args.text, r), len(v) * CLIP if labels is None else len(labels))
-    folder = writable_folder(args.out or Path(checkpoint).parent)
+    out = writable_folder(args.out or Path(checkpoint).parent) / args.protocol
     protocol = evaluation.Protocol(args.protocol, args.smoothing, probabilities=True)
     report = evaluation.evaluate(
-        folder / args.protocol, dataset, scores, method="SVMAE", protocol=protocol, args=args,
-        extra={"checkpoint": str(checkpoint), "plan": state.get("plan"), "training_seconds": state.get("seconds"),
-               "skipped_videos": data.skipped, "peak_memory_mib": round(training.peak_memory())})
+        out, dataset, scores, method="SVMAE", protocol=protocol, args=args,
+        extra=training.about(checkpoint, state, [net], time.perf_counter() - began, data.skipped, r))
     report_skipped(data.skipped)
-    print(f"next: look at {folder / args.protocol}/curves")
+    evaluation.say_next("frd_uvad/svmae/eval.py", checkpoint, out, args)
     return report
+
+
+def score_video(args, r):
+    """One's own footage: scores.csv, curve.png, overlay.mp4."""
+    video, (net, state) = open_video(args.video), load_detector(args.checkpoint, args.fusion)
+    made, wanted = state.get("features"), state["model_args"]
+    if not made:
+        raise UserError(f"{args.checkpoint} was trained on features made elsewhere: make those of {args.video} alike, and score them with "
+                        "--features")
+    if wanted["feature_group"] != "vis" and not args.text:
+        raise UserError(f"checkpoint {args.checkpoint} needs caption embeddings: give --text DIR with {video.name}.npy")
+    features, frames = features_of_video(video, made, args.encoder or made["checkpoint"], args, r)
+    out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / evaluation.safe(video.name))
+    scores = score(net.eval().to(r.device), FeatureVideo(video.name, "test", [features], path=video.path), args.text, r)
+    evaluation.write_own_video(video.name, *decoded(video), frames_of_clips(scores, frames), args.smoothing, "SVMAE", out, red=1.0,
+                               top=args.top)
 
 
 def main(argv=None):
     args = parse(argv)
     smoothing.parse(args.smoothing)
+    if not args.video and not args.features:
+        raise UserError("nothing to score: give --features DIR, or --video FILE")
     r = training.Run(args.device, args.precision)
     args.checkpoint = args.checkpoint or Path("runs/svmae") / f"{args.dataset}-detector" / "detector.pt"
     load_detector(args.checkpoint, args.fusion)   # a wrong file is refused before any work
+    if args.video:
+        return score_video(args, r)
     evaluate(args, find_features(args.dataset, args.features, args.labels), args.checkpoint, r)
     r.close()
 

@@ -9,6 +9,7 @@ import argparse
 import itertools
 import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -29,6 +30,7 @@ from frd_uvad.svmae import model as m  # noqa: E402
 from frd_uvad.svmae.clips import DEPTHS, WHOLE, Depth, cut  # noqa: E402
 
 METHOD = "svmae"
+SETTINGS = ("preset", "size", "frames", "seed", "pool", "motion_ratio", "alpha", "depth", "crops", "clip", "pretrained")
 CORNERS = [(0, 0), (-1, -1), (1, -1), (-1, 1), (1, 1)]     # centre and corners, in -1..1 of what a crop leaves over
 
 
@@ -182,9 +184,7 @@ def main(argv=None):
     data = datasets.find(args.dataset, args.data_root, args.labels)
     encoder = Encoder(net, args, r)
     out = writable_folder(args.out or Path("features/svmae") / data.name)
-    flags = ("pool", "motion_ratio", "alpha", "depth", "crops", "clip", "pretrained")
-    said = {"encoder": source, **{k: str(getattr(args, k)) for k in flags}}
-    check_settings(out, said, r)
+    check_settings(out, {"encoder": source, **{k: getattr(args, k) for k in SETTINGS}}, args.checkpoint, r)
     files, videos = Features(out), data.train + data.test
     videos, failed = files.gathered(videos, build(files, videos, encoder, args, r), args.shard, r)
     if r.main:
@@ -207,16 +207,35 @@ def finish(out, files, ready, encoder):
     print(f"next: python frd_uvad/svmae/train.py --features {out}, or python frd_uvad/train.py --dataset features --features {out}")
 
 
-def check_settings(out, said, r):
+def features_of_video(video, settings, checkpoint, args, r):
+    """One's own footage, encoded as `settings` say. -> features [clips, crops, width], number of frames"""
+    said = argparse.Namespace(**{k: settings.get(k) for k in SETTINGS}, checkpoint=str(checkpoint), encode_batch=8)
+    net, source = load_encoder(said, r)
+    if source != settings["encoder"]:
+        raise UserError(f"--encoder {checkpoint} is not the one that made the detector's features: name that file")
+    encoder, count = Encoder(net, said, r), [0]
+    with tempfile.TemporaryDirectory() as folder, tqdm(total=video.expected_frames(), desc="features", unit="frame", dynamic_ncols=True,
+                                                       mininterval=2) as bar:
+        for _, source in ReadAhead([video], encoder.fit, args.workers or training.cores()):
+            parts = list(encoded(source, encoder, said, r, Path(folder), count, bar))
+    return np.concatenate(parts), count[0]
+
+
+def settings_of(folder):
+    """How the features of a folder were made, or None where they were made elsewhere."""
+    path = folder / "settings.json"
+    return read_json(path, "settings of the features") if path.exists() else None
+
+
+def check_settings(out, said, checkpoint, r):
     """Features of one folder are all made alike."""
-    path = out / "settings.json"
-    if path.exists():
-        known = read_json(path, "settings of the features")
+    known = settings_of(out)
+    if known:
         for k, v in said.items():
             if known.get(k) != v:
                 raise UserError(f"{out} holds features with {k} = {known.get(k)}, now it is {v}: choose another --out")
     elif r.main:
-        write_json(path, said)
+        write_json(out / "settings.json", {**said, "checkpoint": str(checkpoint)})
     r.barrier()
 
 

@@ -368,9 +368,9 @@ def main(argv=None):
         trainer, out = build(args, r)
         trainer.load()
         return preview(trainer, out / "preview.png")
-    began = time.time()
+    began = time.perf_counter()
     path = pretrain(args, r)
-    r.say(f"pre-trained in {(time.time() - began) / 60:.1f} min with everything before; checkpoint {path}")
+    r.say(f"pre-trained in {(time.perf_counter() - began) / 60:.1f} min with everything before; checkpoint {path}")
     r.say(f"next: python frd_uvad/svmae/preprocess.py --dataset {args.dataset} --checkpoint {path}")
     r.close()
 

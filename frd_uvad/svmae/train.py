@@ -19,6 +19,7 @@ from common.files import UserError, read_text, run  # noqa: E402
 from common.steps import StepTrainer  # noqa: E402
 from frd_uvad.svmae.detector import FUSIONS, Detector, losses  # noqa: E402
 from frd_uvad.svmae.eval import METHOD, add_data_flags, add_eval_flags, evaluate, text_of  # noqa: E402
+from frd_uvad.svmae.preprocess import settings_of  # noqa: E402
 
 SEGMENTS, ITERATIONS, BAGS, LR, DECAY = 32, 1000, 32, 1e-3, 5e-3
 
@@ -101,11 +102,11 @@ class Bags:
 class Trainer(StepTrainer):
     method = METHOD
 
-    def __init__(self, plan, model_args, bags, r, path, identity):
+    def __init__(self, plan, model_args, bags, r, path, identity, extra):
         training.seed_everything(plan["seed"])
         net, self.bags = Detector(**model_args).to(r.device), bags
         super().__init__(net, torch.optim.Adam(net.parameters(), lr=plan["lr"], weight_decay=DECAY, fused=True), plan, model_args, r, path,
-                         identity)
+                         identity, extra)
 
     def one(self, rng):
         rows = self.bags.draw(rng, self.plan["batch_size"] // 2)
@@ -142,7 +143,7 @@ def train(args, data, r):
                 "processes": r.world, **{k: v for k, v in plan.items() if k != "iterations"}}
     out = r.output(args.out or Path("runs/svmae") / f"{args.dataset}-detector")
     try:
-        trainer = Trainer(plan, model_args, bags, r, out / "detector.pt", identity)
+        trainer = Trainer(plan, model_args, bags, r, out / "detector.pt", identity, {"features": settings_of(args.features)})
     except RuntimeError as e:
         raise UserError(f"features of width {data.width} and text of width {model_args['text_dim']} do not fit --fusion {args.fusion} "
                         f"({e})") from None

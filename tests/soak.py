@@ -1,0 +1,105 @@
+"""Live scoring of a video that begins again and again, at full speed: memory must stay flat, and no event may be lost.
+
+Not part of the suite:
+
+    python tests/soak.py --video my.mp4 --checkpoint runs/sdmae/folder/sdmae.pt --minutes 60
+"""
+import argparse
+import csv
+import os
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from common import training  # noqa: E402
+from common.files import UserError, run  # noqa: E402
+from sdmae import eval as evaluation  # noqa: E402
+from sdmae import live  # noqa: E402
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Looped(live.Recorded):
+    """A recorded video whose last frame is followed by its first, a new segment each time."""
+
+    def frames(self, stop):
+        segment = 0
+        while not stop.is_set():
+            for _, frame in super().frames(stop):
+                yield segment, frame
+            segment += 1
+
+
+def resident():
+    """Memory that this process holds now, in MiB."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE / 2 ** 20
+
+
+def observe(seen, every):
+    began = time.perf_counter()
+    while True:
+        seen.append((time.perf_counter() - began, resident()))
+        print(f"  {seen[-1][0]:6.0f} s: {seen[-1][1]:.0f} MiB", flush=True)
+        time.sleep(every)
+
+
+def expected_events(scores, threshold, gap):
+    """Runs of scores above the threshold, joined over gaps of less than `gap` frames: [(first, last)], counted anew."""
+    above, out = [t for t, s in enumerate(scores) if s > threshold], []
+    for t in above:
+        if out and t - out[-1][1] < gap + 1:
+            out[-1][1] = t
+        else:
+            out.append([t, t])
+    return [tuple(x) for x in out]
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--video", required=True)
+    parser.add_argument("--checkpoint", required=True)
+    parser.add_argument("--minutes", type=float, default=60, help="of footage (default: %(default)s)")
+    parser.add_argument("--threshold", type=float, default=None)
+    parser.add_argument("--precision", default="auto")
+    own = parser.parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        args = evaluation.parse(["--video", own.video, "--checkpoint", own.checkpoint, "--out", folder, "--precision", own.precision,
+                                 "--max-seconds", str(own.minutes * 60), "--window", "0.5",
+                                 *(["--threshold", str(own.threshold)] if own.threshold else [])])
+        args.checkpoint = Path(args.checkpoint)
+        thresholds = []
+
+        class Noted(live.Events):
+            def __init__(self, threshold, *more):
+                thresholds.append(threshold)
+                super().__init__(threshold, *more)
+        live.source_of, live.Events = (lambda video, reconnect: Looped(video)), Noted
+        r = training.Run(args.device, args.precision)
+        model, seen = evaluation.Scored(args, "folder", r), []
+        threading.Thread(target=observe, args=(seen, 30), daemon=True).start()
+        live.watch(args, model, r)
+        table = list(csv.DictReader(open(next(Path(folder).glob("*/scores.csv")))))
+        events = list(csv.DictReader(open(next(Path(folder).glob("*/events.csv")))))
+    check(table, events, thresholds[0], seen)
+
+
+def check(table, events, threshold, seen):
+    if [int(x["frame"]) for x in table] != list(range(len(table))):
+        raise UserError("scores.csv lacks frames")
+    fps = (len(table) - 1) / float(table[-1]["seconds"])
+    found = {(int(e["start_frame"]), int(e["end_frame"])) for e in events}
+    expected = set(expected_events([float(x["smoothed"]) for x in table], threshold, max(1, round(fps))))
+    begin = seen[len(seen) // 4][1]
+    growth = (seen[-1][1] - begin) / begin
+    print(f"{len(table)} frames, {len(found)} events of at least {threshold:.4g}, {len(expected - found)} lost, {len(found - expected)} wrong; "
+          f"resident memory from {begin:.0f} MiB after a quarter of the time to {seen[-1][1]:.0f} MiB at the end ({100 * growth:+.1f} %)")
+    if found != expected or growth > 0.02:
+        raise UserError("an event was lost, or memory grew by more than 2 %")
+
+
+if __name__ == "__main__":
+    run(main)
