@@ -95,7 +95,7 @@ def check(table, events, threshold, seen):
     expected = set(expected_events([float(x["smoothed"]) for x in table], threshold, max(1, round(fps))))
     begin = seen[len(seen) // 4][1]
     growth = (seen[-1][1] - begin) / begin
-    print(f"{len(table)} frames, {len(found)} events of at least {threshold:.4g}, {len(expected - found)} lost, {len(found - expected)} wrong; "
+    print(f"{len(table)} frames, {len(found)} events above {threshold:.4g}, {len(expected - found)} lost, {len(found - expected)} wrong; "
           f"resident memory from {begin:.0f} MiB after a quarter of the time to {seen[-1][1]:.0f} MiB at the end ({100 * growth:+.1f} %)")
     if found != expected or growth > 0.02:
         raise UserError("an event was lost, or memory grew by more than 2 %")
