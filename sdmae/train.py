@@ -35,6 +35,8 @@ def parse(argv=None):
     g = parser.add_argument_group("method")
     g.add_argument("--student-from", type=int, default=None, metavar="EPOCH",
                    help="from this epoch on everything else is frozen and the student trains alone (default: half of --epochs)")
+    g.add_argument("--decay", choices=["constant", "cooldown"], default="constant", help="of the learning rate: none, or (short schedules) "
+                   "in a line to 0 over the last third of either phase (default: %(default)s)")
     g.add_argument("--gradient-weights", action=argparse.BooleanOptionalAction, default=True,
                    help="weigh tokens by motion gradients in the teacher's loss (default: yes)")
     g.add_argument("--mask-ratio", type=float, default=0.5, help="share of tokens removed (default: %(default)s)")
@@ -64,6 +66,8 @@ def plan_of(args, dataset):
         raise UserError(f"--student-from {plan['student_from']} must be between 0 and --epochs ({plan['epochs']})")
     if not 0 < args.mask_ratio < 1:
         raise UserError(f"--mask-ratio {args.mask_ratio} must be between 0 and 1")
+    if args.decay == "cooldown":    # where it falls depends on the length: such a run cannot go on for more epochs
+        plan["falls"] = f"cooldown, {plan['student_from']} of {plan['epochs']} epochs"
     return {**plan, "pseudo": args.pseudo, "pseudo_share": args.pseudo_share if args.pseudo != "none" else 0.0,
             "gradient_weights": args.gradient_weights}
 
@@ -100,6 +104,15 @@ class Trainer:
         else:
             self.net.train_teacher()
         self.optimizer = optimizer_of(self.net, self.plan["lr"])
+
+    def set_rate(self, steps):
+        """The learning rate of the step to come, where it falls."""
+        if "falls" not in self.plan:
+            return
+        first, end = (0, self.plan["student_from"]) if self.phase == 1 else (self.plan["student_from"], self.plan["epochs"])
+        left = (end - self.at["epoch"] - self.at["step"] / steps) / (end - first)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.plan["lr"] * min(1.0, 3 * left)
 
     def save(self):
         self.saved = time.perf_counter()
@@ -176,6 +189,7 @@ class Trainer:
             rng = np.random.default_rng([self.seed, at["epoch"], at["step"], r.rank])
             noise = torch.from_numpy(rng.random((len(rows), self.net.tokens), np.float32))
             everyone = min(size, len(order) - at["step"] * size)
+            self.set_rate(steps)
             for k, v in self.step(five, rng, noise, everyone).items():
                 self.sums[k] = self.sums.get(k, 0.0) + v
             at["step"] += 1

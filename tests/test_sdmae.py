@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -18,6 +19,7 @@ from common.files import UserError, load_arrays
 from sdmae import scoring
 from sdmae.frames import STEPS, Frames, gradient_of, image_of, noise_table, target_of
 from sdmae.model import SDMAE, error_maps, pixel_errors, teacher_loss, token_weights
+from sdmae.train import Trainer
 from tests.helpers import ROOT, cached, refused, save_frames, save_video, script, tiny_folder, trained_by_two, walkers
 
 SMALL = ("--dataset", "folder", "--size", "small", "--image-size", "64x96", "--patch", "8", "--epochs", "4", "--batch-size", "8",
@@ -298,3 +300,13 @@ def test_boxes_of_maps_are_in_the_sources_pixels():
 def test_torchrun_with_two_processes(trained, tmp_path):
     where = ("--dataset", "folder", "--data-root", trained[1], "--cache", tmp_path / "cache")
     trained_by_two("sdmae", "sdmae.pt", SMALL, where, tmp_path)
+
+
+def test_the_rate_falls_over_the_last_third_of_either_phase():
+    group = {"lr": 1.0}
+    trainer = SimpleNamespace(plan={"lr": 2.0, "epochs": 9, "student_from": 6, "falls": "cooldown, 6 of 9 epochs"},
+                              optimizer=SimpleNamespace(param_groups=[group]))
+    for phase, epoch, step, wanted in ((1, 0, 0, 2.0), (1, 4, 0, 2.0), (1, 5, 0, 1.0), (1, 5, 5, 0.5), (2, 6, 0, 2.0), (2, 8, 5, 1.0)):
+        trainer.phase, trainer.at = phase, {"epoch": epoch, "step": step}
+        Trainer.set_rate(trainer, 10)
+        assert abs(group["lr"] - wanted) < 1e-9, (phase, epoch, step)
