@@ -195,7 +195,7 @@ def find(name, data_root="data", labels=None):
 def child(folder_, name):
     """The entry `name` of a folder, whatever its case; a/b descends; None where it is missing."""
     for part in name.split("/"):
-        hits = [p for p in folder_.iterdir() if p.name.lower() == part] if folder_.is_dir() else []
+        hits = sorted(p for p in folder_.iterdir() if p.name.lower() == part) if folder_.is_dir() else []
         if not hits:
             return None
         folder_ = hits[0]
@@ -320,10 +320,10 @@ def shanghaitech(name, root, train, test):
     for v in data.train + data.test:
         v.scene = v.name.split("_")[0]
     for p in search(root, r"test_?frame_?mask"):
-        data._arrays = {f.stem: (lambda f=f: load_array(f, "frame labels")) for f in p.glob("*.npy")}
+        data._arrays = {f.stem: (lambda f=f: load_array(f, "frame labels")) for f in sorted(p.glob("*.npy"))}
         data.label_source = p.name
     for p in search(root, r"test_?pixel_?mask"):
-        data._masks = {f.stem: (lambda f=f: any_masks(f)) for f in p.glob("*.npy")}
+        data._masks = {f.stem: (lambda f=f: any_masks(f)) for f in sorted(p.glob("*.npy"))}
         data.mask_source = p.name
     return data
 

@@ -172,7 +172,7 @@ def concatenated(path, root, split):
 
 def per_video(folder, split):
     """One video per .npy below `folder`; name__0.npy … name__4.npy are crops of one video."""
-    files = sorted(folder.rglob("*.npy"), key=natural)
+    files = sorted(folder.rglob("*.npy"), key=lambda p: (natural(p), str(p)))
     groups = {}
     for p in files:
         name = re.sub(r"__\d+$", "", p.stem)
@@ -197,7 +197,7 @@ def read_labels(data, path):
     source = found[0]
     data.label_source = source.name
     if source.is_dir():
-        data._labels = {f.stem: frame_labels(f).astype(np.uint8) for f in source.iterdir() if f.suffix in (".npy", ".txt")}
+        data._labels = {f.stem: frame_labels(f).astype(np.uint8) for f in sorted(source.iterdir()) if f.suffix in (".npy", ".txt")}
     elif source.suffix == ".npy":
         flat = load_array(source, "frame labels").reshape(-1)
         clips = sum(map(len, data.test))

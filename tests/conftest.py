@@ -19,6 +19,27 @@ def shared_data():
     return SHARED
 
 
+class Listing(list):
+    """What os.scandir gives, in an order of our own."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+
+@pytest.fixture(params=["a to z", "z to a"])
+def listing(request, monkeypatch):
+    """File systems list files in any order; whatever a test reads must not depend on it."""
+    for name in ("iterdir", "glob", "rglob"):
+        def ordered(self, *args, listed=getattr(Path, name), **kwargs):
+            return iter(sorted(listed(self, *args, **kwargs), reverse=request.param == "z to a"))
+        monkeypatch.setattr(Path, name, ordered)
+    monkeypatch.setattr(os, "scandir", lambda path, listed=os.scandir: Listing(sorted(
+        listed(path), key=lambda entry: entry.name, reverse=request.param == "z to a")))
+
+
 def pytest_collection_modifyitems(items):
     """The main job takes minutes: it is begun first, so that the other worker is not left waiting for it in the end."""
     items.sort(key=lambda item: item.name != "test_the_main_job")

@@ -7,6 +7,8 @@ from common import datasets
 from common.files import UserError, load_arrays
 from tests.helpers import save_frames, save_video, walkers
 
+pytestmark = pytest.mark.usefixtures("listing")
+
 
 def blank(n):
     return np.full((n, 16, 16, 1), 100, np.uint8)

@@ -144,7 +144,7 @@ def test_ugly_features_are_one_sentence(tmp_path):
 
 # ------------------------------------------------------------------------------------------------------------ small parts
 
-def test_annotations_and_layouts(tmp_path, capsys):
+def test_annotations_and_layouts(tmp_path, capsys, listing):
     data = find_features("features", per_video_features(tmp_path / "a"))
     assert (data.crops, data.width) == (2, 256) and [len(v) for v in data.test] == [12, 13]
     labels = data.labels(data.test[0])

@@ -1,5 +1,6 @@
 """The house: who imports whom, and that one method copied out with common/ runs elsewhere."""
 import ast
+import importlib
 import shutil
 import subprocess
 import sys
@@ -43,6 +44,21 @@ def test_a_clock_that_jumps_changes_nothing():
     for path in [p for folder in ("common", *METHODS) for p in files(folder)]:
         names = {ast.unparse(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
         assert not names & {"time.time", "time.time_ns", "datetime.now", "datetime.datetime.now"}, path
+
+
+def test_evaluations_look_alike(capsys):
+    """The same groups of flags in the same order, whatever the method."""
+    for name in (*METHODS, "frd_uvad.svmae"):
+        with pytest.raises(SystemExit):
+            importlib.import_module(f"{name}.eval").parse(["--help"])
+        said = capsys.readouterr().out
+        groups = [x[:-1] for x in said.splitlines() if x.endswith(":") and not x.startswith(" ")]
+        own = {g for g in groups if g.startswith(("foreground", "input", "features", "--video"))}
+        assert [g for g in groups if g not in own] == ["options", "data", "run", "what to score", "scores"], name
+        flags = [x.split()[0].rstrip(",") for x in said.splitlines() if x.startswith("  --")]
+        shared = ["--dataset", "--labels", "--out", "--device", "--precision", "--seed", "--workers", "--checkpoint", "--video", "--protocol",
+                  "--smoothing", "--top", "--overlay"]
+        assert [f for f in flags if f in shared] == shared, name
 
 
 def test_nothing_but_the_named_packages():
