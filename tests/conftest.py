@@ -32,10 +32,10 @@ class Listing(list):
 @pytest.fixture(params=["a to z", "z to a"])
 def listing(request, monkeypatch):
     """File systems list files in any order; whatever a test reads must not depend on it."""
+    def ordered(listed):
+        return lambda self, *args, **kwargs: iter(sorted(listed(self, *args, **kwargs), reverse=request.param == "z to a"))
     for name in ("iterdir", "glob", "rglob"):
-        def ordered(self, *args, listed=getattr(Path, name), **kwargs):
-            return iter(sorted(listed(self, *args, **kwargs), reverse=request.param == "z to a"))
-        monkeypatch.setattr(Path, name, ordered)
+        monkeypatch.setattr(Path, name, ordered(getattr(Path, name)))
     monkeypatch.setattr(os, "scandir", lambda path, listed=os.scandir: Listing(sorted(
         listed(path), key=lambda entry: entry.name, reverse=request.param == "z to a")))
 

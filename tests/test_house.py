@@ -56,8 +56,8 @@ def test_evaluations_look_alike(capsys):
         own = {g for g in groups if g.startswith(("foreground", "input", "features", "--video"))}
         assert [g for g in groups if g not in own] == ["options", "data", "run", "what to score", "scores"], name
         flags = [x.split()[0].rstrip(",") for x in said.splitlines() if x.startswith("  --")]
-        shared = ["--dataset", "--labels", "--out", "--device", "--precision", "--seed", "--workers", "--checkpoint", "--video", "--protocol",
-                  "--smoothing", "--top", "--overlay"]
+        shared = ["--dataset", "--labels", "--out", "--device", "--precision", "--seed", "--workers", "--checkpoint", "--video",
+                  "--protocol", "--smoothing", "--top", "--overlay"]
         assert [f for f in flags if f in shared] == shared, name
 
 
