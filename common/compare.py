@@ -124,6 +124,7 @@ def main(argv=None):
         measured["fused"], _ = evaluation.measure(smoothed["fused"], labels, evaluation.Protocol("strict", "none"))
         reports["fused"] = {}
     evaluation.print_table(measured, data, protocol)
+    print_costs(reports)
     found = bootstrap(smoothed, labels, args.resamples, args.seed) if args.resamples else {}
     for title, values in found.items():
         measured[title]["interval"] = interval(values)
@@ -137,6 +138,16 @@ def main(argv=None):
             plots.curves({t: s[name] for t, s in smoothed.items()}, labels[name], f"{data.name} · {name}",
                          out / "curves" / f"{evaluation.safe(name)}.png")
         print(f"wrote {out}/comparison.csv, .md, .tex, roc.png and curves/")
+
+
+def print_costs(reports):
+    """What the runs say they cost, a line per measure; nothing where none says anything."""
+    width = max(22, *(len(k) + 2 for k in reports))
+    for key, name, form, unit in COSTS:
+        if any(r.get(key) is not None for r in reports.values()):
+            cells = ["–" if r.get(key) is None else form.format(r[key] / unit) for r in reports.values()]
+            print(f"{name:<24}" + "".join(f"{c:>{width}}" for c in cells))
+    print()
 
 
 def print_intervals(measured, found):

@@ -47,6 +47,7 @@ def test_compare_runs_of_one_dataset(tmp_path):
     runs = [tmp_path / "good" / "strict", tmp_path / "good" / "official" / "scores.npz", tmp_path / "bad" / "strict"]
     common = ("--dataset", "folder", "--data-root", root, "--smoothing", "none", "--resamples", "200")
     done = script("common/evaluation.py", "compare", *runs, *common, "--fuse", "--out", tmp_path / "out")
+    assert "frames/s, scoring" in done.stdout and "123" in done.stdout
     assert "good/strict − good/official" in done.stdout and "within noise" in done.stdout
     assert "good/strict − bad/strict" in done.stdout and "good/strict is better" in done.stdout
     rows = list(csv.DictReader(open(tmp_path / "out" / "comparison.csv")))

@@ -1,5 +1,6 @@
 """Decoding and the frame cache, on good and on damaged input."""
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -125,3 +126,16 @@ def test_a_damaged_training_video_leaves_the_test_video_of_its_name(tmp_path):
     bad = Video("01", tmp_path / "train" / "01.avi", "train")
     usable, failed = FrameCache(tmp_path / "cache").build([bad, good], 1)
     assert usable == [good] and list(failed) == ["train/01"]
+
+
+def test_input_deleted_in_mid_run_is_a_named_skip(tmp_path):
+    for i in range(3):
+        save_frames(tmp_path / "v" / f"a{i}", walkers(8, seed=i))
+    save_video(tmp_path / "v" / "c.avi", walkers(8))
+    videos, cache = list_videos(tmp_path / "v"), FrameCache(tmp_path / "cache")
+    shutil.rmtree(tmp_path / "v" / "a1")
+    (tmp_path / "v" / "a2" / "004.png").unlink()
+    (tmp_path / "v" / "c.avi").unlink()
+    usable, failed = cache.build(videos, 2)
+    assert [v.name for v in usable] == ["a0"] and set(failed) == {"test/a1", "test/a2", "test/c"}
+    assert all("No such file" in why for why in failed.values())
