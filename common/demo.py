@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from common.files import UserError, read_json, replacing, run, writable_folder, write_json
-from common.parallel import map_videos, tick
+from common.parallel import cores, map_videos, tick
 
 VERSION = 1
 WIDTH, HEIGHT, FPS = 320, 192, 12.5
@@ -324,7 +324,6 @@ def ensure_demo(root, workers=None):
             for split, n in (("train", TRAIN), ("test", TEST)) for i in range(n)]
     total = sum(TRAIN_FRAMES if j[2] == "train" else TEST_FRAMES for j in jobs)
     print(f"generating the demo dataset in {root}", flush=True)
-    from common.training import cores
     results, errors = map_videos(_job, jobs, workers=workers or cores(), total=total, label="demo")
     if errors:
         raise UserError(errors[0][1])

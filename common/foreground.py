@@ -200,7 +200,7 @@ class CubeStore(VideoFiles):
             return np.empty(0, record(self.s, info["channels"]))
         return self.array(video)
 
-    def build(self, videos, workers, device="cpu"):
+    def build(self, videos, workers, show=True, device="cpu"):
         """Make what is missing. -> (videos that are there, {video key: why} of those that failed)."""
         fresh, failed = self.missing(videos)
         if not fresh:
@@ -209,17 +209,19 @@ class CubeStore(VideoFiles):
         if detectors.check(s.boxes) in ("onnx", "torchvision", "mmdet"):
             todo = [v for v in fresh if not self._has_boxes(v)]
             if todo:
-                print(f"detecting objects in {len(todo)} videos with {s.boxes}", flush=True)
+                if show:
+                    print(f"detecting objects in {len(todo)} videos with {s.boxes}", flush=True)
                 _, errors = map_videos(_detect, [(self, v, str(device)) for v in todo],
                                        workers=1 if detectors.uses_device(s.boxes) else workers,
-                                       total=sum(length[v.key] for v in todo), label="detect")
+                                       total=sum(length[v.key] for v in todo), label="detect", show=show)
                 failed.update({todo[i].key: e for i, e in errors})
                 fresh = [v for v in fresh if v.key not in failed]
         write_json(self.folder / "settings.json", asdict(s))
-        print(f"cutting cubes of {len(fresh)} of {len(videos)} videos into {self.folder}", flush=True)
+        if show:
+            print(f"cutting cubes of {len(fresh)} of {len(videos)} videos into {self.folder}", flush=True)
         _, errors = map_videos(_cut, [(self, v, str(device)) for v in fresh],
                                workers=1 if optical_flow.uses_device(s.flow) else workers,
-                               total=sum(length[v.key] for v in fresh), label="cubes")
+                               total=sum(length[v.key] for v in fresh), label="cubes", show=show)
         failed.update({fresh[i].key: e for i, e in errors})
         return [v for v in videos if v.key not in failed], failed
 

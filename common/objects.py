@@ -3,6 +3,7 @@ import argparse
 import hashlib
 import time
 from dataclasses import replace
+from functools import partial
 
 import cv2
 import numpy as np
@@ -11,7 +12,7 @@ from tqdm import tqdm
 from common import datasets, detectors, evaluation, flow, training
 from common.files import UserError, load_arrays, replacing
 from common.foreground import CubeStore, Settings, motion_boxes
-from common.parallel import map_videos, tick
+from common.parallel import add_shard_flag, map_videos, share_out, tick
 from common.video import FrameCache
 
 FLAGS = ("boxes", "tile", "flow", "min_score", "min_area", "covered", "motion_blur", "motion_threshold", "motion_area",
@@ -95,23 +96,35 @@ class Prepared(datasets.Usable):
 def prepare(args, published, r, splits=("train", "test"), data=None, trained=None):
     """Find the dataset and do what is missing of decoding, detection, flow and cubes (cut as a checkpoint was `trained`).
 
-    Under torchrun the first process works and the others wait for it.
+    Under torchrun every process does its share of the videos.
     """
-    if not r.main:
-        r.barrier()
-    data = data or datasets.find(args.dataset, args.data_root, args.labels)
+    with r.main_first():
+        data = data or datasets.find(args.dataset, args.data_root, args.labels)
     settings = settings_of(args, published, data.name, trained)
     folder = data.cache_folder(args.cache)
-    workers = args.workers or training.cores()
     videos = [v for s in splits for v in getattr(data, s)]
     cache = FrameCache(folder / "frames")
-    usable, failed = cache.build(videos, workers)
+    usable, failed = share_out(cache, videos, cache.build, args, r)
     store = CubeStore(cache, folder, settings)
-    failed.update(store.build(usable, workers, r.device)[1])
-    ready = Prepared(data, videos, failed, cache, store)
-    if r.main:
-        r.barrier()
+    there, lost = share_out(store, usable, partial(store.build, device=r.device), args, r, among=videos)
+    ready = Prepared(data, there, {**failed, **lost}, cache, store)
     return ready
+
+
+def preprocess_alone(prepare, add_data_flags, argv, about, script):
+    """A method's preprocess.py as a command of its own: cubes in the cache. prepare, add_data_flags: the method's."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_data_flags(parser)
+    add_shard_flag(training.add_flags(parser, out="not used here"))
+    args = parser.parse_args(argv)
+    start, r = time.perf_counter(), training.Run(args.device, args.precision)
+    ready = prepare(args, r)
+    if r.main:
+        ready.summary()
+        print(f"cubes are in {ready.store.folder} ({time.perf_counter() - start:.1f} s)")
+        ready.report_skipped()
+        print(f"next: python {script} --dataset {args.dataset}")
+    r.close()
 
 
 # ------------------------------------------------------------------------------------------- from cube scores to results

@@ -40,17 +40,17 @@ def _call(function, job):
         return None, first_line(e)
 
 
-def map_videos(function, jobs, *, workers, total, label, unit="frame"):
+def map_videos(function, jobs, *, workers, total, label, unit="frame", show=True):
     """[function(job) for job in jobs], in order, None where a job raised a UserError.
 
     function and jobs must be picklable; function calls tick() per frame. A damaged video does not stop the rest:
-    returns (results, [(job index, message), …]). A full disk does, and so does a fault of ours.
+    returns (results, [(job index, message), …]). A full disk does, and so does a fault of ours. show: the bar.
     """
     global _counter
     jobs = list(jobs)
     workers = min(workers, len(jobs))
-    quiet = not sys.stderr.isatty() and not os.environ.get("VAD_PROGRESS")
-    bar = tqdm(total=total, desc=label, unit=unit, mininterval=10 if quiet else 0.2, dynamic_ncols=True)
+    rare = not sys.stderr.isatty() and not os.environ.get("VAD_PROGRESS")
+    bar = tqdm(total=total, desc=label, unit=unit, mininterval=10 if rare else 0.2, dynamic_ncols=True, disable=not show)
     outcomes = []
     with bar:
         if workers <= 1:
@@ -80,6 +80,30 @@ def map_videos(function, jobs, *, workers, total, label, unit="frame"):
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
     return [r for r, _ in outcomes], [(i, e) for i, (_, e) in enumerate(outcomes) if e]
+
+
+def cores():
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def share_out(files, videos, build, args, r, among=None):
+    """Let every process build its share of `videos`, or a job of an array (--shard) its own.
+
+    files: common.video.VideoFiles that build(videos, workers, show) fills -> (…, {video key: why} of those that failed); among: the list
+    whose order says whose a video is, where `videos` are what is left of it (jobs of an array do not see the same left).
+    -> (videos that are there, {video key: why} of all that failed).
+    """
+    sharded = getattr(args, "shard", None)
+    first, step = shard_of(sharded, r)
+    mine = {v.key for v in (among or videos)[first::step]}
+    _, failed = build([v for v in videos if v.key in mine], args.workers or max(1, cores() // r.world), r.main)
+    videos, failed = files.gathered(videos, failed, sharded, r)
+    return [v for v in videos if v.key not in failed], failed
+
+
+def add_shard_flag(group):
+    group.add_argument("--shard", default=None, metavar="I/N", help="only every N-th video, from number I (array jobs)")
 
 
 def shard_of(text, r):

@@ -8,7 +8,8 @@ import random
 import resource
 import sys
 import zipfile
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +20,8 @@ from common.files import UserError, claim, first_line, replacing, writable_folde
 
 
 def add_flags(parser, *, out, epochs=None, batch_size=None, lr=None, number=None):
-    """The flags that mean the same in every script. `number` reads numbers of stages: one or several."""
-    g = parser.add_argument_group("run")
+    """The flags that mean the same in every script. `number` reads numbers of stages: one or several. -> the group "run" """
+    g = run = parser.add_argument_group("run")
     g.add_argument("--out", "--model_save_path", type=Path, default=None, help=f"folder of this run (default: {out})")
     g.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     g.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto",
@@ -37,10 +38,7 @@ def add_flags(parser, *, out, epochs=None, batch_size=None, lr=None, number=None
         g.add_argument("--save-minutes", type=float, default=5,
                        help="minutes between checkpoints inside an epoch (one is always written at its end)")
         g.add_argument("--compile", action="store_true", help="torch.compile the model")
-
-
-def cores():
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return run
 
 
 def seed_everything(seed):
@@ -69,7 +67,8 @@ class Run:
         bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
         self.precision = ("bf16" if bf16 else "fp32") if precision == "auto" else precision
         if self.world > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            # one process may prepare for hours while the others wait; torchrun itself notices one that has died
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=timedelta(days=7))
 
     @property
     def main(self):
@@ -86,6 +85,15 @@ class Run:
         """The folder that this run writes into, which no other run may use meanwhile."""
         folder = writable_folder(folder)
         return claim(folder) if self.main else folder
+
+    @contextmanager
+    def main_first(self):
+        """What is done in here the first process does before the others, who find it done."""
+        if not self.main:
+            self.barrier()
+        yield
+        if self.main:
+            self.barrier()
 
     def barrier(self):
         if self.world > 1:

@@ -277,7 +277,7 @@ class VideoFiles:
         rest = {v.key for v in self.missing([v for v in videos if v.key not in failed])[0]}
         if sharded:
             return [v for v in videos if v.key not in rest], failed
-        return videos, {**failed, **{k: "the process that was to encode it could not" for k in rest}}
+        return videos, {**failed, **{k: "the process that was to prepare it could not" for k in rest}}
 
     def write(self, video, parts, describe, dtype=None):
         """Stream `parts` [n_i, …] into the video's file; describe(shape) -> what is worth knowing of it."""
@@ -302,14 +302,14 @@ class FrameCache(VideoFiles):
         """uint8 [T, H, W, C] memory map."""
         return self.array(video)
 
-    def build(self, videos, workers):
+    def build(self, videos, workers, show=True):
         """Decode what is missing. -> (videos that are there, {video key: why} of those that could not be decoded)."""
         fresh, failed = self.missing(videos)
         if fresh:
             total = sum(v.expected_frames() for v in fresh)
-            print(f"decoding {len(fresh)} of {len(videos)} videos into {self.folder}", flush=True)
-            _, errors = map_videos(_decode, [(self, v) for v in fresh], workers=workers, total=total,
-                                   label="decode")
+            if show:
+                print(f"decoding {len(fresh)} of {len(videos)} videos into {self.folder}", flush=True)
+            _, errors = map_videos(_decode, [(self, v) for v in fresh], workers=workers, total=total, label="decode", show=show)
             failed.update({fresh[i].key: e for i, e in errors})
             for v in fresh:
                 if v.key not in failed:

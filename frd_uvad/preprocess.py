@@ -6,6 +6,7 @@
 """
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -18,7 +19,7 @@ from tqdm import tqdm  # noqa: E402
 from common import datasets, training  # noqa: E402
 from common.features import CLIP, FeatureData, FeatureVideo, canonical_features, find_features  # noqa: E402
 from common.files import UserError, first_line, run  # noqa: E402
-from common.parallel import map_videos, shard_of, tick  # noqa: E402
+from common.parallel import add_shard_flag, map_videos, share_out, tick  # noqa: E402
 from common.video import Decoder, VideoFiles  # noqa: E402
 
 STAND_IN = "statistics"        # of motion and appearance; no network
@@ -36,7 +37,7 @@ def add_data_flags(parser):
                    f"video network: {', '.join(BACKBONES)} (default: %(default)s)")
     g.add_argument("--weights", default="DEFAULT", help="torchvision's name of the weights, or a local file (default: %(default)s)")
     g.add_argument("--crops", type=int, choices=[1, 10], default=1, help="views of each clip (default: %(default)s)")
-    g.add_argument("--shard", default=None, metavar="I/N", help="encode only every N-th video, from number I (array jobs)")
+    add_shard_flag(g)
     # flags of the published command line that say what the features are
     g.add_argument("--feature_pretrain_model", "--feature_modal", "--feature-name", dest="published", default=None,
                    help=argparse.SUPPRESS)
@@ -149,20 +150,24 @@ class ClipFiles(VideoFiles):
     what = "clip features"
 
 
-def build(files, videos, args, r, shard):
-    """Encode what is missing. -> {video key: why} of those that could not be read."""
+def build(videos, workers, show=True, *, files, args, r):
+    """Encode what is missing. -> (videos that are there, {video key: why} of those that could not be read)."""
     fresh, failed = files.missing(videos)
-    fresh = fresh[shard[0]::shard[1]]
-    if not fresh:
-        return failed
-    total = sum(v.expected_frames() for v in fresh)
-    print(f"encoding {len(fresh)} of {len(videos)} videos with {args.backbone} into {files.folder}", flush=True)
+    if fresh:
+        if show:
+            print(f"encoding {len(fresh)} of {len(videos)} videos with {args.backbone} into {files.folder}", flush=True)
+        failed.update(encoded(fresh, workers, show, files, args, r))
+    return [v for v in videos if v.key not in failed], failed
+
+
+def encoded(fresh, workers, show, files, args, r):
+    """-> {video key: why} of those that could not be read."""
+    total, failed = sum(v.expected_frames() for v in fresh), {}
     if args.backbone == STAND_IN:
-        _, errors = map_videos(_statistics, [(files, v) for v in fresh], workers=args.workers or training.cores(), total=total,
-                               label="features")
-        return {**failed, **{fresh[i].key: e for i, e in errors}}
+        _, errors = map_videos(_statistics, [(files, v) for v in fresh], workers=workers, total=total, label="features", show=show)
+        return {fresh[i].key: e for i, e in errors}
     encode = encoder_of(args.backbone, args.weights, args.crops, r)
-    with tqdm(total=total, desc="features", unit="frame", dynamic_ncols=True, mininterval=2) as bar:
+    with tqdm(total=total, desc="features", unit="frame", dynamic_ncols=True, mininterval=2, disable=not show) as bar:
         for v in fresh:
             count, before = [0], bar.n
             try:
@@ -195,12 +200,12 @@ def prepare(args, r, splits=("train", "test")):
     if args.features or name in ("ucfcrime", "xdviolence", "features"):
         root = args.features or next((p for p in (args.data_root / args.dataset, args.data_root) if p.is_dir()), args.data_root)
         return find_features(name or args.dataset, root, args.labels)
-    data = datasets.find(args.dataset, args.data_root, args.labels)
+    with r.main_first():
+        data = datasets.find(args.dataset, args.data_root, args.labels)
     own = f"{args.backbone}-{args.crops}" + ("" if args.backbone == STAND_IN else "-" + Path(str(args.weights)).stem)
     files = ClipFiles(data.cache_folder(args.cache) / f"clips-{own}")
     videos = [v for s in splits for v in getattr(data, s)]
-    failed = build(files, videos, args, r, shard_of(args.shard, r))
-    videos, failed = files.gathered(videos, failed, args.shard, r)
+    videos, failed = share_out(files, videos, partial(build, files=files, args=args, r=r), args, r)
     ready = datasets.Usable(data, videos, failed)
 
     def feature(v):

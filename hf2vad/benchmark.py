@@ -9,6 +9,7 @@ from common.batches import Batches
 from common.benchmark import line, rate, rates, synchronize, where
 from common.flow import PairFlow
 from common.foreground import cubes_of_video, flow_of_video, motion_boxes, object_boxes
+from common.parallel import cores
 from common.video import Decoder
 from hf2vad import preprocess, scoring
 
@@ -88,7 +89,7 @@ def steps_of_preprocessing(ready, seconds, frames=60):
     n = min(frames, len(pictures))
     picked = pictures[:n]
     found = ready.store.detections(video, len(pictures)) if s.boxes != "motion" else None
-    print(f"preprocessing, one process ({training.cores()} run side by side), {pictures.shape[2]}×{pictures.shape[1]}, "
+    print(f"preprocessing, one process ({cores()} run side by side), {pictures.shape[2]}×{pictures.shape[1]}, "
           f"{s.boxes.split(':')[0]} boxes, flow {s.flow}")
 
     def decode():

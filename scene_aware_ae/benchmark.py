@@ -9,6 +9,7 @@ from common.ahead import ReadAhead
 from common.benchmark import line, rate, where
 from common.clip import RANDOM
 from common.files import UserError
+from common.parallel import cores
 from common.video import Decoder
 from scene_aware_ae import preprocess, scoring
 from scene_aware_ae.encoder import STAND_IN
@@ -27,7 +28,7 @@ def measure(args, r):
     read = rate(lambda: [encoder.fit(f) for f, _ in zip(Decoder(videos[0]), range(64))], 64, r.device, args.benchmark)
     line("decoding and resizing, one thread", read, "frames/s")
     began, n = time.perf_counter(), 0
-    for _, one in ReadAhead(videos, encoder.fit, args.workers or training.cores()):
+    for _, one in ReadAhead(videos, encoder.fit, args.workers or cores()):
         for part in preprocess.Features._encoded(one, encoder, args.encode_batch, _Count()):
             n += len(part)
     whole = n / (time.perf_counter() - began)

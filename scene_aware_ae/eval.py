@@ -17,6 +17,7 @@ from tqdm import tqdm  # noqa: E402
 
 from common import benchmark, datasets, evaluation, metrics, objects, plots, smoothing, training  # noqa: E402
 from common.files import UserError, run, writable_folder  # noqa: E402
+from common.parallel import cores  # noqa: E402
 from common.video import Decoder, FrameCache, decoded, open_video  # noqa: E402
 from scene_aware_ae import preprocess, scoring  # noqa: E402
 
@@ -92,8 +93,8 @@ def evaluate(args, ready, checkpoint, r):
 
 def baselines(args, ready):
     cache = FrameCache(ready.features.folder.parent / "frames-small", (120, 180))
-    usable, _ = cache.build(ready.test, args.workers or training.cores())
-    return objects.frame_baselines(cache, usable, args.workers or training.cores()) if len(usable) == len(ready.test) else {}
+    usable, _ = cache.build(ready.test, args.workers or cores())
+    return objects.frame_baselines(cache, usable, args.workers or cores()) if len(usable) == len(ready.test) else {}
 
 
 def scene_points(net, ready, labels, r):

@@ -8,6 +8,7 @@ it is missing.
 import argparse
 import hashlib
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -19,7 +20,7 @@ from common import datasets, training  # noqa: E402
 from common.ahead import ReadAhead  # noqa: E402
 from common.clip import RANDOM, ClipEncoder  # noqa: E402
 from common.files import UserError, read_table, run  # noqa: E402
-from common.parallel import shard_of  # noqa: E402
+from common.parallel import add_shard_flag, share_out  # noqa: E402
 from common.video import VideoFiles  # noqa: E402
 from scene_aware_ae import encoder as encoders  # noqa: E402
 
@@ -39,7 +40,7 @@ def add_data_flags(parser):
     g.add_argument("--stand-in-steps", type=int, default=encoders.StandIn.STEPS, help=f"training steps of {encoders.STAND_IN} "
                    "(default: %(default)s)")
     g.add_argument("--encode-batch", type=int, default=64, help="frames encoded at once (default: %(default)s)")
-    g.add_argument("--shard", default=None, metavar="I/N", help="encode only every N-th video, from number I (array jobs)")
+    add_shard_flag(g)
     g.add_argument("--scenes", type=Path, default=None, help="csv with lines video,scene, instead of the reader's scenes")
 
 
@@ -53,30 +54,30 @@ class Features(VideoFiles):
         super().__init__(Path(folder) / f"features-{key}")
         self.description = description
 
-    def build(self, videos, encoder, r, shard, batch, workers):
-        """Encode what is missing, reading ahead. -> {video key: why} of those that could not be read."""
+    def build(self, videos, workers, show=True, *, encoder, batch):
+        """Encode what is missing, reading ahead. -> (videos that are there, {video key: why} of those that could not be read)."""
         fresh, failed = self.missing(videos)
-        first, step = shard
-        fresh = fresh[first::step]
-        if not fresh:
-            return failed
-        total = sum(v.expected_frames() for v in fresh)
-        print(f"encoding {len(fresh)} of {len(videos)} videos with {self.description['encoder']} into {self.folder}", flush=True)
+        self._encode(fresh, failed, workers, show and fresh, encoder, batch)
+        return [v for v in videos if v.key not in failed], failed
+
+    def _encode(self, fresh, failed, workers, show, encoder, batch):
+        if show:
+            print(f"encoding {len(fresh)} videos with {self.description['encoder']} into {self.folder}", flush=True)
         if isinstance(encoder, encoders.GivenFeatures):
             for video in fresh:
                 try:
                     self.write(video, iter([encoder.of(video)]), lambda shape: {"frames": shape[0], **self.description, "fps": 0.0})
                 except UserError as e:
                     failed[video.key] = str(e)
-            return failed
-        with tqdm(total=total, desc="encode", unit="frame", dynamic_ncols=True, mininterval=2) as bar:
+            return
+        total = sum(v.expected_frames() for v in fresh)
+        with tqdm(total=total, desc="encode", unit="frame", dynamic_ncols=True, mininterval=2, disable=not show) as bar:
             for video, source in ReadAhead(fresh, encoder.fit, max(1, min(workers, 4))):
                 try:
                     self.write(video, self._encoded(source, encoder, batch, bar),
                                lambda shape, s=source: {"frames": shape[0], **self.description, "fps": s.fps})
                 except UserError as e:
                     failed[video.key] = str(e)
-        return failed
 
     @staticmethod
     def _encoded(source, encoder, batch, bar):
@@ -164,15 +165,14 @@ def encoder_of(args, data, r, trained=None):
 
 def prepare(args, r, splits=("train", "test"), data=None, trained=None, encoder=None, with_encoder=False):
     """Find the dataset and encode what is missing. Under torchrun every process encodes its share."""
-    data = data or datasets.find(args.dataset, args.data_root, args.labels)
+    with r.main_first():
+        data = data or datasets.find(args.dataset, args.data_root, args.labels)
     if args.scenes:
         read_scenes(args.scenes, data)
     encoder = encoder or encoder_of(args, data, r, trained)
     features = Features(data.cache_folder(args.cache), encoder.describe())
     videos = [v for s in splits for v in getattr(data, s)]
-    shard = shard_of(args.shard, r)
-    failed = features.build(videos, encoder, r, shard, args.encode_batch, args.workers or training.cores())
-    videos, failed = features.gathered(videos, failed, args.shard, r)
+    videos, failed = share_out(features, videos, partial(features.build, encoder=encoder, batch=args.encode_batch), args, r)
     ready = Prepared(data, videos, failed, features)
     return (ready, encoder) if with_encoder else ready
 

@@ -16,6 +16,7 @@ import numpy as np  # noqa: E402
 
 from common import benchmark, datasets, evaluation, objects, smoothing, training  # noqa: E402
 from common.files import UserError, run, writable_folder  # noqa: E402
+from common.parallel import cores  # noqa: E402
 from common.video import decoded  # noqa: E402
 from sdmae import preprocess, scoring  # noqa: E402
 from sdmae.frames import Frames  # noqa: E402
@@ -115,7 +116,7 @@ def evaluate(args, ready, checkpoint, r):
     out = folder / args.protocol
     report = evaluation.evaluate(
         out, ready.data, scores, method="AED-MAE", protocol=protocol, detections=detections,
-        baselines=objects.frame_baselines(ready.cache, ready.test, args.workers or training.cores()),
+        baselines=objects.frame_baselines(ready.cache, ready.test, args.workers or cores()),
         red=3 * threshold if threshold else None, pictures=decoded, args=args, maps=maps,
         map_range=map_range_of(maps, threshold),
         extra={**training.about(checkpoint, model.state, [model.net], seconds, ready.skipped, r),

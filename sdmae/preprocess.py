@@ -16,6 +16,7 @@ import torch  # noqa: E402
 
 from common import datasets, training  # noqa: E402
 from common.files import UserError, run, writable_folder  # noqa: E402
+from common.parallel import add_shard_flag, share_out  # noqa: E402
 from common.plots import write_image  # noqa: E402
 from common.ubnormal import ubnormal  # noqa: E402
 from common.video import FrameCache  # noqa: E402
@@ -77,17 +78,12 @@ class Prepared(datasets.Usable):
 
 
 def prepare(args, size, r, splits=("train", "test"), data=None):
-    """Find the dataset and decode what is missing. Under torchrun the first process works and the others wait for it."""
-    if not r.main:
-        r.barrier()
-    data = data or datasets.find(args.dataset, args.data_root, args.labels)
+    """Find the dataset and decode what is missing. Under torchrun every process does its share of the videos."""
+    with r.main_first():
+        data = data or datasets.find(args.dataset, args.data_root, args.labels)
     cache = FrameCache(data.cache_folder(args.cache) / f"frames-{size[0]}x{size[1]}", size)
     videos = [v for s in splits for v in getattr(data, s)]
-    _, failed = cache.build(videos, args.workers or training.cores())
-    ready = Prepared(data, videos, failed, cache)
-    if r.main:
-        r.barrier()
-    return ready
+    return Prepared(data, *share_out(cache, videos, cache.build, args, r), cache)
 
 
 def add_pseudo_flags(parser):
@@ -150,7 +146,7 @@ def framed(t):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_flags(parser)
-    training.add_flags(parser, out="runs/sdmae/<dataset>")
+    add_shard_flag(training.add_flags(parser, out="runs/sdmae/<dataset>"))
     add_pseudo_flags(parser)
     args = parser.parse_args(argv)
     r = training.Run(args.device, args.precision)
@@ -159,9 +155,11 @@ def main(argv=None):
     ready = prepare(args, size, r)
     if args.preview:
         preview(bank_of(args, ready, size, patch, r), ready, args, args.out or Path("runs/sdmae") / name)
-    ready.summary()
-    ready.report_skipped()
-    print(f"next: python sdmae/train.py --dataset {name}")
+    if r.main:
+        ready.summary()
+        ready.report_skipped()
+        print(f"next: python sdmae/train.py --dataset {name}")
+    r.close()
 
 
 if __name__ == "__main__":

@@ -2,14 +2,12 @@
 
     python spr_uvad/preprocess.py --dataset ped2 --data-root data --boxes file:boxes.npz
 """
-import argparse
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import datasets, flow, objects, training  # noqa: E402
+from common import datasets, flow, objects  # noqa: E402
 from common.files import run  # noqa: E402
 
 SHARED = dict(min_score=0.2, covered=0.6, frames=(-2, -1, 0, 1, 2), flows=(-2, -1, 0, 1, 2), motion="flow", motion_threshold=1.0,
@@ -33,17 +31,7 @@ def prepare(args, r, **how):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.RawTextHelpFormatter)
-    add_data_flags(parser)
-    training.add_flags(parser, out="not used here")
-    args = parser.parse_args(argv)
-    start = time.perf_counter()
-    ready = prepare(args, training.Run(args.device, args.precision))
-    seconds = time.perf_counter() - start
-    ready.summary()
-    print(f"cubes are in {ready.store.folder} ({seconds:.1f} s)")
-    ready.report_skipped()
-    print(f"next: python spr_uvad/train.py --dataset {args.dataset}")
+    objects.preprocess_alone(prepare, add_data_flags, argv, __doc__, "spr_uvad/train.py")
 
 
 if __name__ == "__main__":

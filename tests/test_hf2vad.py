@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -298,3 +299,14 @@ def test_frame_scores_by_hand():
 def test_torchrun_with_two_processes(trained, tmp_path):
     base, root, _ = trained
     trained_by_two("hf2vad", "finetune.pt", SMALL, ("--dataset", "folder", "--data-root", root, "--cache", base / "cache"), tmp_path)
+
+
+def test_two_shards_at_once_make_what_one_job_makes(trained, tmp_path):
+    base, root, _ = trained
+    flags = ("--dataset", "folder", "--data-root", root, "--cache", tmp_path / "cache", "--motion-area", "60", "--workers", "1")
+    with ThreadPoolExecutor(2) as pool:
+        said = [x.stdout for x in pool.map(lambda i: script("hf2vad/preprocess.py", *flags, "--shard", f"{i}/2"), (0, 1))]
+    assert all("next:" in x and "train: " in x for x in said)
+    made = sorted(p.relative_to(tmp_path / "cache") for p in (tmp_path / "cache").rglob("*.npy"))
+    assert len(made) == 8 and not list((tmp_path / "cache").rglob("*.part*"))    # frames and cubes of four videos
+    assert all((tmp_path / "cache" / p).read_bytes() == (base / "cache" / p).read_bytes() for p in made)

@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ import torch.nn.functional as F
 
 from common import clip, datasets, training
 from common.files import UserError, load_arrays
+from common.parallel import share_out
 from common.video import open_video
 from scene_aware_ae import encoder as encoders
 from scene_aware_ae import preprocess, scoring
@@ -236,16 +239,22 @@ def test_features_are_written_once_per_video_and_shards_share_them(tmp_path):
     videos.append(open_video(tmp_path / "bad.avi"))
     encoder, r = Brightness(), training.Run("cpu", "fp32")
     features = preprocess.Features(tmp_path / "f", encoder.describe())
-    assert list(features.build(videos, encoder, r, (0, 2), 4, 2)) == [videos[6].key]
+    build = partial(features.build, encoder=encoder, batch=4)
+    args = SimpleNamespace(shard="0/2", workers=2)
+    there, failed = share_out(features, videos, build, args, r)
+    assert [v.name for v in there] == ["v0", "v2", "v4"] and list(failed) == [videos[6].key]
     done = [features.info(v) is not None for v in videos]
     assert done == [True, False, True, False, True, False, False]
-    failed = features.build(videos, encoder, r, (0, 1), 4, 2)
+    _, failed = build(videos, 2)
     assert list(failed) == [videos[6].key] and max(encoder.batches) == 4
     for v, seed in zip(videos[:5], range(5)):
         wanted = walkers(10 + seed, seed=seed)[:, 0, 0, :2]
         assert (features.array(v) == wanted).all() and features.array(v).dtype == np.float16
     before = len(encoder.batches)
-    features.build(videos[:6], encoder, r, (0, 1), 4, 2)
+    build(videos[:6], 2)
+    args.shard = "1/2"                     # the other job finds its own done, and counts what is there
+    there, failed = share_out(features, videos, build, args, r)
+    assert len(there) == 6 and not failed
     assert len(encoder.batches) == before
     other = preprocess.Features(tmp_path / "f", {**encoder.describe(), "weights": "1"})
     assert other.folder != features.folder

@@ -10,6 +10,7 @@ import itertools
 import shutil
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -23,7 +24,7 @@ from common.ahead import ReadAhead  # noqa: E402
 from common.clip import ClipEncoder  # noqa: E402
 from common.features import CLIP  # noqa: E402
 from common.files import UserError, read_json, replacing, run, writable_folder, write_json  # noqa: E402
-from common.parallel import shard_of  # noqa: E402
+from common.parallel import add_shard_flag, cores, share_out  # noqa: E402
 from common.video import Decoder, VideoFiles, resize  # noqa: E402
 from frd_uvad.preprocess import clips_of, describe  # noqa: E402
 from frd_uvad.svmae import model as m  # noqa: E402
@@ -56,7 +57,7 @@ def parse(argv=None):
                    "model, such as ViT-B-16 (default: none)")
     g.add_argument("--pretrained", default="openai", help="its weights: a name of open_clip's or a local file (default: %(default)s)")
     g.add_argument("--encode-batch", type=int, default=8, help="clips encoded at once (default: %(default)s)")
-    g.add_argument("--shard", default=None, metavar="I/N", help="encode only every N-th video, from number I (array jobs)")
+    add_shard_flag(g)
     return parser.parse_args(argv)
 
 
@@ -160,33 +161,32 @@ def depth_of(args, video, size, r, folder):
     return Depth(Path(args.depth), [video], [shape], folder, r.device)
 
 
-def build(files, videos, encoder, args, r):
-    """Encode this process's share of what is missing, the next videos decoded meanwhile. -> {video key: why} of what failed"""
+def build(videos, workers, show=True, *, files, encoder, args, r):
+    """Encode what is missing, the next videos decoded meanwhile. -> (videos that are there, {video key: why} of what failed)"""
     fresh, failed = files.missing(videos)
-    first, step = shard_of(args.shard, r)
-    fresh = fresh[first::step]
     with tqdm(total=sum(v.expected_frames() for v in fresh), desc="features", unit="frame", dynamic_ncols=True, mininterval=5,
-              disable=not r.main) as bar:
-        for v, source in ReadAhead(fresh, encoder.fit, max(1, min(args.workers or training.cores(), 4))):
+              disable=not show) as bar:
+        for v, source in ReadAhead(fresh, encoder.fit, max(1, min(workers, 4))):
             count = [0]
             try:
                 files.write(v, encoded(source, encoder, args, r, files.folder, count, bar),
                             lambda shape, n=count: describe(shape, n))
             except UserError as e:
                 failed[v.key] = str(e)
-    return failed
+    return [v for v in videos if v.key not in failed], failed
 
 
 def main(argv=None):
     args = parse(argv)
     r = training.Run(args.device, args.precision)
     net, source = load_encoder(args, r)
-    data = datasets.find(args.dataset, args.data_root, args.labels)
+    with r.main_first():
+        data = datasets.find(args.dataset, args.data_root, args.labels)
     encoder = Encoder(net, args, r)
     out = writable_folder(args.out or Path("features/svmae") / data.name)
     check_settings(out, {"encoder": source, **{k: getattr(args, k) for k in SETTINGS}}, args.checkpoint, r)
     files, videos = Features(out), data.train + data.test
-    videos, failed = files.gathered(videos, build(files, videos, encoder, args, r), args.shard, r)
+    videos, failed = share_out(files, videos, partial(build, files=files, encoder=encoder, args=args, r=r), args, r)
     if r.main:
         finish(out, files, datasets.Usable(data, videos, failed), encoder)
     r.close()
@@ -216,7 +216,7 @@ def features_of_video(video, settings, checkpoint, args, r):
     encoder, count = Encoder(net, said, r), [0]
     with tempfile.TemporaryDirectory() as folder, tqdm(total=video.expected_frames(), desc="features", unit="frame", dynamic_ncols=True,
                                                        mininterval=2) as bar:
-        for _, source in ReadAhead([video], encoder.fit, args.workers or training.cores()):
+        for _, source in ReadAhead([video], encoder.fit, args.workers or cores()):
             parts = list(encoded(source, encoder, said, r, Path(folder), count, bar))
     return np.concatenate(parts), count[0]
 

@@ -19,6 +19,7 @@ from tqdm import tqdm  # noqa: E402
 from common import benchmark, datasets, plots, training  # noqa: E402
 from common.batches import parts_of  # noqa: E402
 from common.files import UserError, run  # noqa: E402
+from common.parallel import share_out  # noqa: E402
 from common.video import Decoder, FrameCache  # noqa: E402
 from frd_uvad.svmae import model as m  # noqa: E402
 from frd_uvad.svmae.clips import DEPTHS, WHOLE, Clips, Depth, cut, random_crops  # noqa: E402
@@ -76,9 +77,8 @@ def plan_of(args, dataset):
 
 def prepare(args, r, size):
     """-> Dataset, the videos to learn from, their frames [T, H, W, C] with a short side of 8/7 · size, the cache's folder."""
-    if not r.main:
-        r.barrier()
-    data = datasets.find(args.dataset, args.data_root, args.labels)
+    with r.main_first():
+        data = datasets.find(args.dataset, args.data_root, args.labels)
     videos = data.train + data.test if args.videos == "all" or not data.train else data.train
     if not videos:
         raise UserError(f"{data.name} has no videos under {data.root}")
@@ -87,13 +87,12 @@ def prepare(args, r, size):
     shape = round(h * scale), round(w * scale)
     folder = data.cache_folder(args.cache)
     cache = FrameCache(folder / f"frames-{shape[0]}x{shape[1]}", shape)
-    usable, failed = cache.build(videos, args.workers or training.cores())
+    usable, failed = share_out(cache, videos, cache.build, args, r)
     ready = datasets.Usable(data, videos, failed)
     other = [v for v in usable if abs(cache.info(v)["source_size"][1] / cache.info(v)["source_size"][0] * h / w - 1) > 0.05]
     if other:
         r.say(f"note: {len(other)} videos of another shape than {w}×{h}, such as {other[0].name}, are squeezed to it")
     if r.main:
-        r.barrier()
         ready.report_skipped()
     return data, usable, [cache.frames(v) for v in usable], folder
 
