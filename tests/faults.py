@@ -78,13 +78,14 @@ def finish(name, command, place):
 
 
 def killed(name, command, place, kills, seconds, rng):
-    """Start and kill the script until it was killed so often; then let it finish. -> number of runs that ended before their kill"""
-    early = 0
-    for _ in range(kills):
+    """Start and kill the script until it was killed so often; then let it finish. -> numbers of kills, and of runs that ended
+    before theirs and began anew."""
+    early = done = 0
+    while done < kills and early < 2 * kills:
         with open(place / "log.txt", "w") as log:
             process = start(command, log)
             try:
-                if process.wait(rng.uniform(0.3, 1.05) * seconds) != 0:
+                if process.wait(rng.uniform(0.3, 1.0) * seconds) != 0:
                     raise SystemExit(f"{name} failed after a kill:\n{(place / 'log.txt').read_text()[-3000:]}")
                 early += 1                       # it was done: from the beginning again
                 for x in ("cache", "out"):
@@ -92,8 +93,9 @@ def killed(name, command, place, kills, seconds, rng):
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+                done += 1
     finish(name, command, place)
-    return early
+    return done, early
 
 
 def same(a, b):
@@ -151,10 +153,10 @@ def main(argv=None):
             continue
         other = base / "killed" / name.replace("/", "_")
         other.mkdir(parents=True)
-        early = killed(name, command_of(name, flags, other), other, args.kills, seconds, random.Random(f"{args.seed} {name}"))
+        kills, early = killed(name, command_of(name, flags, other), other, args.kills, seconds, random.Random(f"{args.seed} {name}"))
         found = differences(place, other)
         failed += bool(found)
-        print(f"{name}: {args.kills - early} kills, {early} runs were done before theirs; "
+        print(f"{name}: {kills} kills, {early} runs were done before theirs; "
               + (f"DIFFERS: {'; '.join(found[:5])}" if found else f"equal to the uninterrupted run ({seconds:.1f} s)"), flush=True)
     if failed:
         raise SystemExit(f"{failed} scripts did not end as they do undisturbed; see {base}")
