@@ -1,7 +1,7 @@
 """Kill every script again and again at random moments, start it anew each time, and compare what it ends with to an uninterrupted run:
 weights, features, cubes and scores must be equal to the last bit (CPU, one thread).
 
-    python tests/faults.py --kills 20                   # all scripts; about an hour on two cores
+    python tests/faults.py --kills 20                   # all scripts; 25 minutes on one core
     python tests/faults.py --kills 20 --only hf2vad spr_uvad/train.py
 """
 import argparse
