@@ -113,6 +113,9 @@ def test_videos_to_features_to_scores(tmp_path):
     assert "width 1024" in done.stdout
     scores = load_arrays(tmp_path / "run" / "strict" / "scores.npz", "scores")
     assert {k: len(v) for k, v in scores.items()} == {"b0": 40, "b1": 40, "b9": 5}
+    script("frd_uvad/preprocess.py", "--dataset", "folder", "--data-root", root, "--cache", tmp_path / "cache2", "--workers", "2")
+    made = sorted(p.relative_to(tmp_path / "cache") for p in (tmp_path / "cache").rglob("*.npy"))
+    assert len(made) == 5 and all((tmp_path / "cache" / p).read_bytes() == (tmp_path / "cache2" / p).read_bytes() for p in made)
     own = script("frd_uvad/eval.py", "--video", root / "test" / "b9", "--checkpoint", tmp_path / "run" / "frd.pt", "--out",
                  tmp_path / "own")
     assert "b9: 5 frames" in own.stdout and (tmp_path / "own" / "b9" / "overlay.mp4").stat().st_size > 500

@@ -80,10 +80,16 @@ def test_one_method_copied_out_runs_elsewhere(tmp_path):
     root = tiny_folder(tmp_path / "data", frames=40)
     flags = ("--dataset", "folder", "--data-root", root, "--cache", tmp_path / "cache", "--out", tmp_path / "run", "--epochs", 1,
              "--batch-size", 8, "--num-blocks", 2, "--workers", 1, "--device", "cpu")
+    def everything():
+        return {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+    before = everything()
     done = subprocess.run([sys.executable, place / "frd_uvad" / "train.py", *map(str, flags)], cwd=tmp_path, capture_output=True,
                           text=True, timeout=300)
     assert done.returncode == 0 and "micro AUC" in done.stdout, done.stderr[-2000:]
     assert str(ROOT) not in done.stderr and (tmp_path / "run" / "strict" / "scores.npz").exists()
+    after = everything()                 # nothing is written but what --out and --cache say
+    assert {p for p in after if after[p] != before.get(p)} == {p for p in after if {"run", "cache"} & set(p.relative_to(tmp_path).parts[:1])}
+    assert before.keys() <= after.keys()
 
 
 @pytest.mark.parametrize("name", METHODS)

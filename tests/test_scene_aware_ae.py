@@ -258,6 +258,8 @@ def test_features_are_written_once_per_video_and_shards_share_them(tmp_path):
     assert len(encoder.batches) == before
     other = preprocess.Features(tmp_path / "f", {**encoder.describe(), "weights": "1"})
     assert other.folder != features.folder
+    other.build(videos[:6], 1, encoder=encoder, batch=3)       # any number of workers, any batch
+    assert all(other.path(v).read_bytes() == features.path(v).read_bytes() for v in videos[:6])
 
 
 def test_clip_of_open_clip_random_weights(tmp_path):

@@ -139,3 +139,13 @@ def test_input_deleted_in_mid_run_is_a_named_skip(tmp_path):
     usable, failed = cache.build(videos, 2)
     assert [v.name for v in usable] == ["a0"] and set(failed) == {"test/a1", "test/a2", "test/c"}
     assert all("No such file" in why for why in failed.values())
+
+
+def test_any_number_of_workers_makes_the_same_files(tmp_path):
+    videos = [open_video(save_frames(tmp_path / "v" / f"a{i}", walkers(6 + i, seed=i))) for i in range(4)]
+    made = []
+    for workers in (1, 2, 3):
+        cache = FrameCache(tmp_path / f"cache{workers}", (32, 48))
+        cache.build(videos, workers)
+        made.append([cache.path(v).read_bytes() for v in videos] + [cache.path(v).with_suffix(".json").read_text() for v in videos])
+    assert made[0] == made[1] == made[2]
