@@ -25,13 +25,17 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 class Looped(live.Recorded):
     """A recorded video whose last frame is followed by its first, a new segment each time."""
+    ended = threading.Event()
 
     def frames(self, stop):
         segment = 0
-        while not stop.is_set():
-            for _, frame in super().frames(stop):
-                yield segment, frame
-            segment += 1
+        try:
+            while not stop.is_set():
+                for _, frame in super().frames(stop):
+                    yield segment, frame
+                segment += 1
+        finally:
+            self.ended.set()         # what follows is the report, drawn once
 
 
 def resident():
@@ -44,7 +48,8 @@ def observe(seen, every):
     while True:
         seen.append((time.perf_counter() - began, resident()))
         print(f"  {seen[-1][0]:6.0f} s: {seen[-1][1]:.0f} MiB", flush=True)
-        time.sleep(every)
+        if Looped.ended.wait(every):
+            return
 
 
 def expected_events(scores, threshold, gap):
