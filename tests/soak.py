@@ -67,7 +67,7 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--video", required=True)
     parser.add_argument("--checkpoint", required=True)
-    parser.add_argument("--minutes", type=float, default=60, help="of footage (default: %(default)s)")
+    parser.add_argument("--minutes", type=float, default=60, help="of footage; allocators settle in the first few (default: %(default)s)")
     parser.add_argument("--threshold", type=float, default=None)
     parser.add_argument("--precision", default="auto")
     own = parser.parse_args(argv)
