@@ -140,12 +140,16 @@ def main(argv=None):
         print(f"wrote {out}/comparison.csv, .md, .tex, roc.png and curves/")
 
 
+def cost(report, key, form, unit):
+    return "" if report.get(key) is None else form.format(report[key] / unit)
+
+
 def print_costs(reports):
     """What the runs say they cost, a line per measure; nothing where none says anything."""
     width = max(22, *(len(k) + 2 for k in reports))
     for key, name, form, unit in COSTS:
         if any(r.get(key) is not None for r in reports.values()):
-            cells = ["–" if r.get(key) is None else form.format(r[key] / unit) for r in reports.values()]
+            cells = [cost(r, key, form, unit) or "–" for r in reports.values()]
             print(f"{name:<24}" + "".join(f"{c:>{width}}" for c in cells))
     print()
 
@@ -173,7 +177,7 @@ def cells_of(title, m, report):
         out[name] = f"{100 * m[key]:.2f}" if m.get(key) is not None else ""
     out["95 % interval"] = "{:.2f}–{:.2f}".format(*(100 * x for x in m["interval"])) if m.get("interval") else ""
     for key, name, form, unit in COSTS:
-        out[name] = "" if report.get(key) is None else form.format(report[key] / unit)
+        out[name] = cost(report, key, form, unit)
     return out
 
 

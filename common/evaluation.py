@@ -240,9 +240,9 @@ def evaluate(out, data, scores, *, protocol, method, detections=None, red=None, 
     return report
 
 
-def say_next(script, checkpoint, out, args, more=""):
-    """What one can do after an evaluation. more: a method's own next step, ending in '; '."""
-    print(f"next: look at {out}/report.html; " + ("" if args.overlay else "add --overlay for videos with scores; ") + more
+def say_next(script, checkpoint, out, args, more="", pictures=True):
+    """What one can do after an evaluation. more: a method's own next step, ending in '; '; pictures: whether there are any."""
+    print(f"next: look at {out}/report.html; " + ("" if args.overlay or not pictures else "add --overlay for videos with scores; ") + more
           + f"python {script} --video FILE --checkpoint {checkpoint} scores your own footage")
 
 

@@ -107,8 +107,7 @@ def prepare(args, published, r, splits=("train", "test"), data=None, trained=Non
     usable, failed = share_out(cache, videos, cache.build, args, r)
     store = CubeStore(cache, folder, settings)
     there, lost = share_out(store, usable, partial(store.build, device=r.device), args, r, among=videos)
-    ready = Prepared(data, there, {**failed, **lost}, cache, store)
-    return ready
+    return Prepared(data, there, {**failed, **lost}, cache, store)
 
 
 def preprocess_alone(prepare, add_data_flags, argv, about, script):

@@ -107,13 +107,11 @@ def add_shard_flag(group):
 
 
 def shard_of(text, r):
-    """--shard I/N, or the process's place among torchrun's -> (first, step) of its share of the videos."""
-    if text is None:
-        return r.rank, r.world
+    """--shard I/N, shared out once more among torchrun's processes -> (first, step) of this one's share of the videos."""
     try:
-        first, count = (int(x) for x in text.split("/"))
+        first, count = (int(x) for x in (text or "0/1").split("/"))
     except ValueError:
         first, count = 0, 0
     if not 0 <= first < count:
         raise UserError(f"--shard {text}: expected I/N with 0 <= I < N")
-    return first, count
+    return first + count * r.rank, count * r.world

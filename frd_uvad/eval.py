@@ -129,7 +129,7 @@ def evaluate(args, data, checkpoint, r):
     write_json(out / "clip_scores.json", {v.name: [round(float(x), 5) for x in scores[v.name][::CLIP]] for v in videos})
     report_skipped(data.skipped)
     evaluation.say_next("frd_uvad/eval.py", checkpoint, out, args, f"python frd_uvad/train.py --dataset {args.dataset} --auxiliary "
-                        f"frd:{checkpoint} --out {folder}-2 trains a second round; ")
+                        f"frd:{checkpoint} --out {folder}-2 trains a second round; ", pictures=bool(sources))
     return report
 
 

@@ -1,6 +1,6 @@
 """Peak memory of every script on N videos and on four times as many: they must differ by less than a tenth. Not part of the suite.
 
-    python tests/scale.py --videos 6                    # all scripts; about 20 minutes on two cores
+    python tests/scale.py --videos 6                    # all scripts
     python tests/scale.py --videos 6 --only hf2vad spr_uvad/train.py
 """
 import argparse

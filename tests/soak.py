@@ -73,7 +73,7 @@ def main(argv=None):
     own = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         args = evaluation.parse(["--video", own.video, "--checkpoint", own.checkpoint, "--out", folder, "--precision", own.precision,
-                                 "--max-seconds", str(own.minutes * 60), "--window", "0.5",
+                                 "--max-seconds", str(own.minutes * 60),
                                  *(["--threshold", str(own.threshold)] if own.threshold else [])])
         args.checkpoint = Path(args.checkpoint)
         thresholds = []
@@ -96,11 +96,12 @@ def check(table, events, threshold, seen):
     if [int(x["frame"]) for x in table] != list(range(len(table))):
         raise UserError("scores.csv lacks frames")
     fps = (len(table) - 1) / float(table[-1]["seconds"])
-    found = {(int(e["start_frame"]), int(e["end_frame"])) for e in events}
-    expected = set(expected_events([float(x["smoothed"]) for x in table], threshold, max(1, round(fps))))
+    found = [(int(e["start_frame"]), int(e["end_frame"])) for e in events]
+    expected = expected_events([float(x["smoothed"]) for x in table], threshold, max(1, round(fps)))
     begin = seen[len(seen) // 4][1]
     growth = (seen[-1][1] - begin) / begin
-    print(f"{len(table)} frames, {len(found)} events above {threshold:.4g}, {len(expected - found)} lost, {len(found - expected)} wrong; "
+    lost, wrong = set(expected) - set(found), set(found) - set(expected)
+    print(f"{len(table)} frames, {len(found)} events above {threshold:.4g}, {len(lost)} lost, {len(wrong)} wrong; "
           f"resident memory from {begin:.0f} MiB after a quarter of the time to {seen[-1][1]:.0f} MiB at the end ({100 * growth:+.1f} %)")
     if found != expected or growth > 0.02:
         raise UserError("an event was lost, or memory grew by more than 2 %")

@@ -122,7 +122,7 @@ def evaluate(args, data, checkpoint, r):
         out, dataset, scores, method="SVMAE", protocol=protocol, args=args,
         extra=training.about(checkpoint, state, [net], time.perf_counter() - began, data.skipped, r))
     report_skipped(data.skipped)
-    evaluation.say_next("frd_uvad/svmae/eval.py", checkpoint, out, args)
+    evaluation.say_next("frd_uvad/svmae/eval.py", checkpoint, out, args, pictures=False)
     return report
 
 
@@ -135,7 +135,7 @@ def score_video(args, r):
                         "--features")
     if wanted["feature_group"] != "vis" and not args.text:
         raise UserError(f"checkpoint {args.checkpoint} needs caption embeddings: give --text DIR with {video.name}.npy")
-    features, frames = features_of_video(video, made, args.encoder or made["checkpoint"], args, r)
+    features, frames = features_of_video(video, made, args, r)
     out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / evaluation.safe(video.name))
     scores = score(net.eval().to(r.device), FeatureVideo(video.name, "test", [features], path=video.path), args.text, r)
     evaluation.write_own_video(video.name, *decoded(video), frames_of_clips(scores, frames), args.smoothing, "SVMAE", out, red=1.0,

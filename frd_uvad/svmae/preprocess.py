@@ -207,9 +207,14 @@ def finish(out, files, ready, encoder):
     print(f"next: python frd_uvad/svmae/train.py --features {out}, or python frd_uvad/train.py --dataset features --features {out}")
 
 
-def features_of_video(video, settings, checkpoint, args, r):
+def features_of_video(video, settings, args, r):
     """One's own footage, encoded as `settings` say. -> features [clips, crops, width], number of frames"""
-    said = argparse.Namespace(**{k: settings.get(k) for k in SETTINGS}, checkpoint=str(checkpoint), encode_batch=8)
+    lost = {"encoder", "checkpoint", *SETTINGS} - set(settings)
+    if lost:
+        raise UserError(f"the settings.json of the features that {args.checkpoint} was trained on lacks {', '.join(sorted(lost))}: make "
+                        "the features by preprocess.py, and train again")
+    checkpoint = args.encoder or settings["checkpoint"]
+    said = argparse.Namespace(**{k: settings[k] for k in SETTINGS}, checkpoint=str(checkpoint), encode_batch=8)
     net, source = load_encoder(said, r)
     if source != settings["encoder"]:
         raise UserError(f"--encoder {checkpoint} is not the one that made the detector's features: name that file")
