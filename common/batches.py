@@ -5,9 +5,9 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
-import torch
 
 from common.files import UserError
+from common.late import torch
 
 
 def copy_rows(array, rows, out, places, field=None, part=slice(None)):

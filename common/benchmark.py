@@ -3,7 +3,7 @@ import argparse
 import statistics
 import time
 
-import torch
+from common.late import torch
 
 
 def add_flag(group, what):

@@ -7,10 +7,10 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from common import training
 from common.files import UserError, first_line
+from common.late import torch
 from common.video import resize
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -1,5 +1,6 @@
 """Seed, device, precision, torchrun, checkpoints, resume and log: the part of a training loop that is no method's own."""
 import argparse
+import functools
 import hashlib
 import json
 import os
@@ -13,10 +14,9 @@ from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.distributed as dist
 
 from common.files import UserError, claim, first_line, replacing, writable_folder
+from common.late import torch
 
 
 def add_flags(parser, *, out, epochs=None, batch_size=None, lr=None, number=None):
@@ -39,6 +39,15 @@ def add_flags(parser, *, out, epochs=None, batch_size=None, lr=None, number=None
                        help="minutes between checkpoints inside an epoch (one is always written at its end)")
         g.add_argument("--compile", action="store_true", help="torch.compile the model")
     return run
+
+
+def inference(function):
+    """torch.inference_mode() around a function; unlike that decorator it does not load torch where the function is defined."""
+    @functools.wraps(function)
+    def wrapped(*args, **kwargs):
+        with torch.inference_mode():
+            return function(*args, **kwargs)
+    return wrapped
 
 
 def seed_everything(seed):
@@ -66,9 +75,9 @@ class Run:
             torch.backends.cudnn.benchmark = True
         bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
         self.precision = ("bf16" if bf16 else "fp32") if precision == "auto" else precision
-        if self.world > 1 and not dist.is_initialized():
+        if self.world > 1 and not torch.distributed.is_initialized():
             # one process may prepare for hours while the others wait; torchrun itself notices one that has died
-            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=timedelta(days=7))
+            torch.distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=timedelta(days=7))
 
     @property
     def main(self):
@@ -97,7 +106,7 @@ class Run:
 
     def barrier(self):
         if self.world > 1:
-            dist.barrier()
+            torch.distributed.barrier()
 
     def average_gradients(self, parameters):
         """Mean of the gradients over the processes, in one flat message."""
@@ -105,7 +114,7 @@ class Run:
             return
         grads = [p.grad for p in parameters if p.grad is not None]
         flat = torch._utils._flatten_dense_tensors(grads)
-        dist.all_reduce(flat)
+        torch.distributed.all_reduce(flat)
         flat /= self.world
         for g, f in zip(grads, torch._utils._unflatten_dense_tensors(flat, grads)):
             g.copy_(f)
@@ -114,14 +123,14 @@ class Run:
         """Rank 0's buffers (batch-norm statistics) on every process."""
         if self.world > 1:
             for b in module.buffers():
-                dist.broadcast(b, 0)
+                torch.distributed.broadcast(b, 0)
 
     def sum(self, array):
         """Sum of every process's array, on every process."""
         if self.world == 1:
             return array
         total = torch.from_numpy(np.array(array)).to(self.device)
-        dist.all_reduce(total)
+        torch.distributed.all_reduce(total)
         return total.cpu().numpy()
 
     def share(self, n):
@@ -133,7 +142,7 @@ class Run:
         if self.world == 1:
             return [value]
         values = [None] * self.world
-        dist.all_gather_object(values, value)
+        torch.distributed.all_gather_object(values, value)
         return values
 
     def gather(self, array):
@@ -141,8 +150,8 @@ class Run:
         return array if self.world == 1 else np.concatenate(self.everyone(array))
 
     def close(self):
-        if self.world > 1 and dist.is_initialized():
-            dist.destroy_process_group()
+        if self.world > 1 and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
 
 
 def epoch_order(n, seed, epoch):

@@ -12,13 +12,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np  # noqa: E402
-import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from common import evaluation, metrics, smoothing, training  # noqa: E402
 from common.datasets import report_skipped  # noqa: E402
 from common.features import CLIP, FeatureVideo, canonical_features, frames_of_clips  # noqa: E402
 from common.files import UserError, run, writable_folder, write_json  # noqa: E402
+from common.late import torch  # noqa: E402
 from common.video import Decoder, decoded, open_video  # noqa: E402
 from frd_uvad import preprocess, scoring  # noqa: E402
 

@@ -13,12 +13,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
-import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from common import datasets, training  # noqa: E402
 from common.features import CLIP, FeatureData, FeatureVideo, canonical_features, find_features  # noqa: E402
 from common.files import UserError, first_line, run  # noqa: E402
+from common.late import torch  # noqa: E402
 from common.parallel import add_shard_flag, map_videos, share_out, tick  # noqa: E402
 from common.video import Decoder, VideoFiles  # noqa: E402
 

@@ -2,15 +2,15 @@
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import nn
 
 from common import training
 from common.files import UserError, first_line, load_arrays
-from frd_uvad.model import FRD, C2FPLScorer, Scorer
+from common.late import Late, torch
+
+model = Late("frd_uvad.model")
 
 
-@torch.inference_mode()
+@training.inference
 def clip_scores(net, features):
     """Scores of single clips by the scorer alone. [N, crops, 1, C] or [N, crops, C] -> [N, 1]"""
     x = features if features.ndim == 4 else features.unsqueeze(2)
@@ -37,7 +37,7 @@ def load_model(path, heads=16):
     try:
         args = state.get("model_args") or dict(feature_size=weights["scorer.fc1.weight"].shape[1], num_blocks=len(blocks),
                                                heads=heads)
-        net = FRD(**args)
+        net = model.FRD(**args)
         missing, unknown = net.load_state_dict(own, strict=False)
     except (RuntimeError, ValueError, TypeError, IndexError) as e:
         raise UserError(f"checkpoint {path} does not fit this model ({first_line(e)}…)") from None
@@ -52,7 +52,7 @@ def load_model(path, heads=16):
 class Auxiliary:
     """Scores that must agree with the reconstruction error: a network, or one number per clip."""
     source: str
-    net: nn.Module = None
+    net: object = None             # a scorer of frd_uvad.model
     labels: dict = None            # video name -> float32 [clips]
 
 
@@ -78,7 +78,7 @@ def load_auxiliary(spec):
                 and "fc1.weight" in w), None)
     if own is None:
         raise UserError(f"--auxiliary {spec}: {path} holds no such scorer")
-    net = (C2FPLScorer if kind == "c2fpl" else Scorer)(own["fc1.weight"].shape[1])
+    net = (model.C2FPLScorer if kind == "c2fpl" else model.Scorer)(own["fc1.weight"].shape[1])
     known = set(net.state_dict())
     # the attention layers of C2FPL are not used, so files without them are fine
     own = {k: v for k, v in own.items() if k in known}

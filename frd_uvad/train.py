@@ -14,17 +14,18 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np  # noqa: E402
-import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from common import benchmark, plots, training  # noqa: E402
 from common.batches import parts_of  # noqa: E402
 from common.features import CLIP  # noqa: E402
 from common.files import UserError, run  # noqa: E402
+from common.late import Late, torch  # noqa: E402
 from common.video import Decoder, as_channels, resize  # noqa: E402
 from frd_uvad import preprocess, scoring  # noqa: E402
-from frd_uvad.model import FRD, joins_bank, losses  # noqa: E402
 from frd_uvad.windows import Bank, Windows  # noqa: E402
+
+model = Late("frd_uvad.model")
 
 EPOCHS, BATCH, LR, BETAS = 5, 320, 1e-3, (0.9, 0.95)
 
@@ -89,7 +90,7 @@ class Trainer:
         self.plan, self.model_args, self.windows, self.auxiliary, self.run = plan, model_args, windows, auxiliary, r
         self.path, self.identity, self.seed = path, identity, seed
         training.seed_everything(seed)
-        self.net = FRD(**model_args).to(r.device)
+        self.net = model.FRD(**model_args).to(r.device)
         self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=plan["lr"], betas=BETAS, fused=True)
         self.bank, self.epoch, self.seconds, self.done = Bank(max(1, int(plan["beta"] * plan["batch_size"]))), 0, 0.0, False
         self.labels, self.features = None, None
@@ -137,14 +138,14 @@ class Trainer:
         with self.run.autocast():
             out = self.net(features)
             bank_error = self.net.error(bank) if bank is not None else None
-        parts = losses(out, self.agreement(first, features), bank_error, plan["weights"])
+        parts = model.losses(out, self.agreement(first, features), bank_error, plan["weights"])
         self.optimizer.zero_grad(set_to_none=True)
         parts["total"].backward()
         self.run.average_gradients([p for p in self.net.parameters() if p.grad is not None])
         self.optimizer.step()
         if plan["bank"]:
             with torch.no_grad():
-                joins = joins_bank(parts["pseudo"], out["score"].float()[..., 0], plan["bank_type"], plan["delta"])
+                joins = model.joins_bank(parts["pseudo"], out["score"].float()[..., 0], plan["bank_type"], plan["delta"])
                 self.bank.add(features[joins], first[joins.cpu().numpy()], rng)
         return {k: parts[k].detach() for k in ("total", "reconstruction", "disruption", "scorer")}, parts["pseudo"]
 

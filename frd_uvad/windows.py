@@ -1,9 +1,9 @@
 """What the training of FRD-UVAD reads: windows of consecutive clips, and the bank of those that look abnormal."""
 import numpy as np
-import torch
 
 from common.batches import read_ahead
 from common.files import UserError
+from common.late import torch
 
 
 class Windows:

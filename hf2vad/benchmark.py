@@ -2,13 +2,13 @@
 import time
 
 import numpy as np
-import torch
 
 from common import training
 from common.batches import Batches
 from common.benchmark import line, rate, rates, synchronize, where
 from common.flow import PairFlow
 from common.foreground import cubes_of_video, flow_of_video, motion_boxes, object_boxes
+from common.late import torch
 from common.parallel import cores
 from common.video import Decoder
 from hf2vad import preprocess, scoring

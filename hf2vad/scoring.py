@@ -2,13 +2,14 @@
 import copy
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from common import training
 from common.batches import Batches
 from common.files import UserError
-from hf2vad.model import HF2VAD, MLMemAE, cube_scores, fold
+from common.late import Late, torch
+
+model = Late("hf2vad.model")
 
 SIZES = {"full": {}, "small": dict(features_root=8, num_slots=100, shrink_threshold=0.01, nf_start=16, nf_max=32)}
 FIELDS = {"appearance": slice(None), "flow": slice(None)}
@@ -26,12 +27,12 @@ class Scorer:
 
     def __init__(self, net, run, *, optimised=True):
         self.run, self.optimised = run, optimised
-        self.net = (fold(copy.deepcopy(net)) if optimised else net.eval()).to(run.device)
+        self.net = (model.fold(copy.deepcopy(net)) if optimised else net.eval()).to(run.device)
         if optimised:
             self.net.to(memory_format=torch.channels_last)
-        self.whole = isinstance(net, HF2VAD)
+        self.whole = isinstance(net, model.HF2VAD)
 
-    @torch.inference_mode()
+    @training.inference
     def score(self, batch):
         frames, flows = to_input(batch)
         if self.optimised:
@@ -47,7 +48,7 @@ class Scorer:
                 out = {"of_recon": recon, **self.net.vunet(frames[:, :self.net.past_channels], recon, prior=False)}
             else:
                 out = self.net(frames, flows, prior=not self.optimised)
-        return cube_scores(out, frames, flows)
+        return model.cube_scores(out, frames, flows)
 
     def score_records(self, records, label, batch_size=256):
         return self.score_data(Batches(records, FIELDS, self.run.device), label, batch_size)
@@ -94,8 +95,8 @@ def build(model_args, stage):
     args = {k: tuple(v) if isinstance(v, list) else v for k, v in model_args.items()}
     if stage == "memae":
         keep = ("features_root", "num_slots", "shrink_threshold", "mem_usage", "skip_ops", "spatial_size")
-        return MLMemAE(**{k: v for k, v in args.items() if k in keep})
-    return HF2VAD(**args)
+        return model.MLMemAE(**{k: v for k, v in args.items() if k in keep})
+    return model.HF2VAD(**args)
 
 
 def load_model(path, model_args=None):

@@ -12,14 +12,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np  # noqa: E402
-import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from common import benchmark, training  # noqa: E402
 from common.batches import Batches, copy_rows  # noqa: E402
 from common.files import UserError, load_array, read_json, replacing, run, write_json  # noqa: E402
+from common.late import Late, torch  # noqa: E402
 from hf2vad import preprocess, scoring  # noqa: E402
-from hf2vad.model import cvae_losses, full_losses, memae_losses  # noqa: E402
+
+model = Late("hf2vad.model")
 
 STAGES = ("memae", "cvae", "finetune")
 # The paper's configuration; decay: factor of lr after so many (parts of) epochs
@@ -128,16 +129,16 @@ class Stage:
             flow = batch["flow"].flatten(1, 2).float().contiguous(memory_format=torch.channels_last)
             with self.run.autocast():
                 out = self.net(flow)
-            return memae_losses(out, flow)
+            return model.memae_losses(out, flow)
         frames, flows = scoring.to_input(batch)
         if self.name == "cvae":  # the frozen network's answers were written down once
             recon = batch["recon"].float().contiguous(memory_format=torch.channels_last)
             with self.run.autocast():
                 out = self.net.vunet(frames[:, :self.net.past_channels], recon)
-            return cvae_losses(out, frames[:, -3:])
+            return model.cvae_losses(out, frames[:, -3:])
         with self.run.autocast():
             out = self.net(frames, flows)
-        return full_losses(out, frames, flows)
+        return model.full_losses(out, frames, flows)
 
     def train_step(self, batch):
         losses = self.losses(batch)

@@ -8,15 +8,15 @@ import itertools
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from torch import nn
 from tqdm import tqdm
 
 from common import training
 from common.features import CLIP
 from common.files import UserError, first_line, load_array, read_json
+from common.late import Late, torch
 from common.video import Decoder, as_channels, resize
+
+frame_autoencoder = Late("scene_aware_ae.frame_autoencoder")
 
 STAND_IN = "none:autoencoder"
 PREPROCESS = ("clip", "paper")
@@ -89,38 +89,17 @@ class GivenFeatures:
 
 # ----------------------------------------------------------------------------------------------------------- stand-in
 
-class FrameAutoencoder(nn.Module):
-    """Convolutional autoencoder of small grey frames; the code keeps a grid, so that it says where things are."""
-    SIZE, CHANNELS = (96, 160), 8
-
-    def __init__(self):
-        super().__init__()
-
-        def down(a, b):
-            return nn.Sequential(nn.Conv2d(a, b, 4, 2, 1), nn.GroupNorm(4, b), nn.GELU())
-
-        def up(a, b):
-            return nn.Sequential(nn.ConvTranspose2d(a, b, 4, 2, 1), nn.GroupNorm(4, b), nn.GELU())
-        self.encoder = nn.Sequential(down(3, 24), down(24, 48), down(48, 96), down(96, 128), nn.Conv2d(128, self.CHANNELS, 1))
-        self.decoder = nn.Sequential(nn.Conv2d(self.CHANNELS, 128, 1), nn.GELU(), up(128, 96), up(96, 48), up(48, 24),
-                                     nn.ConvTranspose2d(24, 3, 4, 2, 1))
-
-    def forward(self, x):
-        code = self.encoder(x)
-        return self.decoder(code), code
-
-
 class StandIn:
     """An autoencoder trained on the dataset's own training frames: a stand-in for CLIP where nothing can be downloaded.
 
     Pixels that differ from their video's median frame weigh more, so that the code speaks of what moves.
     """
-    name, size = STAND_IN, FrameAutoencoder.SIZE
+    name, size = STAND_IN, (96, 160)
     STEPS, BATCH, LR = 1500, 16, 2e-3
     MOST = 400                     # frames of a video that it is trained on, spread over all
 
     def __init__(self, folder, r, videos=(), seed=0, steps=STEPS):
-        self.run, self.net, self.seed, self.steps = r, FrameAutoencoder(), seed, steps
+        self.run, self.net, self.seed, self.steps = r, frame_autoencoder.FrameAutoencoder(), seed, steps
         path = Path(folder) / f"stand_in-{seed}-{steps}.pt"
         if path.exists():
             state = training.load_checkpoint(path, "scene_aware_ae")
@@ -135,7 +114,7 @@ class StandIn:
                                             "std": self.std})
         self.net.eval().requires_grad_(False).to(r.device)
         self.hash = training.weights_hash(self.net)
-        self.width = FrameAutoencoder.CHANNELS * (self.size[0] // 16) * (self.size[1] // 16)
+        self.width = self.net.CHANNELS * (self.size[0] // 16) * (self.size[1] // 16)
 
     def sample(self, video):
         """Up to MOST small frames of a video, spread over all; more where its length is not known beforehand."""
@@ -146,7 +125,7 @@ class StandIn:
         rng = np.random.default_rng(self.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            self.net = FrameAutoencoder()
+            self.net = frame_autoencoder.FrameAutoencoder()
         small = [self.sample(v) for v in tqdm(videos, desc="read training frames", unit="video", dynamic_ncols=True, mininterval=5)]
         middle = [np.median(a, axis=0).astype(np.float32) for a in small]
         net = self.net.to(self.run.device).train()
@@ -159,7 +138,7 @@ class StandIn:
             frames = np.stack([small[v][t] for v, t in picked])
             weight = np.stack([np.abs(small[v][t] - middle[v]).max(-1) for v, t in picked])
             x = self.tensor(frames)
-            w = 1 + 30 * F.max_pool2d(torch.from_numpy(weight > 20).float()[:, None], 3, 1, 1).to(x.device)
+            w = 1 + 30 * torch.nn.functional.max_pool2d(torch.from_numpy(weight > 20).float()[:, None], 3, 1, 1).to(x.device)
             with self.run.autocast():
                 out, code = net(x)
             loss = ((out.float() - x).pow(2) * w).mean() + 1e-4 * code.float().pow(2).mean()

@@ -12,11 +12,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np  # noqa: E402
-import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from common import benchmark, datasets, evaluation, metrics, objects, plots, smoothing, training  # noqa: E402
 from common.files import UserError, run, writable_folder  # noqa: E402
+from common.late import torch  # noqa: E402
 from common.parallel import cores  # noqa: E402
 from common.video import Decoder, FrameCache, decoded, open_video  # noqa: E402
 from scene_aware_ae import preprocess, scoring  # noqa: E402

@@ -1,10 +1,11 @@
 """Features -> segments -> scores; checkpoints, ours and the authors'."""
 import numpy as np
-import torch
 
 from common import training
 from common.files import UserError, first_line
-from scene_aware_ae.model import SceneAwareAE, segment_scores
+from common.late import Late, torch
+
+model = Late("scene_aware_ae.model")
 
 LENGTH = 16                    # frames of a segment
 
@@ -23,7 +24,7 @@ def segments(frames, length=LENGTH):
     return out
 
 
-@torch.inference_mode()
+@training.inference
 def score_features(net, features, r, batch_size=512):
     """Features [T, D] of one video -> frame scores float32 [T], scene features [segments, D]."""
     parts = segments(len(features))
@@ -33,7 +34,7 @@ def score_features(net, features, r, batch_size=512):
         batch = torch.stack([x[a:b] for a, b, _ in parts[i:i + batch_size]])
         with r.autocast():
             out = net(batch)
-        values = segment_scores(out["recon"], batch).cpu().numpy()
+        values = model.segment_scores(out["recon"], batch).cpu().numpy()
         for (_, end, first), s in zip(parts[i:i + batch_size], values):
             scores[first:end] = s
         scenes.append(out["scene_feature"].float().cpu().numpy())
@@ -60,7 +61,7 @@ def load_model(path, num_heads=4):
         raise UserError(f"checkpoint {path} is not of this method: it has no proj_to_latent.weight")
     try:
         args = state["model_args"] if ours else args_of_weights(weights, num_heads)
-        net = SceneAwareAE(**args)
+        net = model.SceneAwareAE(**args)
         net.load_state_dict(weights)
     except (RuntimeError, ValueError, TypeError, KeyError, AttributeError, AssertionError, IndexError) as e:
         raise UserError(f"checkpoint {path} does not fit this model ({first_line(e)}…)") from None

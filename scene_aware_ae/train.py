@@ -12,14 +12,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np  # noqa: E402
-import torch  # noqa: E402
 
 from common import benchmark, training  # noqa: E402
 from common.batches import take_rows  # noqa: E402
 from common.files import UserError, run  # noqa: E402
+from common.late import Late, torch  # noqa: E402
 from common.steps import StepTrainer  # noqa: E402
 from scene_aware_ae import preprocess, scoring  # noqa: E402
-from scene_aware_ae.model import SceneAwareAE, losses  # noqa: E402
+
+model = Late("scene_aware_ae.model")
 
 ITERATIONS, PER_SCENE, LR = 5000, 30, 1e-4
 HIDDEN = LATENT = 256
@@ -85,7 +86,7 @@ class Trainer(StepTrainer):
 
     def __init__(self, plan, model_args, segments, r, path, identity, encoder=None):
         training.seed_everything(plan["seed"])
-        net, self.segments = SceneAwareAE(**model_args).to(r.device), segments
+        net, self.segments = model.SceneAwareAE(**model_args).to(r.device), segments
         super().__init__(net, torch.optim.Adam(net.parameters(), lr=plan["lr"], fused=True), plan, model_args, r, path, identity,
                          {"scenes": segments.scenes, "encoder": encoder})
 
@@ -95,7 +96,7 @@ class Trainer(StepTrainer):
         self.waited += time.perf_counter() - began
         with self.run.autocast():
             out = self.net(batch)
-        parts = losses(out, batch, self.segments.labels, mode=self.plan["mode"])
+        parts = model.losses(out, batch, self.segments.labels, mode=self.plan["mode"])
         self.descend(parts["total"])
         return {k: v.detach() for k, v in parts.items()}
 

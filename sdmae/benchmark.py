@@ -5,13 +5,13 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from common import plots, training
 from common.benchmark import line, rate, rates, where
 from common.files import UserError
+from common.late import torch
 from common.video import Decoder, as_channels, open_video
 from sdmae import live, scoring
 from sdmae.frames import STEPS, Frames, image_of

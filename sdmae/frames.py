@@ -1,8 +1,8 @@
 """From cached frames to the network's input: neighbours, gradients and scaling happen on the device, in batches."""
 import numpy as np
-import torch
 
 from common.batches import read_ahead, take_rows
+from common.late import torch
 
 SEEN = (-3, 0, 3)              # frames around t that the network sees
 STEPS = (-3, -1, 0, 1, 3)      # and those that a training sample needs: its gradient is that of -1 and 1

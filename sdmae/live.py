@@ -16,11 +16,11 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
 from common import plots, ranking, report, training
 from common.evaluation import safe
 from common.files import UserError, replacing, writable_folder
+from common.late import torch
 from common.video import Decoder, as_channels, decoded, open_video, resize
 from sdmae import scoring
 from sdmae.frames import SEEN

@@ -12,10 +12,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
-import torch  # noqa: E402
 
 from common import datasets, training  # noqa: E402
 from common.files import UserError, run, writable_folder  # noqa: E402
+from common.late import torch  # noqa: E402
 from common.parallel import add_shard_flag, share_out  # noqa: E402
 from common.plots import write_image  # noqa: E402
 from common.ubnormal import ubnormal  # noqa: E402

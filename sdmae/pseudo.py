@@ -3,15 +3,16 @@
 `self`: moving objects of the training videos, by motion masks. `ubnormal`: abnormal objects of UBnormal's training videos, by
 its masks (the paper's source). A bank holds sequences of crops; pasting is done on the device for a whole batch at once.
 """
+from __future__ import annotations
+
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 from common.files import UserError
+from common.late import torch
 from common.video import Decoder, resize
 
 SIDE = 64              # crops are kept at this size, px
@@ -202,11 +203,11 @@ def paste(five, bank, chosen, steps, span):
     x = x * (1 - 2 * chosen["mirror"])[:, None, None]
     grid = torch.stack([x[..., None, :].expand(m, k, span, span), y[..., None].expand(m, k, span, span)], dim=-1)
     grid = grid.flatten(0, 1)
-    over = F.grid_sample(crops.flatten(0, 1).float(), grid, padding_mode="border", align_corners=False)
+    over = torch.nn.functional.grid_sample(crops.flatten(0, 1).float(), grid, padding_mode="border", align_corners=False)
     over = over.view(m, k, -1, span, span).expand(-1, -1, c, -1, -1).movedim(2, -1)
-    alpha = F.grid_sample(masks.flatten(0, 1).float() / 255, grid, align_corners=False).view(m, k, 1, span, span)
+    alpha = torch.nn.functional.grid_sample(masks.flatten(0, 1).float() / 255, grid, align_corners=False).view(m, k, 1, span, span)
     # blended into frames with a border as wide as a square, so that no square is cut off
-    wide = F.pad(five[chosen["sample"]], (span, span, span, span))
+    wide = torch.nn.functional.pad(five[chosen["sample"]], (span, span, span, span))
     at = corner.long() + span
     inside = torch.arange(span, device=five.device)
     index = (torch.arange(m, device=five.device).view(m, 1, 1, 1), torch.arange(k, device=five.device).view(1, k, 1, 1),

@@ -3,14 +3,15 @@ import copy
 
 import cv2
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from common import training
 from common.batches import parts_of
 from common.files import UserError, first_line
+from common.late import Late, torch
 from sdmae.frames import NOISE_ROWS, Frames, noise_table
-from sdmae.model import SDMAE, pixel_errors
+
+model = Late("sdmae.model")
 
 # How frames are scored. Avenue and ShanghaiTech as published; the others are not published: Ped1, Ped2 and one's own footage as
 # Avenue, UBnormal as ShanghaiTech (the authors use one size and patch for both).
@@ -36,7 +37,7 @@ def picked(errors, rule):
     return errors[:, [i for i, k in enumerate(("distillation", "reconstruction")) if k in rule["parts"]]].sum(1)
 
 
-def fold(net, dtype=torch.float32):
+def fold(net, dtype=None):
     """A folded copy of a network."""
     return copy.deepcopy(net).fold(dtype)
 
@@ -52,7 +53,7 @@ class Scorer:
         self.student = "distillation" in rule["parts"]
         self.tables = torch.stack([noise_table(net.tokens, draw=i) for i in range(draws)]).to(r.device)
 
-    @torch.inference_mode()
+    @training.inference
     def errors(self, seen, numbers):
         """seen uint8 [n, 3, C, H, W], numbers: of the frames in their videos -> errors [n, 2, tokens] (distillation or 0, and
         reconstruction)."""
@@ -60,7 +61,7 @@ class Scorer:
         total = 0
         for table in self.tables:
             out = self.net(seen, table[rows], student=self.student)
-            total = total + torch.stack(pixel_errors(out, seen[:, 1], self.patch, self.rule["norm"]), dim=1)
+            total = total + torch.stack(model.pixel_errors(out, seen[:, 1], self.patch, self.rule["norm"]), dim=1)
         return total / len(self.tables)
 
 
@@ -165,7 +166,7 @@ def load_model(path, student=None, size=None):
             raise UserError(f"checkpoint {path} is not of this method: it has no patch_embed.proj.weight") from None
         args, state = dict(patch_size=int(patch), image_size=list(size or SIZE_OF_PATCH[int(patch)])), {}
     try:
-        net = SDMAE(**{**args, "image_size": tuple(args["image_size"])})
+        net = model.SDMAE(**{**args, "image_size": tuple(args["image_size"])})
         net.load_state_dict(weights)
     except (RuntimeError, ValueError, TypeError, KeyError) as e:
         raise UserError(f"checkpoint {path} does not fit this model ({first_line(e)}…)") from None

@@ -12,15 +12,16 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np  # noqa: E402
-import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from common import benchmark, datasets, metrics, training  # noqa: E402
 from common.batches import parts_of  # noqa: E402
 from common.files import UserError, run  # noqa: E402
+from common.late import Late, torch  # noqa: E402
 from sdmae import preprocess, pseudo, scoring  # noqa: E402
 from sdmae.frames import STEPS, Frames, gradient_of, image_of, target_of  # noqa: E402
-from sdmae.model import SDMAE, student_loss, teacher_loss  # noqa: E402
+
+model = Late("sdmae.model")
 
 EPOCHS, BATCH, LR, BETAS, DECAY = 200, 100, 1e-4, (0.9, 0.95), 0.05
 # The demo's network is small and its schedule short, so that it is trained in minutes; everything else is as published.
@@ -89,7 +90,7 @@ class Trainer:
         self.identity, self.seed, self.rule = identity, seed, rule
         self.bank, self.span = (bank.to(r.device), pseudo.span_of(bank)) if bank else (None, 0)
         training.seed_everything(seed)
-        self.net = SDMAE(**{**model_args, "image_size": tuple(model_args["image_size"])}).to(r.device)
+        self.net = model.SDMAE(**{**model_args, "image_size": tuple(model_args["image_size"])}).to(r.device)
         self.at, self.sums, self.seconds, self.done, self.statistics = {"epoch": 0, "step": 0}, {}, 0.0, False, None
         self.phase, self.optimizer, self.saved = None, None, time.perf_counter()
 
@@ -151,7 +152,7 @@ class Trainer:
         if self.phase == 1:
             with self.run.autocast():
                 out = net(image, noise, student=False)
-            loss = teacher_loss(out["teacher"], target, gradient, net.patch_size, weighted=self.plan["gradient_weights"])
+            loss = model.teacher_loss(out["teacher"], target, gradient, net.patch_size, weighted=self.plan["gradient_weights"])
             losses = {"teacher": loss.detach() / n}
             loss = loss * ((everyone or n) / n)   # a sum over the whole batch, once the processes' gradients are averaged
         else:
@@ -159,7 +160,7 @@ class Trainer:
                 with torch.no_grad():
                     shared, teacher, mask = net.teach(image, noise)
                 student = net.learn(shared)
-            loss = student_loss(student, teacher, mask)
+            loss = model.student_loss(student, teacher, mask)
             losses = {"student": loss.detach()}
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()

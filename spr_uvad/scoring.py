@@ -3,13 +3,14 @@ import io
 import pickle
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from common import objects, training
 from common.batches import Batches
 from common.files import UserError, first_line
-from spr_uvad.model import LBR, cube_errors
+from common.late import Late, torch
+
+model = Late("spr_uvad.model")
 
 SIZES = {"full": {}, "small": dict(features_root=8)}
 NO_MODEL, NO_BOX = 20.0, -20.0   # score of a cube in a block without a model, of a frame without boxes (authors' code)
@@ -63,7 +64,7 @@ def score(nets, records, block, r, label, batch_size=1024, rows=None):
                 with torch.inference_mode(), r.autocast():
                     got = net.folded(wanted["raw"])
                 for i, key in enumerate(got):
-                    out[places[done:done + len(part)], i] = cube_errors(got[key], wanted[key]).float().cpu().numpy()
+                    out[places[done:done + len(part)], i] = model.cube_errors(got[key], wanted[key]).float().cpu().numpy()
                 done += len(part)
                 bar.update(len(part))
     return r.gather(out)
@@ -107,7 +108,7 @@ def combine(errors, block, stats, w_raw, w_flow):
 # ------------------------------------------------------------------------------------------------------- checkpoints
 
 def build(model_args):
-    return LBR(**model_args)
+    return model.LBR(**model_args)
 
 
 def load_checkpoint(path):

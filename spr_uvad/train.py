@@ -12,15 +12,15 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np  # noqa: E402
-import torch  # noqa: E402
-import torch.distributed as dist  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from common import benchmark, training  # noqa: E402
 from common.batches import Batches  # noqa: E402
 from common.files import UserError, run  # noqa: E402
+from common.late import Late, torch  # noqa: E402
 from spr_uvad import advantage, preprocess, scoring  # noqa: E402
-from spr_uvad.model import MODES, cube_errors, self_paced_weights, weighted_loss  # noqa: E402
+
+model = Late("spr_uvad.model")
 
 # Constants of the paper's configuration: how fast refinement tightens, and the grid of blocks (rows, columns).
 PUBLISHED = {"ped1": dict(shrink=0.0001, grid=(4, 1)), "ped2": dict(shrink=0.005, grid=(1, 1)),
@@ -37,7 +37,7 @@ def parse(argv=None):
     g.add_argument("--setting", choices=["test", "merge"], default="test",
                    help="train on the test videos alone (the paper's partial mode), or on training and test videos together "
                    "(default: %(default)s)")
-    g.add_argument("--self-paced", choices=[*MODES, "none"], default="mixture",
+    g.add_argument("--self-paced", choices=["mixture", "hard", "linear", "huber", "none"], default="mixture",
                    help="how cubes with large errors lose weight (default: %(default)s)")
     g.add_argument("--warmup", type=int, default=WARMUP, help="epochs before refinement begins (default: %(default)s)")
     g.add_argument("--shrink", type=float, default=None,
@@ -136,14 +136,14 @@ class Trainer:
         """Self-paced weights of this process's cubes; mean and deviation are those of the whole batch."""
         with torch.no_grad(), self.run.autocast():
             raw = self.net.folded(cubes, flow=False)["raw"]
-        mine = cube_errors(raw, cubes)
+        mine = model.cube_errors(raw, cubes)
         if self.run.world > 1:
             everyone = torch.zeros(count, device=mine.device)
             everyone[part] = mine
-            dist.all_reduce(everyone)
+            torch.distributed.all_reduce(everyone)
         else:
             everyone = mine
-        return self_paced_weights(everyone, t, mode=self.plan["self_paced"], shrink=self.plan["shrink"],
+        return model.self_paced_weights(everyone, t, mode=self.plan["self_paced"], shrink=self.plan["shrink"],
                                   init_std_range=self.plan["std_range"])[part]
 
     def train_step(self, batch, part, count, t):
@@ -152,8 +152,8 @@ class Trainer:
         weights = 1.0 if t is None else self.weights(wanted["raw"], part, count, t)
         with self.run.autocast():
             got = self.net(wanted["raw"])
-        errors = {k: cube_errors(got[k], wanted[k]) for k in got}
-        losses = {f"loss_{k}": weighted_loss(e, weights, wanted[k][0].numel()) for k, e in errors.items()}
+        errors = {k: model.cube_errors(got[k], wanted[k]) for k in got}
+        losses = {f"loss_{k}": model.weighted_loss(e, weights, wanted[k][0].numel()) for k, e in errors.items()}
         total = sum(losses.values())
         self.optimizer.zero_grad(set_to_none=True)
         total.backward()
@@ -322,13 +322,13 @@ def measure(args, ready, r):
     def published_pass():
         trainer.net.eval()
         with torch.no_grad(), r.autocast():
-            out = cube_errors(trainer.net(cubes_in)["raw"], cubes_in)
+            out = model.cube_errors(trainer.net(cubes_in)["raw"], cubes_in)
         trainer.net.train()
         return out
 
     def folded_pass():
         with torch.no_grad(), r.autocast():
-            return cube_errors(trainer.net.folded(cubes_in, flow=False)["raw"], cubes_in)
+            return model.cube_errors(trainer.net.folded(cubes_in, flow=False)["raw"], cubes_in)
 
     a, b = published_pass(), folded_pass()
     ways = {"step without refinement": lambda: trainer.train_step(batch, whole, n, None),

@@ -4,6 +4,7 @@ import importlib
 import shutil
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -44,6 +45,25 @@ def test_a_clock_that_jumps_changes_nothing():
     for path in [p for folder in ("common", *METHODS) for p in files(folder)]:
         names = {ast.unparse(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
         assert not names & {"time.time", "time.time_ns", "datetime.now", "datetime.datetime.now"}, path
+
+
+def scripts():
+    return [str(p.relative_to(ROOT)) for name in METHODS for p in files(name) if p.name in ("train.py", "eval.py", "preprocess.py", "pretrain.py")]
+
+
+@pytest.mark.parametrize("name", scripts())
+def test_help_answers_at_once(name):
+    """Under 1.5 s, the best of three on a machine that may be busy, and without torch, which alone takes longer."""
+    seconds = []
+    for _ in range(3):
+        began = time.perf_counter()
+        done = subprocess.run([sys.executable, "-X", "importtime", ROOT / name, "--help"], capture_output=True, text=True)
+        seconds.append(time.perf_counter() - began)
+        loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
+        assert done.returncode == 0 and "numpy" in loaded and not loaded & {"torch", "torchvision", "matplotlib", "open_clip", "sklearn"}
+        if seconds[-1] < 1.5:
+            return
+    raise AssertionError(f"{name} --help took {min(seconds):.1f} s")
 
 
 def test_evaluations_look_alike(capsys):

@@ -1,11 +1,10 @@
 """Clips of unlabeled videos for pre-training: read from the frame cache, cropped and flipped on the device, with their depth."""
 import numpy as np
-import torch
-import torch.nn.functional as F
 from tqdm import tqdm
 
 from common.batches import read_ahead, take_rows
 from common.files import UserError, first_line, load_array, replacing
+from common.late import torch
 from common.video import read_image, resize
 
 DEPTHS = "perspective, a folder of maps, or midas"
@@ -115,7 +114,7 @@ def midas(videos, arrays, folder, device):
                         "perspective, or a folder of maps made elsewhere") from None
     for video, array in tqdm(missing, desc="depth by MiDaS", unit="video", dynamic_ncols=True):
         x = torch.from_numpy(np.array(array[len(array) // 2])).to(device).permute(2, 0, 1)[None].float() / 255
-        x = F.interpolate(x.expand(-1, 3, -1, -1).flip(1), (256, 256), mode="bilinear")
+        x = torch.nn.functional.interpolate(x.expand(-1, 3, -1, -1).flip(1), (256, 256), mode="bilinear")
         mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
         with torch.inference_mode():
             near = net((x - mean) / std)[0].float().cpu().numpy()
@@ -151,10 +150,10 @@ def cut(frames, near, crops, size):
     crops = torch.from_numpy(crops).to(frames.device)
     theta = torch.zeros(n, 2, 3, device=frames.device)
     theta[:, 0, 0], theta[:, 1, 1], theta[:, :, 2] = crops[:, 2], crops[:, 3], crops[:, :2]
-    grid = F.affine_grid(theta, (n, 1, size, size), align_corners=False)
+    grid = torch.nn.functional.affine_grid(theta, (n, 1, size, size), align_corners=False)
     x = frames.permute(0, 1, 4, 2, 3).reshape(n, t * c, h, w)
     x = torch.cat([x, near[:, None]], dim=1).float() / 255
-    x = F.grid_sample(x, grid, padding_mode="border", align_corners=False)
+    x = torch.nn.functional.grid_sample(x, grid, padding_mode="border", align_corners=False)
     clips = x[:, :-1].view(n, t, c, size, size).transpose(1, 2)
     clips = clips.flip(1) if c == 3 else clips.expand(-1, 3, -1, -1, -1)
     return clips.contiguous(), x[:, -1]

@@ -12,16 +12,17 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np  # noqa: E402
-import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from common import evaluation, smoothing, training  # noqa: E402
 from common.datasets import report_skipped  # noqa: E402
 from common.features import CLIP, FeatureVideo, find_features, frames_of_clips  # noqa: E402
 from common.files import UserError, first_line, load_array, run, writable_folder  # noqa: E402
+from common.late import Late, torch  # noqa: E402
 from common.video import decoded, open_video  # noqa: E402
-from frd_uvad.svmae.detector import Detector  # noqa: E402
 from frd_uvad.svmae.preprocess import features_of_video  # noqa: E402
+
+detector = Late("frd_uvad.svmae.detector")
 
 METHOD = "svmae-detector"
 
@@ -74,7 +75,7 @@ def load_detector(path, fusion="concat"):
         raise UserError(f"checkpoint {path} is not of this method: it has no fc1.weight or no Aggregate")
     try:
         args = state["model_args"] if ours else args_of_weights(weights, fusion)
-        net = Detector(**args)
+        net = detector.Detector(**args)
         net.load_state_dict(weights)
     except (RuntimeError, TypeError, ValueError, KeyError, IndexError) as e:
         raise UserError(f"checkpoint {path} does not fit this model ({first_line(e)}…)") from None
@@ -89,7 +90,7 @@ def text_of(folder, video):
     return np.asarray(x, np.float32)
 
 
-@torch.inference_mode()
+@training.inference
 def score(net, video, text, r):
     """Scores of a video's clips, float32 [clips]: all of them in one pass, as the network looks along the video."""
     x = torch.from_numpy(video.clips(range(len(video))).astype(np.float32)).transpose(0, 1)[None].to(r.device)

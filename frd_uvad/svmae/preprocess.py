@@ -16,7 +16,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np  # noqa: E402
-import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from common import datasets, training  # noqa: E402
@@ -24,11 +23,14 @@ from common.ahead import ReadAhead  # noqa: E402
 from common.clip import ClipEncoder  # noqa: E402
 from common.features import CLIP  # noqa: E402
 from common.files import UserError, read_json, replacing, run, writable_folder, write_json  # noqa: E402
+from common.late import Late, torch  # noqa: E402
 from common.parallel import add_shard_flag, cores, share_out  # noqa: E402
 from common.video import Decoder, VideoFiles, resize  # noqa: E402
 from frd_uvad.preprocess import clips_of, describe  # noqa: E402
-from frd_uvad.svmae import model as m  # noqa: E402
 from frd_uvad.svmae.clips import DEPTHS, WHOLE, Depth, cut  # noqa: E402
+
+m = Late("frd_uvad.svmae.model")
+PRESETS = ("tiny", "vit_s", "vit_b", "vit_l")   # of m, which --help need not load
 
 METHOD = "svmae"
 SETTINGS = ("preset", "size", "frames", "seed", "pool", "motion_ratio", "alpha", "depth", "crops", "clip", "pretrained")
@@ -42,7 +44,7 @@ def parse(argv=None):
     g = parser.add_argument_group("features")
     g.add_argument("--checkpoint", required=True, help="of pretrain.py, VideoMAE's weights (with --preset), or random: an untrained "
                    "encoder to compare with")
-    g.add_argument("--preset", choices=m.PRESETS, default="vit_b", help="size of an encoder that is not of pretrain.py "
+    g.add_argument("--preset", choices=PRESETS, default="vit_b", help="size of an encoder that is not of pretrain.py "
                    "(default: %(default)s)")
     g.add_argument("--size", type=int, default=224, help="side of its input, px (default: %(default)s)")
     g.add_argument("--frames", type=int, default=16, help="frames of its clips (default: %(default)s)")
@@ -104,7 +106,7 @@ class Encoder:
         scale = self.size * 8 / 7 / min(frame.shape[:2])
         return resize(frame, tuple(round(s * scale) for s in frame.shape[:2]))
 
-    @torch.inference_mode()
+    @training.inference
     def __call__(self, clips, near):
         r, n, k = self.run, len(clips), len(self.crops)
         frames = torch.from_numpy(clips[:, np.arange(self.frames) * CLIP // self.frames]).to(r.device)

@@ -13,16 +13,18 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np  # noqa: E402
-import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from common import benchmark, datasets, plots, training  # noqa: E402
 from common.batches import parts_of  # noqa: E402
 from common.files import UserError, run  # noqa: E402
+from common.late import Late, torch  # noqa: E402
 from common.parallel import share_out  # noqa: E402
 from common.video import Decoder, FrameCache  # noqa: E402
-from frd_uvad.svmae import model as m  # noqa: E402
 from frd_uvad.svmae.clips import DEPTHS, WHOLE, Clips, Depth, cut, random_crops  # noqa: E402
+from frd_uvad.svmae.preprocess import PRESETS  # noqa: E402
+
+m = Late("frd_uvad.svmae.model")
 
 METHOD = "svmae"
 EPOCHS, WARMUP, BATCH, LR, BETAS, DECAY = 800, 40, 64, 1.5e-4, (0.9, 0.95), 0.05     # VideoMAE's recipe; lr is per 256 clips
@@ -33,7 +35,7 @@ def parse(argv=None):
     datasets.add_flags(parser)
     training.add_flags(parser, out="runs/svmae/<dataset>", epochs=EPOCHS, batch_size=BATCH, lr=f"{LR} · batch / 256")
     g = parser.add_argument_group("model")
-    g.add_argument("--preset", choices=m.PRESETS, default=None, help="size; tiny is for the demo and tests (default: vit_b, on demo tiny)")
+    g.add_argument("--preset", choices=PRESETS, default=None, help="size; tiny is for the demo and tests (default: vit_b, on demo tiny)")
     g.add_argument("--size", type=int, default=None, help="side of the crops, px, a multiple of 16 (default: 224, on demo 64)")
     g.add_argument("--frames", type=int, default=16, help="frames of a clip, even (default: %(default)s)")
     g.add_argument("--stride", type=int, default=2, help="frames between two of a clip (default: %(default)s)")
@@ -281,7 +283,7 @@ def pretrain(args, r):
     return trainer.path
 
 
-@torch.no_grad()
+@training.inference
 def preview(trainer, path, count=4):
     """One picture: for `count` clips the middle frame, its depth, cube difference, mask probability, mask and reconstruction."""
     plan, net, grid = trainer.plan, trainer.net.eval(), trainer.net.grid

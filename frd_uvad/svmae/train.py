@@ -10,16 +10,18 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np  # noqa: E402
-import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from common import training  # noqa: E402
 from common.features import find_features  # noqa: E402
 from common.files import UserError, read_text, run  # noqa: E402
+from common.late import Late, torch  # noqa: E402
 from common.steps import StepTrainer  # noqa: E402
-from frd_uvad.svmae.detector import FUSIONS, Detector, losses  # noqa: E402
 from frd_uvad.svmae.eval import METHOD, add_data_flags, add_eval_flags, evaluate, text_of  # noqa: E402
 from frd_uvad.svmae.preprocess import settings_of  # noqa: E402
+
+detector = Late("frd_uvad.svmae.detector")
+FUSIONS = ("concat", "add", "product", "add_up")
 
 SEGMENTS, ITERATIONS, BAGS, LR, DECAY = 32, 1000, 32, 1e-3, 5e-3
 
@@ -104,7 +106,7 @@ class Trainer(StepTrainer):
 
     def __init__(self, plan, model_args, bags, r, path, identity, extra):
         training.seed_everything(plan["seed"])
-        net, self.bags = Detector(**model_args).to(r.device), bags
+        net, self.bags = detector.Detector(**model_args).to(r.device), bags
         super().__init__(net, torch.optim.Adam(net.parameters(), lr=plan["lr"], weight_decay=DECAY, fused=True), plan, model_args, r, path,
                          identity, extra)
 
@@ -112,7 +114,7 @@ class Trainer(StepTrainer):
         rows = self.bags.draw(rng, self.plan["batch_size"] // 2)
         with self.run.autocast():
             out = self.net(self.bags.visual[rows], None if self.bags.text is None else self.bags.text[rows])
-        parts = losses({k: v.float() for k, v in out.items()}, top_k=self.plan["top_k"], dropout=0.7)
+        parts = detector.losses({k: v.float() for k, v in out.items()}, top_k=self.plan["top_k"], dropout=0.7)
         self.descend(parts["total"])
         return {k: parts[k].detach() for k in ("total", "rtfm", "smooth", "sparsity")}
 
