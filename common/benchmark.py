@@ -40,6 +40,19 @@ def rates(functions, items, device, seconds, rounds=3):
     return [statistics.median(x) for x in found]
 
 
+def matrix_rate(device, bf16=False, n=2048):
+    """FLOP/s of a matrix product here: the rate that networks are measured against."""
+    dtype = torch.bfloat16 if bf16 else torch.float32
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    return rate(lambda: a @ b, 2 * n ** 3, device, 1.0)
+
+
+def bandwidth(device, size=2 ** 28):
+    """Bytes/s, read and written, of a large copy."""
+    a, b = (torch.ones(size, dtype=torch.uint8, device=device) for _ in range(2))
+    return rate(lambda: b.copy_(a), 2 * size, device, 1.0)
+
+
 def rate(function, items, device, seconds):
     return rates([function], items, device, seconds, 1)[0]
 

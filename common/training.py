@@ -19,7 +19,7 @@ from common.files import UserError, claim, first_line, replacing, writable_folde
 from common.late import torch
 
 
-def add_flags(parser, *, out, epochs=None, batch_size=None, lr=None, number=None):
+def add_flags(parser, *, out, epochs=None, batch_size=None, lr=None, number=None, profile=True):
     """The flags that mean the same in every script. `number` reads numbers of stages: one or several. -> the group "run" """
     g = run = parser.add_argument_group("run")
     g.add_argument("--out", "--model_save_path", type=Path, default=None, help=f"folder of this run (default: {out})")
@@ -27,6 +27,9 @@ def add_flags(parser, *, out, epochs=None, batch_size=None, lr=None, number=None
     g.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto",
                    help="auto: bf16 autocast on a GPU that has it, fp32 elsewhere (CPUs with AMX gain from bf16 too)")
     g.add_argument("--seed", type=int, default=0)
+    if profile:
+        g.add_argument("--profile", type=int, nargs="?", const=10, default=None, metavar="STEPS",
+                       help="show where the time of that many steps goes, then stop (default: 10)")
     g.add_argument("--workers", type=int, default=None, help="processes that read and crop (default: one per core)")
     if lr:
         g = parser.add_argument_group("optimisation")
@@ -78,6 +81,15 @@ class Run:
         if self.world > 1 and not torch.distributed.is_initialized():
             # one process may prepare for hours while the others wait; torchrun itself notices one that has died
             torch.distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=timedelta(days=7))
+
+    @classmethod
+    def of(cls, args):
+        """As a script's flags say."""
+        run = cls(args.device, args.precision)
+        if getattr(args, "profile", None):
+            from common.profiling import StepProfiler
+            StepProfiler(run, args.profile, training=hasattr(args, "lr"))
+        return run
 
     @property
     def main(self):

@@ -152,7 +152,7 @@ def score_video(args, r):
 def main(argv=None):
     args = parse(argv)
     smoothing.parse(args.smoothing)
-    r = training.Run(args.device, args.precision)
+    r = training.Run.of(args)
     name = canonical_features(args.dataset) or args.dataset
     args.checkpoint = args.checkpoint or Path("runs/frd_uvad") / name / "frd.pt"
     scoring.load_model(args.checkpoint)  # a wrong file is refused before any work

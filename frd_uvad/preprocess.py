@@ -225,7 +225,7 @@ def main(argv=None):
     add_data_flags(parser)
     training.add_flags(parser, out="runs/frd_uvad/<dataset>")
     args = parser.parse_args(argv)
-    r = training.Run(args.device, args.precision)
+    r = training.Run.of(args)
     data = prepare(args, r)
     for split in ("train", "test"):
         videos = getattr(data, split)

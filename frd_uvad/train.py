@@ -325,7 +325,7 @@ def main(argv=None):
     began = time.perf_counter()
     plan_of(args)
     scoring.load_auxiliary(args.auxiliary)   # a wrong file is refused before any work
-    r = training.Run(args.device, args.precision)
+    r = training.Run.of(args)
     data = preprocess.prepare(args, r)
     if args.benchmark:
         return measure(args, data, r)

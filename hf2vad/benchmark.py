@@ -5,7 +5,7 @@ import numpy as np
 
 from common import training
 from common.batches import Batches
-from common.benchmark import line, rate, rates, synchronize, where
+from common.benchmark import line, matrix_rate, rate, rates, synchronize, where
 from common.flow import PairFlow
 from common.foreground import cubes_of_video, flow_of_video, motion_boxes, object_boxes
 from common.late import torch
@@ -14,15 +14,6 @@ from common.video import Decoder
 from hf2vad import preprocess, scoring
 
 CPU = torch.device("cpu")
-
-
-def matrix_rate(device, n=2048):
-    """GFLOP/s of a float32 matrix product here: the rate that convolutions are measured against."""
-    a, b = torch.randn(n, n, device=device), torch.randn(n, n, device=device)
-
-    def multiply():
-        (a @ b).sum().item()
-    return rate(multiply, 2 * n ** 3, device, 1.0) / 1e9
 
 
 def flops(function):
@@ -65,7 +56,7 @@ def benchmark_evaluation(args, r):
     print(f"\nHF2-VAD on {where(r)}; model: {what}; {n} cubes a batch")
     line("plain eager model", slow, "cubes/s", "flows in turn, prior drawn, no folding")
     line("optimised path", quick, "cubes/s", f"{quick / slow:.2f}×; folded norms, batched flows, no prior, channels_last")
-    work, peak = flops(lambda: fast.score(batch)) / n, matrix_rate(r.device)
+    work, peak = flops(lambda: fast.score(batch)) / n, matrix_rate(r.device, r.precision == "bf16") / 1e9
     line("share of this machine's matrix rate", 100 * quick * work / 1e9 / peak, "%",
          f"{work / 1e9:.2f} GFLOP a cube, {peak:.0f} GFLOP/s in a matrix product")
     a, b = plain.score(batch), fast.score(batch)

@@ -164,7 +164,7 @@ def main(argv=None):
     if args.batch_size < 1:
         raise UserError("--batch-size must be at least 1")
     smoothing.parse(args.smoothing)
-    r = training.Run(args.device, args.precision)
+    r = training.Run.of(args)
     if args.benchmark:
         from hf2vad.benchmark import benchmark_evaluation
         return benchmark_evaluation(args, r)

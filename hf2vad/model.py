@@ -88,12 +88,13 @@ class Memory(nn.Module):
     def forward(self, x):
         """[N, C, H, W] -> the same shape read from the memory, and the addressing [N, slots]."""
         flat = x.flatten(1)
-        w = F.softmax(F.linear(flat, self.memMatrix).float(), dim=1)  # the threshold is 1/slots: too fine for bf16
+        slots = self.memMatrix.to(flat.dtype)    # cast once: the copies of this matrix and of its gradient are half of a step on CPUs
+        w = F.softmax(F.linear(flat, slots).float(), dim=1)  # the threshold is 1/slots: too fine for bf16
         if self.shrink_threshold > 0:
             d = w - self.shrink_threshold
             w = F.relu(d) * w / (d.abs() + 1e-12)
             w = F.normalize(w, p=1, dim=1, eps=1e-12)
-        return (w.to(flat.dtype) @ self.memMatrix.to(flat.dtype)).view(x.shape), w
+        return (w.to(flat.dtype) @ slots).view(x.shape), w
 
 
 class MLMemAE(nn.Module):

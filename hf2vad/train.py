@@ -327,7 +327,7 @@ def train(args, ready, r):
 def main(argv=None):
     args = parse(argv)
     began = time.perf_counter()
-    r = training.Run(args.device, args.precision)
+    r = training.Run.of(args)
     ready = preprocess.prepare(args, r)
     if args.benchmark:
         from hf2vad.benchmark import benchmark_training

@@ -153,7 +153,7 @@ def score_video(args, net, state, r):
 def main(argv=None):
     args = parse(argv)
     smoothing.parse(args.smoothing)
-    r = training.Run(args.device, args.precision)
+    r = training.Run.of(args)
     name = datasets.canonical(args.dataset)
     if args.benchmark:
         from scene_aware_ae.benchmark import measure

@@ -187,7 +187,7 @@ def main(argv=None):
     if args.save_weights:
         encoders.check(args.clip or CLIP, "clip")
         return encoders.save_weights(args.clip or CLIP, args.pretrained, args.save_weights)
-    r = training.Run(args.device, args.precision)
+    r = training.Run.of(args)
     ready = prepare(args, r)
     if r.main:
         ready.summary()

@@ -138,7 +138,7 @@ def train(args, ready, encoder, r):
 def main(argv=None):
     args = parse(argv)
     began = time.perf_counter()
-    r = training.Run(args.device, args.precision)
+    r = training.Run.of(args)
     if args.benchmark:
         from scene_aware_ae.benchmark import measure
         return measure(args, r)

@@ -136,7 +136,7 @@ def map_range_of(maps, threshold):
 def main(argv=None):
     args = parse(argv)
     smoothing.parse(args.smoothing)
-    r = training.Run(args.device, args.precision)
+    r = training.Run.of(args)
     name = datasets.canonical(args.dataset)
     args.checkpoint = args.checkpoint or Path("runs/sdmae") / name / "sdmae.pt"
     if args.benchmark:

@@ -125,7 +125,7 @@ def preview(bank, ready, args, out):
     rows = rng.integers(0, len(frames), 12)
     five = frames.get(rows)
     chosen = pseudo.choose(bank, len(rows), 1.0, frames.size, rng)
-    seen, mask = pseudo.paste(five, bank, chosen, input_.STEPS, pseudo.span_of(bank))
+    seen, mask = pseudo.paste(five, bank, chosen, input_.STEPS)
     lines = []
     for pasted, m in zip(seen, mask):
         tiles = [input_.colours(pasted[i:i + 1])[0] for i in (0, 2, 4)] + [m.expand(3, -1, -1)]
@@ -146,10 +146,10 @@ def framed(t):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_flags(parser)
-    add_shard_flag(training.add_flags(parser, out="runs/sdmae/<dataset>"))
+    add_shard_flag(training.add_flags(parser, out="runs/sdmae/<dataset>", profile=False))
     add_pseudo_flags(parser)
     args = parser.parse_args(argv)
-    r = training.Run(args.device, args.precision)
+    r = training.Run.of(args)
     name = datasets.canonical(args.dataset)
     size, patch = input_of(args, name)
     ready = prepare(args, size, r)

@@ -35,6 +35,9 @@ class Bank:
     places: torch.Tensor     # float32 [n, LENGTH, 2]: centre, row and column, px
     source: str
 
+    def __post_init__(self):
+        self.largest = self.sizes.amax((1, 2)).cpu().numpy()     # side of each, px
+
     def to(self, device):
         return Bank(*(getattr(self, k).to(device) for k in ("crops", "masks", "sizes", "places")), self.source)
 
@@ -150,7 +153,8 @@ def from_ubnormal(data, size, channels, seed=0):
 # ----------------------------------------------------------------------------------------------------------- pasting
 
 def choose(bank, n, share, size, rng):
-    """Draw which of n samples of (height, width) `size` get an object, and how it moves: dict of tensors [m] on the CPU, or None.
+    """Draw which of n samples of (height, width) `size` get an object, and how it moves: dict of tensors [m] on the CPU, with `span`; or
+    None.
 
     Objects cut out of the training videos get one of KINDS; UBnormal's, which are abnormal, move as they did.
     """
@@ -168,20 +172,23 @@ def choose(bank, n, share, size, rng):
     place = np.where(rng.random((m, 1)) < 0.5, seen, rng.uniform((0.1, 0.05), (0.95, 0.95), (m, 2)) * size)
     out = dict(sample=samples, object=rng.integers(0, len(bank), m), speed=speed, turn=turn, grow=grow, bend=bend,
                mirror=rng.integers(0, 2, m), row=place[:, 0], column=place[:, 1])
-    return {k: torch.as_tensor(np.asarray(v), dtype=torch.int64 if k in ("sample", "object") else torch.float32)
-            for k, v in out.items()}
+    # the square that every one of them fits in, px; that of the bank's largest object would be many times as large
+    span = int(np.ceil((bank.largest[out["object"]] * grow).max())) + 2
+    return {"span": span, **{k: torch.as_tensor(np.asarray(v), dtype=torch.int64 if k in ("sample", "object") else torch.float32)
+                             for k, v in out.items()}}
 
 
-def paste(five, bank, chosen, steps, span):
+def paste(five, bank, chosen, steps):
     """Paste the `chosen` objects into frames uint8 [n, 5, C, H, W] -> (such frames, mask [n, 1, H, W] of the middle, 0 or 255).
 
-    steps: the frames' distances from t; span: side of the square that the largest enlarged object fits in, px.
+    steps: the frames' distances from t.
     """
     n, k, c, h, w = five.shape
     mask = five.new_zeros(n, 1, h, w)
     if chosen is None:
         return five, mask
-    chosen = {key: v.to(five.device, non_blocking=True) for key, v in chosen.items()}
+    span = chosen["span"]
+    chosen = {key: v.to(five.device, non_blocking=True) for key, v in chosen.items() if key != "span"}
     who, m, half = chosen["object"], len(chosen["object"]), LENGTH // 2
     middle, steps = list(steps).index(0), torch.tensor(steps, device=five.device)
     crops, masks = (x[who][:, steps + half] for x in (bank.crops, bank.masks))
@@ -221,8 +228,3 @@ def paste(five, bank, chosen, steps, span):
     five[chosen["sample"]] = wide[..., span:span + h, span:span + w]
     mask[chosen["sample"], 0] = full[:, span:span + h, span:span + w]
     return five, mask
-
-
-def span_of(bank):
-    """Side of the square that every enlarged object fits in, px."""
-    return int(np.ceil(float(bank.sizes.max()) * (STRETCH if bank.source == "self" else 1))) + 2

@@ -88,7 +88,7 @@ class Trainer:
     def __init__(self, plan, model_args, frames, bank, r, path, identity, seed, rule):
         self.plan, self.model_args, self.frames, self.run, self.path = plan, model_args, frames, r, path
         self.identity, self.seed, self.rule = identity, seed, rule
-        self.bank, self.span = (bank.to(r.device), pseudo.span_of(bank)) if bank else (None, 0)
+        self.bank = bank.to(r.device) if bank else None
         training.seed_everything(seed)
         self.net = model.SDMAE(**{**model_args, "image_size": tuple(model_args["image_size"])}).to(r.device)
         self.at, self.sums, self.seconds, self.done, self.statistics = {"epoch": 0, "step": 0}, {}, 0.0, False, None
@@ -142,7 +142,7 @@ class Trainer:
     def input(self, five, rng, noise):
         """Samples with pseudo anomalies -> network input, target, gradient, masking noise, all on the device."""
         chosen = pseudo.choose(self.bank, len(five), self.plan["pseudo_share"], self.frames.size, rng)
-        seen, mask = pseudo.paste(five, self.bank, chosen, STEPS, self.span)
+        seen, mask = pseudo.paste(five, self.bank, chosen, STEPS)
         return image_of(seen[:, ::2]), target_of(five[:, 2], mask), gradient_of(seen), noise.to(five.device, non_blocking=True)
 
     def step(self, five, rng, noise, everyone=None):
@@ -284,7 +284,7 @@ def train(args, ready, size, patch, r):
 def main(argv=None):
     args = parse(argv)
     began = time.perf_counter()
-    r = training.Run(args.device, args.precision)
+    r = training.Run.of(args)
     name = datasets.canonical(args.dataset)
     plan_of(args, name)
     size, patch = preprocess.input_of(args, name)

@@ -170,7 +170,7 @@ def score_video(args, r):
 def main(argv=None):
     args = parse(argv)
     smoothing.parse(args.smoothing)
-    r = training.Run(args.device, args.precision)
+    r = training.Run.of(args)
     args.checkpoint = args.checkpoint or Path("runs/spr_uvad") / datasets.canonical(args.dataset) / "spr.pt"
     if args.video:
         return score_video(args, r)

@@ -347,7 +347,7 @@ def measure(args, ready, r):
 def main(argv=None):
     args = parse(argv)
     began = time.perf_counter()
-    r = training.Run(args.device, args.precision)
+    r = training.Run.of(args)
     ready = preprocess.prepare(args, r, splits=("train", "test") if args.setting == "merge" else ("test",))
     if args.benchmark:
         return measure(args, ready, r)

@@ -48,7 +48,8 @@ def test_a_clock_that_jumps_changes_nothing():
 
 
 def scripts():
-    return [str(p.relative_to(ROOT)) for name in METHODS for p in files(name) if p.name in ("train.py", "eval.py", "preprocess.py", "pretrain.py")]
+    names = ("train.py", "eval.py", "preprocess.py", "pretrain.py")
+    return [str(p.relative_to(ROOT)) for name in METHODS for p in files(name) if p.name in names]
 
 
 @pytest.mark.parametrize("name", scripts())

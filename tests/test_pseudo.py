@@ -18,7 +18,7 @@ def test_pasted_objects_are_where_the_mask_says():
     bank = pseudo.bank_of(found, "self")
     five = torch.full((40, 5, 3, 32, 64), 10, dtype=torch.uint8)
     chosen = pseudo.choose(bank, 40, 0.5, (32, 64), rng)
-    seen, mask = pseudo.paste(five, bank, chosen, STEPS, pseudo.span_of(bank))
+    seen, mask = pseudo.paste(five, bank, chosen, STEPS)
     touched = torch.zeros(40, dtype=torch.bool)
     touched[chosen["sample"]] = True
     assert (five == 10).all() and 8 < int(touched.sum()) < 32

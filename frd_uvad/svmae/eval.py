@@ -148,7 +148,7 @@ def main(argv=None):
     smoothing.parse(args.smoothing)
     if not args.video and not args.features:
         raise UserError("nothing to score: give --features DIR, or --video FILE")
-    r = training.Run(args.device, args.precision)
+    r = training.Run.of(args)
     args.checkpoint = args.checkpoint or Path("runs/svmae") / f"{args.dataset}-detector" / "detector.pt"
     load_detector(args.checkpoint, args.fusion)   # a wrong file is refused before any work
     if args.video:

@@ -180,7 +180,7 @@ def build(videos, workers, show=True, *, files, encoder, args, r):
 
 def main(argv=None):
     args = parse(argv)
-    r = training.Run(args.device, args.precision)
+    r = training.Run.of(args)
     net, source = load_encoder(args, r)
     with r.main_first():
         data = datasets.find(args.dataset, args.data_root, args.labels)

@@ -362,7 +362,7 @@ def measure(args, r):
 
 def main(argv=None):
     args = parse(argv)
-    r = training.Run(args.device, args.precision)
+    r = training.Run.of(args)
     if args.benchmark:
         return measure(args, r)
     if args.preview:

@@ -157,7 +157,7 @@ def train(args, data, r):
 
 def main(argv=None):
     args = parse(argv)
-    r = training.Run(args.device, args.precision)
+    r = training.Run.of(args)
     data = find_features(args.dataset, args.features, args.labels)
     checkpoint = train(args, data, r)
     r.say(f"checkpoint {checkpoint}")

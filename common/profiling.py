@@ -1,0 +1,182 @@
+"""--profile: where the time of a step of training or scoring goes, by PyTorch's profiler, beside the floor that the machine sets.
+
+Nothing in the loops knows of it: hooks of PyTorch tell when a network, a backward pass or an optimizer begins and ends. A step of
+training lasts until the network is used again after the optimizer, a step of scoring (or encoding) until torch.inference_mode() ends.
+"""
+import sys
+
+import torch
+from torch.nn.modules import module as modules
+from torch.optim import optimizer as optimizers
+from torch.profiler import ProfilerActivity, profile, record_function
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
+
+from common.benchmark import bandwidth, matrix_rate, where
+
+WARM = 3                # steps before, of which the last one is counted: its FLOPs and bytes
+PARTS = {"outside": "waiting for data, Python", "tensors": "tensors outside the network", "forward": "forward", "backward": "backward",
+         "optimizer": "optimizer"}
+
+
+class Traffic(TorchDispatchMode):
+    """Bytes that every operation reads and writes, summed."""
+    total = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        if not function.is_view:
+            tensors = {id(x): x for x in tree_leaves((args, kwargs, out)) if isinstance(x, torch.Tensor)}
+            self.total += sum(x.numel() * x.element_size() for x in tensors.values())
+        return out
+
+
+class StepProfiler:
+    """Watches `steps` steps after a few that do not count, prints the table, and ends the script."""
+
+    def __init__(self, run, steps, training):
+        self.run, self.steps, self.training = run, steps, training
+        self.done, self.depth, self.regions, self.ended = 0, 0, [], False
+        self.work = {k: [0, 0] for k in PARTS}          # FLOPs and bytes of one step
+        self.counters, self.profiler = None, None
+        modules.register_module_forward_pre_hook(lambda *_: self.enter())
+        modules.register_module_forward_hook(lambda *_: self.leave(), always_call=True)
+        optimizers.register_optimizer_step_pre_hook(lambda *_: self.begin("optimizer"))
+        optimizers.register_optimizer_step_post_hook(lambda *_: self.optimized())
+        self.wrap(torch.Tensor, "backward", before=lambda: self.begin("backward"), after=self.end)
+        if not training:
+            self.inside = 0
+            self.wrap(torch.inference_mode, "__enter__", before=lambda: setattr(self, "inside", self.inside + 1))
+            self.wrap(torch.inference_mode, "__exit__", after=self.scored)
+
+    @staticmethod
+    def wrap(owner, name, before=lambda: None, after=lambda: None):
+        original = getattr(owner, name)
+
+        def wrapped(*args, **kwargs):
+            before()
+            out = original(*args, **kwargs)
+            after()
+            return out
+        setattr(owner, name, wrapped)
+
+    # ------------------------------------------------------------------------------------------------ parts of a step
+
+    def count(self, part):
+        """What was computed since the last call belongs to `part`."""
+        if self.counters:
+            flops, traffic = self.counters[0].get_total_flops(), self.counters[1].total
+            self.work[part][0] += flops - self.seen[0]
+            self.work[part][1] += traffic - self.seen[1]
+            self.seen = flops, traffic
+
+    def begin(self, part):
+        self.count("tensors")
+        region = record_function(f"vad::{part}")
+        region.__enter__()
+        self.regions.append((part, region))
+
+    def end(self):
+        part, region = self.regions.pop()
+        region.__exit__(None, None, None)
+        self.count(part)
+
+    def enter(self):
+        """Of modules the outermost alone is the network; those that run inside a backward pass belong to that."""
+        if self.ended:      # not in the optimizer's hook, which PyTorch's own mark of its step encloses
+            self.ended = False
+            self.step()
+        self.depth += 1
+        if self.depth == 1 and not self.regions:
+            self.begin("forward")
+
+    def leave(self):
+        self.depth -= 1
+        if self.depth == 0 and self.regions and self.regions[-1][0] == "forward":
+            self.end()
+
+    def optimized(self):
+        self.end()
+        self.ended = self.training
+
+    def scored(self):
+        self.inside -= 1
+        if self.inside == 0:
+            self.step()
+
+    # ----------------------------------------------------------------------------------------------------------- steps
+
+    def step(self):
+        """A step has ended."""
+        self.done += 1
+        if self.done == WARM - 1:
+            self.counters, self.seen = (FlopCounterMode(display=False), Traffic()), (0, 0)
+            for mode in self.counters:
+                mode.__enter__()
+        elif self.done == WARM:
+            self.count("tensors")
+            for mode in reversed(self.counters):
+                mode.__exit__(None, None, None)
+            self.counters = None
+            cuda = [ProfilerActivity.CUDA] if self.run.device.type == "cuda" else []
+            self.profiler = profile(activities=[ProfilerActivity.CPU, *cuda])
+            self.profiler.__enter__()
+            self.mark()
+        elif self.done > WARM:
+            if self.run.device.type == "cuda":
+                torch.cuda.synchronize()
+            self.marker.__exit__(None, None, None)
+            if self.done < WARM + self.steps:
+                return self.mark()
+            self.profiler.__exit__(None, None, None)
+            if self.run.main:
+                print(self.table(), flush=True)
+            self.run.close()
+            sys.exit(0)
+
+    def mark(self):
+        self.marker = record_function("vad::step")
+        self.marker.__enter__()
+
+    def table(self):
+        events = self.profiler.events()
+        steps = [e for e in events if e.name == "vad::step" and e.cpu_children is not None]
+        cuda = self.run.device.type == "cuda"
+        time = dict.fromkeys(PARTS, 0.0)                # ms a step
+        device = dict.fromkeys(PARTS, 0.0)
+        for step in steps:
+            time["outside"] += step.cpu_time_total
+            for e in step.cpu_children:
+                part = ("optimizer" if e.name.startswith("Optimizer.") else e.name.removeprefix("vad::") if e.name.startswith("vad::")
+                        else "tensors")
+                time[part] += e.cpu_time_total
+                time["outside"] -= e.cpu_time_total
+                device[part] += e.device_time_total
+        time, device = ({k: v / 1000 / len(steps) for k, v in x.items()} for x in (time, device))
+        rate, speed = matrix_rate(self.run.device, bf16=self.run.precision == "bf16"), bandwidth(self.run.device)
+        # networks are bound by arithmetic at best, everything else by memory
+        floor = {k: 1000 * (self.work[k][0] / rate if k in ("forward", "backward") else self.work[k][1] / speed) for k in PARTS}
+        what = {k: f"{self.work[k][0] / 1e9:.1f} GFLOP" if k in ("forward", "backward") else f"{self.work[k][1] / 2 ** 20:.1f} MiB moved"
+                for k in PARTS}
+        whole = sum(time.values())
+        lines = [f"one step of {'training' if self.training else 'scoring'}, mean of {len(steps)}, on {where(self.run)}; floor: FLOPs at "
+                 f"{rate / 1e9:.0f} GFLOP/s (a matrix product), bytes at {speed / 1e9:.1f} GB/s (a copy)", "",
+                 f"| part | ms | share |{' ms on the GPU |' if cuda else ''} floor, ms | |",
+                 f"|---|---|---|{'---|' if cuda else ''}---|---|"]
+        for k, name in PARTS.items():
+            if k in ("backward", "optimizer") and not self.training:
+                continue
+            known = k != "outside"
+            lines.append(f"| {name} | {time[k]:.1f} | {100 * time[k] / whole:.1f} % |{f' {device[k]:.1f} |' if cuda else ''} "
+                         f"{f'{floor[k]:.1f}' if known else '0'} | {what[k] if known else ''} |")
+        lines.append(f"| **whole step** | {whole:.1f} | |{f' {sum(device.values()):.1f} |' if cuda else ''} {sum(floor.values()):.1f} | "
+                     f"{100 * sum(floor.values()) / whole:.0f} % of the time |")
+        own = {}
+        for e in events:
+            if not e.name.startswith(("vad::", "Profiler", "Optimizer.")):
+                own[e.name] = own.get(e.name, 0.0) + (e.self_device_time_total if cuda else e.self_cpu_time_total)
+        most = sorted(own.items(), key=lambda x: -x[1])[:6]
+        total = sum(own.values()) or 1.0
+        lines += ["", "operators by their own time: " + ", ".join(f"{k.removeprefix('aten::')} {100 * v / total:.0f} %" for k, v in most)]
+        return "\n".join(["", *lines])
