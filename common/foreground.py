@@ -112,20 +112,48 @@ def record(s, channels):
                      ("box", "<f4", (4,)), ("frame", "<i4"), ("speed", "<f4")])
 
 
-def cut(boxes, frames, flows, speed, t, s, dtype):
-    """Records of one frame's boxes; frames uint8 [H, W, F*C], flows float32 [H, W, 2*F] interleaved over time."""
+class Ring:
+    """The pictures of a video around t as channels of one array, so that a box is cropped out of all of them at once.
+
+    steps: their distances from t. Each picture [H, W, C] is copied once, over the one that has fallen behind.
+    """
+
+    def __init__(self, steps):
+        self.slots, self.held, self.array = max(steps) - min(steps) + 1, {}, None
+
+    def put(self, number, picture):
+        slot = number % self.slots
+        if self.held.get(slot) == number:
+            return
+        if self.array is None:
+            self.channels = picture.shape[2]
+            self.array = np.empty((*picture.shape[:2], self.slots * self.channels), picture.dtype)
+        self.array[:, :, slot * self.channels:(slot + 1) * self.channels] = picture
+        self.held[slot] = number
+
+    def cut(self, lo, hi, numbers, size, out):
+        """Boxes of the pictures `numbers`, resized: into `out` [n, len(numbers), C, size, size]. lo, hi: corners [n, 2] (x, y), hi outside."""
+        parts = np.empty((len(lo), size, size, self.slots * self.channels), self.array.dtype)
+        for part, (x1, y1), (x2, y2) in zip(parts, lo, hi):
+            part.reshape(size, size, -1)[:] = cv2.resize(self.array[y1:y2, x1:x2], (size, size)).reshape(part.shape)
+        parts = parts.reshape(len(lo), size, size, self.slots, self.channels).transpose(3, 0, 4, 1, 2)
+        for i, number in enumerate(numbers):
+            out[:, i] = parts[number % self.slots]
+
+
+def cut(boxes, frames, flows, t, at, flow, s, dtype):
+    """Records of frame t's boxes. frames, flows: Rings of what is around it; flow: into it, float32 [H, W, 2]."""
     out = np.empty(len(boxes), dtype)
     out["frame"], out["box"] = t, boxes
-    h, w = speed.shape
+    h, w = flow.shape[:2]
     lo = np.clip(np.ceil(boxes[:, :2]), 0, [w - 1, h - 1]).astype(int)
     hi = np.clip(np.ceil(boxes[:, 2:]), lo + 1, [w, h]).astype(int)
-    size = (s.size, s.size)
+    lo, hi = lo.tolist(), hi.tolist()
+    frames.cut(lo, hi, [at(t + d) for d in s.frames], s.size, out["appearance"])
+    flows.cut(lo, hi, [at(t + d) for d in s.flows], s.size, out["flow"])
     for i, ((x1, y1), (x2, y2)) in enumerate(zip(lo, hi)):
-        a = cv2.resize(frames[y1:y2, x1:x2], size).reshape(s.size, s.size, -1)
-        f = cv2.resize(flows[y1:y2, x1:x2], size)
-        out["appearance"][i] = a.transpose(2, 0, 1).reshape(dtype["appearance"].shape)
-        out["flow"][i] = f.transpose(2, 0, 1).reshape(dtype["flow"].shape)
-        out["speed"][i] = speed[y1:y2, x1:x2].mean()
+        part = flow[y1:y2, x1:x2]
+        out["speed"][i] = cv2.mean(cv2.magnitude(part[..., 0], part[..., 1]))[0]
     return out
 
 
@@ -137,7 +165,7 @@ def cubes_of_video(frames, found, s, flow_into):
     last = len(frames) - 1
     at = (lambda t: min(max(t, 0), last))
     dtype = record(s, frames.shape[3])
-    flow_of, blurred = {}, {}
+    flow_of, blurred, pictures, motions = {}, {}, Ring(s.frames), Ring(s.flows)
     blur = (lambda t: cv2.GaussianBlur(np.ascontiguousarray(gray(frames[t])), (s.motion_blur, s.motion_blur), 0))
     for t in range(len(frames)):
         wanted = sorted({at(t + d) for d in s.flows} | {t})
@@ -155,10 +183,11 @@ def cubes_of_video(frames, found, s, flow_into):
         if not len(boxes):
             yield np.empty(0, dtype)
             continue
-        window = np.concatenate([frames[at(t + d)] for d in s.frames], axis=2)
-        flows = np.concatenate([flow_of[at(t + d)] for d in s.flows], axis=2)
-        speed = cv2.magnitude(flow_of[t][..., 0], flow_of[t][..., 1])
-        yield cut(boxes, window, flows, speed, t, s, dtype)
+        for d in s.frames:
+            pictures.put(at(t + d), frames[at(t + d)])
+        for d in s.flows:
+            motions.put(at(t + d), flow_of[at(t + d)])
+        yield cut(boxes, pictures, motions, t, at, flow_of[t], s, dtype)
 
 
 @lru_cache(maxsize=2)
