@@ -132,7 +132,7 @@ class Ring:
         self.held[slot] = number
 
     def cut(self, lo, hi, numbers, size, out):
-        """Boxes of the pictures `numbers`, resized: into `out` [n, len(numbers), C, size, size]. lo, hi: corners [n, 2] (x, y), hi outside."""
+        """Boxes of the pictures `numbers`, resized, into `out` [n, len(numbers), C, size, size]. lo, hi: corners (x, y), hi outside."""
         parts = np.empty((len(lo), size, size, self.slots * self.channels), self.array.dtype)
         for part, (x1, y1), (x2, y2) in zip(parts, lo, hi):
             part.reshape(size, size, -1)[:] = cv2.resize(self.array[y1:y2, x1:x2], (size, size)).reshape(part.shape)

@@ -50,6 +50,10 @@ class StepProfiler:
             self.wrap(torch.inference_mode, "__enter__", before=lambda: setattr(self, "inside", self.inside + 1))
             self.wrap(torch.inference_mode, "__exit__", after=self.scored)
 
+    @property
+    def left(self):
+        return WARM + self.steps - self.done
+
     @staticmethod
     def wrap(owner, name, before=lambda: None, after=lambda: None):
         original = getattr(owner, name)
@@ -112,6 +116,7 @@ class StepProfiler:
         self.done += 1
         if self.done == WARM - 1:
             self.counters, self.seen = (FlopCounterMode(display=False), Traffic()), (0, 0)
+            torch.backends.mha.set_fastpath_enabled(False)      # one operation that the modes cannot look into
             for mode in self.counters:
                 mode.__enter__()
         elif self.done == WARM:
@@ -119,6 +124,7 @@ class StepProfiler:
             for mode in reversed(self.counters):
                 mode.__exit__(None, None, None)
             self.counters = None
+            torch.backends.mha.set_fastpath_enabled(True)
             cuda = [ProfilerActivity.CUDA] if self.run.device.type == "cuda" else []
             self.profiler = profile(activities=[ProfilerActivity.CPU, *cuda])
             self.profiler.__enter__()
@@ -127,7 +133,7 @@ class StepProfiler:
             if self.run.device.type == "cuda":
                 torch.cuda.synchronize()
             self.marker.__exit__(None, None, None)
-            if self.done < WARM + self.steps:
+            if self.left:
                 return self.mark()
             self.profiler.__exit__(None, None, None)
             if self.run.main:
@@ -157,8 +163,8 @@ class StepProfiler:
         rate, speed = matrix_rate(self.run.device, bf16=self.run.precision == "bf16"), bandwidth(self.run.device)
         # networks are bound by arithmetic at best, everything else by memory
         floor = {k: 1000 * (self.work[k][0] / rate if k in ("forward", "backward") else self.work[k][1] / speed) for k in PARTS}
-        what = {k: f"{self.work[k][0] / 1e9:.1f} GFLOP" if k in ("forward", "backward") else f"{self.work[k][1] / 2 ** 20:.1f} MiB moved"
-                for k in PARTS}
+        what = {k: (f"{self.work[k][0] / 1e9:.1f} GFLOP; " if k in ("forward", "backward") else "")
+                + f"{self.work[k][1] / 2 ** 20:.1f} MiB moved" for k in PARTS}
         whole = sum(time.values())
         lines = [f"one step of {'training' if self.training else 'scoring'}, mean of {len(steps)}, on {where(self.run)}; floor: FLOPs at "
                  f"{rate / 1e9:.0f} GFLOP/s (a matrix product), bytes at {speed / 1e9:.1f} GB/s (a copy)", "",

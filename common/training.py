@@ -62,6 +62,8 @@ def seed_everything(seed):
 class Run:
     """Where a script runs: device, precision, and its place among torchrun's processes."""
 
+    profiler = None
+
     def __init__(self, device="auto", precision="auto"):
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         local = int(os.environ.get("LOCAL_RANK", 0))
@@ -88,7 +90,7 @@ class Run:
         run = cls(args.device, args.precision)
         if getattr(args, "profile", None):
             from common.profiling import StepProfiler
-            StepProfiler(run, args.profile, training=hasattr(args, "lr"))
+            run.profiler = StepProfiler(run, args.profile, training=hasattr(args, "lr"))
         return run
 
     @property
@@ -162,6 +164,8 @@ class Run:
         return array if self.world == 1 else np.concatenate(self.everyone(array))
 
     def close(self):
+        if self.profiler and self.profiler.left:
+            self.say(f"--profile: the run ended {self.profiler.left} steps too early for a table; give fewer STEPS, or more to do")
         if self.world > 1 and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 

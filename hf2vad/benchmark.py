@@ -37,7 +37,7 @@ def benchmark_evaluation(args, r):
     net, what = model_of(args)
     records = ready.records(ready.test)
     data = Batches(records, scoring.FIELDS, r.device)
-    n = min(args.batch_size, len(data))
+    n = min(args.batch_size or scoring.BATCH[r.device.type], len(data))
     rows = np.linspace(0, len(data) - 1, n).astype(int)
     batch = data.get(rows)
     plain, fast = scoring.Scorer(net, r, optimised=False), scoring.Scorer(net, r)

@@ -173,13 +173,15 @@ class NormConv2d(nn.Module):
 def space_to_depth(x):
     """[N, C, H, W] -> [N, 4C, H/2, W/2], channel = (row * 2 + column) * C + c."""
     n, c, h, w = x.shape
-    return x.view(n, c, h // 2, 2, w // 2, 2).permute(0, 3, 5, 1, 2, 4).reshape(n, 4 * c, h // 2, w // 2)
+    x = x.permute(0, 2, 3, 1).reshape(n, h // 2, 2, w // 2, 2, c)      # rows of channels are copied whole
+    return x.permute(0, 1, 3, 2, 4, 5).reshape(n, h // 2, w // 2, 4 * c).permute(0, 3, 1, 2)
 
 
 def depth_to_space(x):
     """Inverse of space_to_depth."""
     n, c, h, w = x.shape
-    return x.view(n, 2, 2, c // 4, h, w).permute(0, 3, 4, 1, 5, 2).reshape(n, c // 4, 2 * h, 2 * w)
+    x = x.permute(0, 2, 3, 1).reshape(n, h, w, 2, 2, c // 4)
+    return x.permute(0, 1, 3, 2, 4, 5).reshape(n, 2 * h, 2 * w, c // 4).permute(0, 3, 1, 2)
 
 
 def dropout(x, p, training):
@@ -207,8 +209,8 @@ class Residual(nn.Module):
         self.dropout = dropout
 
     def forward(self, x, skip=None):
-        h = x if skip is None else torch.cat([x, self.pre(F.elu(skip))], dim=1)
-        return x + self.conv2d(dropout(F.elu(h), self.dropout, self.training))
+        h = F.elu(x) if skip is None else F.elu(torch.cat([x, self.pre(F.elu(skip))], dim=1), inplace=True)
+        return self.conv2d(dropout(h, self.dropout, self.training)).add_(x)
 
 
 class DownConv(nn.Module):

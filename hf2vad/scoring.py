@@ -12,6 +12,7 @@ from common.late import Late, torch
 model = Late("hf2vad.model")
 
 SIZES = {"full": {}, "small": dict(features_root=8, num_slots=100, shrink_threshold=0.01, nf_start=16, nf_max=32)}
+BATCH = {"cuda": 256, "cpu": 64}     # cubes at once: a CPU's cache holds their feature maps, and more are 10 to 20 % slower
 FIELDS = {"appearance": slice(None), "flow": slice(None)}
 
 
@@ -28,8 +29,8 @@ class Scorer:
     def __init__(self, net, run, *, optimised=True):
         self.run, self.optimised = run, optimised
         self.net = (model.fold(copy.deepcopy(net)) if optimised else net.eval()).to(run.device)
-        if optimised:
-            self.net.to(memory_format=torch.channels_last)
+        if optimised:   # weights are cast once, instead of in every batch
+            self.net.to(torch.bfloat16 if run.precision == "bf16" else torch.float32, memory_format=torch.channels_last)
         self.whole = isinstance(net, model.HF2VAD)
 
     @training.inference
@@ -50,11 +51,12 @@ class Scorer:
                 out = self.net(frames, flows, prior=not self.optimised)
         return model.cube_scores(out, frames, flows)
 
-    def score_records(self, records, label, batch_size=256):
+    def score_records(self, records, label, batch_size=None):
         return self.score_data(Batches(records, FIELDS, self.run.device), label, batch_size)
 
-    def score_data(self, data, label, batch_size=256, rows=None):
+    def score_data(self, data, label, batch_size=None, rows=None):
         """Errors of all cubes, or of `rows`, in order: float32 [N, 2] (flow, frame). torchrun: every process scores a part."""
+        batch_size = batch_size or BATCH[self.run.device.type]
         rows = np.arange(len(data)) if rows is None else rows
         share = self.run.share(len(rows))
         mine = rows[share.start:share.stop]

@@ -29,7 +29,8 @@ def add_eval_flags(parser):
                    "and UBnormal, else L2)")
     g.add_argument("--parts", choices=["both", "reconstruction", "distillation"], default=None,
                    help="errors that are summed (default: the paper's; reconstruction on ShanghaiTech and UBnormal, else both)")
-    g.add_argument("--mask-draws", type=int, default=1, metavar="K", help="masks averaged over (default: %(default)s)")
+    g.add_argument("--mask-draws", type=int, default=1, metavar="K", help="masks averaged over; with 2 every token is removed once, for "
+                   "twice the time (default: %(default)s)")
 
 
 def parse(argv=None):

@@ -102,7 +102,10 @@ def target_of(frame, mask):
 def noise_table(tokens, seed=0, draw=0):
     """Masking noise of evaluation, float32 [NOISE_ROWS, tokens] in [0, 1): frame number t takes row t % NOISE_ROWS.
 
-    So a frame is masked alike in any batch, order or run.
+    So a frame is masked alike in any batch, order or run. Draws come in pairs: at a mask ratio of a half the second one removes what the
+    first one kept, so that every token is judged by its surroundings once.
     """
+    if draw % 2:
+        return 1 - noise_table(tokens, seed, draw - 1)
     generator = torch.Generator().manual_seed(seed * 1000 + draw)
     return torch.rand(NOISE_ROWS, tokens, generator=generator)

@@ -218,7 +218,15 @@ def test_scores_do_not_depend_on_the_batch(tmp_path):
         a = scoring.score(scorer, frames, np.arange(11), "", batch_size=11, quiet=True)
         b = scoring.score(scorer, frames, np.arange(11)[::-1].copy(), "", batch_size=3, quiet=True)[::-1]
         assert np.allclose(a, b, rtol=1e-4, atol=1e-7)
-    assert torch.equal(noise_table(32), noise_table(32)) and not torch.equal(noise_table(32), noise_table(32, draw=1))
+    assert torch.equal(noise_table(32), noise_table(32)) and not torch.equal(noise_table(32), noise_table(32, draw=2))
+
+
+def test_two_masks_remove_every_token_once():
+    net = small_net()
+    seen = torch.randint(0, 256, (3, 3, 3, 32, 64), dtype=torch.uint8)
+    for pair in (0, 2):
+        masks = [net(image_of(seen), noise_table(net.tokens, draw=pair + i)[5:8])["mask"] for i in (0, 1)]
+        assert (masks[0] + masks[1] == 1).all() and masks[0].any()
 
 
 def test_folded_network_equals_the_trained_one():

@@ -1,0 +1,68 @@
+"""--profile: its parts add up to the step, its FLOPs are right, and the scripts carry the flag."""
+import re
+import subprocess
+import sys
+
+from tests.helpers import ROOT, script, tiny_folder
+
+LOOP = """
+import sys
+sys.path.insert(0, {root!r})
+import torch
+from common import training
+from common.profiling import StepProfiler
+run = training.Run("cpu", "fp32")
+StepProfiler(run, 3, training={training})
+net = torch.nn.Sequential(torch.nn.Linear(512, 1024), torch.nn.ReLU(), torch.nn.Linear(1024, 256))
+optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+x = torch.randn(2048, 512)
+for step in range(100):
+    if {training}:
+        loss = net(x * 2).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    else:
+        with torch.inference_mode():
+            net(x * 2)
+raise SystemExit("it did not stop")
+"""
+
+
+def table(out):
+    """Part -> milliseconds, and GFLOP by part."""
+    rows = [[c.strip(" *") for c in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("| ") and "share" not in line]
+    return ({r[0]: float(r[1]) for r in rows},
+            {r[0]: float(m[1]) for r in rows if (m := re.match(r"([\d.]+) GFLOP", r[-1]))})
+
+
+def measured(training):
+    done = subprocess.run([sys.executable, "-c", LOOP.format(root=str(ROOT), training=training)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return table(done.stdout)
+
+
+def test_a_step_of_known_work():
+    forward = 2 * 2048 * (512 * 1024 + 1024 * 256) / 1e9              # two matrix products
+    ms, work = measured(True)
+    parts = ["waiting for data, Python", "tensors outside the network", "forward", "backward", "optimizer"]
+    assert list(ms) == [*parts, "whole step"] and abs(sum(ms[p] for p in parts) - ms["whole step"]) < 0.3
+    assert all(ms[p] > 0 for p in parts)
+    # the input needs no gradient, so the first layer has one product in the backward pass, the second one two
+    backward = 2 * 2048 * (512 * 1024 + 2 * 1024 * 256) / 1e9
+    assert abs(work["forward"] - forward) <= 0.051 and abs(work["backward"] - backward) <= 0.051
+    ms, work = measured(False)
+    assert list(ms) == [*parts[:3], "whole step"] and abs(work["forward"] - forward) <= 0.051
+
+
+def test_scripts_profile_themselves(tmp_path):
+    """Training ends after so many steps and leaves no finished checkpoint; scoring likewise."""
+    root = tiny_folder(tmp_path)
+    where = ("--dataset", "folder", "--data-root", root, "--cache", tmp_path / "cache", "--device", "cpu")
+    small = ("--size", "small", "--image-size", "32x64", "--patch", "8", "--epochs", "2", "--batch-size", "4")
+    done = script("sdmae/train.py", *where, *small, "--out", tmp_path / "a", "--profile", "2")
+    assert "one step of training, mean of 2" in done.stdout and table(done.stdout)[0]["optimizer"] > 0
+    assert not (tmp_path / "a/sdmae.pt").exists()
+    script("sdmae/train.py", *where, *small, "--out", tmp_path / "a")
+    done = script("sdmae/eval.py", *where, "--checkpoint", tmp_path / "a/sdmae.pt", "--out", tmp_path / "b", "--profile", "50")
+    assert "steps too early for a table" in done.stdout
