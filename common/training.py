@@ -14,6 +14,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from common.files import UserError, claim, first_line, replacing, writable_folder
 from common.late import torch
@@ -162,6 +163,12 @@ class Run:
     def gather(self, array):
         """Concatenate every process's array [n_i, ...] in rank order, on every process."""
         return array if self.world == 1 else np.concatenate(self.everyone(array))
+
+    def per_video(self, videos, function):
+        """{video name: function(video)} of all videos, on every process; each computes its share."""
+        bar = tqdm(videos[self.rank::self.world], desc="score", unit="video", disable=not self.main, dynamic_ncols=True, mininterval=2)
+        found = {name: value for part in self.everyone({v.name: function(v) for v in bar}) for name, value in part.items()}
+        return {v.name: found[v.name] for v in videos}
 
     def close(self):
         if self.profiler and self.profiler.left:

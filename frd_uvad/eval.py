@@ -12,7 +12,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np  # noqa: E402
-from tqdm import tqdm  # noqa: E402
 
 from common import evaluation, metrics, smoothing, training  # noqa: E402
 from common.datasets import report_skipped  # noqa: E402
@@ -75,8 +74,6 @@ def published_measures(scores, labels):
 
 def evaluate(args, data, checkpoint, r):
     """Score the test videos, print and write the results. -> metrics (rank 0)."""
-    if not r.main:
-        return None
     videos = data.test or data.train
     net, state = scoring.load_model(checkpoint)
     if net.scorer.fc1.in_features != data.width:
@@ -85,14 +82,17 @@ def evaluate(args, data, checkpoint, r):
     folder = writable_folder(args.out or Path(checkpoint).parent)
     dataset = data.as_dataset()
     scores, errors, began = {}, {}, time.perf_counter()
-    for v in tqdm(videos, desc="score", unit="video", dynamic_ncols=True, mininterval=2):
-        s, e = score(net, v, r)
+    found = r.per_video(videos, lambda v: score(net, v, r))
+    seconds = time.perf_counter() - began
+    if not r.main:
+        return None
+    for v in videos:
+        s, e = found[v.name]
         labels = data.labels(v) if data.has_labels and data.test else None
         frames = len(labels) if labels is not None else len(v) * CLIP
         scores[v.name] = frames_of_clips(s, frames)
         if e is not None:
             errors[v.name] = frames_of_clips(e, frames)
-    seconds = time.perf_counter() - began
     if not data.test:
         from common.video import Video
         dataset.test = [Video(v.name, v.path or data.root) for v in videos]

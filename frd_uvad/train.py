@@ -317,6 +317,10 @@ def measure(args, data, r):
                 break
         seconds = time.perf_counter() - began
         benchmark.line(name, n / seconds, "windows/s", f"waits for data {100 * windows.waited / seconds:.1f} %")
+    windows.whole, rows = None, order[:plan["batch_size"]]
+    one, all_ = benchmark.rates([lambda: torch.cat([windows.get(rows[i:i + 1]) for i in range(len(rows))]), lambda: windows.get(rows)],
+                                len(rows), r.device, args.benchmark)
+    benchmark.line("reading alone, a batch at once", all_, "windows/s", f"{all_ / one:.1f}× one window at a time ({one:.0f})")
     print(f"  peak memory {training.peak_memory():.0f} MiB")
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np  # noqa: E402
-from tqdm import tqdm  # noqa: E402
 
 from common import benchmark, datasets, evaluation, metrics, objects, plots, smoothing, training  # noqa: E402
 from common.files import UserError, run, writable_folder  # noqa: E402
@@ -69,15 +68,15 @@ def evaluate(args, ready, checkpoint, r):
     """Score the test set, print and write the results. -> metrics (rank 0)."""
     if not ready.test:
         raise UserError(f"{ready.data.name} has no test videos under {ready.data.root}; score single ones with --video")
-    if not r.main:
-        return None
     net, state = scoring.load_model(checkpoint)
     net.eval().to(r.device)
     folder = writable_folder(args.out or Path(checkpoint).parent)
     began = time.perf_counter()
-    scores = {v.name: scoring.score_features(net, ready.features.array(v), r)[0]
-              for v in tqdm(ready.test, desc="score", unit="video", dynamic_ncols=True, mininterval=2)}
-    seconds, labels = time.perf_counter() - began, evaluation.labels_of(scores, ready.data)
+    scores = r.per_video(ready.test, lambda v: scoring.score_features(net, ready.features.array(v), r)[0])
+    seconds = time.perf_counter() - began
+    if not r.main:
+        return None
+    labels = evaluation.labels_of(scores, ready.data)
     protocol, out = protocol_of(args, scores, labels), folder / args.protocol
     report = evaluation.evaluate(
         out, ready.data, scores, method=METHOD, protocol=protocol, baselines=baselines(args, ready), pictures=decoded, args=args,

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -21,7 +22,7 @@ from frd_uvad.eval import published_measures
 from frd_uvad.model import FRD, Attention, cumulative, joins_bank, losses, positions
 from frd_uvad.train import bank_sheet, parse
 from frd_uvad.windows import Bank, Windows
-from tests.helpers import ROOT, all_refused, refused, save_frames, save_video, script, tiny_folder, trained_by_two, walkers
+from tests.helpers import ROOT, all_refused, refused, save_frames, save_video, script, tiny_folder, torchrun, trained_by_two, walkers
 
 SMALL = ("--epochs", "2", "--batch-size", "8", "--num-blocks", "2", "--cross-clip", "2", "--workers", "1", "--device", "cpu")
 
@@ -315,3 +316,27 @@ def test_long_videos_out_of_clips(tmp_path):
 def test_torchrun_with_two_processes(trained, tmp_path):
     where = ("--dataset", "features", "--features", trained[1])
     assert "round 2" in trained_by_two("frd_uvad", "frd.pt", (*SMALL, "--rounds", "2"), where, tmp_path)
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the process of a rank in /proc")
+def test_a_killed_rank_ends_the_job_and_the_same_command_goes_on(trained, tmp_path):
+    flags = ("--dataset", "features", "--features", str(trained[1]), *SMALL, "--epochs", "60", "--out", str(tmp_path / "run"))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+               str(ROOT / "frd_uvad" / "train.py"), *flags]
+    job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+                           env={**os.environ, "OMP_NUM_THREADS": "1"})
+    path, deadline = tmp_path / "run" / "frd.pt", time.time() + 200
+    while time.time() < deadline and job.poll() is None and not path.exists():
+        time.sleep(0.01)
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            mine = str(tmp_path).encode() in (process / "cmdline").read_bytes() and b"\0RANK=1\0" in (process / "environ").read_bytes()
+        except OSError:
+            continue
+        if mine:
+            os.kill(int(process.name), signal.SIGKILL)
+    said = job.communicate(timeout=200)[1]
+    assert job.returncode != 0 and "SIGKILL" in said, said[-2000:]
+    assert not training.load_checkpoint(path)["done"]
+    said = torchrun("frd_uvad/train.py", *flags)
+    assert "going on at epoch" in said and training.load_checkpoint(path)["done"]

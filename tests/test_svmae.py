@@ -20,7 +20,7 @@ from frd_uvad.svmae import model as m
 from frd_uvad.svmae.clips import WHOLE, Clips, Depth, cut, random_crops
 from frd_uvad.svmae.eval import load_detector
 from frd_uvad.svmae.train import Bags, bags_of, segments
-from tests.helpers import ROOT, all_refused, refused, save_frames, save_video, script, tiny_folder, torchrun, walkers
+from tests.helpers import ROOT, all_refused, refused, same_scores, save_frames, save_video, script, tiny_folder, torchrun, walkers
 
 SMALL = ("--dataset", "folder", "--preset", "tiny", "--size", "32", "--frames", "4", "--stride", "1", "--batch-size", "6", "--workers", "1",
          "--device", "cpu")
@@ -127,6 +127,10 @@ def test_detector_trains_and_scores(features, trained, tmp_path):
         assert text in done.stdout, done.stdout
     scores = load_arrays(tmp_path / "run" / "strict" / "scores.npz", "scores")
     assert {k: len(v) for k, v in scores.items()} == {"b0": 40, "b1": 40}
+    # two processes draw a bag each, and share the scoring
+    torchrun("frd_uvad/svmae/train.py", *flags, "--out", tmp_path / "two")
+    script("frd_uvad/svmae/eval.py", "--features", folder, "--checkpoint", tmp_path / "two" / "detector.pt", "--out", tmp_path / "one")
+    same_scores(tmp_path / "two" / "strict" / "scores.npz", tmp_path / "one" / "strict" / "scores.npz")
     # one's own footage is encoded as the features were: a test video again has its scores again
     own = script("frd_uvad/svmae/eval.py", "--video", root / "test" / "b1", "--checkpoint", tmp_path / "run" / "detector.pt", "--out",
                  tmp_path / "own")

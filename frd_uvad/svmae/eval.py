@@ -12,7 +12,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np  # noqa: E402
-from tqdm import tqdm  # noqa: E402
 
 from common import evaluation, smoothing, training  # noqa: E402
 from common.datasets import report_skipped  # noqa: E402
@@ -103,8 +102,6 @@ def score(net, video, text, r):
 
 def evaluate(args, data, checkpoint, r):
     """Score the test videos, print and write the results. -> metrics (rank 0)."""
-    if not r.main:
-        return None
     if not data.test:
         raise UserError(f"{data.root} has no test videos to score")
     net, state = load_detector(checkpoint, args.fusion)
@@ -114,14 +111,18 @@ def evaluate(args, data, checkpoint, r):
         raise UserError(f"checkpoint {checkpoint} needs caption embeddings: give --text DIR")
     net.eval().to(r.device)
     dataset, scores, began = data.as_dataset(), {}, time.perf_counter()
-    for v in tqdm(data.test, desc="score", unit="video", dynamic_ncols=True, mininterval=2):
+    found = r.per_video(data.test, lambda v: score(net, v, args.text, r))
+    seconds = time.perf_counter() - began
+    if not r.main:
+        return None
+    for v in data.test:
         labels = data.labels(v) if data.has_labels else None
-        scores[v.name] = frames_of_clips(score(net, v, args.text, r), len(v) * CLIP if labels is None else len(labels))
+        scores[v.name] = frames_of_clips(found[v.name], len(v) * CLIP if labels is None else len(labels))
     out = writable_folder(args.out or Path(checkpoint).parent) / args.protocol
     protocol = evaluation.Protocol(args.protocol, args.smoothing, probabilities=True)
     report = evaluation.evaluate(
         out, dataset, scores, method="SVMAE", protocol=protocol, args=args,
-        extra=training.about(checkpoint, state, [net], time.perf_counter() - began, data.skipped, r))
+        extra=training.about(checkpoint, state, [net], seconds, data.skipped, r))
     report_skipped(data.skipped)
     evaluation.say_next("frd_uvad/svmae/eval.py", checkpoint, out, args, pictures=False)
     return report
