@@ -3,7 +3,6 @@
     encoder = ClipEncoder("ViT-B-16", "openai", "clip", run)
     encoder.encode(np.stack([encoder.fit(f) for f in frames]))      # float32 [n, encoder.width]
 """
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +23,7 @@ class ClipEncoder:
     def __init__(self, name, pretrained, preprocess, r, instead=""):
         import open_clip
         self.name, self.preprocess, self.run = name, preprocess, r
+        self.dtype = torch.float16 if r.device.type == "cuda" else torch.bfloat16 if r.precision == "bf16" else torch.float32
         try:
             model = open_clip.create_model(name, pretrained=None if pretrained == RANDOM else str(pretrained))
         except Exception as e:  # open_clip and the hub raise many kinds
@@ -42,11 +42,8 @@ class ClipEncoder:
         if preprocess == "paper":
             mean = std = (0.5, 0.5, 0.5)
         self.mean, self.std = (torch.tensor(x, device=r.device).view(1, 3, 1, 1) * 255 for x in (mean, std))
-        self.visual = visual.eval().requires_grad_(False).to(r.device, memory_format=torch.channels_last)
-        if r.device.type == "cuda" or r.precision == "bf16":
-            self.dtype = torch.float16 if r.device.type == "cuda" else torch.bfloat16
-        else:
-            self.dtype = None
+        # cast once: under autocast PyTorch's attention copies its weights for every position
+        self.visual = visual.eval().requires_grad_(False).to(r.device, self.dtype, memory_format=torch.channels_last)
         with torch.inference_mode():
             self.width = int(self.encode(np.zeros((1, *self.size, 3), np.uint8)).shape[1])
 
@@ -69,8 +66,8 @@ class ClipEncoder:
         x = x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
         if self.preprocess == "clip":
             x = x.flip(1)  # cached frames are BGR
-        x = ((x.float() - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        with torch.inference_mode(), torch.autocast(self.run.device.type, self.dtype) if self.dtype else nullcontext():
+        x = x.to(torch.float32, copy=True).sub_(self.mean).div_(self.std).to(self.dtype, memory_format=torch.channels_last)
+        with torch.inference_mode():
             return self.visual(x).float()
 
     def describe(self):
