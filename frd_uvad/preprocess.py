@@ -92,6 +92,9 @@ class Backbone:
             if hasattr(net, head):
                 setattr(net, head, torch.nn.Identity())
         self.net, self.crops, self.run = net.eval().requires_grad_(False).to(r.device), crops, r
+        for p in self.net.parameters():
+            if p.ndim == 5:
+                p.data = p.data.contiguous(memory_format=torch.channels_last_3d)
         self.mean, self.std = (torch.tensor(x, device=r.device).view(3, 1, 1, 1) for x in (MEAN, STD))
 
     def views(self, clip):
@@ -112,7 +115,7 @@ class Backbone:
 
     def encode(self, clips):
         with torch.inference_mode(), self.run.autocast():
-            x = self.net(torch.cat([self.views(c) for c in clips]))
+            x = self.net(torch.cat([self.views(c) for c in clips]).contiguous(memory_format=torch.channels_last_3d))
         return x.float().flatten(1).view(len(clips), self.crops, -1).cpu().numpy()
 
 
