@@ -148,6 +148,19 @@ class Run:
         torch.distributed.all_reduce(total)
         return total.cpu().numpy()
 
+    def part(self, n):
+        """This process's part of a batch of n samples, as common.batches.parts_of gives it, and what the mean loss over it counts in the
+        mean over the processes, so that both together are the mean over the batch. -> slice, float"""
+        if n < self.world:       # too few to share: every process takes all of them
+            return slice(None), 1.0
+        own = slice(self.rank, None, self.world)
+        return own, len(range(n)[own]) * self.world / n
+
+    def mean(self, values):
+        """{name: mean over the processes} of each process's {name: number}."""
+        every = self.everyone(values)
+        return {k: sum(x[k] for x in every) / len(every) for k in values}
+
     def share(self, n):
         """This process's contiguous part of range(n)."""
         return range(n * self.rank // self.world, n * (self.rank + 1) // self.world)

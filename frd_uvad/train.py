@@ -317,10 +317,19 @@ def measure(args, data, r):
                 break
         seconds = time.perf_counter() - began
         benchmark.line(name, n / seconds, "windows/s", f"waits for data {100 * windows.waited / seconds:.1f} %")
-    windows.whole, rows = None, order[:plan["batch_size"]]
-    one, all_ = benchmark.rates([lambda: torch.cat([windows.get(rows[i:i + 1]) for i in range(len(rows))]), lambda: windows.get(rows)],
-                                len(rows), r.device, args.benchmark)
-    benchmark.line("reading alone, a batch at once", all_, "windows/s", f"{all_ / one:.1f}× one window at a time ({one:.0f})")
+    rows = order[:plan["batch_size"]]
+
+    def reading(features, size):
+        def read():
+            windows.whole = features
+            return torch.cat([windows.get(rows[i:i + size]) for i in range(0, len(rows), size)])
+        return read
+    ways = {"one window at a time": reading(None, 1), "a batch at once": reading(None, len(rows))}
+    if whole is not None:
+        ways["a batch at once, on the device"] = reading(whole, len(rows))
+    found = benchmark.rates(list(ways.values()), len(rows), r.device, args.benchmark)
+    for name, value in zip(ways, found):
+        benchmark.line(f"reading alone, {name}", value, "windows/s", f"{value / found[0]:.1f}×")
     print(f"  peak memory {training.peak_memory():.0f} MiB")
 
 

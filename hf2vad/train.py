@@ -140,8 +140,9 @@ class Stage:
             out = self.net(frames, flows)
         return model.full_losses(out, frames, flows)
 
-    def train_step(self, batch):
-        losses = self.losses(batch)
+    def train_step(self, batch, share=1.0):
+        """One step on this process's part of a batch, whose mean loss counts `share` in the mean over the processes."""
+        losses = {k: v * share for k, v in self.losses(batch).items()}
         self.optimizer.zero_grad(set_to_none=True)
         losses["total"].backward()
         self.run.average_gradients(self.parameters)
@@ -160,12 +161,11 @@ class Stage:
             saved = began = time.perf_counter()
             data.waited, spent, first = 0.0, self.seconds, self.step
             for rows, batch in data.iterate(order, size, start=self.step):
-                if 1 < r.world <= len(rows):
-                    part = slice(r.rank * len(rows) // r.world, (r.rank + 1) * len(rows) // r.world)
-                    batch = {k: v[part] for k, v in batch.items()}
+                part, share = r.part(len(rows))
+                batch = {k: v[part] for k, v in batch.items()}
                 for g in self.optimizer.param_groups:
                     g["lr"] = self.plan["lr"] * self.plan["decay"](self.epoch + self.step / steps)
-                losses = self.train_step(batch)
+                losses = self.train_step(batch, share)
                 for k, v in losses.items():
                     self.sums[k] = self.sums.get(k, 0.0) + v.detach()
                 self.step += 1
@@ -182,7 +182,7 @@ class Stage:
                     saved = time.perf_counter()
             now = time.perf_counter()
             self.seconds = spent + now - began
-            means = {k: float(v) / steps for k, v in self.sums.items()}
+            means = r.mean({k: float(v) / steps for k, v in self.sums.items()})
             self.epoch, self.step, self.sums = self.epoch + 1, 0, {}
             r.sync_buffers(self.net)
             self.save()

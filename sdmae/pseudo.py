@@ -178,6 +178,17 @@ def choose(bank, n, share, size, rng):
                              for k, v in out.items()}}
 
 
+def of_part(chosen, part):
+    """What was chosen for the samples of a slice of the batch, numbered anew; or None."""
+    if chosen is None:
+        return None
+    numbers = np.full(int(chosen["sample"].max()) + 1, -1)
+    numbers[part] = np.arange(len(numbers[part]))
+    sample = torch.from_numpy(numbers[chosen["sample"].numpy()])
+    mine = sample >= 0
+    return {**{k: v if k == "span" else v[mine] for k, v in chosen.items()}, "sample": sample[mine]} if mine.any() else None
+
+
 def paste(five, bank, chosen, steps):
     """Paste the `chosen` objects into frames uint8 [n, 5, C, H, W] -> (such frames, mask [n, 1, H, W] of the middle, 0 or 255).
 

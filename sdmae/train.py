@@ -139,28 +139,33 @@ class Trainer:
         training.set_rng(state["rng"])
         return True
 
-    def input(self, five, rng, noise):
-        """Samples with pseudo anomalies -> network input, target, gradient, masking noise, all on the device."""
-        chosen = pseudo.choose(self.bank, len(five), self.plan["pseudo_share"], self.frames.size, rng)
+    def input(self, five, rng, noise, everyone=None):
+        """Samples with pseudo anomalies -> network input, target, gradient, masking noise, all on the device.
+
+        What is random is drawn for the whole batch of `everyone`'s, so that it does not depend on the number of processes.
+        """
+        chosen = pseudo.choose(self.bank, everyone or len(five), self.plan["pseudo_share"], self.frames.size, rng)
+        chosen = pseudo.of_part(chosen, self.run.part(everyone or len(five))[0])
         seen, mask = pseudo.paste(five, self.bank, chosen, STEPS)
         return image_of(seen[:, ::2]), target_of(five[:, 2], mask), gradient_of(seen), noise.to(five.device, non_blocking=True)
 
     def step(self, five, rng, noise, everyone=None):
         """One step of the present phase on this process's samples, of a batch of `everyone`'s. -> {name: loss}, detached."""
-        image, target, gradient, noise = self.input(five, rng, noise)
+        image, target, gradient, noise = self.input(five, rng, noise, everyone)
         net, n = self.net, len(five)
+        share = self.run.part(everyone or n)[1]
         if self.phase == 1:
             with self.run.autocast():
                 out = net(image, noise, student=False)
             loss = model.teacher_loss(out["teacher"], target, gradient, net.patch_size, weighted=self.plan["gradient_weights"])
-            losses = {"teacher": loss.detach() / n}
-            loss = loss * ((everyone or n) / n)   # a sum over the whole batch, once the processes' gradients are averaged
+            losses = {"teacher": loss.detach() / n * share}
+            loss = loss * (share * (everyone or n) / n)   # a sum over the whole batch, once the processes' gradients are averaged
         else:
             with self.run.autocast():
                 with torch.no_grad():
                     shared, teacher, mask = net.teach(image, noise)
                 student = net.learn(shared)
-            loss = model.student_loss(student, teacher, mask)
+            loss = model.student_loss(student, teacher, mask) * share
             losses = {"student": loss.detach()}
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -186,10 +191,9 @@ class Trainer:
         size, first = plan["batch_size"], at["step"]
         began = time.perf_counter()
         spent, self.frames.waited = self.seconds, 0.0
-        for rows, five in self.frames.iterate(parts_of(order, size, first, r.rank, r.world)):
-            rng = np.random.default_rng([self.seed, at["epoch"], at["step"], r.rank])
-            noise = torch.from_numpy(rng.random((len(rows), self.net.tokens), np.float32))
-            everyone = min(size, len(order) - at["step"] * size)
+        for _, five in self.frames.iterate(parts_of(order, size, first, r.rank, r.world)):
+            rng, everyone = np.random.default_rng([self.seed, at["epoch"], at["step"], 0]), min(size, len(order) - at["step"] * size)
+            noise = torch.from_numpy(rng.random((everyone, self.net.tokens), np.float32)[r.part(everyone)[0]])
             self.set_rate(steps)
             for k, v in self.step(five, rng, noise, everyone).items():
                 self.sums[k] = self.sums.get(k, 0.0) + v
@@ -206,7 +210,7 @@ class Trainer:
                 self.save()
         now = time.perf_counter()
         self.seconds = spent + now - began
-        means = {k: float(v) / at["step"] for k, v in self.sums.items()}
+        means = r.mean({k: float(v) / at["step"] for k, v in self.sums.items()})
         r.sync_buffers(self.net)
         at["epoch"], at["step"], self.sums = at["epoch"] + 1, 0, {}
         if now - self.saved > 60 or at["epoch"] in (plan["student_from"], plan["epochs"]):

@@ -137,7 +137,7 @@ class Trainer:
         with torch.no_grad(), self.run.autocast():
             raw = self.net.folded(cubes, flow=False)["raw"]
         mine = model.cube_errors(raw, cubes)
-        if self.run.world > 1:
+        if 1 < self.run.world <= count:
             everyone = torch.zeros(count, device=mine.device)
             everyone[part] = mine
             torch.distributed.all_reduce(everyone)
@@ -146,8 +146,11 @@ class Trainer:
         return model.self_paced_weights(everyone, t, mode=self.plan["self_paced"], shrink=self.plan["shrink"],
                                   init_std_range=self.plan["std_range"])[part]
 
-    def train_step(self, batch, part, count, t):
-        """One step; t: number of refined steps before it, or None in warm-up. -> losses, raw errors of the batch's cubes."""
+    def train_step(self, batch, part, count, t, share=1.0):
+        """One step on this process's `part` of `count` cubes, whose mean loss counts `share` in the mean over the processes.
+
+        t: number of refined steps before it, or None in warm-up. -> losses, raw errors of the part's cubes.
+        """
         wanted = scoring.to_input(batch)
         weights = 1.0 if t is None else self.weights(wanted["raw"], part, count, t)
         with self.run.autocast():
@@ -156,7 +159,7 @@ class Trainer:
         losses = {f"loss_{k}": model.weighted_loss(e, weights, wanted[k][0].numel()) for k, e in errors.items()}
         total = sum(losses.values())
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        (total * share).backward()
         self.run.average_gradients(list(self.net.parameters()))
         self.optimizer.step()
         with torch.no_grad():
@@ -164,7 +167,7 @@ class Trainer:
             if t is not None:
                 losses["weight"] = weights.mean()
                 losses["given_up"] = (weights == 0).float().mean()
-        return {k: v.detach() for k, v in losses.items()}, errors["raw"].detach()
+        return {k: v.detach() * share for k, v in losses.items()}, errors["raw"].detach()
 
     def train(self, args, log, after_epoch):
         r, plan = self.run, self.plan
@@ -195,14 +198,13 @@ class Trainer:
         self.net.train()
         size, start = plan["batch_size"], first * plan["batch_size"]
         for rows, batch in data.iterate(self.rows[order], size, start=first):
-            where, part = order[start:start + size], slice(0, len(rows))
+            where, (part, share) = order[start:start + size], r.part(len(rows))
             start += size
-            if 1 < r.world <= len(rows):
-                part = slice(r.rank * len(rows) // r.world, (r.rank + 1) * len(rows) // r.world)
-                batch = {k: v[part] for k, v in batch.items()}
+            batch = {k: v[part] for k, v in batch.items()}
             t = (at["epoch"] - plan["warmup"]) * steps + at["step"] if refined else None
-            losses, raw = self.train_step(batch, part, len(rows), t)
-            self.errors[where[part]] = raw.cpu().numpy()
+            losses, raw = self.train_step(batch, part, len(rows), t, share)
+            if r.main or len(rows) >= r.world:      # they are summed over the processes
+                self.errors[where[part]] = raw.cpu().numpy()
             for k, v in losses.items():
                 self.sums[k] = self.sums.get(k, 0.0) + v
             at["step"] += 1
@@ -219,7 +221,7 @@ class Trainer:
                 saved = time.perf_counter()
         now = time.perf_counter()
         self.seconds = spent + now - began
-        means = {k: float(v) / steps for k, v in self.sums.items()}
+        means = r.mean({k: float(v) / steps for k, v in self.sums.items()})
         r.sync_buffers(self.net)
         errors = r.sum(self.errors)
         at["epoch"], at["step"], self.sums, self.errors = at["epoch"] + 1, 0, {}, np.zeros_like(self.errors)

@@ -1,4 +1,5 @@
 """Small videos and runs of the real scripts, shared by the tests."""
+import json
 import os
 import subprocess
 import sys
@@ -94,6 +95,25 @@ def trained_by_two(method, checkpoint, small, where, tmp_path):
     script(f"{method}/eval.py", *where, "--checkpoint", tmp_path / "run" / checkpoint, "--out", tmp_path / "one")
     same_scores(tmp_path / "run" / "strict" / "scores.npz", tmp_path / "one" / "strict" / "scores.npz")
     return said
+
+
+def same_losses(script_name, flags, where):
+    """One process and two log the same losses of the same batches, to 1e-4, batch norms and dropout being at rest."""
+    logs = []
+    for processes in (1, 2):
+        out = where / str(processes)
+        subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
+                        str(ROOT / "tests" / "still.py"), str(ROOT / script_name), *map(str, flags), "--out", str(out)],
+                       text=True, capture_output=True, timeout=400, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        logs.append([json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()])
+    compared = 0
+    assert len(logs[0]) == len(logs[1]) > 0
+    for one, two in zip(*logs):
+        for k in one:
+            if k in ("total", "loss", "teacher", "student") or k.startswith("loss_"):
+                assert abs(one[k] - two[k]) <= 1e-4 * abs(one[k]), (k, one, two)
+                compared += 1
+    assert compared >= 2
 
 
 def same_scores(a, b):

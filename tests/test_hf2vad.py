@@ -17,7 +17,7 @@ from common import objects, training
 from common.files import load_arrays
 from hf2vad import scoring
 from hf2vad.model import HF2VAD, dropout, fold
-from tests.helpers import ROOT, all_refused, refused, save_frames, save_video, script, tiny_folder, trained_by_two, walkers
+from tests.helpers import ROOT, all_refused, refused, same_losses, save_frames, save_video, script, tiny_folder, trained_by_two, walkers
 
 SMALL = ("--dataset", "folder", "--size", "small", "--epochs", "2,1,1", "--batch-size", "16", "--motion-area", "60",
          "--device", "cpu", "--workers", "1")
@@ -299,6 +299,7 @@ def test_frame_scores_by_hand():
 def test_torchrun_with_two_processes(trained, tmp_path):
     base, root, _ = trained
     trained_by_two("hf2vad", "finetune.pt", SMALL, ("--dataset", "folder", "--data-root", root, "--cache", base / "cache"), tmp_path)
+    same_losses("hf2vad/train.py", (*SMALL, "--data-root", root, "--cache", base / "cache"), tmp_path)
 
 
 def test_two_shards_at_once_make_what_one_job_makes(trained, tmp_path):

@@ -20,7 +20,7 @@ from sdmae import scoring
 from sdmae.frames import STEPS, Frames, gradient_of, image_of, noise_table, target_of
 from sdmae.model import SDMAE, error_maps, pixel_errors, teacher_loss, token_weights
 from sdmae.train import Trainer
-from tests.helpers import ROOT, cached, refused, save_frames, save_video, script, tiny_folder, trained_by_two, walkers
+from tests.helpers import ROOT, cached, refused, same_losses, save_frames, save_video, script, tiny_folder, trained_by_two, walkers
 
 SMALL = ("--dataset", "folder", "--size", "small", "--image-size", "64x96", "--patch", "8", "--epochs", "4", "--batch-size", "8",
          "--workers", "1", "--device", "cpu")
@@ -308,6 +308,7 @@ def test_boxes_of_maps_are_in_the_sources_pixels():
 def test_torchrun_with_two_processes(trained, tmp_path):
     where = ("--dataset", "folder", "--data-root", trained[1], "--cache", tmp_path / "cache")
     trained_by_two("sdmae", "sdmae.pt", SMALL, where, tmp_path)
+    same_losses("sdmae/train.py", (*SMALL, *where, "--batch-size", "7"), tmp_path)     # shares of 4 and 3
 
 
 def test_the_rate_falls_over_the_last_third_of_either_phase():

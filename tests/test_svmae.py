@@ -20,7 +20,19 @@ from frd_uvad.svmae import model as m
 from frd_uvad.svmae.clips import WHOLE, Clips, Depth, cut, random_crops
 from frd_uvad.svmae.eval import load_detector
 from frd_uvad.svmae.train import Bags, bags_of, segments
-from tests.helpers import ROOT, all_refused, refused, same_scores, save_frames, save_video, script, tiny_folder, torchrun, walkers
+from tests.helpers import (
+    ROOT,
+    all_refused,
+    refused,
+    same_losses,
+    same_scores,
+    save_frames,
+    save_video,
+    script,
+    tiny_folder,
+    torchrun,
+    walkers,
+)
 
 SMALL = ("--dataset", "folder", "--preset", "tiny", "--size", "32", "--frames", "4", "--stride", "1", "--batch-size", "6", "--workers", "1",
          "--device", "cpu")
@@ -102,6 +114,7 @@ def test_torchrun_with_two_processes(trained, tmp_path):
     torchrun("frd_uvad/svmae/pretrain.py", *SMALL, "--data-root", root, "--cache", tmp_path / "cache", "--out", tmp_path / "run",
              "--epochs", "1")
     assert training.load_checkpoint(tmp_path / "run" / "pretrain.pt")["done"]
+    same_losses("frd_uvad/svmae/pretrain.py", (*SMALL, "--data-root", root, "--cache", tmp_path / "cache", "--epochs", "2"), tmp_path)
 
 
 def test_features_are_what_detector_and_frd_uvad_read(features, trained):

@@ -132,11 +132,16 @@ class Trainer:
             return epoch / warm
         return 0.5 * (1 + math.cos(math.pi * (epoch - warm) / max(1e-9, whole - warm)))
 
-    def input(self, frames, near, rng):
-        """Raw clips -> tokens [n, L, 3, 512], nearness [n, L], mask [n, L]; cropped and masked anew by rng."""
-        clips, near = cut(frames, near, random_crops(len(frames), frames.shape[2:4], rng), self.plan["size"])
+    def input(self, frames, near, rng, everyone=None):
+        """Raw clips -> tokens [n, L, 3, 512], nearness [n, L], mask [n, L]; cropped and masked anew by rng.
+
+        Crops and masks are drawn for the whole batch of `everyone`'s, so that they do not depend on the number of processes.
+        """
+        everyone = everyone or len(frames)
+        part, _ = self.run.part(everyone)
+        clips, near = cut(frames, near, random_crops(everyone, frames.shape[2:4], rng)[part], self.plan["size"])
         tokens, near = m.tokenize(clips), m.pool(near, self.net.grid)
-        noise = torch.from_numpy(rng.random(tokens.shape[:2], np.float32)).to(tokens.device, non_blocking=True)
+        noise = torch.from_numpy(rng.random((everyone, tokens.shape[1]), np.float32)[part]).to(tokens.device, non_blocking=True)
         return tokens, near, self.mask(tokens, near, noise)
 
     def mask(self, tokens, near, noise):
@@ -148,13 +153,13 @@ class Trainer:
         p = m.mask_probability(m.cube_difference(tokens, self.net.grid), near, plan["space"], plan["time"])
         return m.draw_mask(p, plan["mask_ratio"], noise)
 
-    def step(self, frames, near, rng):
-        """One step on raw clips. -> loss, detached."""
-        tokens, near, mask = self.input(frames, near, rng)
+    def step(self, frames, near, rng, everyone=None):
+        """One step on this process's raw clips, of a batch of `everyone`'s. -> loss, detached."""
+        tokens, near, mask = self.input(frames, near, rng, everyone)
         with self.run.autocast():
             prediction, hidden = self.net(tokens, mask)
         weights = m.perspective_weights(near) if self.plan["loss"] == "perspective" else None
-        loss = m.reconstruction_loss(prediction, tokens, hidden, weights)
+        loss = m.reconstruction_loss(prediction, tokens, hidden, weights) * self.run.part(everyone or len(frames))[1]
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.run.average_gradients([p for p in self.net.parameters() if p.grad is not None])
@@ -179,7 +184,8 @@ class Trainer:
                 factor = self.lr(at["epoch"] + at["step"] / steps)
                 for g in self.optimizer.param_groups:
                     g["lr"] = plan["lr"] * g["scale"] * factor
-                loss = self.step(frames, near, np.random.default_rng([plan["seed"], at["epoch"], at["step"], r.rank]))
+                everyone = min(plan["batch_size"], len(order) - at["step"] * plan["batch_size"])
+                loss = self.step(frames, near, np.random.default_rng([plan["seed"], at["epoch"], at["step"], 0]), everyone)
                 self.sums["loss"] = self.sums.get("loss", 0.0) + loss
                 at["step"] += 1
                 bar.update()
@@ -194,7 +200,7 @@ class Trainer:
                     self.save()
                     saved = time.perf_counter()
             now = time.perf_counter()
-            self.seconds, mean = spent + now - began, float(self.sums["loss"]) / at["step"]
+            self.seconds, mean = spent + now - began, r.mean({"loss": float(self.sums["loss"]) / at["step"]})["loss"]
             at["epoch"], at["step"], self.sums = at["epoch"] + 1, 0, {}
             self.done = at["epoch"] == plan["epochs"]
             if self.done or now - saved > 60:
