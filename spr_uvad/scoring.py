@@ -13,6 +13,7 @@ from common.late import Late, torch
 model = Late("spr_uvad.model")
 
 SIZES = {"full": {}, "small": dict(features_root=8)}
+BATCH = {"cuda": 1024, "cpu": 128}     # cubes at once: a CPU's cache holds their feature maps, 1024 are half as fast
 NO_MODEL, NO_BOX = 20.0, -20.0   # score of a cube in a block without a model, of a frame without boxes (authors' code)
 
 
@@ -43,12 +44,13 @@ def blocks(boxes, sizes, grid):
     return np.concatenate(out)
 
 
-def score(nets, records, block, r, label, batch_size=1024, rows=None):
+def score(nets, records, block, r, label, batch_size=None, rows=None):
     """Summed squared errors of cubes. nets {block number: LBR}; float32 [n, 2] (raw, flow), NaN where a block has no model.
 
     All cubes, or those of `rows`. torchrun: every process scores a part.
     """
     rows = np.arange(len(block)) if rows is None else rows
+    batch_size = batch_size or BATCH[r.device.type]
     use_flow = any(n.use_flow for n in nets.values())
     data = Batches(records, fields(use_flow), r.device)
     share = r.share(len(rows))
