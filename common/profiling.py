@@ -3,7 +3,10 @@
 Nothing in the loops knows of it: hooks of PyTorch tell when a network, a backward pass or an optimizer begins and ends. A step of
 training lasts until the network is used again after the optimizer, a step of scoring (or encoding) until torch.inference_mode() ends.
 """
+import os
 import sys
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "5")      # the profiler's own remarks, such as that there is no GPU
 
 import torch
 from torch.nn.modules import module as modules

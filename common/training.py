@@ -88,10 +88,13 @@ class Run:
     @classmethod
     def of(cls, args):
         """As a script's flags say."""
+        steps = getattr(args, "profile", None)
+        if steps is not None and steps < 1:
+            raise UserError(f"--profile {steps}: the number of steps must be at least 1")
         run = cls(args.device, args.precision)
-        if getattr(args, "profile", None):
+        if steps:
             from common.profiling import StepProfiler
-            run.profiler = StepProfiler(run, args.profile, training=hasattr(args, "lr"))
+            run.profiler = StepProfiler(run, steps, training=hasattr(args, "lr"))
         return run
 
     @property
