@@ -29,6 +29,8 @@ def add_eval_flags(parser):
                    "and UBnormal, else L2)")
     g.add_argument("--parts", choices=["both", "reconstruction", "distillation"], default=None,
                    help="errors that are summed (default: the paper's; reconstruction on ShanghaiTech and UBnormal, else both)")
+    g.add_argument("--student-on", choices=["all", "removed"], default="all", help="tokens that the student's error counts on: all, as "
+                   "published, or those that were removed, which alone it is trained on (default: %(default)s)")
     g.add_argument("--mask-draws", type=int, default=1, metavar="K", help="masks averaged over; with 2 every token is removed once, for "
                    "twice the time (default: %(default)s)")
 
@@ -72,7 +74,7 @@ class Scored:
         self.net, self.state = scoring.load_model(args.checkpoint, args.student, size)
         self.size, self.patch = tuple(self.state["model_args"]["image_size"]), self.net.patch_size
         self.dataset = self.state.get("identity", {}).get("dataset", dataset)
-        self.rule = scoring.rule_of(self.dataset, args.norm, args.parts)
+        self.rule = scoring.rule_of(self.dataset, args.norm, args.parts, args.student_on)
         for key in ("mask_draws", "batch_size"):
             if getattr(args, key) is not None and getattr(args, key) < 1:
                 raise UserError(f"--{key.replace('_', '-')} must be at least 1")
@@ -82,7 +84,8 @@ class Scored:
     def statistics(self, args, r):
         """Those of the checkpoint, if they were made with this rule; else of the dataset's training videos; None without any."""
         known = self.state.get("statistics")
-        if known and known["norm"] == self.rule["norm"] and known["parts"] == list(self.rule["parts"]):
+        if known and [known["norm"], known["parts"], known.get("tokens", "all")] == [
+                self.rule["norm"], list(self.rule["parts"]), self.rule["tokens"]]:
             return known
         try:
             ready = preprocess.prepare(args, self.size, r, splits=("train",))

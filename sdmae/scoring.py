@@ -23,8 +23,9 @@ SIZES = {"full": {}, "small": dict(embed_dim=64, decoder_dim=32, depth=2, decode
 QUANTILE = 0.999               # of the token errors of normal training frames: what is above counts as detected
 
 
-def rule_of(dataset, norm=None, parts=None):
-    rule = dict(PUBLISHED.get(dataset, AVENUE))
+def rule_of(dataset, norm=None, parts=None, tokens="all"):
+    """How frames of a dataset are scored; tokens: those that the student's error counts on, all of them or the removed ones."""
+    rule = {**PUBLISHED.get(dataset, AVENUE), "tokens": tokens}
     if norm:
         rule["norm"] = norm
     if parts:
@@ -58,11 +59,13 @@ class Scorer:
         """seen uint8 [n, 3, C, H, W], numbers: of the frames in their videos -> errors [n, 2, tokens] (distillation or 0, and
         reconstruction)."""
         rows = torch.as_tensor(np.asarray(numbers) % NOISE_ROWS, device=seen.device)
-        total = 0
+        distilled = reconstructed = counted = 0
         for table in self.tables:
             out = self.net(seen, table[rows], student=self.student)
-            total = total + torch.stack(model.pixel_errors(out, seen[:, 1], self.patch, self.rule["norm"]), dim=1)
-        return total / len(self.tables)
+            d, r = model.pixel_errors(out, seen[:, 1], self.patch, self.rule["norm"])
+            on = out["mask"].to(d.dtype) if self.rule["tokens"] == "removed" else torch.ones_like(d)
+            distilled, reconstructed, counted = distilled + d * on, reconstructed + r, counted + on
+        return torch.stack([distilled / counted.clamp(min=1), reconstructed / len(self.tables)], dim=1)
 
 
 def score(scorer, frames, rows, label, batch_size=64, quiet=False):
@@ -123,7 +126,7 @@ def statistics(scorer, frames, most=2000):
     tokens = picked(score(scorer, frames, rows, "training statistics"), scorer.rule)
     return {"token_quantiles": {str(q): float(np.quantile(tokens, q)) for q in (0.5, 0.9, 0.99, QUANTILE, 0.9999)},
             "frame_scores": [float(x) for x in tokens.mean(1)], "norm": scorer.rule["norm"],
-            "parts": list(scorer.rule["parts"])}
+            "parts": list(scorer.rule["parts"]), "tokens": scorer.rule["tokens"]}
 
 
 # ------------------------------------------------------------------------------------------------------- checkpoints

@@ -253,7 +253,7 @@ def train(args, ready, size, patch, r):
     frames = Frames(ready.arrays(ready.train), r.device, STEPS)
     if 1 < r.world and len(frames) < r.world:
         raise UserError(f"{len(frames)} training frames are too few for {r.world} processes")
-    rule = scoring.rule_of(dataset, args.norm, args.parts)
+    rule = scoring.rule_of(dataset, args.norm, args.parts, args.student_on)
     model_args = {**scoring.SIZES[args.size or ("small" if dataset == "demo" else "full")], "patch_size": patch,
                   "image_size": list(size), "mask_ratio": args.mask_ratio}
     identity = {"model_args": model_args, "dataset": dataset, "frames": len(frames), "seed": args.seed, "precision": r.precision,

@@ -221,6 +221,20 @@ def test_scores_do_not_depend_on_the_batch(tmp_path):
     assert torch.equal(noise_table(32), noise_table(32)) and not torch.equal(noise_table(32), noise_table(32, draw=2))
 
 
+def test_the_students_error_can_count_on_removed_tokens_alone(tmp_path):
+    arrays = cached(tmp_path, walkers(6, channels=1))
+    frames, r, rows = Frames(arrays), training.Run("cpu", "fp32"), np.arange(6)
+    net = small_net()
+    removed = torch.stack([net(torch.zeros(6, 9, 32, 64), noise_table(net.tokens, draw=i)[:6])["mask"] for i in (0, 1)]).numpy()
+
+    def errors(tokens, draws):
+        scorer = scoring.Scorer(net, scoring.rule_of("avenue", tokens=tokens), r, draws=draws)
+        return scoring.score(scorer, frames, rows, "", quiet=True)
+    one, both, every = errors("removed", 1), errors("removed", 2), errors("all", 1)
+    assert np.allclose(one[:, 0], every[:, 0] * removed[0], rtol=1e-5) and np.allclose(one[:, 1], every[:, 1], rtol=1e-5)
+    assert np.allclose(both[:, 0] * removed[0], one[:, 0], rtol=1e-5) and (both[:, 0] > 0).all()
+
+
 def test_two_masks_remove_every_token_once():
     net = small_net()
     seen = torch.randint(0, 256, (3, 3, 3, 32, 64), dtype=torch.uint8)
