@@ -54,10 +54,15 @@ def read_ahead(parts, get):
             yield part, batch, waited
 
 
+def own_part(n, rank, world):
+    """A process's part of a batch of n rows: a slice; all of them where there are fewer rows than processes."""
+    return slice(rank, None, world) if n >= world else slice(None)
+
+
 def parts_of(order, size, start=0, rank=0, world=1):
-    """Batches of `size` rows, from number `start` on; of each one this process's share, or all of one with fewer rows than processes."""
+    """Batches of `size` rows, from number `start` on, as far as they are this process's."""
     parts = [order[i:i + size] for i in range(start * size, len(order), size)]
-    return [p[rank::world] if len(p) >= world else p for p in parts]
+    return [p[own_part(len(p), rank, world)] for p in parts]
 
 
 class Batches:
@@ -65,17 +70,18 @@ class Batches:
 
     records: list of structured arrays [n_i] (memory maps); fields: {name: slice over the field's first axis}.
     get(rows) -> {name: tensor [len(rows), …]} on `device`, in the stored type (uint8, float16): converting, scaling and
-    expanding channels happen there. `waited` sums the seconds that the consumer of iterate() waited for data.
+    expanding channels happen there. `waited` sums the seconds that the consumer of iterate() waited for data. once: the rows are used
+    once, so that device memory is no place for all of them.
     """
 
-    def __init__(self, records, fields, device="cpu"):
+    def __init__(self, records, fields, device="cpu", once=False):
         self.records = [r for r in records if len(r)]
         self.fields = fields
         self.device = torch.device(device)
         self.starts = np.cumsum([0] + [len(r) for r in self.records])
         self.waited = 0.0
         self.resident = None
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and not once:
             free, _ = torch.cuda.mem_get_info(self.device)
             if self.bytes() < 0.5 * free:
                 self.resident = {k: torch.cat([torch.from_numpy(np.ascontiguousarray(r[k][:, s])).to(self.device)

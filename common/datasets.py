@@ -146,11 +146,11 @@ class Usable:
     """The videos of a dataset that could be read, and why others could not. failed: {video key: why}."""
 
     def __init__(self, data, videos, failed):
-        """videos: those that were wanted."""
+        """videos: those that were wanted, or what is left of them."""
         self.data, self.skipped = data, dict(failed)
         usable = [v for v in videos if v.key not in self.skipped]
-        if videos and not usable:
-            raise UserError(f"none of the {len(videos)} videos of {data.name} could be used; the first: "
+        if self.skipped and not usable:
+            raise UserError(f"none of the {len(self.skipped)} videos of {data.name} could be used; the first: "
                             f"{next(iter(self.skipped.values()))}")
         self.train = [v for v in usable if v.split == "train"]
         self.test = [v for v in usable if v.split == "test"]

@@ -45,6 +45,15 @@ class FeatureVideo:
         part = self.parts[0]
         return (len(self.parts) if len(self.parts) > 1 or part.ndim == 2 else part.shape[1]), part.shape[-1]
 
+    @property
+    def key(self):
+        return f"{self.split}/{self.name}"
+
+    def fingerprint(self):
+        """Changes when its files do: which, how new, and what part of them."""
+        files = [Path(p.filename) for p in self.parts if getattr(p, "filename", None)]
+        return [[str(f.resolve()), f.stat().st_mtime_ns] for f in files] + [self.first, len(self), *self.shape]
+
     def clips(self, rows):
         """Those clips, copied from the files: [n, crops, width]."""
         rows, places = self.first + np.asarray(rows), np.arange(len(rows))
@@ -65,6 +74,7 @@ class FeatureData:
         self.label_source, self._labels, self._flat = "none", {}, None
         self.skipped = {}                       # video: why it is not here
         self.settings = None                    # how they were made, where they were made from videos
+        self.wanted = train + test              # those that were to be here, in the order by which jobs of an array share them
         self.videos = {}                        # (split, name): Video, where the features were made from videos
         self._start = dict(zip((v.name for v in test), np.cumsum([0, *map(len, test)]).tolist()))   # its first clip among all of them
         everyone = train + test

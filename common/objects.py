@@ -135,23 +135,6 @@ def frame_scores(cube_frames, scores, frames, empty):
     return np.where(np.isneginf(out), np.float32(empty), out)
 
 
-def kept_errors(path, shape, r, compute):
-    """compute() -> float32 `shape`, written to `path` (.npz), so that a second protocol costs nothing. -> errors, seconds they took"""
-    known = path.exists()
-    r.barrier()
-    if known:
-        kept = load_arrays(path, "cube errors")
-        if set(kept) == {"errors", "seconds"} and kept["errors"].shape == shape and kept["seconds"].shape == ():
-            return kept["errors"], float(kept["seconds"])
-    began = time.perf_counter()
-    errors = compute()
-    seconds = time.perf_counter() - began
-    if r.main:
-        with replacing(path) as tmp:
-            np.savez(tmp, errors=errors, seconds=seconds)
-    return errors, seconds
-
-
 def per_video(ready, videos, cube_scores, empty):
     """Scores of all cubes of `videos`, in order [N] -> {video: frame scores [T]}, {video: detections [n, 6]}.
 

@@ -102,8 +102,9 @@ def share_out(files, videos, build, args, r, among=None):
     return [v for v in videos if v.key not in failed], failed
 
 
-def add_shard_flag(group):
-    group.add_argument("--shard", default=None, metavar="I/N", help="only every N-th video, from number I (array jobs)")
+def add_shard_flag(group, scoring=False):
+    group.add_argument("--shard", default=None, metavar="I/N", help="only every N-th video, from number I (array jobs)"
+                       + ("; the same command without it then shows the results" if scoring else ""))
 
 
 def shard_of(text, r):

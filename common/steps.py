@@ -14,8 +14,8 @@ class StepTrainer:
     """A subclass says what one step is: one(rng) -> {name: loss}, detached, with "total" among them.
 
     plan: {"iterations", "seed", …}; identity: the settings that a resumed run must share; extra: what else the checkpoint holds. Steps
-    draw from a generator seeded by step and process, so that a resumed run goes on exactly. `waited` sums the seconds that steps waited
-    for data.
+    draw from a generator seeded by their number, so that a resumed run goes on exactly and torchrun's processes draw the same batch, of
+    which each takes its Run.part(). `waited` sums the seconds that steps waited for data.
     """
     method = None
 
@@ -77,7 +77,7 @@ class StepTrainer:
         began = saved = last = time.perf_counter()
         spent, sums, count, self.waited = self.seconds, {}, 0, 0.0
         while self.step < plan["iterations"]:
-            for k, v in self.one(np.random.default_rng([plan["seed"], self.step, r.rank])).items():
+            for k, v in self.one(np.random.default_rng([plan["seed"], self.step, 0])).items():
                 sums[k] = sums.get(k, 0.0) + v
             self.step, count = self.step + 1, count + 1
             bar.update()

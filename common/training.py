@@ -14,8 +14,8 @@ from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
+from common.batches import own_part
 from common.files import UserError, claim, first_line, replacing, writable_folder
 from common.late import torch
 
@@ -152,12 +152,28 @@ class Run:
         return total.cpu().numpy()
 
     def part(self, n):
-        """This process's part of a batch of n samples, as common.batches.parts_of gives it, and what the mean loss over it counts in the
-        mean over the processes, so that both together are the mean over the batch. -> slice, float"""
-        if n < self.world:       # too few to share: every process takes all of them
-            return slice(None), 1.0
-        own = slice(self.rank, None, self.world)
-        return own, len(range(n)[own]) * self.world / n
+        """This process's part of a batch of n samples, and what the mean loss over it counts in the mean over the processes, so that
+        both together are the mean over the batch. -> slice, float"""
+        own = own_part(n, self.rank, self.world)
+        return own, (len(range(n)[own]) * self.world / n if n >= self.world else 1.0)
+
+    def whole(self, x, n, dim=0):
+        """Every process's rows of a batch of n, as part() shared them out, in the batch's order, on every process. x [n_i, …], or with
+        the batch at `dim`.
+
+        For losses that need the whole batch: each process computes all of the loss, whose gradient reaches its own rows alone. It counts
+        there as often as there are processes, because average_gradients() divides by that.
+        """
+        if self.world == 1 or n < self.world:
+            return x
+        x = x.movedim(dim, 0)
+        own = own_part(n, self.rank, self.world)
+        every = torch.zeros(n, *x.shape[1:], dtype=x.dtype, device=x.device)
+        every[own] = x.detach()
+        torch.distributed.all_reduce(every)
+        if x.requires_grad:
+            every[own] = x + (self.world - 1) * (x - x.detach())
+        return every.movedim(0, dim)
 
     def mean(self, values):
         """{name: mean over the processes} of each process's {name: number}."""
@@ -179,12 +195,6 @@ class Run:
     def gather(self, array):
         """Concatenate every process's array [n_i, ...] in rank order, on every process."""
         return array if self.world == 1 else np.concatenate(self.everyone(array))
-
-    def per_video(self, videos, function):
-        """{video name: function(video)} of all videos, on every process; each computes its share."""
-        bar = tqdm(videos[self.rank::self.world], desc="score", unit="video", disable=not self.main, dynamic_ncols=True, mininterval=2)
-        found = {name: value for part in self.everyone({v.name: function(v) for v in bar}) for name, value in part.items()}
-        return {v.name: found[v.name] for v in videos}
 
     def close(self):
         if self.profiler and self.profiler.left:
@@ -288,7 +298,8 @@ def peak_memory():
 def about(checkpoint, state, nets, seconds, skipped, r):
     """What metrics.json says of every run: where it comes from, and what it cost.
 
-    state: the checkpoint's; seconds: that scoring took from prepared input (frames or cubes in the cache, features) to raw scores.
+    state: the checkpoint's; seconds: that scoring took one process from prepared input (frames or cubes in the cache, features) to
+    raw scores, summed over the videos.
     """
     identity = state.get("identity", {})
     return {"checkpoint": str(checkpoint), "seed": identity.get("seed"), "plan": state.get("plan"),

@@ -6,7 +6,6 @@
 """
 import argparse
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -17,7 +16,9 @@ from common import evaluation, metrics, smoothing, training  # noqa: E402
 from common.datasets import report_skipped  # noqa: E402
 from common.features import CLIP, FeatureVideo, canonical_features, frames_of_clips  # noqa: E402
 from common.files import UserError, run, writable_folder, write_json  # noqa: E402
+from common.kept import Kept, seconds_of  # noqa: E402
 from common.late import torch  # noqa: E402
+from common.parallel import add_shard_flag  # noqa: E402
 from common.video import Decoder, decoded, open_video  # noqa: E402
 from frd_uvad import preprocess, scoring  # noqa: E402
 
@@ -33,13 +34,14 @@ def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     preprocess.add_data_flags(parser)
     training.add_flags(parser, out="the checkpoint's folder")
-    evaluation.add_source_flags(parser, "runs/frd_uvad/<dataset>/frd.pt")
+    add_shard_flag(evaluation.add_source_flags(parser, "runs/frd_uvad/<dataset>/frd.pt"), scoring=True)
     add_eval_flags(parser)
     return parser.parse_args(argv)
 
 
-def score(net, video, r, batch_size=1024):
-    """Scores of a video's clips, float32 [clips], and reconstruction errors [clips] of single clips, or None without a reconstructor."""
+def score(net, video, r, batch_size=1024, tick=lambda n: None):
+    """{"scores": of a video's clips, float32 [clips], "errors": reconstruction errors of single clips [clips], where there is a
+    reconstructor}. tick(n) after every n clips."""
     scores, errors = [], []
     for i in range(0, len(video), batch_size):
         x = torch.from_numpy(video.clips(range(i, min(i + batch_size, len(video))))).to(r.device).float().unsqueeze(2)
@@ -51,7 +53,8 @@ def score(net, video, r, batch_size=1024):
             if net.reconstructor is not None:
                 with torch.inference_mode():
                     errors.append(net.error(x)[:, 0].float().cpu().numpy())
-    return np.concatenate(scores), np.concatenate(errors) if errors else None
+        tick(len(x))
+    return {"scores": np.concatenate(scores), **({"errors": np.concatenate(errors)} if errors else {})}
 
 
 def published_measures(scores, labels):
@@ -81,13 +84,14 @@ def evaluate(args, data, checkpoint, r):
     net.eval().to(r.device)
     folder = writable_folder(args.out or Path(checkpoint).parent)
     dataset = data.as_dataset()
-    scores, errors, began = {}, {}, time.perf_counter()
-    found = r.per_video(videos, lambda v: score(net, v, r))
-    seconds = time.perf_counter() - began
-    if not r.main:
+    kept = Kept(folder, {"weights": training.weights_hash(net), "precision": r.precision}, FeatureVideo.fingerprint)
+    found = kept.make(videos, lambda v, tick: score(net, v, r, tick=tick), r, size=len, unit="clip", among=data.wanted,
+                      shard=getattr(args, "shard", None))
+    if not found:
         return None
+    scores, errors = {}, {}
     for v in videos:
-        s, e = found[v.name]
+        s, e = found[v.key]["scores"], found[v.key].get("errors")
         labels = data.labels(v) if data.has_labels and data.test else None
         frames = len(labels) if labels is not None else len(v) * CLIP
         scores[v.name] = frames_of_clips(s, frames)
@@ -98,7 +102,8 @@ def evaluate(args, data, checkpoint, r):
         dataset.test = [Video(v.name, v.path or data.root) for v in videos]
     sources = {name: v for (_, name), v in sorted(data.videos.items(), reverse=True)}   # a test video replaces a training one of its name
     labels = evaluation.labels_of(scores, dataset)
-    extra = {**training.about(checkpoint, state, [net], seconds, data.skipped, r), "auxiliary": state.get("identity", {}).get("auxiliary")}
+    extra = {**training.about(checkpoint, state, [net], seconds_of(found), data.skipped, r),
+             "auxiliary": state.get("identity", {}).get("auxiliary")}
     liberties = []
     if labels:
         abnormal = [k for k in labels if labels[k].any()]
@@ -144,7 +149,7 @@ def score_video(args, r):
         raise UserError(f"checkpoint {args.checkpoint} is for features of width {net.scorer.fc1.in_features}, those of {args.video} have "
                         f"{features.shape[2]}")
     out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / evaluation.safe(video.name))
-    scores, _ = score(net.eval().to(r.device), FeatureVideo(video.name, "test", [features], path=video.path), r)
+    scores = score(net.eval().to(r.device), FeatureVideo(video.name, "test", [features], path=video.path), r)["scores"]
     evaluation.write_own_video(video.name, Decoder(video), fps, frames_of_clips(scores, frames), args.smoothing, "FRD-UVAD", out,
                                top=args.top)
 

@@ -37,7 +37,6 @@ def add_data_flags(parser):
                    f"video network: {', '.join(BACKBONES)} (default: %(default)s)")
     g.add_argument("--weights", default="DEFAULT", help="torchvision's name of the weights, or a local file (default: %(default)s)")
     g.add_argument("--crops", type=int, choices=[1, 10], default=1, help="views of each clip (default: %(default)s)")
-    add_shard_flag(g)
     # flags of the published command line that say what the features are
     g.add_argument("--feature_pretrain_model", "--feature_modal", "--feature-name", dest="published", default=None,
                    help=argparse.SUPPRESS)
@@ -207,8 +206,8 @@ def prepare(args, r, splits=("train", "test")):
         data = datasets.find(args.dataset, args.data_root, args.labels)
     own = f"{args.backbone}-{args.crops}" + ("" if args.backbone == STAND_IN else "-" + Path(str(args.weights)).stem)
     files = ClipFiles(data.cache_folder(args.cache) / f"clips-{own}")
-    videos = [v for s in splits for v in getattr(data, s)]
-    videos, failed = share_out(files, videos, partial(build, files=files, args=args, r=r), args, r)
+    wanted = [v for s in splits for v in getattr(data, s)]
+    videos, failed = share_out(files, wanted, partial(build, files=files, args=args, r=r), args, r)
     ready = datasets.Usable(data, videos, failed)
 
     def feature(v):
@@ -219,14 +218,14 @@ def prepare(args, r, splits=("train", "test")):
         for v in ready.test:
             out._labels[v.name] = data.labels(v, files.info(v)["frames"])
     out.settings = {k: str(getattr(args, k)) if k != "crops" else args.crops for k in ("backbone", "weights", "crops")}
-    out.skipped, out.videos = ready.skipped, {(v.split, v.name): v for v in videos}
+    out.skipped, out.wanted, out.videos = ready.skipped, wanted, {(v.split, v.name): v for v in videos}
     return out
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_flags(parser)
-    training.add_flags(parser, out="runs/frd_uvad/<dataset>")
+    add_shard_flag(training.add_flags(parser, out="runs/frd_uvad/<dataset>"))
     args = parser.parse_args(argv)
     r = training.Run.of(args)
     data = prepare(args, r)

@@ -124,29 +124,33 @@ class Trainer:
         return True
 
     def agreement(self, first, features):
-        """Auxiliary scores [n, T] of a batch, or None."""
+        """Auxiliary scores [n, T] of the windows `first`, or None."""
         if self.auxiliary is None:
             return None
         if self.labels is not None:
             return self.labels[torch.from_numpy(self.windows.rows(first)).to(self.labels.device)]
         with torch.no_grad():
-            return self.auxiliary.net(features)[..., 0]
+            return self.run.whole(self.auxiliary.net(features)[..., 0], len(first))
 
     def step(self, first, features, rng):
-        """-> ({loss: value}, pseudo labels [n, T])"""
-        plan, bank = self.plan, self.bank.windows if self.plan["bank"] else None
-        with self.run.autocast():
+        """One step on the windows `first` [n], of which this process has the features of its part. -> ({loss: value}, pseudo labels
+        [n, T])"""
+        plan, bank, r, n = self.plan, self.bank.windows if self.plan["bank"] else None, self.run, len(first)
+        with r.autocast():
             out = self.net(features)
             bank_error = self.net.error(bank) if bank is not None else None
+        out = {"error": r.whole(out["error"], n), "score": r.whole(out["score"].float(), n)}   # the threshold is the batch's
         parts = model.losses(out, self.agreement(first, features), bank_error, plan["weights"])
         self.optimizer.zero_grad(set_to_none=True)
         parts["total"].backward()
-        self.run.average_gradients([p for p in self.net.parameters() if p.grad is not None])
+        r.average_gradients([p for p in self.net.parameters() if p.grad is not None])
         self.optimizer.step()
         if plan["bank"]:
             with torch.no_grad():
-                joins = model.joins_bank(parts["pseudo"], out["score"].float()[..., 0], plan["bank_type"], plan["delta"])
-                self.bank.add(features[joins], first[joins.cpu().numpy()], rng)
+                joins = model.joins_bank(parts["pseudo"], out["score"][..., 0], plan["bank_type"], plan["delta"])
+                chosen = first[joins.cpu().numpy()]
+                if len(chosen):
+                    self.bank.add(features[joins] if len(features) == n else self.windows.get(chosen), chosen, rng)
         return {k: parts[k].detach() for k in ("total", "reconstruction", "disruption", "scorer")}, parts["pseudo"]
 
     def train(self, args, log, observe):
@@ -159,8 +163,10 @@ class Trainer:
             began, sums, rows, said = time.perf_counter(), {}, [], []
             self.windows.waited = 0.0
             order = training.epoch_order(len(self.windows), self.seed, self.epoch)
-            for i, (first, features) in enumerate(self.windows.iterate(parts_of(order, plan["batch_size"], 0, r.rank, r.world))):
-                rng = np.random.default_rng([self.seed, self.epoch, i, r.rank])
+            batches = parts_of(order, plan["batch_size"])
+            own = self.windows.iterate([first[r.part(len(first))[0]] for first in batches])
+            for i, (first, (_, features)) in enumerate(zip(batches, own)):
+                rng = np.random.default_rng([self.seed, self.epoch, i, 0])
                 values, pseudo = self.step(first, features, rng)
                 for k, v in values.items():
                     sums[k] = sums.get(k, 0.0) + v

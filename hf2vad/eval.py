@@ -16,7 +16,9 @@ from common import benchmark, evaluation, metrics, objects, smoothing, training 
 from common.batches import Batches  # noqa: E402
 from common.datasets import Dataset  # noqa: E402
 from common.files import UserError, run, writable_folder  # noqa: E402
-from common.video import open_video  # noqa: E402
+from common.kept import Kept, seconds_of  # noqa: E402
+from common.parallel import add_shard_flag  # noqa: E402
+from common.video import Video, open_video  # noqa: E402
 from hf2vad import preprocess, scoring  # noqa: E402
 
 SKIPPED = 4  # frames without full history, which the authors leave out
@@ -38,6 +40,7 @@ def parse(argv=None):
     preprocess.add_data_flags(parser)
     training.add_flags(parser, out="the checkpoint's folder")
     g = evaluation.add_source_flags(parser, "the newest of runs/hf2vad/<dataset>")
+    add_shard_flag(g, scoring=True)
     g.add_argument("--batch-size", type=int, default=None, help="cubes at once; scores do not depend on it "
                    "(default: 256 on GPUs; on CPUs 64, which stay in the processor's cache)")
     benchmark.add_flag(g, "speed and memory of every step")
@@ -59,11 +62,12 @@ def protocol_of(args, dataset):
     return evaluation.Protocol("official", args.smoothing, SKIPPED, liberties)
 
 
-def cube_errors(scorer, ready, videos, tag, folder, r, batch_size):
-    """[N, 2] flow and frame errors of all cubes of `videos`, and the seconds that scoring took."""
-    records = ready.records(videos)
-    return objects.kept_errors(folder / f"errors-{tag}-{ready.store.s.key()}-{r.precision}.npz", (sum(map(len, records)), 2), r,
-                               lambda: scorer.score_records(records, "score cubes", batch_size))
+def cube_errors(scorer, net, ready, videos, folder, r, batch_size, among=None, shard=None):
+    """[N, 2] flow and frame errors of all cubes of `videos`, and the seconds that scoring took; None where common.kept says so."""
+    kept = Kept(folder, {"weights": training.weights_hash(net), "cubes": ready.store.s.key(), "precision": r.precision}, Video.fingerprint)
+    found = kept.make(videos, lambda v, tick: {"errors": scorer.errors_of(ready.store.records(v), batch_size, tick)}, r,
+                      size=lambda v: ready.store.info(v)["cubes"], unit="cube", among=among, shard=shard)
+    return found and (np.concatenate([found[v.key]["errors"] for v in videos]), seconds_of(found))
 
 
 def per_video(ready, errors, stats, weights):
@@ -77,7 +81,7 @@ def red(weights):
 
 
 def training_statistics(state, net, scorer, args, r, checkpoint, batch_size):
-    """The checkpoint's own statistics, or those of the dataset's training cubes where it has none."""
+    """The checkpoint's own statistics, or those of the dataset's training cubes where it has none (on the first process)."""
     if state.get("statistics"):
         return state["statistics"]
     r.say(f"{checkpoint} has no training statistics: scoring the training cubes of {args.dataset}")
@@ -85,8 +89,8 @@ def training_statistics(state, net, scorer, args, r, checkpoint, batch_size):
     if not ready.train:
         raise UserError(f"{checkpoint} has no training statistics and {args.dataset} no training videos: the scores cannot "
                         "be normalised")
-    errors, _ = cube_errors(scorer, ready, ready.train, "train-" + training.weights_hash(net), ready.store.folder, r, batch_size)
-    return scoring.statistics(errors)
+    found = cube_errors(scorer, net, ready, ready.train, ready.store.folder, r, batch_size)
+    return found and scoring.statistics(found[0])
 
 
 def evaluate(args, ready, checkpoint, r, batch_size=None):
@@ -95,11 +99,12 @@ def evaluate(args, ready, checkpoint, r, batch_size=None):
         raise UserError(f"{ready.data.name} has no test videos under {ready.data.root}; score single ones with --video")
     net, state = scoring.load_model(checkpoint)
     scorer = scoring.Scorer(net, r)
-    stats = training_statistics(state, net, scorer, args, r, checkpoint, batch_size)
-    folder = writable_folder(args.out or Path(checkpoint).parent)
-    errors, seconds = cube_errors(scorer, ready, ready.test, training.weights_hash(net), folder, r, batch_size)
-    if not r.main:
+    folder, shard = writable_folder(args.out or Path(checkpoint).parent), getattr(args, "shard", None)
+    found = cube_errors(scorer, net, ready, ready.test, folder, r, batch_size, ready.data.test, shard)
+    stats = None if shard else training_statistics(state, net, scorer, args, r, checkpoint, batch_size)
+    if not found:
         return None
+    errors, seconds = found
     weights = weights_of(args, ready.data.name)
     if state.get("done") is False:
         print(f"note: the training of {checkpoint} has not finished (stage {state['stage']}, {state['epoch']} whole epochs)")
@@ -122,8 +127,8 @@ def quick_auc(net, ready, records, rows, training_records, every, args, r):
     """AUC of unsmoothed scores on every N-th test frame, normalised by 1024 of the training cubes. For looking only."""
     scorer, sample = scoring.Scorer(net, r), Batches(training_records, scoring.FIELDS, r.device)
     some = np.unique(np.linspace(0, len(sample) - 1, 1024, dtype=int))
-    stats = scoring.statistics(scorer.score_data(sample, "monitor", rows=some))
-    errors = scorer.score_data(Batches(records, scoring.FIELDS, r.device), "monitor", rows=rows)
+    stats = scoring.statistics(scorer.shared_errors(sample, some, "monitor"))
+    errors = scorer.shared_errors(Batches(records, scoring.FIELDS, r.device), rows, "monitor")
     start, ss, ys = 0, [], []
     for v, number in zip(ready.test, ready.column(ready.test, "frame")):
         frames, number = ready.frames(v), number[number % every == 0]
@@ -143,8 +148,8 @@ def score_video(args, r):
     ready = preprocess.prepare(args, r, data=Dataset("video", video.path.resolve().parent, [], [video]),
                                trained=objects.for_own_video(state.get("foreground"), args.boxes))
     out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / evaluation.safe(video.name))
-    errors = scorer.score_records(ready.records(ready.test), "score cubes", args.batch_size)
     if r.main:
+        errors = scorer.errors_of(ready.store.records(video), args.batch_size)
         weights = weights_of(args, state.get("identity", {}).get("dataset"))
         scores, detections = per_video(ready, errors, stats, weights)
         evaluation.write_own_video(video.name, ready.cache.frames(video), ready.cache.info(video)["fps"], scores[video.name],

@@ -51,23 +51,24 @@ class Scorer:
                 out = self.net(frames, flows, prior=not self.optimised)
         return model.cube_scores(out, frames, flows)
 
-    def score_records(self, records, label, batch_size=None):
-        return self.score_data(Batches(records, FIELDS, self.run.device), label, batch_size)
+    def errors(self, data, rows, batch_size=None, tick=lambda n: None):
+        """Errors of the cubes `rows` of a Batches: float32 [n, 2] (flow, frame). tick(n) after every n cubes."""
+        out, done = torch.zeros(len(rows), 2, device=self.run.device), 0
+        for part, batch in data.iterate(rows, batch_size or BATCH[self.run.device.type]):
+            out[done:done + len(part)] = torch.stack(self.score(batch), 1)
+            done += len(part)
+            tick(len(part))
+        return out.cpu().numpy()
 
-    def score_data(self, data, label, batch_size=None, rows=None):
-        """Errors of all cubes, or of `rows`, in order: float32 [N, 2] (flow, frame). torchrun: every process scores a part."""
-        batch_size = batch_size or BATCH[self.run.device.type]
-        rows = np.arange(len(data)) if rows is None else rows
+    def errors_of(self, records, batch_size=None, tick=lambda n: None):
+        """Of all cubes of one video."""
+        return self.errors(Batches([records], FIELDS, self.run.device, once=True), np.arange(len(records)), batch_size, tick)
+
+    def shared_errors(self, data, rows, label):
+        """errors() of which torchrun's processes compute a part each."""
         share = self.run.share(len(rows))
-        mine = rows[share.start:share.stop]
-        out, done = torch.zeros(len(mine), 2, device=self.run.device), 0
-        with tqdm(total=len(mine), desc=label, unit="cube", disable=not self.run.main, dynamic_ncols=True,
-                  mininterval=1 if self.run.device.type == "cuda" else 5) as bar:
-            for part, batch in data.iterate(mine, batch_size):
-                out[done:done + len(part)] = torch.stack(self.score(batch), 1)
-                done += len(part)
-                bar.update(len(part))
-        return self.run.gather(out.float().cpu().numpy())
+        with tqdm(total=len(share), desc=label, unit="cube", disable=not self.run.main, dynamic_ncols=True, mininterval=2) as bar:
+            return self.run.gather(self.errors(data, rows[share.start:share.stop], tick=bar.update))
 
 
 def statistics(errors):

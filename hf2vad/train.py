@@ -315,7 +315,8 @@ def train(args, ready, r):
             if name == "memae":   # it trains on the last flow alone
                 data = Batches(records, scoring.FIELDS, r.device)
             data = data or stage_data(name, net, records, r, folder)
-            stage.statistics = scoring.statistics(scoring.Scorer(net, r).score_data(data, "training statistics"))
+            stage.statistics = scoring.statistics(scoring.Scorer(net, r).shared_errors(
+                data, np.arange(len(data)), "training statistics"))
             stage.save(done=True)
         r.barrier()
         newest = stage.path

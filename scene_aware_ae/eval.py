@@ -6,7 +6,6 @@
 """
 import argparse
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -15,8 +14,9 @@ import numpy as np  # noqa: E402
 
 from common import benchmark, datasets, evaluation, metrics, objects, plots, smoothing, training  # noqa: E402
 from common.files import UserError, run, writable_folder  # noqa: E402
+from common.kept import Kept, seconds_of  # noqa: E402
 from common.late import torch  # noqa: E402
-from common.parallel import cores  # noqa: E402
+from common.parallel import add_shard_flag, cores  # noqa: E402
 from common.video import Decoder, FrameCache, decoded, open_video  # noqa: E402
 from scene_aware_ae import preprocess, scoring  # noqa: E402
 
@@ -35,6 +35,7 @@ def parse(argv=None):
     preprocess.add_data_flags(parser)
     training.add_flags(parser, out="the checkpoint's folder")
     g = evaluation.add_source_flags(parser, "runs/scene_aware_ae/<dataset>/scene_aware_ae.pt")
+    add_shard_flag(g, scoring=True)
     g.add_argument("--scene", default=None, help="with --video: the scene it shows, for the report of how alike they are")
     benchmark.add_flag(g, "the speed of encoding, training and scoring")
     add_eval_flags(parser)
@@ -71,16 +72,17 @@ def evaluate(args, ready, checkpoint, r):
     net, state = scoring.load_model(checkpoint)
     net.eval().to(r.device)
     folder = writable_folder(args.out or Path(checkpoint).parent)
-    began = time.perf_counter()
-    scores = r.per_video(ready.test, lambda v: scoring.score_features(net, ready.features.array(v), r)[0])
-    seconds = time.perf_counter() - began
-    if not r.main:
+    kept = Kept(folder, {"weights": training.weights_hash(net), "precision": r.precision}, ready.features.info)
+    found = kept.make(ready.test, lambda v, tick: {"scores": scoring.score_features(net, ready.features.array(v), r, tick=tick)[0]}, r,
+                      size=ready.length, unit="frame", among=ready.data.test, shard=getattr(args, "shard", None))
+    if not found:
         return None
+    scores = {v.name: found[v.key]["scores"] for v in ready.test}
     labels = evaluation.labels_of(scores, ready.data)
     protocol, out = protocol_of(args, scores, labels), folder / args.protocol
     report = evaluation.evaluate(
         out, ready.data, scores, method=METHOD, protocol=protocol, baselines=baselines(args, ready), pictures=decoded, args=args,
-        extra={**training.about(checkpoint, state, [net], seconds, ready.skipped, r), "encoder": state.get("encoder"),
+        extra={**training.about(checkpoint, state, [net], seconds_of(found), ready.skipped, r), "encoder": state.get("encoder"),
                "scenes": state.get("scenes")})
     if args.tsne is not None:
         draw_tsne([Path(checkpoint), *args.tsne], ready, labels, r, out / "tsne.png")

@@ -40,7 +40,6 @@ def add_data_flags(parser):
     g.add_argument("--stand-in-steps", type=int, default=encoders.StandIn.STEPS, help=f"training steps of {encoders.STAND_IN} "
                    "(default: %(default)s)")
     g.add_argument("--encode-batch", type=int, default=64, help="frames encoded at once (default: %(default)s)")
-    add_shard_flag(g)
     g.add_argument("--scenes", type=Path, default=None, help="csv with lines video,scene, instead of the reader's scenes")
 
 
@@ -180,7 +179,7 @@ def prepare(args, r, splits=("train", "test"), data=None, trained=None, encoder=
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_flags(parser)
-    training.add_flags(parser, out="runs/scene_aware_ae/<dataset>")
+    add_shard_flag(training.add_flags(parser, out="runs/scene_aware_ae/<dataset>"))
     parser.add_argument("--save-weights", type=Path, default=None, metavar="FILE",
                         help="download the model and write its weights into FILE, for a machine without a network, and stop")
     args = parser.parse_args(argv)

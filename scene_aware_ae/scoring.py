@@ -25,8 +25,8 @@ def segments(frames, length=LENGTH):
 
 
 @training.inference
-def score_features(net, features, r, batch_size=512):
-    """Features [T, D] of one video -> frame scores float32 [T], scene features [segments, D]."""
+def score_features(net, features, r, batch_size=512, tick=lambda n: None):
+    """Features [T, D] of one video -> frame scores float32 [T], scene features [segments, D]. tick(n) after every n frames."""
     parts = segments(len(features))
     scores, scenes = np.zeros(len(features), np.float32), []
     x = torch.from_numpy(np.asarray(features, np.float32)).to(r.device)
@@ -37,6 +37,7 @@ def score_features(net, features, r, batch_size=512):
         values = model.segment_scores(out["recon"], batch).cpu().numpy()
         for (_, end, first), s in zip(parts[i:i + batch_size], values):
             scores[first:end] = s
+            tick(end - first)
         scenes.append(out["scene_feature"].float().cpu().numpy())
     return scores, np.concatenate(scenes) if scenes else np.zeros((0, x.shape[1] if x.ndim == 2 else 0), np.float32)
 

@@ -48,7 +48,7 @@ def parse(argv=None):
 class Segments:
     """Training features, on the device where they fit (else read from disk), and where segments may start in each scene.
 
-    draw(rng) -> features of `per_scene` segments of every scene, float32 [scenes · per_scene, LENGTH, D].
+    draw(rng, part) -> features of `per_scene` segments of every scene, or of a slice of them, float32 [scenes · per_scene, LENGTH, D].
     """
 
     def __init__(self, ready, r, per_scene):
@@ -72,8 +72,8 @@ class Segments:
         self.around = np.arange(scoring.LENGTH)
         self.device = r.device
 
-    def draw(self, rng):
-        first = np.concatenate([s[rng.integers(0, len(s), self.per_scene)] for s in self.starts])
+    def draw(self, rng, part=slice(None)):
+        first = np.concatenate([s[rng.integers(0, len(s), self.per_scene)] for s in self.starts])[part]
         rows = first[:, None] + self.around
         if self.features is not None:
             return self.features[torch.from_numpy(rows).to(self.device, non_blocking=True)].float()
@@ -91,12 +91,13 @@ class Trainer(StepTrainer):
                          {"scenes": segments.scenes, "encoder": encoder})
 
     def one(self, rng):
-        began = time.perf_counter()
-        batch = self.segments.draw(rng)
+        began, r, n = time.perf_counter(), self.run, len(self.segments.labels)
+        batch = self.segments.draw(rng, r.part(n)[0])
         self.waited += time.perf_counter() - began
-        with self.run.autocast():
+        with r.autocast():
             out = self.net(batch)
-        parts = model.losses(out, batch, self.segments.labels, mode=self.plan["mode"])
+        out = {k: r.whole(v.float(), n) for k, v in out.items()}   # the contrast is between all segments
+        parts = model.losses(out, r.whole(batch, n), self.segments.labels, mode=self.plan["mode"])
         self.descend(parts["total"])
         return {k: v.detach() for k, v in parts.items()}
 

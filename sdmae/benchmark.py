@@ -100,9 +100,9 @@ def from_uint8(net, ready, videos, size, batch, model, seconds, r):
     scorer, frames = scoring.Scorer(net, scoring.rule_of(ready.data.name), r), Frames(ready.arrays(videos[:4]), r.device)
     rows = np.arange(min(len(frames), 512))
     colour = frames.channels == 3
-    cached = rate(lambda: scoring.score(scorer, frames, rows, "", batch, quiet=True), len(rows), r.device, seconds)
+    cached = rate(lambda: scoring.score(scorer, frames, rows, batch), len(rows), r.device, seconds)
     frames.waited, began = 0.0, time.perf_counter()
-    scoring.score(scorer, frames, rows, "", batch, quiet=True)
+    scoring.score(scorer, frames, rows, batch)
     waited = frames.waited / (time.perf_counter() - began)
     line("from the frame cache to scores", cached, "frames/s", f"{100 * (1 - cached / model):.0f} % below the model alone "
          f"({r.precision}, {'colour' if colour else 'grey'}); waited for data {100 * waited:.0f} %")

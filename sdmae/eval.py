@@ -7,7 +7,6 @@
 """
 import argparse
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -16,7 +15,8 @@ import numpy as np  # noqa: E402
 
 from common import benchmark, datasets, evaluation, objects, smoothing, training  # noqa: E402
 from common.files import UserError, run, writable_folder  # noqa: E402
-from common.parallel import cores  # noqa: E402
+from common.kept import seconds_of  # noqa: E402
+from common.parallel import add_shard_flag, cores  # noqa: E402
 from common.video import decoded  # noqa: E402
 from sdmae import preprocess, scoring  # noqa: E402
 from sdmae.frames import Frames  # noqa: E402
@@ -43,6 +43,7 @@ def parse(argv=None):
     g.add_argument("--student", type=Path, default=None, help="the authors' second file, with the student")
     g.add_argument("--video", default=None, help="a video file, a folder of frames, a camera's number or a stream's address "
                    "instead of the dataset's test set")
+    add_shard_flag(g, scoring=True)
     g.add_argument("--batch-size", type=int, default=None, help="frames scored at once (default: 64, with --benchmark 32)")
     g.add_argument("--compile", action="store_true", help="torch.compile the model")
     benchmark.add_flag(g, "the speed of scoring and training")
@@ -105,12 +106,12 @@ def evaluate(args, ready, checkpoint, r):
     args.student = getattr(args, "student", None)
     model = Scored(args, ready.data.name, r)
     folder = writable_folder(args.out or Path(checkpoint).parent)
-    stats = model.statistics(args, r)
-    began = time.perf_counter()
-    scores, maps = scoring.score_videos(model.scorer, ready, ready.test, "score", model.batch_size)
-    seconds = time.perf_counter() - began
-    if not r.main:
+    shard = getattr(args, "shard", None)
+    found = scoring.kept_score(model.scorer, model.net, ready, ready.test, folder, model.batch_size, ready.data.test, shard)
+    stats = None if shard else model.statistics(args, r)
+    if not found:
         return None
+    scores, maps = ({v.name: found[v.key][k] for v in ready.test} for k in ("scores", "maps"))
     protocol, rule = protocol_of(args, ready.data.name, model.rule), model.rule
     detections, threshold = None, None
     if stats:
@@ -123,7 +124,7 @@ def evaluate(args, ready, checkpoint, r):
         baselines=objects.frame_baselines(ready.cache, ready.test, args.workers or cores()),
         red=3 * threshold if threshold else None, pictures=decoded, args=args, maps=maps,
         map_range=map_range_of(maps, threshold),
-        extra={**training.about(checkpoint, model.state, [model.net], seconds, ready.skipped, r),
+        extra={**training.about(checkpoint, model.state, [model.net], seconds_of(found), ready.skipped, r),
                "rule": {**rule, "parts": list(rule["parts"])}, "mask_draws": args.mask_draws, "size": list(model.size),
                "patch": model.patch, "token_threshold": threshold})
     ready.report_skipped()

@@ -8,7 +8,9 @@ from tqdm import tqdm
 from common import training
 from common.batches import parts_of
 from common.files import UserError, first_line
+from common.kept import Kept
 from common.late import Late, torch
+from common.video import Video
 from sdmae.frames import NOISE_ROWS, Frames, noise_table
 
 model = Late("sdmae.model")
@@ -68,36 +70,36 @@ class Scorer:
         return torch.stack([distilled / counted.clamp(min=1), reconstructed / len(self.tables)], dim=1)
 
 
-def score(scorer, frames, rows, label, batch_size=64, quiet=False):
-    """Errors of the frames in `rows`: float32 [n, 2, tokens]. torchrun: every process scores a part."""
-    r = scorer.run
-    share = r.share(len(rows))
-    mine = rows[share.start:share.stop]
-    out = np.empty((len(mine), 2, scorer.grid[0] * scorer.grid[1]), np.float32)
-    with tqdm(total=len(mine), desc=label, unit="frame", disable=quiet or not r.main, dynamic_ncols=True, mininterval=5) as bar:
-        done = 0
-        for part, seen in frames.iterate(parts_of(mine, batch_size)):
-            out[done:done + len(part)] = scorer.errors(seen, frames.number[part]).cpu().numpy()
-            done += len(part)
-            bar.update(len(part))
-    return r.gather(out)
+def score(scorer, frames, rows, batch_size=64, tick=lambda n: None):
+    """Errors of the frames in `rows`: float32 [n, 2, tokens]. tick(n) after every n frames."""
+    out, done = np.empty((len(rows), 2, scorer.grid[0] * scorer.grid[1]), np.float32), 0
+    for part, seen in frames.iterate(parts_of(rows, batch_size)):
+        out[done:done + len(part)] = scorer.errors(seen, frames.number[part]).cpu().numpy()
+        done += len(part)
+        tick(len(part))
+    return out
 
 
-def score_videos(scorer, ready, videos, label, batch_size=64):
-    """{video: frame scores float32 [T]}, {video: map of the rule's token errors float16 [T, rows, columns]}.
+def shared_score(scorer, frames, rows, label):
+    """score() of which torchrun's processes compute a part each."""
+    r, share = scorer.run, scorer.run.share(len(rows))
+    with tqdm(total=len(share), desc=label, unit="frame", disable=not r.main, dynamic_ncols=True, mininterval=2) as bar:
+        return r.gather(score(scorer, frames, rows[share.start:share.stop], tick=bar.update))
 
-    One video at a time, so that memory does not grow with their number.
+
+def kept_score(scorer, net, ready, videos, folder, batch_size=64, among=None, shard=None):
+    """Frame scores float32 [T] and the rule's token errors float16 [T, rows, columns] of every video, kept in `folder`.
+
+    One video at a time. -> {video key: {"scores", "maps", "seconds"}}; None where common.kept says so
     """
-    scores, maps = {}, {}
-    total = sum(map(ready.length, videos))
-    with tqdm(total=total, desc=label, unit="frame", disable=not scorer.run.main, dynamic_ncols=True, mininterval=5) as bar:
-        for v in videos:
-            frames = Frames([ready.cache.frames(v)], scorer.run.device)
-            tokens = picked(score(scorer, frames, np.arange(len(frames)), label, batch_size, quiet=True), scorer.rule)
-            scores[v.name] = tokens.mean(1)
-            maps[v.name] = tokens.reshape(-1, *scorer.grid).astype(np.float16)
-            bar.update(len(frames))
-    return scores, maps
+    kept = Kept(folder, {"weights": training.weights_hash(net), "rule": scorer.rule, "draws": len(scorer.tables), "size": ready.cache.size,
+                         "precision": scorer.run.precision}, Video.fingerprint)
+
+    def own(v, tick):
+        frames = Frames([ready.cache.frames(v)], scorer.run.device)
+        tokens = picked(score(scorer, frames, np.arange(len(frames)), batch_size, tick), scorer.rule)
+        return {"scores": tokens.mean(1), "maps": tokens.reshape(-1, *scorer.grid).astype(np.float16)}
+    return kept.make(videos, own, scorer.run, size=ready.length, unit="frame", among=among, shard=shard)
 
 
 def boxes_of_maps(maps, threshold, source_size):
@@ -123,7 +125,7 @@ def statistics(scorer, frames, most=2000):
         stretch = 100
         first = np.linspace(0, len(rows) - stretch, most // stretch).astype(int)
         rows = (first[:, None] + np.arange(stretch)).reshape(-1)
-    tokens = picked(score(scorer, frames, rows, "training statistics"), scorer.rule)
+    tokens = picked(shared_score(scorer, frames, rows, "training statistics"), scorer.rule)
     return {"token_quantiles": {str(q): float(np.quantile(tokens, q)) for q in (0.5, 0.9, 0.99, QUANTILE, 0.9999)},
             "frame_scores": [float(x) for x in tokens.mean(1)], "norm": scorer.rule["norm"],
             "parts": list(scorer.rule["parts"]), "tokens": scorer.rule["tokens"]}

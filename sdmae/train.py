@@ -236,7 +236,7 @@ def observer(args, ready, rule, r):
         if trainer.at["epoch"] % args.monitor_epochs and trainer.at["epoch"] != trainer.plan["epochs"]:
             return {}
         scorer = scoring.Scorer(trainer.net, {**rule, "parts": ("distillation", "reconstruction")}, r)
-        errors = scoring.score(scorer, frames, rows, "monitor", quiet=True).mean(2)
+        errors = scoring.shared_score(scorer, frames, rows, "monitor").mean(2)
         out = {"auc_teacher": metrics.auc(labels, errors[:, 1])}
         if trainer.phase == 2:      # before, the student knows nothing
             out.update({"auc_student": metrics.auc(labels, errors[:, 0]), f"auc_every_{args.monitor}": metrics.auc(labels, errors.sum(1))})

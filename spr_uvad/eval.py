@@ -14,6 +14,7 @@ import numpy as np  # noqa: E402
 
 from common import datasets, evaluation, metrics, objects, smoothing, training  # noqa: E402
 from common.files import UserError, run, writable_folder  # noqa: E402
+from common.parallel import add_shard_flag  # noqa: E402
 from common.video import open_video  # noqa: E402
 from spr_uvad import preprocess, scoring  # noqa: E402
 
@@ -34,6 +35,7 @@ def parse(argv=None):
     preprocess.add_data_flags(parser)
     training.add_flags(parser, out="the checkpoint's folder")
     g = evaluation.add_source_flags(parser, "runs/spr_uvad/<dataset>/spr.pt", whose="our checkpoint, or the authors' nested list of models")
+    add_shard_flag(g, scoring=True)
     g.add_argument("--training-scores", type=Path, nargs="+", default=None, metavar="FILE",
                    help="the authors' training-score files (raw, and flow for a model with motion); without them the cubes of "
                    "--setting are scored for their statistics")
@@ -66,16 +68,11 @@ class Scored:
         self.path, (nets, self.state) = path, scoring.load_checkpoint(path)
         self.grid = tuple(self.state["grid"])
         self.nets = scoring.numbered(nets, self.grid)
-        self.use_flow = any(n.use_flow for n in self.nets.values())
+        self.use_flow = scoring.use_flow(self.nets)
         self.foreground = self.state.get("foreground")
 
-    def errors(self, ready, videos, folder, r):
-        """-> errors [N, 2] and blocks [N] of all cubes of `videos`, the seconds that scoring took."""
-        block = scoring.blocks(ready.column(videos, "box"), ready.sizes(videos), self.grid)
-        errors, seconds = scoring.kept_score(self.nets, ready, videos, block, folder, r, "score cubes")
-        return errors, block, seconds
-
     def statistics(self, args, ready, folder, r):
+        """{block number: means and deviations}, of the checkpoint, of files, or of cubes (on the first process)."""
         if self.state.get("statistics"):
             return {int(k): v for k, v in self.state["statistics"].items()}
         if args.training_scores:
@@ -83,7 +80,10 @@ class Scored:
         merge = args.setting == "merge"
         r.say(f"{self.path} has no training statistics: scoring the cubes of setting {args.setting or 'test'}")
         everything = preprocess.prepare(args, r, splits=("train", "test"), trained=self.foreground) if merge else ready
-        errors, block, _ = self.errors(everything, everything.train + everything.test if merge else ready.test, folder, r)
+        found = scoring.kept_score(self.nets, self.grid, everything, everything.train + everything.test if merge else ready.test, folder, r)
+        if not found:
+            return None
+        errors, block, _ = found
         numbers = [k for k in self.nets if (block == k).any()]
         return scoring.statistics(errors, block, numbers)
 
@@ -109,10 +109,12 @@ def evaluate(args, ready, checkpoint, r):
         raise UserError(f"{ready.data.name} has no test videos under {ready.data.root}; score single ones with --video")
     model = Scored(checkpoint)
     folder = writable_folder(args.out or Path(checkpoint).parent)
-    stats = model.statistics(args, ready, folder, r)
-    errors, block, seconds = model.errors(ready, ready.test, folder, r)
-    if not r.main:
+    shard = getattr(args, "shard", None)
+    found = scoring.kept_score(model.nets, model.grid, ready, ready.test, folder, r, ready.data.test, shard)
+    stats = None if shard else model.statistics(args, ready, folder, r)
+    if not found:
         return None
+    errors, block, seconds = found
     weights = weights_of(args, ready.data.name)
     scores, detections = objects.per_video(ready, ready.test, scoring.combine(errors, block, stats, *weights), scoring.NO_BOX)
     out = folder / args.protocol
@@ -134,7 +136,7 @@ def quick_auc(trainer, ready, videos, records, block, args, r):
     test = np.concatenate([np.full(len(x), v.split == "test") for v, x in zip(videos, frames)])
     frame = np.concatenate(frames)
     rows = np.flatnonzero(test & (frame % args.monitor == 0))
-    errors = scoring.score(trainer.nets, records, block, r, "monitor", rows=rows)
+    errors = scoring.shared_score(trainer.nets, records, rows, block[rows], r, "monitor")
     own = [k for k in trainer.nets if (block[rows] == k).any()]
     stats = scoring.statistics(errors, block[rows], own)
     values = scoring.combine(errors, block[rows], stats, *weights_of(args, ready.data.name))
@@ -156,8 +158,9 @@ def score_video(args, r):
                                trained=objects.for_own_video(model.foreground, args.boxes))
     out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / evaluation.safe(video.name))
     stats = model.statistics(args, ready, out, r)
-    errors, block, _ = model.errors(ready, ready.test, out, r)
-    if r.main:
+    found = scoring.kept_score(model.nets, model.grid, ready, ready.test, out, r)
+    if found:
+        errors, block, _ = found
         values = scoring.combine(errors, block, stats, *weights_of(args, model.state.get("identity", {}).get("dataset")))
         scores, detections = objects.per_video(ready, ready.test, values, scoring.NO_BOX)
         s, d = scores[video.name], detections[video.name]

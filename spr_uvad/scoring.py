@@ -5,10 +5,12 @@ import pickle
 import numpy as np
 from tqdm import tqdm
 
-from common import objects, training
+from common import training
 from common.batches import Batches
 from common.files import UserError, first_line
+from common.kept import Kept, seconds_of
 from common.late import Late, torch
+from common.video import Video
 
 model = Late("spr_uvad.model")
 
@@ -44,43 +46,49 @@ def blocks(boxes, sizes, grid):
     return np.concatenate(out)
 
 
-def score(nets, records, block, r, label, batch_size=None, rows=None):
-    """Summed squared errors of cubes. nets {block number: LBR}; float32 [n, 2] (raw, flow), NaN where a block has no model.
+def score(nets, data, rows, block, r, tick=lambda n: None):
+    """Summed squared errors of the cubes `rows` of a Batches, whose blocks are `block` [n]. nets: {block number: LBR}.
 
-    All cubes, or those of `rows`. torchrun: every process scores a part.
+    -> float32 [n, 2] (raw, flow), NaN where a block has no model. tick(n) after every n cubes.
     """
-    rows = np.arange(len(block)) if rows is None else rows
-    batch_size = batch_size or BATCH[r.device.type]
-    use_flow = any(n.use_flow for n in nets.values())
-    data = Batches(records, fields(use_flow), r.device)
+    out = np.full((len(rows), 2), np.nan, np.float32)
+    for number, net in nets.items():
+        places, done = np.flatnonzero(block == number), 0
+        net.to(r.device, memory_format=torch.channels_last)
+        for part, batch in data.iterate(rows[places], BATCH[r.device.type]):
+            wanted = to_input(batch)
+            with torch.inference_mode(), r.autocast():
+                got = net.folded(wanted["raw"])
+            for i, key in enumerate(got):
+                out[places[done:done + len(part)], i] = model.cube_errors(got[key], wanted[key]).float().cpu().numpy()
+            done += len(part)
+            tick(len(part))
+    return out
+
+
+def use_flow(nets):
+    return any(n.use_flow for n in nets.values())
+
+
+def shared_score(nets, records, rows, block, r, label):
+    """score() of the cubes `rows` of many videos, of which torchrun's processes compute a part each."""
     share = r.share(len(rows))
-    mine = rows[share.start:share.stop]
-    out = np.full((len(mine), 2), np.nan, np.float32)
-    with tqdm(total=len(mine), desc=label, unit="cube", disable=not r.main, dynamic_ncols=True, mininterval=5) as bar:
-        for number, net in nets.items():
-            places = np.flatnonzero(block[mine] == number)
-            net.to(r.device, memory_format=torch.channels_last)
-            done = 0
-            for part, batch in data.iterate(mine[places], batch_size):
-                wanted = to_input(batch)
-                with torch.inference_mode(), r.autocast():
-                    got = net.folded(wanted["raw"])
-                for i, key in enumerate(got):
-                    out[places[done:done + len(part)], i] = model.cube_errors(got[key], wanted[key]).float().cpu().numpy()
-                done += len(part)
-                bar.update(len(part))
-    return r.gather(out)
+    mine, data = rows[share.start:share.stop], Batches(records, fields(use_flow(nets)), r.device)
+    with tqdm(total=len(mine), desc=label, unit="cube", disable=not r.main, dynamic_ncols=True, mininterval=2) as bar:
+        return r.gather(score(nets, data, mine, block[share.start:share.stop], r, bar.update))
 
 
-def kept_score(nets, ready, videos, block, folder, r, label):
-    """score() of all cubes of `videos`, kept in `folder` under the names of models and cubes, so that it is done once.
+def kept_score(nets, grid, ready, videos, folder, r, among=None, shard=None):
+    """score() of all cubes of `videos`, kept in `folder`. -> errors [N, 2], blocks [N], seconds; None where common.kept says so"""
+    tag = [training.weights_hash(n) for _, n in sorted(nets.items())]
+    kept = Kept(folder, {"weights": tag, "grid": list(grid), "cubes": ready.store.s.key(), "precision": r.precision}, Video.fingerprint)
 
-    -> errors, the seconds they took
-    """
-    tag = "-".join(training.weights_hash(n)[:8] for _, n in sorted(nets.items()))[:40]
-    splits = "-".join(sorted({v.split for v in videos}))
-    return objects.kept_errors(folder / f"errors-{splits}-{tag}-{ready.store.s.key()}-{r.precision}.npz", (len(block), 2), r,
-                               lambda: score(nets, ready.records(videos), block, r, label))
+    def own(v, tick):
+        records, block = ready.store.records(v), blocks(ready.column([v], "box"), ready.sizes([v]), grid)
+        data = Batches([records], fields(use_flow(nets)), r.device, once=True)
+        return {"errors": score(nets, data, np.arange(len(records)), block, r, tick), "block": block}
+    found = kept.make(videos, own, r, size=lambda v: ready.store.info(v)["cubes"], unit="cube", among=among, shard=shard)
+    return found and (*(np.concatenate([found[v.key][k] for v in videos]) for k in ("errors", "block")), seconds_of(found))
 
 
 def statistics(errors, block, numbers):

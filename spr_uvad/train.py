@@ -136,15 +136,9 @@ class Trainer:
         """Self-paced weights of this process's cubes; mean and deviation are those of the whole batch."""
         with torch.no_grad(), self.run.autocast():
             raw = self.net.folded(cubes, flow=False)["raw"]
-        mine = model.cube_errors(raw, cubes)
-        if 1 < self.run.world <= count:
-            everyone = torch.zeros(count, device=mine.device)
-            everyone[part] = mine
-            torch.distributed.all_reduce(everyone)
-        else:
-            everyone = mine
+        everyone = self.run.whole(model.cube_errors(raw, cubes), count)
         return model.self_paced_weights(everyone, t, mode=self.plan["self_paced"], shrink=self.plan["shrink"],
-                                  init_std_range=self.plan["std_range"])[part]
+                                        init_std_range=self.plan["std_range"])[part]
 
     def train_step(self, batch, part, count, t, share=1.0):
         """One step on this process's `part` of `count` cubes, whose mean loss counts `share` in the mean over the processes.
@@ -280,8 +274,9 @@ def train(args, ready, r):
     trainer.done = False
     trainer.train(args, log, observer(args, ready, videos, records, block, r))
     nets = trainer.nets
-    errors, _ = scoring.kept_score(nets, ready, videos, block, folder, r, "training statistics")
-    trainer.statistics = {str(k): v for k, v in scoring.statistics(errors, block, nets).items()}
+    r.say("training statistics")
+    if found := scoring.kept_score(nets, plan["grid"], ready, videos, folder, r):
+        trainer.statistics = {str(k): v for k, v in scoring.statistics(found[0], block, nets).items()}
     trainer.done = True
     trainer.save()
     r.barrier()

@@ -110,10 +110,23 @@ def same_losses(script_name, flags, where):
     assert len(logs[0]) == len(logs[1]) > 0
     for one, two in zip(*logs):
         for k in one:
-            if k in ("total", "loss", "teacher", "student") or k.startswith("loss_"):
+            if k in ("total", "loss", "teacher", "student", "rtfm") or k.startswith("loss_"):
                 assert abs(one[k] - two[k]) <= 1e-4 * abs(one[k]), (k, one, two)
                 compared += 1
     assert compared >= 2
+
+
+def scored_by_shards(script_name, flags, scores, tmp_path):
+    """Two jobs of an array score at once, then the same command shows the results without scoring again: the scores of one job."""
+    out = tmp_path / "shards"
+    with ThreadPoolExecutor(2) as pool:
+        said = [x.stdout for x in pool.map(lambda i: script(script_name, *flags, "--out", out, "--shard", f"{i}/2"), (0, 1))]
+    assert all("without --shard" in x and "micro AUC" not in x for x in said), said
+    kept = {p: p.stat().st_mtime_ns for p in out.rglob("scored-*/**/*.npz")}
+    assert len(kept) == len(np.load(scores).files) and not list(out.rglob("*.part*"))
+    assert "micro AUC" in script(script_name, *flags, "--out", out).stdout
+    assert kept == {p: p.stat().st_mtime_ns for p in out.rglob("scored-*/**/*.npz")}
+    same_scores(scores, out / "strict" / "scores.npz")
 
 
 def same_scores(a, b):

@@ -22,7 +22,20 @@ from frd_uvad.eval import published_measures
 from frd_uvad.model import FRD, Attention, cumulative, joins_bank, losses, positions
 from frd_uvad.train import bank_sheet, parse
 from frd_uvad.windows import Bank, Windows
-from tests.helpers import ROOT, all_refused, refused, save_frames, save_video, script, tiny_folder, torchrun, trained_by_two, walkers
+from tests.helpers import (
+    ROOT,
+    all_refused,
+    refused,
+    same_losses,
+    save_frames,
+    save_video,
+    scored_by_shards,
+    script,
+    tiny_folder,
+    torchrun,
+    trained_by_two,
+    walkers,
+)
 
 SMALL = ("--epochs", "2", "--batch-size", "8", "--num-blocks", "2", "--cross-clip", "2", "--workers", "1", "--device", "cpu")
 
@@ -340,3 +353,13 @@ def test_a_killed_rank_ends_the_job_and_the_same_command_goes_on(trained, tmp_pa
     assert not training.load_checkpoint(path)["done"]
     said = torchrun("frd_uvad/train.py", *flags)
     assert "going on at epoch" in said and training.load_checkpoint(path)["done"]
+
+
+def test_two_processes_have_the_losses_of_one(trained, tmp_path):
+    same_losses("frd_uvad/train.py", ("--dataset", "features", "--features", trained[1], *SMALL, "--epochs", "3"), tmp_path)
+
+
+def test_shards_score_what_one_job_scores(trained, tmp_path):
+    base, root, _ = trained
+    scored_by_shards("frd_uvad/eval.py", ("--dataset", "features", "--features", root, "--checkpoint", base / "run" / "frd.pt"),
+                     base / "run" / "strict" / "scores.npz", tmp_path)

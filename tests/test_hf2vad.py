@@ -17,7 +17,19 @@ from common import objects, training
 from common.files import load_arrays
 from hf2vad import scoring
 from hf2vad.model import HF2VAD, dropout, fold
-from tests.helpers import ROOT, all_refused, refused, same_losses, save_frames, save_video, script, tiny_folder, trained_by_two, walkers
+from tests.helpers import (
+    ROOT,
+    all_refused,
+    refused,
+    same_losses,
+    save_frames,
+    save_video,
+    scored_by_shards,
+    script,
+    tiny_folder,
+    trained_by_two,
+    walkers,
+)
 
 SMALL = ("--dataset", "folder", "--size", "small", "--epochs", "2,1,1", "--batch-size", "16", "--motion-area", "60",
          "--device", "cpu", "--workers", "1")
@@ -311,3 +323,10 @@ def test_two_shards_at_once_make_what_one_job_makes(trained, tmp_path):
     made = sorted(p.relative_to(tmp_path / "cache") for p in (tmp_path / "cache").rglob("*.npy"))
     assert len(made) == 8 and not list((tmp_path / "cache").rglob("*.part*"))    # frames and cubes of four videos
     assert all((tmp_path / "cache" / p).read_bytes() == (base / "cache" / p).read_bytes() for p in made)
+
+
+def test_shards_score_what_one_job_scores(trained, tmp_path):
+    base, root, _ = trained
+    flags = ("--dataset", "folder", "--data-root", root, "--cache", tmp_path / "cache", "--workers", 1, "--checkpoint",
+             base / "run" / "finetune.pt")
+    scored_by_shards("hf2vad/eval.py", flags, base / "run" / "strict" / "scores.npz", tmp_path)

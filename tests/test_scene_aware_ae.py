@@ -22,7 +22,7 @@ from scene_aware_ae import encoder as encoders
 from scene_aware_ae import preprocess, scoring
 from scene_aware_ae.eval import best_sigma
 from scene_aware_ae.model import SceneAwareAE, losses, supcon
-from tests.helpers import ROOT, refused, save_frames, save_video, script, trained_by_two, walkers
+from tests.helpers import ROOT, refused, same_losses, save_frames, save_video, scored_by_shards, script, trained_by_two, walkers
 
 STAND_IN = ("--clip", encoders.STAND_IN, "--stand-in-steps", "30")
 SMALL = ("--dataset", "folder", "--iterations", "40", "--segments-per-scene", "4", "--workers", "1", "--device", "cpu")
@@ -149,7 +149,8 @@ def test_features_made_elsewhere(trained, tmp_path):
 def test_ugly_input(trained, tmp_path):
     base, root, _ = trained
     refused(train(root, tmp_path / "x", "--clip", "ViT-nonsense", check=False), "ViT-nonsense")
-    refused(train(root, tmp_path / "x", "--shard", "3/2", check=False), "--shard")
+    refused(script("scene_aware_ae/eval.py", "--dataset", "folder", "--data-root", root, "--cache", base / "cache", "--shard", "3/2",
+                   "--checkpoint", base / "run" / "scene_aware_ae.pt", check=False), "--shard")
     offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "https_proxy": "http://127.0.0.1:9",
                "HTTPS_PROXY": "http://127.0.0.1:9", "HOME": str(tmp_path)}
     done = script("scene_aware_ae/train.py", *SMALL, "--data-root", root, "--clip", "ViT-B-32", "--pretrained",
@@ -307,3 +308,12 @@ def test_shanghaitech_sd_is_read_and_built(tmp_path):
 def test_torchrun_with_two_processes(trained, tmp_path):
     where = ("--dataset", "folder", "--data-root", trained[1], "--cache", tmp_path / "cache")
     trained_by_two("scene_aware_ae", "scene_aware_ae.pt", (*SMALL, *STAND_IN), where, tmp_path)
+    same_losses("scene_aware_ae/train.py", (*SMALL, *STAND_IN, *where, "--mode", "2", "--segments-per-scene", "3", "--iterations", "200"),
+                tmp_path / "losses")
+
+
+def test_shards_score_what_one_job_scores(trained, tmp_path):
+    base, root, _ = trained
+    flags = ("--dataset", "folder", "--data-root", root, "--cache", tmp_path / "cache", "--workers", 1, "--checkpoint",
+             base / "run" / "scene_aware_ae.pt")
+    scored_by_shards("scene_aware_ae/eval.py", flags, base / "run" / "strict" / "scores.npz", tmp_path)

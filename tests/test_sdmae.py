@@ -20,7 +20,19 @@ from sdmae import scoring
 from sdmae.frames import STEPS, Frames, gradient_of, image_of, noise_table, target_of
 from sdmae.model import SDMAE, error_maps, pixel_errors, teacher_loss, token_weights
 from sdmae.train import Trainer
-from tests.helpers import ROOT, cached, refused, same_losses, save_frames, save_video, script, tiny_folder, trained_by_two, walkers
+from tests.helpers import (
+    ROOT,
+    cached,
+    refused,
+    same_losses,
+    save_frames,
+    save_video,
+    scored_by_shards,
+    script,
+    tiny_folder,
+    trained_by_two,
+    walkers,
+)
 
 SMALL = ("--dataset", "folder", "--size", "small", "--image-size", "64x96", "--patch", "8", "--epochs", "4", "--batch-size", "8",
          "--workers", "1", "--device", "cpu")
@@ -215,8 +227,8 @@ def test_scores_do_not_depend_on_the_batch(tmp_path):
     frames, r = Frames(arrays), training.Run("cpu", "fp32")
     for draws in (1, 3):
         scorer = scoring.Scorer(small_net(), scoring.rule_of("avenue"), r, draws=draws)
-        a = scoring.score(scorer, frames, np.arange(11), "", batch_size=11, quiet=True)
-        b = scoring.score(scorer, frames, np.arange(11)[::-1].copy(), "", batch_size=3, quiet=True)[::-1]
+        a = scoring.score(scorer, frames, np.arange(11), batch_size=11)
+        b = scoring.score(scorer, frames, np.arange(11)[::-1].copy(), batch_size=3)[::-1]
         assert np.allclose(a, b, rtol=1e-4, atol=1e-7)
     assert torch.equal(noise_table(32), noise_table(32)) and not torch.equal(noise_table(32), noise_table(32, draw=2))
 
@@ -229,7 +241,7 @@ def test_the_students_error_can_count_on_removed_tokens_alone(tmp_path):
 
     def errors(tokens, draws):
         scorer = scoring.Scorer(net, scoring.rule_of("avenue", tokens=tokens), r, draws=draws)
-        return scoring.score(scorer, frames, rows, "", quiet=True)
+        return scoring.score(scorer, frames, rows)
     one, both, every = errors("removed", 1), errors("removed", 2), errors("all", 1)
     assert np.allclose(one[:, 0], every[:, 0] * removed[0], rtol=1e-5) and np.allclose(one[:, 1], every[:, 1], rtol=1e-5)
     assert np.allclose(both[:, 0] * removed[0], one[:, 0], rtol=1e-5) and (both[:, 0] > 0).all()
@@ -333,3 +345,10 @@ def test_the_rate_falls_over_the_last_third_of_either_phase():
         trainer.phase, trainer.at = phase, {"epoch": epoch, "step": step}
         Trainer.set_rate(trainer, 10)
         assert abs(group["lr"] - wanted) < 1e-9, (phase, epoch, step)
+
+
+def test_shards_score_what_one_job_scores(trained, tmp_path):
+    base, root, _ = trained
+    flags = ("--dataset", "folder", "--data-root", root, "--cache", tmp_path / "cache", "--workers", 1, "--checkpoint",
+             base / "run" / "sdmae.pt")
+    scored_by_shards("sdmae/eval.py", flags, base / "run" / "strict" / "scores.npz", tmp_path)

@@ -18,7 +18,7 @@ from common.foreground import Settings, flow_boxes
 from common.ranking import moments
 from spr_uvad import advantage, scoring
 from spr_uvad.model import LBR, cube_errors, self_paced_weights
-from tests.helpers import ROOT, refused, same_losses, save_frames, script, tiny_folder, trained_by_two, walkers
+from tests.helpers import ROOT, refused, same_losses, save_frames, scored_by_shards, script, tiny_folder, trained_by_two, walkers
 
 SMALL = ("--dataset", "folder", "--size", "small", "--epochs", "3", "--warmup", "1", "--batch-size", "16", "--workers", "1",
          "--device", "cpu")
@@ -236,3 +236,10 @@ def test_torchrun_with_two_processes(trained, tmp_path):
     where = ("--dataset", "folder", "--data-root", trained[1], "--cache", tmp_path / "cache")
     trained_by_two("spr_uvad", "spr.pt", SMALL, where, tmp_path)
     same_losses("spr_uvad/train.py", (*SMALL, *where), tmp_path)
+
+
+def test_shards_score_what_one_job_scores(trained, tmp_path):
+    base, root, _ = trained
+    flags = ("--dataset", "folder", "--data-root", root, "--cache", tmp_path / "cache", "--workers", 1, "--checkpoint",
+             base / "run" / "spr.pt")
+    scored_by_shards("spr_uvad/eval.py", flags, base / "run" / "strict" / "scores.npz", tmp_path)

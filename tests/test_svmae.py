@@ -28,6 +28,7 @@ from tests.helpers import (
     same_scores,
     save_frames,
     save_video,
+    scored_by_shards,
     script,
     tiny_folder,
     torchrun,
@@ -140,7 +141,10 @@ def test_detector_trains_and_scores(features, trained, tmp_path):
         assert text in done.stdout, done.stdout
     scores = load_arrays(tmp_path / "run" / "strict" / "scores.npz", "scores")
     assert {k: len(v) for k, v in scores.items()} == {"b0": 40, "b1": 40}
-    # two processes draw a bag each, and share the scoring
+    # two processes share each batch of bags (after more steps rounding decides which segments are chosen), and the scoring
+    same_losses("frd_uvad/svmae/train.py", (*flags, "--iterations", "50"), tmp_path / "losses")
+    scored_by_shards("frd_uvad/svmae/eval.py", ("--features", folder, "--checkpoint", tmp_path / "run" / "detector.pt"),
+                     tmp_path / "run" / "strict" / "scores.npz", tmp_path)
     torchrun("frd_uvad/svmae/train.py", *flags, "--out", tmp_path / "two")
     script("frd_uvad/svmae/eval.py", "--features", folder, "--checkpoint", tmp_path / "two" / "detector.pt", "--out", tmp_path / "one")
     same_scores(tmp_path / "two" / "strict" / "scores.npz", tmp_path / "one" / "strict" / "scores.npz")

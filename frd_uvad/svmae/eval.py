@@ -6,7 +6,6 @@
 """
 import argparse
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
@@ -17,7 +16,9 @@ from common import evaluation, smoothing, training  # noqa: E402
 from common.datasets import report_skipped  # noqa: E402
 from common.features import CLIP, FeatureVideo, find_features, frames_of_clips  # noqa: E402
 from common.files import UserError, first_line, load_array, run, writable_folder  # noqa: E402
+from common.kept import Kept, seconds_of  # noqa: E402
 from common.late import Late, torch  # noqa: E402
+from common.parallel import add_shard_flag  # noqa: E402
 from common.video import decoded, open_video  # noqa: E402
 from frd_uvad.svmae.preprocess import features_of_video  # noqa: E402
 
@@ -45,6 +46,7 @@ def parse(argv=None):
     training.add_flags(parser, out="the checkpoint's folder")
     g = evaluation.add_source_flags(parser, "runs/svmae/<dataset>-detector/detector.pt", "a video file or a folder of frames instead of "
                                     "--features")
+    add_shard_flag(g, scoring=True)
     g.add_argument("--encoder", type=Path, default=None, help="with --video: the file that preprocess.py had as --checkpoint (default: "
                    "where it was then)")
     g.add_argument("--fusion", default="concat", help="of the authors' file, whose weights do not say it (default: %(default)s)")
@@ -90,14 +92,22 @@ def text_of(folder, video):
 
 
 @training.inference
-def score(net, video, text, r):
-    """Scores of a video's clips, float32 [clips]: all of them in one pass, as the network looks along the video."""
+def score(net, video, text, r, tick=lambda n: None):
+    """Scores of a video's clips, float32 [clips]: all of them in one pass, as the network looks along the video; then tick(clips)."""
     x = torch.from_numpy(video.clips(range(len(video))).astype(np.float32)).transpose(0, 1)[None].to(r.device)
     words = torch.from_numpy(text_of(text, video)).to(r.device).expand(1, x.shape[1], -1, -1) if text else None
     if not torch.isfinite(x).all():
         raise UserError(f"features of video {video.name} ({video.path}) hold NaN or infinite numbers: encode it again, or take it away")
     with r.autocast():
-        return net(x, words)["scores"][0, :, 0].float().cpu().numpy()
+        out = net(x, words)["scores"][0, :, 0].float().cpu().numpy()
+    tick(len(out))
+    return out
+
+
+def source(video, text):
+    """What changes when a video's features or caption embeddings do."""
+    path = text and text / f"{video.name}.npy"
+    return [*video.fingerprint(), str(path), path.stat().st_mtime_ns if path and path.exists() else 0]
 
 
 def evaluate(args, data, checkpoint, r):
@@ -110,19 +120,22 @@ def evaluate(args, data, checkpoint, r):
     if state["model_args"]["feature_group"] != "vis" and not args.text:
         raise UserError(f"checkpoint {checkpoint} needs caption embeddings: give --text DIR")
     net.eval().to(r.device)
-    dataset, scores, began = data.as_dataset(), {}, time.perf_counter()
-    found = r.per_video(data.test, lambda v: score(net, v, args.text, r))
-    seconds = time.perf_counter() - began
-    if not r.main:
+    folder = writable_folder(args.out or Path(checkpoint).parent)
+    kept = Kept(folder, {"weights": training.weights_hash(net), "fusion": args.fusion, "precision": r.precision},
+                lambda v: source(v, args.text))
+    found = kept.make(data.test, lambda v, tick: {"scores": score(net, v, args.text, r, tick)}, r, size=len, unit="clip",
+                      shard=getattr(args, "shard", None))
+    if not found:
         return None
+    dataset, scores = data.as_dataset(), {}
     for v in data.test:
         labels = data.labels(v) if data.has_labels else None
-        scores[v.name] = frames_of_clips(found[v.name], len(v) * CLIP if labels is None else len(labels))
-    out = writable_folder(args.out or Path(checkpoint).parent) / args.protocol
+        scores[v.name] = frames_of_clips(found[v.key]["scores"], len(v) * CLIP if labels is None else len(labels))
+    out = folder / args.protocol
     protocol = evaluation.Protocol(args.protocol, args.smoothing, probabilities=True)
     report = evaluation.evaluate(
         out, dataset, scores, method="SVMAE", protocol=protocol, args=args,
-        extra=training.about(checkpoint, state, [net], seconds, data.skipped, r))
+        extra=training.about(checkpoint, state, [net], seconds_of(found), data.skipped, r))
     report_skipped(data.skipped)
     evaluation.say_next("frd_uvad/svmae/eval.py", checkpoint, out, args, pictures=False)
     return report

@@ -111,10 +111,12 @@ class Trainer(StepTrainer):
                          identity, extra)
 
     def one(self, rng):
-        rows = self.bags.draw(rng, self.plan["batch_size"] // 2)
-        with self.run.autocast():
+        r, n = self.run, self.plan["batch_size"]
+        rows = self.bags.draw(rng, n // 2)[r.part(n)[0]]
+        with r.autocast():
             out = self.net(self.bags.visual[rows], None if self.bags.text is None else self.bags.text[rows])
-        parts = detector.losses({k: v.float() for k, v in out.items()}, top_k=self.plan["top_k"], dropout=0.7)
+        out = {k: r.whole(v.float(), n, 1 if k == "features" else 0) for k, v in out.items()}   # the losses span bags
+        parts = detector.losses(out, top_k=self.plan["top_k"], dropout=0.7)
         self.descend(parts["total"])
         return {k: parts[k].detach() for k in ("total", "rtfm", "smooth", "sparsity")}
 

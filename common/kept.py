@@ -1,0 +1,65 @@
+"""What scoring finds, kept per video: a killed evaluation goes on, a second protocol costs nothing, and jobs of an array share the work."""
+import hashlib
+import json
+import time
+
+import numpy as np
+from tqdm import tqdm
+
+from common.evaluation import safe
+from common.files import UserError, load_arrays, replacing
+from common.parallel import shard_of
+
+
+class Kept:
+    """The arrays that scoring gave, one .npz per video under folder/scored-….
+
+    settings: {name: value} of whatever they depend on besides the video (weights, precision, …); source(video): what changes when its
+    input does.
+    """
+
+    def __init__(self, folder, settings, source):
+        known = json.dumps(settings, sort_keys=True, default=str)
+        self.folder = folder / f"scored-{hashlib.sha256(known.encode()).hexdigest()[:10]}"
+        self.source = source
+
+    def path(self, video):
+        return self.folder / video.split / f"{safe(video.name)}.npz"
+
+    def load(self, video):
+        """-> {name: array}, "seconds" that scoring took among them; None where it is missing, damaged or of an older input."""
+        path = self.path(video)
+        if not path.exists():
+            return None
+        try:
+            found = load_arrays(path, "scores of a video")
+        except UserError:
+            return None
+        return found if str(found.pop("source", "")) == json.dumps(self.source(video)) and "seconds" in found else None
+
+    def make(self, videos, score, r, *, size, unit, among=None, shard=None):
+        """score(video, tick) -> {name: array} for every video that has none; tick(n) moves the bar by n of its size(video) units.
+
+        torchrun's processes share the videos. shard: "I/N", the part of an array's job, of the list `among` (whose order says whose a
+        video is). -> {video key: {name: array}} on the first process; None on the others, and for a job of an array.
+        """
+        first, step = shard_of(shard, r)
+        mine = {v.key for v in (among or videos)[first::step]}
+        left = [v for v in videos if v.key in mine and self.load(v) is None]
+        with tqdm(total=sum(map(size, left)), desc="score", unit=unit, disable=not r.main, dynamic_ncols=True, mininterval=2) as bar:
+            for v in left:
+                began, source = time.perf_counter(), json.dumps(self.source(v))
+                arrays = score(v, bar.update)
+                with replacing(self.path(v)) as tmp:
+                    np.savez(tmp, **arrays, seconds=time.perf_counter() - began, source=source)
+        r.barrier()
+        if shard:
+            r.say(f"shard {shard}: {sum(v.key in mine for v in videos)} videos are scored, in {self.folder}\n"
+                  "next: once every shard is done, the same command without --shard shows the results")
+            return None
+        return {v.key: self.load(v) for v in videos} if r.main else None
+
+
+def seconds_of(found):
+    """Seconds that scoring took, summed over videos, whichever processes they were."""
+    return float(sum(x["seconds"] for x in found.values()))
