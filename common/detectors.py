@@ -25,8 +25,12 @@ def check(spec):
         raise UserError(f"--boxes {spec} is not known; choose one of {KINDS}")
     if kind in ("file", "onnx") and not Path(rest).is_file():
         raise UserError(f"--boxes {spec}: {rest} does not exist")
-    if kind == "mmdet" and rest.count(":") != 1:
-        raise UserError(f"--boxes {spec}: expected mmdet:CONFIG:CHECKPOINT")
+    if kind == "mmdet":
+        if rest.count(":") != 1:
+            raise UserError(f"--boxes {spec}: expected mmdet:CONFIG:CHECKPOINT")
+        for path in rest.split(":"):
+            if not Path(path).is_file():
+                raise UserError(f"--boxes {spec}: {path} does not exist")
     return kind
 
 
@@ -35,12 +39,15 @@ def uses_device(spec):
 
 
 def fingerprint(spec):
-    """What makes boxes of one spec differ from another's: the spec, and the file's size and time."""
+    """What makes boxes of one spec differ from another's: the spec, and its files' sizes and times."""
     kind, _, rest = spec.partition(":")
-    if kind in ("file", "onnx"):
-        s = Path(rest).stat()
-        return [kind, Path(rest).name, s.st_size, s.st_mtime_ns]
-    return [spec]
+    if kind not in ("file", "onnx", "mmdet"):
+        return [spec]
+    out = [kind]
+    for path in rest.split(":") if kind == "mmdet" else [rest]:
+        s = Path(path).stat()
+        out += [Path(path).name, s.st_size, s.st_mtime_ns]
+    return out
 
 
 def boxes_from_file(path, video, frames):

@@ -4,6 +4,7 @@
 """
 import csv
 import sys
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -191,7 +192,7 @@ def evaluate(out, data, scores, *, protocol, method, detections=None, red=None, 
     under an overlay up to at least `curve_top` (default: the run's highest score); maps {video: [T, rows, columns]}: heat over map_range.
     """
     out = writable_folder(out)
-    labels = labels_of(scores, data)
+    labels, began = labels_of(scores, data), time.perf_counter()
     result, smoothed = measure(scores, labels, protocol)
     if labels and detections:
         result.update(localization(data, detections, protocol.skip))
@@ -201,7 +202,7 @@ def evaluate(out, data, scores, *, protocol, method, detections=None, red=None, 
         gain, frames = shift_gain(smoothed, labels)
         if gain > SUSPICIOUS:
             result["labels_look_shifted"] = {"frames": frames, "micro_auc_would_rise_by": gain}
-    others = {}
+    result["metrics_seconds"], others = time.perf_counter() - began, {}
     for title, s in (baselines or {}).items():
         others[title], _ = measure(s, labels, Protocol("strict", BASELINE_FILTER))
     save_scores(out / "scores.npz", scores)

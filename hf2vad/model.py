@@ -88,7 +88,7 @@ class Memory(nn.Module):
     def forward(self, x):
         """[N, C, H, W] -> the same shape read from the memory, and the addressing [N, slots]."""
         flat = x.flatten(1)
-        slots = self.memMatrix.to(flat.dtype)    # cast once: the copies of this matrix and of its gradient are half of a step on CPUs
+        slots = self.memMatrix.to(flat.dtype)    # cast once: copying it and its gradient is what a step on CPUs does most
         w = F.softmax(F.linear(flat, slots).float(), dim=1)  # the threshold is 1/slots: too fine for bf16
         if self.shrink_threshold > 0:
             d = w - self.shrink_threshold

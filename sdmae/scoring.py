@@ -61,13 +61,15 @@ class Scorer:
         """seen uint8 [n, 3, C, H, W], numbers: of the frames in their videos -> errors [n, 2, tokens] (distillation or 0, and
         reconstruction)."""
         rows = torch.as_tensor(np.asarray(numbers) % NOISE_ROWS, device=seen.device)
-        distilled = reconstructed = counted = 0
+        distilled = reconstructed = removed = 0
         for table in self.tables:
             out = self.net(seen, table[rows], student=self.student)
             d, r = model.pixel_errors(out, seen[:, 1], self.patch, self.rule["norm"])
-            on = out["mask"].to(d.dtype) if self.rule["tokens"] == "removed" else torch.ones_like(d)
-            distilled, reconstructed, counted = distilled + d * on, reconstructed + r, counted + on
-        return torch.stack([distilled / counted.clamp(min=1), reconstructed / len(self.tables)], dim=1)
+            if self.rule["tokens"] == "removed":
+                d, removed = d * out["mask"], removed + out["mask"]
+            distilled, reconstructed = distilled + d, reconstructed + r
+        draws = removed.clamp(min=1) if self.rule["tokens"] == "removed" else len(self.tables)
+        return torch.stack([distilled / draws, reconstructed / len(self.tables)], dim=1)
 
 
 def score(scorer, frames, rows, batch_size=64, tick=lambda n: None):

@@ -123,3 +123,13 @@ def test_help_of_a_copied_method(name, tmp_path):
     for flag in ("--dataset", "--data-root", "--out", "--device", "--precision", "--seed", "--epochs", "--batch-size", "--lr", "--workers",
                  "--resume", "--protocol"):
         assert flag in done.stdout, (name, flag)
+
+
+def test_choices_of_flags_are_those_of_the_models():
+    """Flags name them without loading torch."""
+    from frd_uvad.svmae import detector, model, preprocess
+    from frd_uvad.svmae.train import FUSIONS
+    from spr_uvad.model import MODES
+    from spr_uvad.train import parse
+    assert FUSIONS == detector.FUSIONS and preprocess.PRESETS == tuple(model.PRESETS)
+    assert [parse(["--self-paced", m]).self_paced for m in (*MODES, "none")] == [*MODES, "none"]
