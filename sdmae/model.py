@@ -70,6 +70,17 @@ class DepthwiseProjection(nn.Module):
         return out
 
 
+SHORT = 256         # tokens up to which the backward pass of attention is faster in float32 than in bf16 on CPUs
+
+
+def attend(q, k, v, scale=None):
+    """softmax(scale · q·kᵀ) v, [..., L, d] each."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad and q.shape[-2] <= SHORT:
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), scale=scale)
+    return F.scaled_dot_product_attention(q, k, v, scale=scale)
+
+
 class Attention(nn.Module):
     def __init__(self, dim, heads):
         super().__init__()
@@ -91,7 +102,7 @@ class Attention(nn.Module):
             return y.view(n, length, self.heads, dim // self.heads).transpose(1, 2)
 
         q, k, v = (project(getattr(self, f"conv_proj_{i}"), getattr(self, f"proj_{i}")) for i in "qkv")
-        y = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        y = attend(q, k, v, self.scale)
         return self.proj(y.transpose(1, 2).reshape(n, length, dim))
 
 

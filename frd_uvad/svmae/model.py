@@ -102,6 +102,17 @@ def tube_mask(ratio, noise, grid):
 
 # -------------------------------------------------------------------------------------------------------------- model
 
+SHORT = 256         # tokens up to which the backward pass of attention is faster in float32 than in bf16 on CPUs
+
+
+def attend(q, k, v):
+    """softmax(q·kᵀ / √d) v, [..., L, d] each."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad and q.shape[-2] <= SHORT:
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(q.float(), k.float(), v.float())
+    return F.scaled_dot_product_attention(q, k, v)
+
+
 class Attention(nn.Module):
     def __init__(self, dim, heads):
         super().__init__()
@@ -111,7 +122,7 @@ class Attention(nn.Module):
     def forward(self, x):
         n, length, dim = x.shape
         q, k, v = self.qkv(x).view(n, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, length, dim))
+        return self.proj(attend(q, k, v).transpose(1, 2).reshape(n, length, dim))
 
 
 class Block(nn.Module):
