@@ -6,6 +6,7 @@
     torchvision[:MODEL]                 a torchvision detection model, weights from torchvision's own hub
     mmdet:CONFIG:CHECKPOINT             any mmdet 3 detector (optional, see requirements.txt)
 """
+import pickle
 from functools import lru_cache
 from pathlib import Path
 
@@ -159,13 +160,35 @@ def _torchvision(name, device, min_score):
     return detect
 
 
+class _Log:
+    """Stands for the log that mmdet's trainings write beside the weights, which nobody reads here."""
+
+    def __setstate__(self, state):
+        pass
+
+
+def _no_attribute(owner, name):
+    """Stands for getattr in such a log."""
+
+
 def _mmdet(rest, device, min_score):
+    import torch
     config, checkpoint = rest.split(":")
     try:
         from mmdet.apis import inference_detector, init_detector
     except ImportError as e:
         raise UserError(f"--boxes mmdet:… needs mmdet ({first_line(e)}); requirements.txt says how to install it") from None
-    net = init_detector(config, checkpoint, device=str(device))
+    rebuild = np._core.multiarray._reconstruct
+    log = [(_Log, "mmengine.logging.history_buffer.HistoryBuffer"), (_no_attribute, "builtins.getattr"), rebuild,
+           (rebuild, "numpy.core.multiarray._reconstruct"), np.ndarray, np.dtype, bytes, *(type(np.dtype(t)) for t in ("f4", "f8", "i8"))]
+    try:
+        with torch.serialization.safe_globals(log):
+            net = init_detector(config, checkpoint, device=str(device))
+    except pickle.UnpicklingError:
+        raise UserError(f"--boxes mmdet: {checkpoint} is damaged, or holds objects that would run code on loading: refused; keep its "
+                        "state_dict alone in a file of its own") from None
+    except Exception as e:   # configurations run code of their own, which raises many kinds
+        raise UserError(f"--boxes mmdet:{rest}: the detector could not be made ({first_line(e)})") from None
 
     def detect(frames):
         out = []

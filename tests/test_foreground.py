@@ -1,7 +1,10 @@
 """Boxes and cubes against hand-made examples."""
+from pathlib import Path
+
 import cv2
 import numpy as np
 import pytest
+import torch
 
 from common import detectors
 from common.batches import Batches
@@ -156,7 +159,7 @@ def test_boxes_from_a_file(tmp_path):
     assert "1 frames there, 5 on disk" in CubeStore(store.cache, tmp_path / "c2", s).build([video], 1)[1][video.key]
 
 
-@pytest.mark.parametrize("spec", ["yolo", "file:", "onnx:/no/such/file.onnx", "mmdet:onlyone", "file:nothing.npz"])
+@pytest.mark.parametrize("spec", ["yolo", "file:", "onnx:/no/such/file.onnx", "mmdet:onlyone", "mmdet:no.py:no.pth", "file:nothing.npz"])
 def test_wrong_boxes_are_refused_at_once(spec):
     with pytest.raises(UserError, match="--boxes"):
         detectors.check(spec)
@@ -206,3 +209,24 @@ def test_detections_are_made_anew_when_the_video_was_replaced(tmp_path, monkeypa
     store.cache.build([video], 1)
     store.build([video], 1)
     assert store._has_boxes(video)
+
+
+def test_mmdet_boxes(tmp_path):
+    """A detector of mmdet's own, untrained, from a file such as its trainings write."""
+    pytest.importorskip("mmdet", reason="optional: requirements.txt says how to install it")
+    import mmdet
+    from mmdet.apis import init_detector
+    from mmengine.logging import HistoryBuffer
+    config = Path(mmdet.__file__).parent / ".mim" / "configs" / "rtmdet" / "rtmdet_tiny_8xb32-300e_coco.py"
+    net = init_detector(str(config), None, device="cpu")
+    weights = tmp_path / "epoch_1.pth"
+    torch.save({"state_dict": net.state_dict(), "meta": {"dataset_meta": net.dataset_meta, "epoch": 1},
+                "message_hub": {"log_scalars": {"loss": HistoryBuffer([1.0, 0.5], [1, 1]), "none": HistoryBuffer()}}}, weights)
+    spec, frames = f"mmdet:{config}:{weights}", [walkers(1)[0], walkers(1, seed=3)[0]]
+    detectors.check(spec)
+    for tile in (False, True):
+        found = detectors.make_detector(spec, min_score=0.0, tile=tile)(frames)
+        assert len(found) == 2 and all(len(x) and x.shape[1] == 5 and x.dtype == np.float32 and np.isfinite(x).all() for x in found)
+    (tmp_path / "broken.pth").write_bytes(b"x")
+    with pytest.raises(UserError, match="is damaged, or holds"):
+        detectors.make_detector(f"mmdet:{config}:{tmp_path / 'broken.pth'}")
