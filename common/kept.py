@@ -2,6 +2,7 @@
 import hashlib
 import json
 import time
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -15,13 +16,14 @@ class Kept:
     """The arrays that scoring gave, one .npz per video under folder/scored-….
 
     settings: {name: value} of whatever they depend on besides the video (weights, precision, …); source(video): what changes when its
-    input does.
+    input does; code: a file of the method, whose folder's Python files count too: who changes a method does not want its old scores.
     """
 
-    def __init__(self, folder, settings, source):
-        known = json.dumps(settings, sort_keys=True, default=str)
-        self.folder = folder / f"scored-{hashlib.sha256(known.encode()).hexdigest()[:10]}"
-        self.source = source
+    def __init__(self, folder, settings, source, code):
+        known = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+        for path in sorted(Path(code).parent.glob("*.py")):
+            known.update(path.read_bytes())
+        self.folder, self.source = folder / f"scored-{known.hexdigest()[:10]}", source
 
     def path(self, video):
         return self.folder / video.split / f"{safe(video.name)}.npz"
@@ -57,7 +59,13 @@ class Kept:
             r.say(f"shard {shard}: {sum(v.key in mine for v in videos)} videos are scored, in {self.folder}\n"
                   "next: once every shard is done, the same command without --shard shows the results")
             return None
-        return {v.key: self.load(v) for v in videos} if r.main else None
+        if not r.main:
+            return None
+        found = {v.key: self.load(v) for v in videos}
+        if lost := [k for k, x in found.items() if x is None]:
+            raise UserError(f"scores of {lost[0]} are not in {self.folder}, or its source changed meanwhile: run the same command again; "
+                            "processes on several machines need an --out that all of them see")
+        return found
 
 
 def seconds_of(found):

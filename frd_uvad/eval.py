@@ -84,7 +84,7 @@ def evaluate(args, data, checkpoint, r):
     net.eval().to(r.device)
     folder = writable_folder(args.out or Path(checkpoint).parent)
     dataset = data.as_dataset()
-    kept = Kept(folder, {"weights": training.weights_hash(net), "precision": r.precision}, FeatureVideo.fingerprint)
+    kept = Kept(folder, {"weights": training.weights_hash(net), "precision": r.precision}, FeatureVideo.fingerprint, __file__)
     found = kept.make(videos, lambda v, tick: score(net, v, r, tick=tick), r, size=len, unit="clip", among=data.wanted,
                       shard=getattr(args, "shard", None))
     if not found:

@@ -64,7 +64,8 @@ def protocol_of(args, dataset):
 
 def cube_errors(scorer, net, ready, videos, folder, r, batch_size, among=None, shard=None):
     """[N, 2] flow and frame errors of all cubes of `videos`, and the seconds that scoring took; None where common.kept says so."""
-    kept = Kept(folder, {"weights": training.weights_hash(net), "cubes": ready.store.s.key(), "precision": r.precision}, Video.fingerprint)
+    kept = Kept(folder, {"weights": training.weights_hash(net), "cubes": ready.store.s.key(), "precision": r.precision}, Video.fingerprint,
+                __file__)
     found = kept.make(videos, lambda v, tick: {"errors": scorer.errors_of(ready.store.records(v), batch_size, tick)}, r,
                       size=lambda v: ready.store.info(v)["cubes"], unit="cube", among=among, shard=shard)
     return found and (np.concatenate([found[v.key]["errors"] for v in videos]), seconds_of(found))

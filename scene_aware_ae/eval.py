@@ -72,7 +72,7 @@ def evaluate(args, ready, checkpoint, r):
     net, state = scoring.load_model(checkpoint)
     net.eval().to(r.device)
     folder = writable_folder(args.out or Path(checkpoint).parent)
-    kept = Kept(folder, {"weights": training.weights_hash(net), "precision": r.precision}, ready.features.info)
+    kept = Kept(folder, {"weights": training.weights_hash(net), "precision": r.precision}, ready.features.info, __file__)
     found = kept.make(ready.test, lambda v, tick: {"scores": scoring.score_features(net, ready.features.array(v), r, tick=tick)[0]}, r,
                       size=ready.length, unit="frame", among=ready.data.test, shard=getattr(args, "shard", None))
     if not found:

@@ -95,7 +95,7 @@ def kept_score(scorer, net, ready, videos, folder, batch_size=64, among=None, sh
     One video at a time. -> {video key: {"scores", "maps", "seconds"}}; None where common.kept says so
     """
     kept = Kept(folder, {"weights": training.weights_hash(net), "rule": scorer.rule, "draws": len(scorer.tables), "size": ready.cache.size,
-                         "precision": scorer.run.precision}, Video.fingerprint)
+                         "precision": scorer.run.precision}, Video.fingerprint, __file__)
 
     def own(v, tick):
         frames = Frames([ready.cache.frames(v)], scorer.run.device)

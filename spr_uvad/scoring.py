@@ -54,15 +54,17 @@ def score(nets, data, rows, block, r, tick=lambda n: None):
     out = np.full((len(rows), 2), np.nan, np.float32)
     for number, net in nets.items():
         places, done = np.flatnonzero(block == number), 0
+        own = torch.full((len(places), 2), torch.nan, device=r.device)
         net.to(r.device, memory_format=torch.channels_last)
         for part, batch in data.iterate(rows[places], BATCH[r.device.type]):
             wanted = to_input(batch)
             with torch.inference_mode(), r.autocast():
                 got = net.folded(wanted["raw"])
             for i, key in enumerate(got):
-                out[places[done:done + len(part)], i] = model.cube_errors(got[key], wanted[key]).float().cpu().numpy()
+                own[done:done + len(part), i] = model.cube_errors(got[key], wanted[key])
             done += len(part)
             tick(len(part))
+        out[places] = own.cpu().numpy()
     return out
 
 
@@ -81,7 +83,8 @@ def shared_score(nets, records, rows, block, r, label):
 def kept_score(nets, grid, ready, videos, folder, r, among=None, shard=None):
     """score() of all cubes of `videos`, kept in `folder`. -> errors [N, 2], blocks [N], seconds; None where common.kept says so"""
     tag = [training.weights_hash(n) for _, n in sorted(nets.items())]
-    kept = Kept(folder, {"weights": tag, "grid": list(grid), "cubes": ready.store.s.key(), "precision": r.precision}, Video.fingerprint)
+    kept = Kept(folder, {"weights": tag, "grid": list(grid), "cubes": ready.store.s.key(), "precision": r.precision}, Video.fingerprint,
+                __file__)
 
     def own(v, tick):
         records, block = ready.store.records(v), blocks(ready.column([v], "box"), ready.sizes([v]), grid)

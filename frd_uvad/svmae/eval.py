@@ -122,7 +122,7 @@ def evaluate(args, data, checkpoint, r):
     net.eval().to(r.device)
     folder = writable_folder(args.out or Path(checkpoint).parent)
     kept = Kept(folder, {"weights": training.weights_hash(net), "fusion": args.fusion, "precision": r.precision},
-                lambda v: source(v, args.text))
+                lambda v: source(v, args.text), __file__)
     found = kept.make(data.test, lambda v, tick: {"scores": score(net, v, args.text, r, tick)}, r, size=len, unit="clip",
                       shard=getattr(args, "shard", None))
     if not found:
