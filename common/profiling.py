@@ -41,6 +41,7 @@ class StepProfiler:
     def __init__(self, run, steps, training):
         self.run, self.steps, self.training = run, steps, training
         self.done, self.depth, self.regions, self.ended = 0, 0, [], False
+        self.asleep = False
         self.work = {k: [0, 0] for k in PARTS}          # FLOPs and bytes of one step
         self.counters, self.profiler = None, None
         modules.register_module_forward_pre_hook(lambda *_: self.enter())
@@ -79,18 +80,24 @@ class StepProfiler:
             self.seen = flops, traffic
 
     def begin(self, part):
+        if self.asleep:
+            return
         self.count("tensors")
         region = record_function(f"vad::{part}")
         region.__enter__()
         self.regions.append((part, region))
 
     def end(self):
+        if self.asleep:
+            return
         part, region = self.regions.pop()
         region.__exit__(None, None, None)
         self.count(part)
 
     def enter(self):
         """Of modules the outermost alone is the network; those that run inside a backward pass belong to that."""
+        if self.asleep:
+            return
         if self.ended:      # not in the optimizer's hook, which PyTorch's own mark of its step encloses
             self.ended = False
             self.step()
@@ -99,17 +106,19 @@ class StepProfiler:
             self.begin("forward")
 
     def leave(self):
+        if self.asleep:
+            return
         self.depth -= 1
         if self.depth == 0 and self.regions and self.regions[-1][0] == "forward":
             self.end()
 
     def optimized(self):
         self.end()
-        self.ended = self.training
+        self.ended = self.training and not self.asleep
 
     def scored(self):
         self.inside -= 1
-        if self.inside == 0:
+        if self.inside == 0 and not self.asleep:
             self.step()
 
     # ----------------------------------------------------------------------------------------------------------- steps

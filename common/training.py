@@ -97,6 +97,15 @@ class Run:
             run.profiler = StepProfiler(run, steps, training=hasattr(args, "lr"))
         return run
 
+    @contextmanager
+    def unprofiled(self):
+        """What is done in here is not what --profile was asked about."""
+        if self.profiler:
+            self.profiler.asleep = True
+        yield
+        if self.profiler:
+            self.profiler.asleep = False
+
     @property
     def main(self):
         return self.rank == 0

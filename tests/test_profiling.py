@@ -66,3 +66,11 @@ def test_scripts_profile_themselves(tmp_path):
     script("sdmae/train.py", *where, *small, "--out", tmp_path / "a")
     done = script("sdmae/eval.py", *where, "--checkpoint", tmp_path / "a/sdmae.pt", "--out", tmp_path / "b", "--profile", "50")
     assert "steps too early for a table" in done.stdout
+
+
+def test_training_of_the_stand_in_encoder_is_not_what_is_profiled(tmp_path):
+    root = tiny_folder(tmp_path)
+    done = script("scene_aware_ae/train.py", "--dataset", "folder", "--data-root", root, "--cache", tmp_path / "cache", "--device", "cpu",
+                  "--mode", "0", "--stand-in-steps", "20", "--clip", "none:autoencoder", "--out", tmp_path / "a", "--profile", "2")
+    operators = next(line for line in done.stdout.splitlines() if line.startswith("operators by"))
+    assert "mean of 2" in done.stdout and "convolution" not in operators, operators
