@@ -77,6 +77,7 @@ OPENS = {
     "common/batches.py copy_rows": "tests/test_frd_uvad.py", "common/detectors.py _onnx": "tests/test_foreground.py",
     "common/files.py read_text": "labels.txt", "common/files.py read_json": "side.json", "common/files.py load_array": "array.npy",
     "common/files.py load_arrays": "scores.npz", "common/foreground.py CubeStore._has_boxes": "scores.npz",
+    "common/kept.py Kept.__init__": "tests/test_training.py",
     "common/labels.py read_mat": "ped2.mat", "common/labels.py npz_names": "packed.npz", "common/labels.py matlab_ranges": "UCSDped2.m",
     "common/training.py load_checkpoint": "weights.pt", "common/training.py Log.drop_after": "tests/test_training.py",
     "common/ubnormal.py Annotations.masks": "video.avi", "common/video.py Video.expected_frames": "video.mp4",

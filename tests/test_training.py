@@ -6,6 +6,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -151,3 +152,35 @@ def test_a_second_run_in_one_folder_is_refused_until_the_first_ends(tmp_path):
         first.kill()
         first.wait()
     assert claim(tmp_path) == tmp_path
+
+
+def test_kept_scores_are_made_again_when_anything_they_stand_for_changes(tmp_path):
+    from common.kept import Kept, seconds_of
+    code, new, done = tmp_path / "method" / "model.py", {"a": 1, "b": 1}, []
+    code.parent.mkdir()
+    code.write_text("x = 1")
+    videos = [SimpleNamespace(name=n, split="test", key=f"test/{n}") for n in "ab"]
+
+    def make(settings=None, **how):
+        def score(v, tick):
+            done.append(v.name)
+            tick(3)
+            return {"scores": np.full(3, new[v.name], np.float32)}
+        done.clear()
+        kept = Kept(tmp_path, settings or {"weights": "w"}, lambda v: new[v.name], code)
+        return kept, kept.make(videos, score, training.Run("cpu"), size=lambda v: 3, unit="frame", **how)
+    kept, found = make()
+    assert done == ["a", "b"] and found["test/b"]["scores"].tolist() == [1, 1, 1] and seconds_of(found) > 0
+    assert make()[1].keys() == {"test/a", "test/b"} and done == []
+    new["b"] = 2
+    assert make()[1]["test/b"]["scores"].tolist() == [2, 2, 2] and done == ["b"]
+    kept.path(videos[0]).write_bytes(b"PK half a file")
+    make()
+    assert done == ["a"]
+    make({"weights": "v"})
+    assert done == ["a", "b"]
+    code.write_text("x = 2")
+    assert make(shard="1/2")[1] is None and done == ["b"]
+    assert make(shard="0/2", among=videos)[1] is None and done == ["a"]
+    with pytest.raises(UserError, match="--shard 2/2"):
+        make(shard="2/2")
