@@ -96,7 +96,7 @@ class StandIn:
     """
     name, size = STAND_IN, (96, 160)
     STEPS, BATCH, LR = 1500, 16, 2e-3
-    MOST = 400                     # frames of a video that it is trained on, spread over all
+    MOST, TOTAL = 400, 12000       # frames of a video that it is trained on, spread over all; of all videos together
 
     def __init__(self, folder, r, videos=(), seed=0, steps=STEPS):
         self.run, self.net, self.seed, self.steps = r, frame_autoencoder.FrameAutoencoder(), seed, steps
@@ -117,17 +117,19 @@ class StandIn:
         self.hash = training.weights_hash(self.net)
         self.width = self.net.CHANNELS * (self.size[0] // 16) * (self.size[1] // 16)
 
-    def sample(self, video):
-        """Up to MOST small frames of a video, spread over all; more where its length is not known beforehand."""
-        step = -(-video.expected_frames() // self.MOST) or 1
-        return np.stack([self.fit(f) for f in itertools.islice(Decoder(video), 0, 20 * self.MOST * step, step)])
+    def sample(self, video, most):
+        """Up to `most` small frames of a video, spread over all; more where its length is not known beforehand."""
+        step = -(-video.expected_frames() // most) or 1
+        return np.stack([self.fit(f) for f in itertools.islice(Decoder(video), 0, 20 * most * step, step)])
 
     def train(self, videos):
         rng = np.random.default_rng(self.seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.net = frame_autoencoder.FrameAutoencoder()
-        small = [self.sample(v) for v in tqdm(videos, desc="read training frames", unit="video", dynamic_ncols=True, mininterval=5)]
+        videos = videos[::-(-len(videos) // (self.TOTAL // 8))]     # medians want a few frames of each
+        most = min(self.MOST, self.TOTAL // len(videos))
+        small = [self.sample(v, most) for v in tqdm(videos, desc="read training frames", unit="video", dynamic_ncols=True, mininterval=5)]
         middle = [np.median(a, axis=0).astype(np.float32) for a in small]
         net = self.net.to(self.run.device).train()
         optimizer = torch.optim.Adam(net.parameters(), lr=self.LR, fused=True)
