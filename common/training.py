@@ -102,9 +102,11 @@ class Run:
         """What is done in here is not what --profile was asked about."""
         if self.profiler:
             self.profiler.asleep = True
-        yield
-        if self.profiler:
-            self.profiler.asleep = False
+        try:
+            yield
+        finally:
+            if self.profiler:
+                self.profiler.asleep = False
 
     @property
     def main(self):
