@@ -24,10 +24,10 @@ from sdmae import frames as input_  # noqa: E402
 from sdmae import pseudo  # noqa: E402
 
 # Input size (height, width) and patch. Avenue, ShanghaiTech and UBnormal as published: 20 × 40 tokens each. Ped2's size is not
-# published, its patch is 4: 96 × 144 keeps the frame's shape (240 × 360), makes as many tokens (24 × 36), and leaves a
-# pedestrian about 6 × 12 px. Ped1 has the same shape.
+# published, its patch is 4, which learns slowly: see the README. 192 × 288 keeps the frame's shape (240 × 360) and leaves a
+# pedestrian about 12 × 24 px, one token of 12 × 18. Ped1 keeps the published patch and makes 24 × 36 tokens.
 PUBLISHED = {"avenue": dict(size=(320, 640), patch=16), "shanghaitech": dict(size=(160, 320), patch=8),
-             "ubnormal": dict(size=(160, 320), patch=8), "ped2": dict(size=(96, 144), patch=4),
+             "ubnormal": dict(size=(160, 320), patch=8), "ped2": dict(size=(192, 288), patch=16),
              "ped1": dict(size=(96, 144), patch=4), "folder": dict(size=(192, 320), patch=8),
              "demo": dict(size=(96, 160), patch=8)}
 
@@ -97,7 +97,7 @@ def add_pseudo_flags(parser):
     g.add_argument("--preview", action="store_true", help="write a contact sheet of pasted frames and masks, and stop")
 
 
-def bank_of(args, ready, size, patch, r):
+def bank_of(args, ready, size, r):
     """The objects to paste, or None."""
     if args.pseudo == "none":
         return None
@@ -108,7 +108,7 @@ def bank_of(args, ready, size, patch, r):
         channels = ready.cache.frames(ready.train[0]).shape[3]
         bank = pseudo.from_ubnormal(ubnormal(Path(root)), size, channels, args.seed)
     else:
-        bank = pseudo.from_training(ready.arrays(ready.train), patch, args.seed)
+        bank = pseudo.from_training(ready.arrays(ready.train), args.seed)
         if bank is None:
             r.say("note: nothing moves in the training videos, so there is nothing to paste: trained without pseudo anomalies")
             return None
@@ -154,7 +154,7 @@ def main(argv=None):
     size, patch = input_of(args, name)
     ready = prepare(args, size, r)
     if args.preview:
-        preview(bank_of(args, ready, size, patch, r), ready, args, args.out or Path("runs/sdmae") / name)
+        preview(bank_of(args, ready, size, r), ready, args, args.out or Path("runs/sdmae") / name)
     if r.main:
         ready.summary()
         ready.report_skipped()

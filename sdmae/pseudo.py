@@ -112,10 +112,11 @@ def thin(found, seed):
     return [found[i] for i in keep]
 
 
-def from_training(arrays, patch, seed=0):
+def from_training(arrays, seed=0):
     """Bank of the moving objects of the training videos themselves: uint8 [T, H, W, C] each. None where nothing moves."""
     found, (h, w) = [], arrays[0].shape[1:3]
-    least, most = max(2 * patch ** 2, 32), h * w // 12    # two tokens at least; a twelfth of the frame at most
+    # a thousandth of the frame at least: more, and where people are small, groups alone are cut out; a twelfth at most
+    least, most = max(h * w // 1000, 32), h * w // 12
     for frames in tqdm(arrays, desc="cut objects", unit="video", dynamic_ncols=True, mininterval=5):
         # long videos are sampled in stretches, so that memory and time stay what they are
         for first in np.linspace(0, max(0, len(frames) - 300), max(1, min(8, len(frames) // 300))).astype(int):

@@ -41,12 +41,20 @@ def test_pasted_objects_are_where_the_mask_says():
 
 def test_moving_objects_are_cut_out(tmp_path):
     arrays = cached(tmp_path, walkers(60, size=(64, 96), speed=1), size=(64, 96))
-    bank = pseudo.from_training(arrays, 8)
+    bank = pseudo.from_training(arrays)
     assert bank.source == "self" and len(bank) >= 3
     assert bank.sizes.mean() > 8 and (bank.masks > 0).float().mean() > 0.5
     speed = (bank.places[:, -1] - bank.places[:, 0]) / (pseudo.LENGTH - 1)
     assert abs(float(speed[:, 1].median()) - 1) < 0.3 and abs(float(speed[:, 0].median())) < 0.3
-    assert pseudo.from_training([np.full((20, 32, 64, 1), 9, np.uint8)], 8) is None
+    assert pseudo.from_training([np.full((20, 32, 64, 1), 9, np.uint8)]) is None
+
+
+def test_people_far_away_are_cut_out_one_by_one():
+    """A third of a patch of 16 px large, as pedestrians of Ped2 are."""
+    frames = np.full((40, 160, 240, 1), 100, np.uint8)
+    for t, f in enumerate(frames):
+        f[60:74, 20 + 2 * t:26 + 2 * t] = 20
+    assert [14, 6] in pseudo.from_training([frames]).sizes[:, 0].int().tolist()
 
 
 # ------------------------------------------------------------------------------------------------------------- UBnormal
