@@ -37,10 +37,11 @@ def parse(argv=None):
     preprocess.add_pseudo_flags(parser)
     g = parser.add_argument_group("method")
     g.add_argument("--student-from", type=int, default=None, metavar="EPOCH",
-                   help="from this epoch on everything else is frozen and the student trains alone (default: half of --epochs; on ped2 three "
-                   "quarters)")
-    g.add_argument("--decay", choices=["constant", "cooldown"], default=None, help="of the learning rate: none, or (short schedules) "
-                   "in a line to 0 over the last third of either phase (default: constant; on ped2 cooldown)")
+                   help="from this epoch on everything else is frozen and the student trains alone (default: half of --epochs; on "
+                   "ped2 three quarters)")
+    g.add_argument("--decay", choices=["constant", "cooldown"], default=None,
+                   help="of the learning rate: none, or (short schedules) in a line to 0 over the last third of either phase "
+                   "(default: constant; on ped2 cooldown)")
     g.add_argument("--gradient-weights", action=argparse.BooleanOptionalAction, default=True,
                    help="weigh tokens by motion gradients in the teacher's loss (default: yes)")
     g.add_argument("--mask-ratio", type=float, default=0.5, help="share of tokens removed (default: %(default)s)")
