@@ -24,7 +24,7 @@ from sdmae import frames as input_  # noqa: E402
 from sdmae import pseudo  # noqa: E402
 
 # Input size (height, width) and patch. Avenue, ShanghaiTech and UBnormal as published: 20 × 40 tokens each. Ped2's size is not
-# published, its patch is 4, which learns slowly: see the README. 192 × 288 keeps the frame's shape (240 × 360) and leaves a
+# published, its patch is 4, which costs several times as much. 192 × 288 keeps the frame's shape (240 × 360) and leaves a
 # pedestrian about 12 × 24 px, one token of 12 × 18. Ped1 keeps the published patch and makes 24 × 36 tokens.
 PUBLISHED = {"avenue": dict(size=(320, 640), patch=16), "shanghaitech": dict(size=(160, 320), patch=8),
              "ubnormal": dict(size=(160, 320), patch=8), "ped2": dict(size=(192, 288), patch=16),

@@ -50,7 +50,7 @@ def test_moving_objects_are_cut_out(tmp_path):
 
 
 def test_people_far_away_are_cut_out_one_by_one():
-    """A third of a patch of 16 px large, as pedestrians of Ped2 are."""
+    """They are a third of a token of 16 × 16 px large."""
     frames = np.full((40, 160, 240, 1), 100, np.uint8)
     for t, f in enumerate(frames):
         f[60:74, 20 + 2 * t:26 + 2 * t] = 20
