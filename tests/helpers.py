@@ -1,8 +1,13 @@
 """Small videos and runs of the real scripts, shared by the tests."""
+import atexit
 import json
 import os
+import shutil
+import signal
+import socket
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -68,24 +73,94 @@ def tiny_folder(root, train=2, test=2, frames=24):
     return root
 
 
-def script(path, *args, cwd=None, check=True, env=None, threads=1, timeout=600, **kwargs):
+PATIENCE = 1200       # seconds that a test waits for a process that has hung; none takes a tenth of it on a busy machine
+
+
+def warm_processes():
+    """The socket of tests/warm.py, which is started once; None where processes cannot be forked."""
+    if not hasattr(warm_processes, "address"):
+        warm_processes.address = None
+        if hasattr(os, "fork") and sys.platform == "linux":
+            folder = tempfile.mkdtemp(prefix="warm")
+            atexit.register(shutil.rmtree, folder, True)
+            address = os.path.join(folder, "socket")
+            warm_processes.server = subprocess.Popen([sys.executable, str(ROOT / "tests" / "warm.py"), address], stdin=subprocess.PIPE,
+                                                     stdout=subprocess.PIPE, text=True)
+            atexit.register(warm_processes.server.stdin.close)
+            if warm_processes.server.stdout.readline() == "ready\n":
+                warm_processes.address = address
+    return warm_processes.address
+
+
+class Forked:
+    """A script that runs in a process forked by tests/warm.py, with what subprocess.Popen offers of it."""
+
+    def __init__(self, argv, cwd, env):
+        self.argv, self.returncode = [str(x) for x in argv], None
+        self.folder = Path(tempfile.mkdtemp(prefix="script"))
+        self.files = {name: self.folder / name for name in ("stdout", "stderr")}
+        for path in self.files.values():
+            path.touch()
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(PATIENCE)
+        self.socket.connect(warm_processes())
+        request = {"argv": self.argv, "cwd": str(cwd), "env": env, **{k: str(v) for k, v in self.files.items()}}
+        self.socket.sendall((json.dumps(request) + "\n").encode())
+        self.lines = self.socket.makefile()
+        self.pid = int(self.lines.readline())
+
+    def communicate(self):
+        try:
+            self.returncode = int(self.lines.readline())
+        except TimeoutError:
+            os.killpg(self.pid, signal.SIGKILL)
+            self.returncode = int(self.lines.readline())
+        said = [path.read_text(errors="surrogateescape") for path in self.files.values()]
+        self.lines.close()
+        self.socket.close()
+        shutil.rmtree(self.folder)
+        return said
+
+
+def script(path, *args, cwd=None, check=True, env=None, threads=1):
     """Run a script of the repository as a user does. -> CompletedProcess with text output."""
-    done = subprocess.run([sys.executable, str(ROOT / path), *map(str, args)], cwd=cwd or ROOT, text=True,
-                          capture_output=True, timeout=timeout,
-                          env={**os.environ, "OMP_NUM_THREADS": str(threads), **(env or {})}, **kwargs)
-    if check and done.returncode != 0:
-        raise AssertionError(f"{path} ended with {done.returncode}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}")
+    argv = [str(ROOT / path), *map(str, args)]
+    whole = {**os.environ, "OMP_NUM_THREADS": str(threads), **(env or {})}
+    if env is None and threads == 1 and warm_processes():
+        process = Forked(argv, cwd or ROOT, whole)
+        stdout, stderr = process.communicate()
+        done = subprocess.CompletedProcess(argv, process.returncode, stdout, stderr)
+    else:
+        done = subprocess.run([sys.executable, *argv], cwd=cwd or ROOT, text=True, capture_output=True, timeout=PATIENCE, env=whole)
+    return ended_well(done) if check else done
+
+
+def ended_well(done):
+    """-> the process, which ended with 0; else what it printed is shown."""
+    if done.returncode != 0:
+        raise AssertionError(f"{' '.join(map(str, done.args))} ended with {done.returncode}\n--- stdout\n{done.stdout[-6000:]}\n"
+                             f"--- stderr\n{done.stderr[-6000:]}")
     return done
+
+
+def under_torchrun(*argv, processes=2):
+    """-> the ended job of torchrun; what its processes printed is shown where it failed."""
+    return ended_well(subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *map(str, argv)], text=True,
+        capture_output=True, timeout=PATIENCE, env={**os.environ, "OMP_NUM_THREADS": "1"}))
 
 
 def torchrun(path, *args, processes=2):
     """The script under torchrun: it ends well, and one process alone speaks. -> its standard output."""
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
-                           str(ROOT / path), *map(str, args)], text=True, capture_output=True, timeout=400,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stdout[-1500:] + done.stderr[-3000:]
+    done = under_torchrun(ROOT / path, *args, processes=processes)
     assert done.stdout.count("next:") == 1, done.stdout
     return done.stdout
+
+
+def killed_after(written, path, *args):
+    """Run a script that the system kills once it has written a file so many times ("*/cvae.pt:2"), however fast or slow the machine is."""
+    done = script("tests/still.py", "--kill-after", written, ROOT / path, *args, check=False)
+    assert done.returncode == -signal.SIGKILL, (done.returncode, done.stdout[-3000:], done.stderr[-3000:])
 
 
 def trained_by_two(method, checkpoint, small, where, tmp_path):
@@ -98,14 +173,21 @@ def trained_by_two(method, checkpoint, small, where, tmp_path):
 
 
 def same_losses(script_name, flags, where):
-    """One process and two log the same losses of the same batches, to 1e-4, batch norms and dropout being at rest."""
-    logs = []
+    """One process and two have the same losses and the same averaged gradients in every step, to 1e-4 and 1e-3.
+
+    Each step begins at the same weights (tests/still.py leaves them as they are) with batch norms and dropout at rest: after
+    steps of training, rounding decides what is picked, and other kernels decide otherwise.
+    """
+    logs, steps = [], []
     for processes in (1, 2):
-        out = where / str(processes)
-        subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes),
-                        str(ROOT / "tests" / "still.py"), str(ROOT / script_name), *map(str, flags), "--out", str(out)],
-                       text=True, capture_output=True, timeout=400, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        out, gradients = where / str(processes), where / f"gradients{processes}"
+        argv = (ROOT / "tests" / "still.py", "--gradients", gradients, ROOT / script_name, *flags, "--out", out)
+        if processes == 1:
+            script(*argv)
+        else:
+            under_torchrun(*argv)
         logs.append([json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()])
+        steps.append([np.array(line.split(), float) for line in gradients.read_text().splitlines()])
     compared = 0
     assert len(logs[0]) == len(logs[1]) > 0
     for one, two in zip(*logs):
@@ -114,6 +196,10 @@ def same_losses(script_name, flags, where):
                 assert abs(one[k] - two[k]) <= 1e-4 * abs(one[k]), (k, one, two)
                 compared += 1
     assert compared >= 2
+    assert len(steps[0]) == len(steps[1]) > 0
+    for number, (one, two) in enumerate(zip(*steps)):
+        assert one.shape == two.shape and one.max() > 0
+        assert np.abs(one - two).max() <= 1e-3 * one.max(), (number, one, two)
 
 
 def scored_by_shards(script_name, flags, scores, tmp_path):

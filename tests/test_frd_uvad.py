@@ -23,8 +23,10 @@ from frd_uvad.model import FRD, Attention, cumulative, joins_bank, losses, posit
 from frd_uvad.train import bank_sheet, parse
 from frd_uvad.windows import Bank, Windows
 from tests.helpers import (
+    PATIENCE,
     ROOT,
     all_refused,
+    killed_after,
     refused,
     same_losses,
     save_frames,
@@ -103,14 +105,8 @@ def test_killed_and_started_again_ends_with_the_same_weights(trained, tmp_path):
     _, root, _ = trained
     flags = ("--dataset", "features", "--features", str(root), *SMALL, "--epochs", "30")
     script("frd_uvad/train.py", *flags, "--out", tmp_path / "whole")
-    process = subprocess.Popen([sys.executable, str(ROOT / "frd_uvad" / "train.py"), *flags, "--out", str(tmp_path / "run")],
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    path, deadline = tmp_path / "run" / "frd.pt", time.time() + 100
-    while time.time() < deadline and process.poll() is None and not path.exists():
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not training.load_checkpoint(path)["done"]
+    killed_after("*/frd.pt:2", "frd_uvad/train.py", *flags, "--out", tmp_path / "run")
+    assert not training.load_checkpoint(tmp_path / "run" / "frd.pt")["done"]
     done = script("frd_uvad/train.py", *flags, "--out", tmp_path / "run")
     assert "going on at epoch" in done.stdout
     a, b = (training.load_checkpoint(p / "frd.pt") for p in (tmp_path / "run", tmp_path / "whole"))
@@ -338,8 +334,8 @@ def test_a_killed_rank_ends_the_job_and_the_same_command_goes_on(trained, tmp_pa
                str(ROOT / "frd_uvad" / "train.py"), *flags]
     job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
                            env={**os.environ, "OMP_NUM_THREADS": "1"})
-    path, deadline = tmp_path / "run" / "frd.pt", time.time() + 200
-    while time.time() < deadline and job.poll() is None and not path.exists():
+    path, deadline = tmp_path / "run" / "frd.pt", time.monotonic() + PATIENCE
+    while time.monotonic() < deadline and job.poll() is None and not path.exists():
         time.sleep(0.01)
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -348,7 +344,7 @@ def test_a_killed_rank_ends_the_job_and_the_same_command_goes_on(trained, tmp_pa
             continue
         if mine:
             os.kill(int(process.name), signal.SIGKILL)
-    said = job.communicate(timeout=200)[1]
+    said = job.communicate(timeout=PATIENCE)[1]
     assert job.returncode != 0 and "SIGKILL" in said, said[-2000:]
     assert not training.load_checkpoint(path)["done"]
     said = torchrun("frd_uvad/train.py", *flags)

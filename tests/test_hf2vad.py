@@ -1,12 +1,9 @@
 """HF2-VAD through its own scripts, in small."""
 import csv
 import json
-import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -20,6 +17,7 @@ from hf2vad.model import HF2VAD, dropout, fold
 from tests.helpers import (
     ROOT,
     all_refused,
+    killed_after,
     refused,
     same_losses,
     save_frames,
@@ -142,24 +140,11 @@ def test_killed_and_started_again_ends_with_the_same_weights(trained, tmp_path, 
     out = tmp_path / "run"
     train_flags = (*SMALL, "--save-minutes", "0") if script_name == "train.py" else SMALL[:2] + SMALL[-6:]
     common = ("--data-root", root, "--cache", tmp_path / "cache")
-    command = [sys.executable, str(ROOT / "hf2vad" / script_name), *map(str, (*train_flags, *common))]
     if stop_at:
-        command += ["--out", str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-                               env={**os.environ, "OMP_NUM_THREADS": "1"})
-    deadline = time.time() + 240
-    while time.time() < deadline and process.poll() is None:
-        if stop_at is None and list((tmp_path / "cache").rglob("cubes-*/*/*.npy")):
-            break
-        if stop_at and (out / stop_at).exists():
-            state = training.load_checkpoint(out / stop_at)
-            if state["step"] >= 1:
-                break
-        time.sleep(0.01)
-    killed = process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert killed, "the process ended before it could be killed"
+        killed_after(f"*/{stop_at}:2", f"hf2vad/{script_name}", *train_flags, *common, "--out", out)
+        assert training.load_checkpoint(out / stop_at)["step"] >= 1
+    else:
+        killed_after("*/cubes-*/*/*.npy:1", f"hf2vad/{script_name}", *train_flags, *common)
     script("hf2vad/train.py", *SMALL, *common, "--out", out, "--save-minutes", "0")
     for stage in ("memae", "cvae", "finetune"):
         a, b = weights(base / "run" / f"{stage}.pt"), weights(out / f"{stage}.pt")

@@ -1,11 +1,6 @@
 """The scene-aware autoencoder through its own scripts, in small; segments, losses and features against plain loops."""
 import csv
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from functools import partial
 from types import SimpleNamespace
 
@@ -22,7 +17,7 @@ from scene_aware_ae import encoder as encoders
 from scene_aware_ae import preprocess, scoring
 from scene_aware_ae.eval import best_sigma
 from scene_aware_ae.model import SceneAwareAE, losses, supcon
-from tests.helpers import ROOT, refused, same_losses, save_frames, save_video, scored_by_shards, script, trained_by_two, walkers
+from tests.helpers import killed_after, refused, same_losses, save_frames, save_video, scored_by_shards, script, trained_by_two, walkers
 
 STAND_IN = ("--clip", encoders.STAND_IN, "--stand-in-steps", "30")
 SMALL = ("--dataset", "folder", "--iterations", "40", "--segments-per-scene", "4", "--workers", "1", "--device", "cpu")
@@ -91,13 +86,8 @@ def test_killed_and_started_again_ends_with_the_same_weights(trained, tmp_path):
              "--iterations", "200", "--save-minutes", "0")
     whole = train(root, tmp_path / "whole", "--iterations", "200")
     assert "micro AUC" in whole.stdout
-    process = subprocess.Popen([sys.executable, str(ROOT / "scene_aware_ae" / "train.py"), *flags], stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    path, deadline = tmp_path / "run" / "scene_aware_ae.pt", time.time() + 200
-    while time.time() < deadline and process.poll() is None and not path.exists():
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    killed_after("*/scene_aware_ae.pt:1", "scene_aware_ae/train.py", *flags)
+    path = tmp_path / "run" / "scene_aware_ae.pt"
     assert not training.load_checkpoint(path)["done"]
     done = script("scene_aware_ae/train.py", *flags)
     assert "going on at step" in done.stdout

@@ -21,8 +21,10 @@ from sdmae.frames import STEPS, Frames, gradient_of, image_of, noise_table, targ
 from sdmae.model import SDMAE, error_maps, pixel_errors, teacher_loss, token_weights
 from sdmae.train import Trainer
 from tests.helpers import (
+    PATIENCE,
     ROOT,
     cached,
+    killed_after,
     refused,
     same_losses,
     save_frames,
@@ -98,17 +100,10 @@ def test_the_student_phase_leaves_the_teacher_alone(trained, tmp_path):
 def test_killed_and_started_again_ends_with_the_same_weights(trained, tmp_path):
     base, root, _ = trained
     flags = ("--data-root", str(root), "--cache", str(base / "cache"), "--out", str(tmp_path / "run"), "--save-minutes", "0")
-    process = subprocess.Popen([sys.executable, str(ROOT / "sdmae" / "train.py"), *SMALL, *flags], stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    path, deadline = tmp_path / "run" / "sdmae.pt", time.time() + 200
-    while time.time() < deadline and process.poll() is None:
-        if path.exists() and (at := training.load_checkpoint(path)["at"])["epoch"] >= 2 and at["step"] >= 1:
-            break
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    killed_after("*/sdmae.pt:13", "sdmae/train.py", *SMALL, *flags)
+    path = tmp_path / "run" / "sdmae.pt"
     state = training.load_checkpoint(path)
-    assert not state["done"]
+    assert not state["done"] and state["at"]["epoch"] >= 2 and state["at"]["step"] >= 1
     done = script("sdmae/train.py", *SMALL, *flags)
     assert "going on at epoch" in done.stdout
     a, b = (training.load_checkpoint(p)["model_state_dict"] for p in (path, base / "run" / "sdmae.pt"))
@@ -310,10 +305,14 @@ def test_ctrl_c_ends_with_everything_written(trained, tmp_path):
     process = subprocess.Popen([sys.executable, str(ROOT / "sdmae" / "eval.py"), "--video", str(path), "--checkpoint",
                                 str(base / "run" / "sdmae.pt"), "--out", str(tmp_path / "out")],
                                stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    process.stdout.readline()  # it has begun
-    time.sleep(1.0)
+    process.stdout.readline()
+    deadline = time.monotonic() + PATIENCE
+    while process.poll() is None and time.monotonic() < deadline:
+        if any(p.stat().st_size > 4000 for p in (tmp_path / "out" / "long").glob(".*.csv")):   # scores, as they are written
+            break
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    text = process.communicate(timeout=60)[0]
+    text = process.communicate(timeout=PATIENCE)[0]
     assert process.returncode == 0 and "stopped by Ctrl-C" in text, text
     table = list(csv.DictReader(open(tmp_path / "out" / "long" / "scores.csv")))
     assert 0 < len(table) < 9600 and [int(x["frame"]) for x in table] == list(range(len(table)))

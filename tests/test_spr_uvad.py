@@ -3,10 +3,6 @@ import csv
 import json
 import os
 import pickle
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -18,7 +14,7 @@ from common.foreground import Settings, flow_boxes
 from common.ranking import moments
 from spr_uvad import advantage, scoring
 from spr_uvad.model import LBR, cube_errors, self_paced_weights
-from tests.helpers import ROOT, refused, same_losses, save_frames, scored_by_shards, script, tiny_folder, trained_by_two, walkers
+from tests.helpers import killed_after, refused, same_losses, save_frames, scored_by_shards, script, tiny_folder, trained_by_two, walkers
 
 SMALL = ("--dataset", "folder", "--size", "small", "--epochs", "3", "--warmup", "1", "--batch-size", "16", "--workers", "1",
          "--device", "cpu")
@@ -80,16 +76,9 @@ def test_killed_and_started_again_ends_with_the_same_weights(trained, tmp_path):
     base, root, _ = trained
     flags = ("--flow", "--setting", "merge", "--save-minutes", "0", "--cache", str(base / "cache"),
              "--out", str(tmp_path / "run"))
-    process = subprocess.Popen([sys.executable, str(ROOT / "spr_uvad" / "train.py"), *SMALL, "--data-root", str(root), *flags],
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    path, deadline = tmp_path / "run" / "spr.pt", time.time() + 200
-    while time.time() < deadline and process.poll() is None:
-        if path.exists() and (at := training.load_checkpoint(path)["at"])["epoch"] >= 1 and at["step"] >= 1:
-            break
-        time.sleep(0.01)
-    assert process.poll() is None, "the process ended before it could be killed"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    killed_after("*/spr.pt:9", "spr_uvad/train.py", *SMALL, "--data-root", root, *flags)
+    stopped_at = training.load_checkpoint(tmp_path / "run" / "spr.pt")["at"]
+    assert stopped_at["epoch"] >= 1 and stopped_at["step"] >= 1
     script("spr_uvad/train.py", *SMALL, "--data-root", root, *flags)
     a, b = (training.load_checkpoint(p / "spr.pt")["model_state_dicts"]["0"] for p in (base / "run", tmp_path / "run"))
     assert all(torch.equal(a[k], b[k]) for k in a)

@@ -1,11 +1,7 @@
 """SVMAE's pre-training, features and detector through their own scripts, in small; masks, losses and fusion against plain loops."""
 import csv
+import itertools
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 
 import cv2
 import numpy as np
@@ -16,13 +12,14 @@ from common import training
 from common.batches import parts_of
 from common.features import find_features
 from common.files import UserError, load_arrays
+from frd_uvad.svmae import detector
 from frd_uvad.svmae import model as m
 from frd_uvad.svmae.clips import WHOLE, Clips, Depth, cut, random_crops
-from frd_uvad.svmae.eval import load_detector
+from frd_uvad.svmae.eval import FUSIONS, GROUPS, load_detector
 from frd_uvad.svmae.train import Bags, bags_of, segments
 from tests.helpers import (
-    ROOT,
     all_refused,
+    killed_after,
     refused,
     same_losses,
     same_scores,
@@ -77,13 +74,8 @@ def test_killed_and_started_again_ends_with_the_same_weights(trained, tmp_path):
     base, root, _ = trained
     flags = (*SMALL, "--data-root", str(root), "--cache", str(base / "cache"), "--out", str(tmp_path / "run"), "--epochs", "3",
              "--save-minutes", "0")
-    process = subprocess.Popen([sys.executable, str(ROOT / "frd_uvad" / "svmae" / "pretrain.py"), *flags], stdout=subprocess.DEVNULL,
-                               stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    path, deadline = tmp_path / "run" / "pretrain.pt", time.time() + 100
-    while time.time() < deadline and process.poll() is None and not path.exists():
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    killed_after("*/pretrain.pt:2", "frd_uvad/svmae/pretrain.py", *flags)
+    path = tmp_path / "run" / "pretrain.pt"
     assert not training.load_checkpoint(path)["done"]
     assert "going on at epoch" in script("frd_uvad/svmae/pretrain.py", *flags).stdout
     a, b = (training.load_checkpoint(p)["model_state_dict"] for p in (path, base / "run" / "pretrain.pt"))
@@ -141,8 +133,8 @@ def test_detector_trains_and_scores(features, trained, tmp_path):
         assert text in done.stdout, done.stdout
     scores = load_arrays(tmp_path / "run" / "strict" / "scores.npz", "scores")
     assert {k: len(v) for k, v in scores.items()} == {"b0": 40, "b1": 40}
-    # two processes share each batch of bags (after more steps rounding decides which segments are chosen), and the scoring
-    same_losses("frd_uvad/svmae/train.py", (*flags, "--iterations", "50"), tmp_path / "losses")
+    # two processes share each batch of bags, and the scoring
+    same_losses("frd_uvad/svmae/train.py", (*flags, "--iterations", "200"), tmp_path / "losses")
     scored_by_shards("frd_uvad/svmae/eval.py", ("--features", folder, "--checkpoint", tmp_path / "run" / "detector.pt"),
                      tmp_path / "run" / "strict" / "scores.npz", tmp_path)
     torchrun("frd_uvad/svmae/train.py", *flags, "--out", tmp_path / "two")
@@ -276,6 +268,66 @@ def test_crops_show_what_they_say():
     area = np.abs(crops[:, 2] * crops[:, 3])
     assert (np.abs(crops[:, :2]) + np.abs(crops[:, 2:]) <= 1 + 1e-6).all() and area.min() > 0.4 and area.max() <= 1
     assert 0.4 < (crops[:, 2] < 0).mean() < 0.6
+
+
+DETECTORS = list(itertools.product(FUSIONS, GROUPS, (True, False)))
+
+
+@pytest.mark.parametrize("fusion,group,aggregate_text", DETECTORS, ids=lambda x: str(x))
+def test_every_detector_loads_scores_and_learns(fusion, group, aggregate_text, tmp_path):
+    """Every fusion × feature group × aggregate_text: shapes, the authors' bare file, gradients of what is applied and of nothing else."""
+    torch.manual_seed(0)
+    size, words, b, crops, length = 24, 16, 4, 2, 9
+    args = dict(feature_size=size, text_dim=words, fusion=fusion, feature_group=group, aggregate_text=aggregate_text)
+    net = detector.Detector(**args)
+    visual, text = torch.randn(b, crops, length, size), torch.randn(b, crops, length - 1, words)
+    out = net(visual, text)
+    width = {"vis": size, "text": words}.get(group, words if fusion in ("add", "product") else size + words)
+    assert out["scores"].shape == (b, length, 1) and out["magnitudes"].shape == (b, length)
+    assert out["features"].shape == (crops, b, length, width) and ((out["scores"] > 0) & (out["scores"] < 1)).all()
+    detector.losses(out)["total"].backward()
+    applied = {"fc1", "fc2", "fc3"} | ({"Aggregate"} if group != "text" else set())
+    applied |= {"Aggregate_text"} if aggregate_text and group != "vis" else set()
+    applied |= {"add": {"fc0"}, "product": {"fc0"}, "add_up": {"fc_vis", "fc_text"}}.get(fusion, set()) if group == "both" else set()
+    learned = {k.split(".")[0] for k, p in net.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+    assert learned == applied
+
+    # a published file: both networks are in it, whichever is applied, and it does not say its settings
+    weights = net.eval().state_dict()
+    assert {"Aggregate", "Aggregate_text"} <= {k.split(".")[0] for k in weights}
+    torch.save(weights, tmp_path / "authors.pkl")
+    again, state = load_detector(tmp_path / "authors.pkl", fusion, group, aggregate_text)
+    assert {k: v for k, v in state["model_args"].items() if k != "fusion" or group == "both"} == \
+        {k: v for k, v in args.items() if k != "fusion" or group == "both"}
+    assert torch.equal(again.eval()(visual, text)["scores"], net(visual, text)["scores"])
+    told = load_detector(tmp_path / "authors.pkl", fusion)[1]["model_args"]       # what weights tell by themselves
+    assert told["feature_group"] == group and told["aggregate_text"]
+    # without the parameters that are not applied it loads too, and without others it does not
+    detector.Detector(**args).load_weights({k: v for k, v in weights.items() if k.split(".")[0] in applied})
+    torch.save({k: v for k, v in weights.items() if not k.startswith("fc2")}, tmp_path / "damaged.pkl")
+    with pytest.raises(UserError, match="does not fit"):
+        load_detector(tmp_path / "damaged.pkl", fusion, group, aggregate_text)
+
+
+def test_fusions_by_hand():
+    """As published: ReLU after fc0, fc_vis and fc_text; raw text enters the fusion as it was read."""
+    for fusion in ("concat", "add", "product", "add_up"):
+        net = detector.Detector(feature_size=12, text_dim=8, fusion=fusion, aggregate_text=False).eval()
+        x, words = torch.randn(1, 1, 5, 12), torch.randn(1, 1, 5, 8)
+        v, t = net.Aggregate(x[0])[0].detach().numpy(), words[0, 0].numpy()
+
+        def layer(name, rows):
+            part = getattr(net, name)
+            return np.maximum(rows @ part.weight.detach().numpy().T + part.bias.detach().numpy(), 0)
+        wanted = {"concat": lambda: np.hstack([v, t]), "add": lambda: layer("fc0", v) + t, "product": lambda: layer("fc0", v) * t,
+                  "add_up": lambda: layer("fc_vis", v) + layer("fc_text", t)}[fusion]()
+        assert np.allclose(net(x, words)["features"][0, 0].detach().numpy(), wanted, atol=1e-5), fusion
+
+
+def test_an_authors_file_of_add_or_product_must_be_named(tmp_path):
+    torch.save(detector.Detector(feature_size=12, text_dim=8, fusion="add").state_dict(), tmp_path / "x.pkl")
+    with pytest.raises(UserError, match="--fusion add or --fusion product"):
+        load_detector(tmp_path / "x.pkl")
 
 
 def test_bags_and_segments(tmp_path):

@@ -58,7 +58,9 @@ def fit_length(text, length):
 class Detector(nn.Module):
     """Scores of a video's segments from visual features and, with feature_group `both`, text features.
 
-    forward: visual [B, crops, T, C], text [B, crops, T, D] or None -> {"scores": [B, T, 1], "magnitudes": [B, T],
+    aggregate_text: whether text passes a multi-scale temporal network of its own before the fusion.
+
+    forward: visual [B, crops, T, C], text [B, crops, T', D] or None -> {"scores": [B, T, 1], "magnitudes": [B, T],
     "features": [crops, B, T, width]}.
     """
 
@@ -70,10 +72,10 @@ class Detector(nn.Module):
         if feature_group not in ("both", "vis", "text"):
             raise ValueError(f"feature_group {feature_group!r}: expected both, vis or text")
         self.fusion, self.group = fusion, feature_group
-        if feature_group != "text":
-            self.Aggregate = Aggregate(feature_size)
-        if feature_group != "vis" or aggregate_text:  # published files hold it in any case
-            self.Aggregate_text = Aggregate(text_dim) if aggregate_text else None
+        self.aggregate_text = aggregate_text
+        # published files hold both networks whichever of them is applied
+        self.Aggregate = Aggregate(feature_size)
+        self.Aggregate_text = Aggregate(text_dim)
         if feature_group == "both" and fusion in ("add", "product"):
             self.fc0 = nn.Linear(feature_size, text_dim)
             width = text_dim
@@ -90,26 +92,43 @@ class Detector(nn.Module):
                 nn.init.xavier_uniform_(m.weight)
                 nn.init.zeros_(m.bias)
 
+    @property
+    def not_applied(self):
+        """Prefixes of the parameters that this configuration holds, as published files do, and does not use."""
+        text = () if self.aggregate_text and self.group != "vis" else ("Aggregate_text.",)
+        return text + (("Aggregate.",) if self.group == "text" else ())
+
+    def load_weights(self, weights):
+        """Load a state-dict, in which parameters that are not applied may be missing. Raises RuntimeError where it does not fit."""
+        missing, unexpected = self.load_state_dict(weights, strict=False)
+        missing = [k for k in missing if not k.startswith(self.not_applied or ("-",))]
+        unexpected = [k for k in unexpected if self.group == "both" or not k.startswith(("fc0.", "fc_vis.", "fc_text."))]
+        if missing or unexpected:
+            raise RuntimeError(f"missing parameters {missing[:3]}, unexpected parameters {unexpected[:3]}")
+
     def fuse(self, visual, text):
         """[N, T, C], [N, T, D] -> [N, T, width]"""
-        if text is None or visual is None:
-            return visual if text is None else text
         if self.fusion == "concat":
             return torch.cat([visual, text], dim=2)
         if self.fusion == "add_up":
-            return F.relu(self.fc_vis(visual)) + F.relu(self.fc_text(text))
-        visual = self.fc0(visual)
+            return self.dropout(F.relu(self.fc_vis(visual))) + self.dropout(F.relu(self.fc_text(text)))
+        visual = self.dropout(F.relu(self.fc0(visual)))
         return visual + text if self.fusion == "add" else visual * text
+
+    def read_text(self, text, length):
+        """[N, T', D] -> [N, length, D]; without `aggregate_text` the rows enter the fusion as they are."""
+        if self.aggregate_text:
+            text = self.dropout(self.Aggregate_text(text))
+        return fit_length(text, length)
 
     def forward(self, visual, text=None):
         b, crops, length, _ = visual.shape
-        v = self.dropout(self.Aggregate(visual.flatten(0, 1))) if self.group != "text" else None
-        t = None
-        if self.group != "vis":
-            t = text.flatten(0, 1)
-            t = fit_length(self.Aggregate_text(t) if self.Aggregate_text is not None else t, length)
-            t = self.dropout(t)
-        x = self.fuse(v, t)
+        if self.group == "text":
+            x = self.read_text(text.flatten(0, 1), length)
+        else:
+            x = self.dropout(self.Aggregate(visual.flatten(0, 1)))
+            if self.group == "both":
+                x = self.fuse(x, self.read_text(text.flatten(0, 1), length))
         h = self.dropout(F.relu(self.fc1(x)))
         h = self.dropout(F.relu(self.fc2(h)))
         scores = torch.sigmoid(self.fc3(h)).view(b, crops, length, 1).mean(1)

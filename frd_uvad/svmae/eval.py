@@ -25,6 +25,7 @@ from frd_uvad.svmae.preprocess import features_of_video  # noqa: E402
 detector = Late("frd_uvad.svmae.detector")
 
 METHOD = "svmae-detector"
+FUSIONS, GROUPS = ("concat", "add", "product", "add_up"), ("both", "vis", "text")
 
 
 def add_data_flags(parser, required=True):
@@ -40,6 +41,11 @@ def add_eval_flags(parser):
     evaluation.add_score_flags(parser, "here they differ in name alone: nothing is smoothed or left out", "none", "the curve")
 
 
+def authors_flags(args):
+    """fusion, feature group and whether text is aggregated, where eval.py was told."""
+    return [getattr(args, k) for k in ("fusion", "feature_group", "aggregate_text")]
+
+
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_flags(parser, required=False)
@@ -49,36 +55,42 @@ def parse(argv=None):
     add_shard_flag(g, scoring=True)
     g.add_argument("--encoder", type=Path, default=None, help="with --video: the file that preprocess.py had as --checkpoint (default: "
                    "where it was then)")
-    g.add_argument("--fusion", default="concat", help="of the authors' file, whose weights do not say it (default: %(default)s)")
+    g.add_argument("--fusion", choices=FUSIONS, default=None, help="of an authors' file, where its weights do not tell (add or product)")
+    g.add_argument("--feature-group", choices=GROUPS, default=None, help="of an authors' file (default: what its weights tell)")
+    g.add_argument("--aggregate-text", action=argparse.BooleanOptionalAction, default=None, help="of an authors' file: whether text passes "
+                   "the multi-scale temporal network (default: if the file has one)")
     add_eval_flags(parser)
     return parser.parse_args(argv)
 
 
-def args_of_weights(weights, fusion):
-    """The detector's arguments from the weights of an authors' file."""
-    text = weights["Aggregate_text.conv_4.0.weight"].shape[1] if "Aggregate_text.conv_4.0.weight" in weights else 768
-    if "Aggregate.conv_4.0.weight" not in weights:
-        return dict(feature_size=1536, text_dim=text, feature_group="text", fusion=fusion)
-    size, width = weights["Aggregate.conv_4.0.weight"].shape[1], weights["fc1.weight"].shape[1]
-    group = "vis" if width == size and "fc0.weight" not in weights else "both"
-    if "fc_vis.weight" in weights:
-        fusion = "add_up"
-    return dict(feature_size=size, text_dim=text, feature_group=group, fusion=fusion,
-                aggregate_text="Aggregate_text.conv_4.0.weight" in weights)
+def detector_args(weights, fusion=None, feature_group=None, aggregate_text=None):
+    """The detector's arguments from the weights of an authors' file, and from flags what weights do not tell."""
+    def width(key, otherwise):
+        return weights[key].shape[1] if key in weights else otherwise
+    size, text, fused = width("Aggregate.conv_4.0.weight", 1536), width("Aggregate_text.conv_4.0.weight", 768), width("fc1.weight", 0)
+    if feature_group is None:
+        feature_group = "both" if "fc0.weight" in weights or "fc_vis.weight" in weights else {size: "vis", text: "text"}.get(fused, "both")
+    if fusion is None and feature_group == "both" and "fc0.weight" in weights:
+        raise UserError("the authors' file is of the fusion add or product, which its weights do not tell: give --fusion add or --fusion "
+                        "product")
+    if aggregate_text is None:
+        aggregate_text = "Aggregate_text.conv_4.0.weight" in weights
+    fusion = "add_up" if "fc_vis.weight" in weights else fusion or "concat"
+    return dict(feature_size=size, text_dim=text, feature_group=feature_group, fusion=fusion, aggregate_text=aggregate_text)
 
 
-def load_detector(path, fusion="concat"):
-    """-> (Detector, state). Ours, or the authors' bare state-dict."""
+def load_detector(path, fusion=None, feature_group=None, aggregate_text=None):
+    """-> (Detector, state). Ours, or the authors' bare state-dict, for which the arguments say what weights do not tell."""
     state = training.load_checkpoint(path, METHOD)
     ours = "model_state_dict" in state
     weights = state["model_state_dict"] if ours else {k.removeprefix("module."): v for k, v in state.get("model", state).items()}
     if "fc1.weight" not in weights or not any(k.startswith("Aggregate") for k in weights):
         raise UserError(f"checkpoint {path} is not of this method: it has no fc1.weight or no Aggregate")
     try:
-        args = state["model_args"] if ours else args_of_weights(weights, fusion)
+        args = state["model_args"] if ours else detector_args(weights, fusion, feature_group, aggregate_text)
         net = detector.Detector(**args)
-        net.load_state_dict(weights)
-    except (RuntimeError, TypeError, ValueError, KeyError, IndexError) as e:
+        net.load_weights(weights)
+    except (RuntimeError, TypeError, ValueError, KeyError, IndexError, AttributeError) as e:
         raise UserError(f"checkpoint {path} does not fit this model ({first_line(e)}…)") from None
     return net, {**(state if ours else {}), "model_args": args}
 
@@ -114,14 +126,14 @@ def evaluate(args, data, checkpoint, r):
     """Score the test videos, print and write the results. -> metrics (rank 0)."""
     if not data.test:
         raise UserError(f"{data.root} has no test videos to score")
-    net, state = load_detector(checkpoint, args.fusion)
+    net, state = load_detector(checkpoint, *authors_flags(args))
     if state["model_args"]["feature_group"] != "text" and state["model_args"]["feature_size"] != data.width:
         raise UserError(f"checkpoint {checkpoint} is for features of width {state['model_args']['feature_size']}, these have {data.width}")
     if state["model_args"]["feature_group"] != "vis" and not args.text:
         raise UserError(f"checkpoint {checkpoint} needs caption embeddings: give --text DIR")
     net.eval().to(r.device)
     folder = writable_folder(args.out or Path(checkpoint).parent)
-    kept = Kept(folder, {"weights": training.weights_hash(net), "fusion": args.fusion, "precision": r.precision},
+    kept = Kept(folder, {"weights": training.weights_hash(net), "model": state["model_args"], "precision": r.precision},
                 lambda v: source(v, args.text), __file__)
     found = kept.make(data.test, lambda v, tick: {"scores": score(net, v, args.text, r, tick)}, r, size=len, unit="clip",
                       shard=getattr(args, "shard", None))
@@ -143,7 +155,7 @@ def evaluate(args, data, checkpoint, r):
 
 def score_video(args, r):
     """One's own footage: scores.csv, curve.png, overlay.mp4."""
-    video, (net, state) = open_video(args.video), load_detector(args.checkpoint, args.fusion)
+    video, (net, state) = open_video(args.video), load_detector(args.checkpoint, *authors_flags(args))
     made, wanted = state.get("features"), state["model_args"]
     if not made:
         raise UserError(f"{args.checkpoint} was trained on features made elsewhere: make those of {args.video} alike, and score them with "
@@ -164,7 +176,7 @@ def main(argv=None):
         raise UserError("nothing to score: give --features DIR, or --video FILE")
     r = training.Run.of(args)
     args.checkpoint = args.checkpoint or Path("runs/svmae") / f"{args.dataset}-detector" / "detector.pt"
-    load_detector(args.checkpoint, args.fusion)   # a wrong file is refused before any work
+    load_detector(args.checkpoint, *authors_flags(args))   # a wrong file is refused before any work
     if args.video:
         return score_video(args, r)
     evaluate(args, find_features(args.dataset, args.features, args.labels), args.checkpoint, r)

@@ -17,12 +17,10 @@ from common.features import find_features  # noqa: E402
 from common.files import UserError, read_text, run  # noqa: E402
 from common.late import Late, torch  # noqa: E402
 from common.steps import StepTrainer  # noqa: E402
-from frd_uvad.svmae.eval import METHOD, add_data_flags, add_eval_flags, evaluate, text_of  # noqa: E402
+from frd_uvad.svmae.eval import FUSIONS, GROUPS, METHOD, add_data_flags, add_eval_flags, evaluate, text_of  # noqa: E402
 from frd_uvad.svmae.preprocess import settings_of  # noqa: E402
 
 detector = Late("frd_uvad.svmae.detector")
-FUSIONS = ("concat", "add", "product", "add_up")
-
 SEGMENTS, ITERATIONS, BAGS, LR, DECAY = 32, 1000, 32, 1e-3, 5e-3
 
 
@@ -37,6 +35,9 @@ def parse(argv=None):
     g.add_argument("--abnormal", type=Path, default=None, help="of abnormal ones (default: abnormal.txt likewise)")
     g.add_argument("--iterations", type=int, default=None, help=f"training steps (default: {ITERATIONS})")
     g.add_argument("--fusion", choices=FUSIONS, default="concat", help="of visual and text features (default: %(default)s)")
+    g.add_argument("--feature-group", choices=GROUPS, default=None, help="what the detector reads (default: both with --text, else vis)")
+    g.add_argument("--aggregate-text", action=argparse.BooleanOptionalAction, default=True,
+                   help="text passes a multi-scale temporal network of its own (default: yes)")
     g.add_argument("--top-k", type=int, default=3, help="segments of a bag that decide (default: %(default)s)")
     add_eval_flags(parser)
     return parser.parse_args(argv)
@@ -138,11 +139,14 @@ def plan_of(args, abnormal):
 
 def train(args, data, r):
     """-> path of the finished checkpoint."""
+    if args.feature_group in ("both", "text") and not args.text:
+        raise UserError(f"--feature-group {args.feature_group} needs caption embeddings: give --text DIR")
     videos = bags_of(args, data)
     plan = plan_of(args, len(videos[1]))
     bags = Bags(videos, args.text, r.device)
-    model_args = {"feature_size": data.width, "fusion": args.fusion, "feature_group": "both" if args.text else "vis",
-                  "text_dim": bags.text.shape[3] if args.text else 768, "aggregate_text": bool(args.text)}
+    group = args.feature_group or ("both" if args.text else "vis")
+    model_args = {"feature_size": data.width, "fusion": args.fusion, "feature_group": group,
+                  "text_dim": bags.text.shape[3] if args.text else 768, "aggregate_text": args.aggregate_text}
     identity = {"model_args": model_args, "features": str(args.features.resolve()), "bags": bags.count, "precision": r.precision,
                 "processes": r.world, **{k: v for k, v in plan.items() if k != "iterations"}}
     out = r.output(args.out or Path("runs/svmae") / f"{args.dataset}-detector")
