@@ -1,5 +1,6 @@
 """Small videos and runs of the real scripts, shared by the tests."""
 import atexit
+import contextlib
 import json
 import os
 import shutil
@@ -109,11 +110,15 @@ class Forked:
         self.lines = self.socket.makefile()
         self.pid = int(self.lines.readline())
 
+    def kill(self):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+
     def communicate(self):
         try:
             self.returncode = int(self.lines.readline())
         except TimeoutError:
-            os.killpg(self.pid, signal.SIGKILL)
+            self.kill()
             self.returncode = int(self.lines.readline())
         said = [path.read_text(errors="surrogateescape") for path in self.files.values()]
         self.lines.close()
@@ -122,17 +127,24 @@ class Forked:
         return said
 
 
-def script(path, *args, cwd=None, check=True, env=None, threads=1):
+def script(path, *args, cwd=None, check=True, env=None, threads=1, preexec_fn=None):
     """Run a script of the repository as a user does. -> CompletedProcess with text output."""
     argv = [str(ROOT / path), *map(str, args)]
     whole = {**os.environ, "OMP_NUM_THREADS": str(threads), **(env or {})}
-    if env is None and threads == 1 and warm_processes():
+    if env is None and threads == 1 and preexec_fn is None and warm_processes():
         process = Forked(argv, cwd or ROOT, whole)
         stdout, stderr = process.communicate()
         done = subprocess.CompletedProcess(argv, process.returncode, stdout, stderr)
     else:
-        done = subprocess.run([sys.executable, *argv], cwd=cwd or ROOT, text=True, capture_output=True, timeout=PATIENCE, env=whole)
+        done = subprocess.run([sys.executable, *argv], cwd=cwd or ROOT, text=True, capture_output=True, timeout=PATIENCE, env=whole,
+                              preexec_fn=preexec_fn)
     return ended_well(done) if check else done
+
+
+def python(code, *args):
+    """Run a few lines of code in a new process. -> its standard output; what it printed is shown where it fails."""
+    return ended_well(subprocess.run([sys.executable, "-c", code, *map(str, args)], text=True, capture_output=True, timeout=PATIENCE,
+                                     cwd=ROOT)).stdout
 
 
 def ended_well(done):
@@ -144,10 +156,29 @@ def ended_well(done):
 
 
 def under_torchrun(*argv, processes=2):
-    """-> the ended job of torchrun; what its processes printed is shown where it failed."""
-    return ended_well(subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *map(str, argv)], text=True,
-        capture_output=True, timeout=PATIENCE, env={**os.environ, "OMP_NUM_THREADS": "1"}))
+    """Processes with the environment that torchrun gives them; one that fails ends the others. -> the job, whose output is shown where
+    it failed. torchrun itself starts those of test_a_killed_rank… of frd_uvad."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    job = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    if not warm_processes():
+        return ended_well(subprocess.run(
+            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *map(str, argv)], text=True,
+            capture_output=True, timeout=PATIENCE, env={**os.environ, "OMP_NUM_THREADS": "1"}))
+    ranks = [Forked(argv, ROOT, {**os.environ, **{k: str(v) for k, v in {**job, "RANK": i, "LOCAL_RANK": i}.items()}})
+             for i in range(processes)]
+
+    def wait(rank):
+        said = rank.communicate()
+        if rank.returncode:
+            for other in ranks:
+                other.kill()
+        return said
+    with ThreadPoolExecutor(processes) as pool:
+        said = list(pool.map(wait, ranks))
+    code = next((rank.returncode for rank in ranks if rank.returncode), 0)
+    return ended_well(subprocess.CompletedProcess(argv, code, "".join(out for out, _ in said), "".join(err for _, err in said)))
 
 
 def torchrun(path, *args, processes=2):

@@ -27,6 +27,7 @@ from tests.helpers import (
     ROOT,
     all_refused,
     killed_after,
+    python,
     refused,
     same_losses,
     save_frames,
@@ -229,9 +230,8 @@ print(n, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
     (tmp_path / "train").mkdir()
     big = np.lib.format.open_memmap(tmp_path / "train" / "v.npy", "w+", np.float32, (40000, 8, 1024))
     del big
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, cwd=ROOT, check=True)
-    n, grown = map(int, done.stdout.split())
-    assert n == 40000 and grown < 200, done.stdout
+    n, grown = map(int, python(code, tmp_path).split())
+    assert n == 40000 and grown < 200
 
 
 def test_the_bank_keeps_its_size():
@@ -322,6 +322,7 @@ def test_long_videos_out_of_clips(tmp_path):
     assert [len(data.labels(v, v.expected_frames())) for v in data.test] == [len(y) for y in labels]
 
 
+@pytest.mark.kernels
 def test_torchrun_with_two_processes(trained, tmp_path):
     where = ("--dataset", "features", "--features", trained[1])
     assert "round 2" in trained_by_two("frd_uvad", "frd.pt", (*SMALL, "--rounds", "2"), where, tmp_path)
@@ -351,6 +352,7 @@ def test_a_killed_rank_ends_the_job_and_the_same_command_goes_on(trained, tmp_pa
     assert "going on at epoch" in said and training.load_checkpoint(path)["done"]
 
 
+@pytest.mark.kernels
 def test_two_processes_have_the_losses_of_one(trained, tmp_path):
     same_losses("frd_uvad/train.py", ("--dataset", "features", "--features", trained[1], *SMALL, "--epochs", "3"), tmp_path)
 

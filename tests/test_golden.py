@@ -271,6 +271,7 @@ def nudged_addressings(case, adapter, tmp_path, monkeypatch):
             yield once(steps)[0]
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("path", CASES, ids=lambda p: p.stem)
 def test_golden(path, tmp_path, monkeypatch):
     case = Case(path)

@@ -2,8 +2,6 @@
 import csv
 import json
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -18,6 +16,7 @@ from tests.helpers import (
     ROOT,
     all_refused,
     killed_after,
+    python,
     refused,
     same_losses,
     save_frames,
@@ -80,6 +79,7 @@ def test_official_protocol_names_its_liberties(trained):
     assert (base / "run" / "official" / "overlay" / "b0.mp4").stat().st_size > 2000
 
 
+@pytest.mark.kernels
 def test_scores_depend_neither_on_batch_size_nor_on_workers(trained, tmp_path):
     base, root, _ = trained
     shutil.copy(base / "run" / "finetune.pt", tmp_path / "finetune.pt")
@@ -133,6 +133,7 @@ def weights(path):
     return training.load_checkpoint(path)["model_state_dict"]
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("script_name, stop_at", [("train.py", "memae.pt"), ("train.py", "cvae.pt"), ("train.py", "finetune.pt"),
                                                   ("preprocess.py", None)])
 def test_killed_and_started_again_ends_with_the_same_weights(trained, tmp_path, script_name, stop_at):
@@ -241,9 +242,8 @@ def test_memory_does_not_grow_with_the_number_of_videos(tmp_path):
             save_frames(root / "train" / f"a{i}", walkers(60, size=(240, 320), seed=i, channels=1))
         code = ("import sys, resource; sys.path.insert(0, sys.argv[1]); from hf2vad import preprocess;"
                 "preprocess.main(sys.argv[2:]); print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
-        done = subprocess.run([sys.executable, "-c", code, str(ROOT), "--dataset", "folder", "--data-root", str(root), "--cache",
-                               str(tmp_path / "cache"), "--workers", "1"], text=True, capture_output=True, check=True)
-        peaks.append(int(done.stdout.split("PEAK")[1]) / 1024)
+        said = python(code, ROOT, "--dataset", "folder", "--data-root", root, "--cache", tmp_path / "cache", "--workers", "1")
+        peaks.append(int(said.split("PEAK")[1]) / 1024)
     assert peaks[1] - peaks[0] < 30, peaks
 
 
@@ -293,6 +293,7 @@ def test_frame_scores_by_hand():
     assert objects.frame_scores(np.array([1, 1]), s, 3, empty).tolist() == pytest.approx([-5.2, 2.1, -5.2])
 
 
+@pytest.mark.kernels
 def test_torchrun_with_two_processes(trained, tmp_path):
     base, root, _ = trained
     trained_by_two("hf2vad", "finetune.pt", SMALL, ("--dataset", "folder", "--data-root", root, "--cache", base / "cache"), tmp_path)

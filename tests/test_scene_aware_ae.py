@@ -295,6 +295,7 @@ def test_shanghaitech_sd_is_read_and_built(tmp_path):
     refused(script("common/shanghaitech_sd.py", "--list", listed, "--source", root, "--out", tmp_path / "x", check=False), "77_001")
 
 
+@pytest.mark.kernels
 def test_torchrun_with_two_processes(trained, tmp_path):
     where = ("--dataset", "folder", "--data-root", trained[1], "--cache", tmp_path / "cache")
     trained_by_two("scene_aware_ae", "scene_aware_ae.pt", (*SMALL, *STAND_IN), where, tmp_path)

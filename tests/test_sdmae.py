@@ -330,6 +330,7 @@ def test_boxes_of_maps_are_in_the_sources_pixels():
     assert a.shape == b.shape == (1, 32)
 
 
+@pytest.mark.kernels
 def test_torchrun_with_two_processes(trained, tmp_path):
     where = ("--dataset", "folder", "--data-root", trained[1], "--cache", tmp_path / "cache")
     trained_by_two("sdmae", "sdmae.pt", SMALL, where, tmp_path)

@@ -221,6 +221,7 @@ def test_errors_do_not_depend_on_the_batch():
     assert torch.allclose(whole, parts, rtol=1e-4)
 
 
+@pytest.mark.kernels
 def test_torchrun_with_two_processes(trained, tmp_path):
     where = ("--dataset", "folder", "--data-root", trained[1], "--cache", tmp_path / "cache")
     trained_by_two("spr_uvad", "spr.pt", SMALL, where, tmp_path)

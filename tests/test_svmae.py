@@ -70,6 +70,7 @@ def test_pretraining_learns_and_draws(trained):
     assert cv2.imread(str(base / "run" / "preview.png")).std() > 20
 
 
+@pytest.mark.kernels
 def test_killed_and_started_again_ends_with_the_same_weights(trained, tmp_path):
     base, root, _ = trained
     flags = (*SMALL, "--data-root", str(root), "--cache", str(base / "cache"), "--out", str(tmp_path / "run"), "--epochs", "3",
@@ -102,6 +103,7 @@ def test_every_part_can_be_switched_off(trained, tmp_path):
     assert "tokens/s" in speed.stdout and "visible tokens" in speed.stdout and "% of a step" in speed.stdout
 
 
+@pytest.mark.kernels
 def test_torchrun_with_two_processes(trained, tmp_path):
     _, root, _ = trained
     torchrun("frd_uvad/svmae/pretrain.py", *SMALL, "--data-root", root, "--cache", tmp_path / "cache", "--out", tmp_path / "run",
@@ -125,6 +127,7 @@ def test_features_are_what_detector_and_frd_uvad_read(features, trained):
     assert "1 crops of width 96" in random.stdout
 
 
+@pytest.mark.kernels
 def test_detector_trains_and_scores(features, trained, tmp_path):
     (folder, _), (_, root, _) = features, trained
     flags = ("--features", folder, "--iterations", "30", "--batch-size", "4", "--device", "cpu")
@@ -273,6 +276,7 @@ def test_crops_show_what_they_say():
 DETECTORS = list(itertools.product(FUSIONS, GROUPS, (True, False)))
 
 
+@pytest.mark.kernels
 @pytest.mark.parametrize("fusion,group,aggregate_text", DETECTORS, ids=lambda x: str(x))
 def test_every_detector_loads_scores_and_learns(fusion, group, aggregate_text, tmp_path):
     """Every fusion × feature group × aggregate_text: shapes, the authors' bare file, gradients of what is applied and of nothing else."""
@@ -309,6 +313,7 @@ def test_every_detector_loads_scores_and_learns(fusion, group, aggregate_text, t
         load_detector(tmp_path / "damaged.pkl", fusion, group, aggregate_text)
 
 
+@pytest.mark.kernels
 def test_fusions_by_hand():
     """As published: ReLU after fc0, fc_vis and fc_text; raw text enters the fusion as it was read."""
     for fusion in ("concat", "add", "product", "add_up"):

@@ -5,6 +5,8 @@ that a forked process reads the scripts and common/ as a new one would.
 
     python tests/warm.py SOCKET          # tests/helpers.py starts one for each worker of pytest; it ends with its standard input
 """
+import atexit
+import gc
 import json
 import os
 import runpy
@@ -12,6 +14,7 @@ import select
 import signal
 import socket
 import sys
+import traceback
 
 LIBRARIES = ("numpy", "cv2", "tqdm", "scipy.io", "scipy.ndimage", "sklearn.metrics", "matplotlib.pyplot", "torch", "torch.distributed",
              "torch._dynamo", "torchvision", "open_clip")
@@ -62,5 +65,17 @@ if __name__ == "__main__":
     matplotlib.use("Agg")
     for name in LIBRARIES:
         __import__(name)
+    gc.freeze()
     become(serve(sys.argv[1]))
-    runpy.run_path(sys.argv[0], run_name="__main__")
+    code = 0
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as e:
+        code = e.code if isinstance(e.code, int) else int(e.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)          # the interpreter's own end takes a second after such imports

@@ -115,7 +115,7 @@ class Detector(nn.Module):
         visual = self.dropout(F.relu(self.fc0(visual)))
         return visual + text if self.fusion == "add" else visual * text
 
-    def read_text(self, text, length):
+    def encode_text(self, text, length):
         """[N, T', D] -> [N, length, D]; without `aggregate_text` the rows enter the fusion as they are."""
         if self.aggregate_text:
             text = self.dropout(self.Aggregate_text(text))
@@ -124,11 +124,11 @@ class Detector(nn.Module):
     def forward(self, visual, text=None):
         b, crops, length, _ = visual.shape
         if self.group == "text":
-            x = self.read_text(text.flatten(0, 1), length)
+            x = self.encode_text(text.flatten(0, 1), length)
         else:
             x = self.dropout(self.Aggregate(visual.flatten(0, 1)))
             if self.group == "both":
-                x = self.fuse(x, self.read_text(text.flatten(0, 1), length))
+                x = self.fuse(x, self.encode_text(text.flatten(0, 1), length))
         h = self.dropout(F.relu(self.fc1(x)))
         h = self.dropout(F.relu(self.fc2(h)))
         scores = torch.sigmoid(self.fc3(h)).view(b, crops, length, 1).mean(1)
