@@ -6,8 +6,9 @@
     data.labels(video)                                     # uint8 [frames], or None
 
 Layouts: one array of all clips with an index of videos (`concat_UCF.npy`, `Concat_test_10.npy` with `nalist.npy` of first and
-last clips), or one .npy per video ([clips, width] or [clips, crops, width]; crops in files of their own, name__0.npy, are put
-together). Labels: one vector of all test clips or frames (`gt-*.npy`), or temporal annotations by name (UCF-Crime, XD-Violence).
+last clips), or one .npy per video ([clips, width], [clips, crops, width] or [crops, clips, width]; crops in files of their own,
+name__0.npy, are put together). Labels: by the videos' names (labels/<video>.npy, an .npz, a csv, temporal annotations of UCF-Crime and
+XD-Violence), or one vector of all test clips or frames (`gt-*.npy`) together with the list of videos by which it was made.
 """
 import re
 from dataclasses import dataclass, field
@@ -17,13 +18,14 @@ import numpy as np
 
 from common.batches import copy_rows
 from common.datasets import Dataset, plain
-from common.files import UserError, first_line, load_array, read_text
-from common.labels import frame_labels
+from common.files import UserError, first_line, load_array, load_arrays, read_text
+from common.labels import csv_ranges, frame_labels
 from common.video import Video, natural
 
 CLIP = 16                      # frames of a clip
 ALIASES = {"ucfcrime": ("ucfcrime", "ucf", "ucfcrimes"), "xdviolence": ("xdviolence", "xd"),
            "shanghaitech": ("shanghaitech", "shanghai", "sht"), "features": ("features",)}
+CROPS = {1, 5, 10}
 
 
 @dataclass
@@ -66,17 +68,27 @@ class FeatureVideo:
         return out
 
 
-class FeatureData:
-    """Training and test videos as clip features, with the labels of the test videos."""
+def add_label_flags(group):
+    group.add_argument("--order", type=Path, default=None, help="list of the test videos, a name or path a line, in the order of the label "
+                       "vector gt*.npy (default: a *.list or *.txt beside the features that names exactly these videos)")
+    group.add_argument("--segments", action="store_true", help="the features are equal parts of each video (32 as a rule), not clips of 16 "
+                       "frames: scores are stretched to the frames that its labels have")
 
-    def __init__(self, name, root, train, test):
-        self.name, self.root, self.train, self.test = name, root, train, test
-        self.label_source, self._labels, self._flat = "none", {}, None
+
+class FeatureData:
+    """Training and test videos as clip features, with the labels of the test videos.
+
+    segments: a video's rows are equal parts of it, however long it is, instead of clips of 16 frames.
+    """
+
+    def __init__(self, name, root, train, test, segments=False):
+        self.name, self.root, self.train, self.test, self.segments = name, root, train, test, segments
+        self.label_source = "none"
+        self._labels = None                     # video name -> uint8 [frames], or ranges [(first, last)]
         self.skipped = {}                       # video: why it is not here
         self.settings = None                    # how they were made, where they were made from videos
         self.wanted = train + test              # those that were to be here, in the order by which jobs of an array share them
         self.videos = {}                        # (split, name): Video, where the features were made from videos
-        self._start = dict(zip((v.name for v in test), np.cumsum([0, *map(len, test)]).tolist()))   # its first clip among all of them
         everyone = train + test
         if not everyone:
             raise UserError(f"no features were found under {root}")
@@ -91,27 +103,44 @@ class FeatureData:
 
     @property
     def has_labels(self):
-        return bool(self._labels) or self._flat is not None
+        return self._labels is not None
 
     def labels(self, video):
         """uint8 [frames], 1 = abnormal; None without labels. A video without annotation among annotated ones is an error."""
-        if self._flat is not None:
-            start = self._start[video.name] * CLIP
-            return self._flat[start:start + len(video) * CLIP]
-        if not self._labels:
+        if self._labels is None:
             return None
-        if video.name not in self._labels:
-            if "label_A" in video.name or video.name.startswith("Normal"):   # XD-Violence does not list its normal videos
-                return np.zeros(len(video) * CLIP, np.uint8)
-            raise UserError(f"no annotation for the test video {video.name} in {self.label_source}: add it, or take its features "
-                            "away")
-        ranges = self._labels[video.name]
-        if isinstance(ranges, np.ndarray):
-            return ranges
-        out = np.zeros(len(video) * CLIP, np.uint8)
-        for a, b in ranges:
-            out[max(0, a):b + 1] = 1
+        clips, name = len(video) * CLIP, video.name
+        if name not in self._labels:
+            if "label_A" in name or name.startswith("Normal"):   # XD-Violence does not list its normal videos
+                return np.zeros(clips, np.uint8)
+            raise UserError(f"no annotation for the test video {name} in {self.label_source}: add it, or take its features away")
+        known = self._labels[name]
+        if isinstance(known, np.ndarray):
+            if not self.segments and abs(len(known) - clips) >= CLIP:
+                raise UserError(f"labels of video {name} ({self.label_source}) are of {len(known)} frames, its {len(video)} clips of "
+                                f"features of {clips}: one of them is of another version, or the features are segments (--segments)")
+            return known
+        if self.segments:
+            raise UserError(f"{self.label_source} annotates frames, and how many video {name} has is not known of its segments: with "
+                            "--segments labels must be one 0 or 1 per frame (labels/<video>.npy, or --labels FILE.npz)")
+        out = np.zeros(clips, np.uint8)
+        for first, last in known:
+            if first >= clips:
+                raise UserError(f"{self.label_source} marks frames {first} to {last} of video {name}, whose features end at frame {clips} "
+                                f"({len(video)} clips of {CLIP}): they are of another version, or segments of a longer video (--segments)")
+            out[max(0, first):last + 1] = 1
         return out
+
+    def rows_of_frames(self, video, frames):
+        """The clip or segment that each of so many frames of a video belongs to: int [frames]."""
+        if self.segments:
+            return np.arange(frames) * len(video) // frames
+        return np.minimum(np.arange(frames) // CLIP, len(video) - 1)
+
+    def frame_scores(self, video, scores):
+        """A score per clip or segment [n] -> one per frame that the video's labels have, or that its clips make."""
+        labels = self.labels(video) if video.split == "test" else None
+        return scores[self.rows_of_frames(video, len(video) * CLIP if labels is None else len(labels))]
 
     def as_dataset(self):
         """The test videos as a Dataset, which is what evaluation asks for labels."""
@@ -134,94 +163,259 @@ def canonical_features(name):
     return None
 
 
-def find_features(name, root, labels=None):
-    """FeatureData `name` under `root`. labels: a file of labels to use instead of the one found."""
+def find_features(name, root, labels=None, order=None, segments=False):
+    """FeatureData `name` under `root`.
+
+    labels: a file or folder of labels to use instead of those found; order: a list file that says in which order a vector of labels goes
+    through the test videos; segments: see FeatureData. Raises UserError for features or labels that cannot be told apart.
+    """
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"--features {root} does not exist")
-    train = split_of(root, "train")
-    test = split_of(root, "test")
+    train, test = (split_of(root, split) for split in ("train", "test"))
     if not train and not test:
         found = sorted(p.name for p in root.iterdir())
         raise UserError(f"--features {root}: looked for train*/ and test*/ with .npy files, or concat_*.npy and Concat_test_*.npy "
                         f"with nalist.npy; found {', '.join(found[:12]) or 'nothing'}")
-    data = FeatureData(name, root, train, test)
+    data = FeatureData(name, root, train, test, segments)
     if test:
-        read_labels(data, Path(labels) if labels else None)
+        read_labels(data, labels and Path(labels), order)
     return data
 
 
+# ------------------------------------------------------------------------------------------------------------ features
+
 def split_of(root, split):
     """Videos of one split: a concatenated array, or a folder of files."""
-    arrays = [p for p in sorted(root.glob("*.npy")) if re.match(r"concat", p.name, re.I)
-              and (re.search("test", p.name, re.I) is not None) == (split == "test")]
-    if arrays:
-        return concatenated(arrays[0], root, split)
-    folders = [p for p in sorted(root.iterdir()) if p.is_dir() and re.search(split, p.name, re.I)]
-    return [v for p in folders[:1] for v in per_video(p, split)]
+    arrays = {kind: [p for p in sorted(root.glob("*.npy")) if re.match(r"concat", p.name, re.I)
+                     and (re.search("test", p.name, re.I) is not None) == (kind == "test")] for kind in ("train", "test")}
+    if arrays[split]:
+        other = arrays["train" if split == "test" else "test"]
+        return concatenated(arrays[split][0], root, split, other[0] if other else None)
+    return per_video(feature_folders(root, split), split, own=(root / "settings.json").exists())
 
 
-def concatenated(path, root, split):
-    array = load_array(path, "features", mmap=True)
+def feature_folders(root, split):
+    """The folders of a split's features. Of several kinds of features (RGB, Flow, …) those of RGB are taken, and the others named."""
+    folders = [p for p in sorted(root.iterdir()) if p.is_dir() and next(p.rglob("*.npy"), None)]
+    matching = [p for p in folders if re.search(split, p.name, re.I)]
+    if split == "train" and not matching:       # XD-Violence: RGB/ beside RGBTest/
+        matching = [p for p in folders if any(q.name.lower() == f"{p.name}test".lower() for q in folders)]
+    taken = [p for p in matching if re.search("rgb", p.name, re.I)] or matching
+    if len(matching) > 1:
+        left = [p.name for p in matching if p not in taken]
+        rest = f"; not read: {', '.join(left)}" if left else ""
+        print(f"note: {split} features are those of {', '.join(p.name for p in taken)}{rest}", flush=True)
+    return taken
+
+
+def index_of(array, path, root, split, other):
+    """Rows [videos, 2] of the index file that belongs to a concatenated array, the one that ends where the array does; or None."""
+    files, fits = [], []
+    for file in sorted(root.glob("*nalist*.npy")):
+        rows = load_array(file, "index of videos")
+        two = rows.ndim == 2 and rows.shape[1] == 2 and rows.size and rows.dtype.kind in "iuf"
+        if not two or (rows[:, 1] < rows[:, 0]).any() or rows.min() < 0:
+            raise UserError(f"index {file}: expected [videos, 2] of the first and last clips of each video")
+        files.append(file)
+        if rows.max() in (len(array) - 1, len(array)):
+            fits.append((file, rows.astype(np.int64)))
+    if len(fits) > 1 or (fits and other is not None and fits[0][1].max() in (len(other) - 1, len(other))):
+        named = [x for x in fits if re.search("train|test", x[0].name, re.I)]
+        fits = [x for x in named if re.search(split, x[0].name, re.I)] if named else fits
+        if len(fits) > 1 or not named:
+            raise UserError(f"index {files[0]} fits several arrays of features by its length: call it nalist_train.npy or nalist_test.npy")
+    if fits:
+        return fits[0][1]
+    mine = [f for f in files if re.search(split, f.name, re.I)] or (files if other is None else [])
+    if mine:
+        raise UserError(f"index {mine[0]} does not end where {path.name} does, which has {len(array)} clips: expected [videos, 2] of the "
+                        "first and last clips inside it")
+    return None
+
+
+def concatenated(path, root, split, other_path):
+    array, other = (p and load_array(p, "features", mmap=True) for p in (path, other_path))
     if array.ndim not in (2, 3):
         raise UserError(f"features {path}: expected [clips, crops, width], got an array of shape {array.shape}")
-    index = [p for p in sorted(root.glob("*nalist*.npy")) if (re.search("train", p.name, re.I) is not None) == (split == "train")]
-    if not index:
-        wanted = "nalist_train" if split == "train" else "nalist"
-        print(f"note: {path.name} has no index of videos beside it ({wanted}.npy with each video's first and last clip): all its "
+    rows = index_of(array, path, root, split, other)
+    if rows is None:
+        print(f"note: {path.name} has no index of videos beside it (nalist_{split}.npy with each video's first and last clip): all its "
               "clips are taken for one video, and windows may cross videos", flush=True)
         return [FeatureVideo(path.stem, split, [array], path=path)]
-    rows = load_array(index[0], "index of videos").astype(np.int64)
-    if rows.ndim != 2 or rows.shape[1] != 2 or (rows[:, 1] < rows[:, 0]).any() or rows.min() < 0 or rows.max() > len(array):
-        raise UserError(f"index {index[0]}: expected [videos, 2] of first and last clips inside {path.name} ({len(array)} clips)")
-    if (rows[1:, 0] == rows[:-1, 1]).all() and len(rows) > 1:    # half-open ranges
+    if (rows[1:, 0] == rows[:-1, 1]).all() and (len(rows) > 1 or rows.max() == len(array)):    # half-open ranges
         rows = np.stack([rows[:, 0], rows[:, 1] - 1], axis=1)
     return [FeatureVideo(f"{split}{i:04d}", split, [array], int(a), int(min(b, len(array) - 1)), path)
             for i, (a, b) in enumerate(rows)]
 
 
-def per_video(folder, split):
-    """One video per .npy below `folder`; name__0.npy … name__4.npy are crops of one video."""
-    files = sorted(folder.rglob("*.npy"), key=lambda p: (natural(p), str(p)))
+def name_of_file(stem):
+    """A video's name without what feature extractors add to it: Abuse028_x264_i3d__3 -> Abuse028_x264"""
+    return re.sub(r"_(i3d|x3d|rgb|clip)$", "", re.sub(r"__\d+$", "", stem))
+
+
+def per_video(folders, split, own=False):
+    """Videos of one .npy each, or of one per crop (name__0.npy … name__9.npy, each [clips, width], in one folder). own: the files were
+    written by this toolkit, under the names that the videos have."""
+    files = sorted((p for folder in folders for p in folder.rglob("*.npy")), key=lambda p: (natural(p), str(p)))
+    arrays = {p: load_array(p, "features", mmap=True) for p in files}
+    for p, x in arrays.items():
+        if x.ndim not in (2, 3) or 0 in x.shape:
+            raise UserError(f"features {p}: expected [clips, crops, width] with at least one clip, got {x.shape}")
+    groups = {} if own else crop_files(files, arrays)
+    joined = {p for paths in groups.values() for p in paths}
+    groups.update({(p.parent, p.stem): [p] for p in files if p not in joined})
+    names = {key: key[1] if own else name_of_file(key[1]) for key in groups}
+    videos, swapped = {}, crops_first([x for x in arrays.values() if x.ndim == 3], files)
+    for key, paths in sorted(groups.items(), key=lambda item: files.index(item[1][0])):
+        name, parts = names[key], [arrays[p] for p in paths]
+        if len({x.shape for x in parts}) > 1:
+            raise UserError(f"features {paths[0]} and {paths[-1]} are crops of one video and differ in shape: {parts[0].shape}, "
+                            f"{parts[-1].shape}")
+        if sum(n == name for n in names.values()) > 1:
+            name = key[1]                    # only the endings tell these files apart
+        if name in videos:
+            raise UserError(f"features {videos[name].path} and {paths[0]} are both called {name}: keep one kind of features, or name the "
+                            "folder of one kind with --features")
+        if parts[0].ndim == 3 and swapped:
+            parts = list(parts[0])           # one view per crop
+        videos[name] = FeatureVideo(name, split, parts, path=paths[0])
+    transposed = {x.shape[0] for x in arrays.values() if x.ndim == 2}, {x.shape[-1] for x in arrays.values()}
+    if len(transposed[0]) == 1 and len(transposed[1]) > 1:
+        raise UserError(f"features {files[0]} {arrays[files[0]].shape} and the other files differ in their last axis and agree in the "
+                        "first, as [width, clips] do: transpose them to [clips, width]")
+    return list(videos.values())
+
+
+def crop_files(files, arrays):
+    """{(folder, name): its files name__0.npy … in order} where each is [clips, width] and no number is missing."""
     groups = {}
     for p in files:
-        name = re.sub(r"__\d+$", "", p.stem)
-        groups.setdefault(re.sub(r"_(i3d|x3d|rgb|clip)$", "", name), []).append(p)
-    out = []
-    for name, paths in groups.items():
-        parts = [load_array(p, "features", mmap=True) for p in paths]
-        if (parts[0].ndim not in (2, 3) or 0 in parts[0].shape or len({p.shape for p in parts}) > 1
-                or (len(parts) > 1 and parts[0].ndim != 2)):
-            raise UserError(f"features {paths[0]}: expected [clips, crops, width] with at least one clip, got {parts[0].shape}")
-        out.append(FeatureVideo(name, split, parts, path=paths[0]))
-    return out
+        crop = re.fullmatch(r"(.+)__(\d+)", p.stem)
+        if crop and arrays[p].ndim == 2:
+            groups.setdefault((p.parent, crop[1]), {})[int(crop[2])] = p
+    return {key: [paths[i] for i in range(len(paths))] for key, paths in groups.items() if set(paths) == set(range(len(paths)))}
 
 
-def read_labels(data, path):
-    """Fill a FeatureData's labels from `path`, or from what lies beside the features."""
+def crops_first(arrays, files):
+    """Whether arrays are [crops, clips, width], not [clips, crops, width]: all videos have the same number of crops, and not of clips."""
+    first, second = ({x.shape[axis] for x in arrays} for axis in (0, 1))
+    if len(first) != 1 or not first <= CROPS - {1} or first == second:
+        return False
+    if len(second) == 1 and second <= CROPS - {1}:
+        raise UserError(f"features {files[0]}: which axis of {arrays[0].shape} are the crops cannot be told: keep crops in files of their "
+                        "own, name__0.npy … [clips, width]")
+    return not (len(second) == 1 and second <= CROPS)
+
+
+# -------------------------------------------------------------------------------------------------------------- labels
+
+def read_labels(data, path, order):
+    """Fill a FeatureData's labels from `path`, or from what lies beside the features: labels by name go before a vector of all videos."""
     root = data.root
-    found = [path] if path else [*sorted(root.glob("gt*.npy")), *sorted(root.glob("*emporal*nnotation*.txt")),
-                                 *sorted(root.glob("annotations*.txt")), *sorted(p for p in [root / "labels"] if p.is_dir())]
-    if not found:
-        return
-    source = found[0]
-    data.label_source = source.name
-    if source.is_dir():
-        data._labels = {f.stem: frame_labels(f).astype(np.uint8) for f in sorted(source.iterdir()) if f.suffix in (".npy", ".txt")}
-    elif source.suffix == ".npy":
-        flat = load_array(source, "frame labels").reshape(-1)
-        clips = sum(map(len, data.test))
-        if len(flat) == clips:
-            flat = np.repeat(flat, CLIP)
-        if len(flat) != clips * CLIP or not np.isin(flat, (0, 1)).all():
-            raise UserError(f"labels {source}: {len(flat)} entries for {clips} test clips; expected one 0 or 1 per clip, or {CLIP} "
-                            "per clip")
-        data._flat = flat.astype(np.uint8)
+    if path:
+        is_vector = path.suffix == ".npy"
+        by_name, vectors = ([], [path]) if is_vector else ([path], [])
     else:
-        data._labels = annotations(source)
-        unknown = sorted(set(data._labels) - {v.name for v in data.test})
-        if unknown:
-            print(f"note: {source.name} annotates {len(unknown)} videos without features, such as {unknown[0]}", flush=True)
+        by_name = [*sorted(root.glob("*emporal*nnotation*.txt")), *sorted(root.glob("annotations*.txt")),
+                   *(p for p in [root / "labels"] if p.is_dir())]
+        vectors = sorted(root.glob("gt*.npy"))
+    if by_name:
+        data._labels, data.label_source = labels_by_name(by_name[0], data), by_name[0].name
+        for v in data.test:
+            data.labels(v)                   # what does not fit is refused before any work
+    if not vectors:
+        return
+    try:
+        cut, source = cut_vector(data, vectors[0], order)
+    except UserError as e:
+        if not by_name:
+            raise
+        print(f"note: labels are those of {data.label_source}; {vectors[0].name} is not compared ({e})", flush=True)
+        return
+    if not by_name:
+        data._labels, data.label_source = cut, source
+        return
+    pairs = [(data.labels(v), cut[v.name]) for v in data.test]
+    differ = sum(int((named[:len(other)] != other[:len(named)]).sum()) for named, other in pairs)
+    print(f"note: labels are those of {data.label_source}; {source} differs in {differ} frames", flush=True)
+
+
+def labels_by_name(source, data):
+    """{video name: uint8 [frames], or ranges [(first, last)]} of a folder, an .npz, a csv, or temporal annotations."""
+    names = {v.name for v in data.test}
+    if source.is_dir():
+        out = {f.stem: frame_labels(f) for f in sorted(source.iterdir()) if f.suffix in (".npy", ".txt")}
+    elif source.suffix == ".npz":
+        out = load_arrays(source, "label file")
+    elif source.suffix == ".csv":
+        return csv_ranges(source, names)
+    else:
+        out = annotations(source)
+    unknown = sorted(set(out) - names)
+    if unknown:
+        print(f"note: {source.name} annotates {len(unknown)} videos without features, such as {unknown[0]}", flush=True)
+    return {k: x if isinstance(x, list) else zeros_and_ones(x, f"labels of video {k} in {source}") for k, x in out.items() if k in names}
+
+
+def zeros_and_ones(x, what):
+    x = np.asarray(x).reshape(-1)
+    if not x.size or not np.isin(x, (0, 1)).all():
+        raise UserError(f"{what} must be one 0 or 1 per frame")
+    return x.astype(np.uint8)
+
+
+def cut_vector(data, path, order):
+    """Labels of all test clips or frames in a row, cut by an order that is known. -> {video name: uint8 [frames]}, their source"""
+    flat = zeros_and_ones(load_array(path, "frame labels"), f"labels {path}")
+    videos, source = order_of(data, path, order)
+    clips = sum(map(len, videos))
+    if len(flat) == clips:
+        flat = np.repeat(flat, CLIP)
+    if len(flat) != clips * CLIP:
+        raise UserError(f"labels {path}: {len(flat)} entries for {clips} test clips; expected one 0 or 1 per clip, or {CLIP} per clip")
+    parts = np.split(flat, np.cumsum([len(v) * CLIP for v in videos])[:-1])
+    for v, part in zip(videos, parts):
+        if part.any() and ("label_A" in v.name or v.name.startswith("Normal")):
+            raise UserError(f"labels {path} in the order of {source} mark frames of {v.name}, which is normal by its name: they were made "
+                            "in another order; give its list with --order FILE")
+    return {v.name: part for v, part in zip(videos, parts)}, f"{path.name} in the order of {source}"
+
+
+def order_of(data, path, order):
+    """The test videos in the order of a vector of labels, and what says so."""
+    if order is None and (len(data.test) == 1 or len({v.path for v in data.test}) == 1):
+        return data.test, data.test[0].path.name
+    by_name, orders = {v.name: v for v in data.test}, {}
+    beside = [*sorted(data.root.glob("*.list")), *(p for p in sorted(data.root.glob("*.txt")) if "annotation" not in p.name.lower())]
+    for file in [order] if order else beside:
+        names = listed_names(file, by_name)
+        if set(names) == set(by_name):
+            orders.setdefault(tuple(names), Path(file).name)
+        elif order:
+            missing, other = (sorted(a - b) for a, b in ((set(by_name), set(names)), (set(names), set(by_name))))
+            raise UserError(f"--order {order} is not the list of these test videos: {len(missing)} of them are missing there and "
+                            f"{len(other)} others are listed, such as {(missing + other)[0]}")
+    if len(orders) == 1:
+        names, source = next(iter(orders.items()))
+        return [by_name[n] for n in names], source
+    found = f"{' and '.join(orders.values())} differ: say which with --order FILE" if orders else (
+        "put the list of test videos by which it was made beside it (*.list or *.txt, a name a line) or give it with --order FILE, or give "
+        "labels by name (labels/<video>.npy, --labels FILE.npz, temporal annotations)")
+    raise UserError(f"labels {path} go through all test videos in an order that is not known: {found}")
+
+
+def listed_names(path, known):
+    """The videos that a list names or gives paths of, each once (its crops stand below each other)."""
+    out = {}
+    for line in read_text(path, "list of videos").splitlines():
+        line = line.strip()
+        if not line or line.startswith("#"):
+            continue
+        stems = [re.sub(r"\.(npy|mp4|avi|mkv)$", "", re.split(r"[/\\]", text)[-1]) for text in (line, line.split()[0])]
+        spellings = [x for s in stems for x in (s, re.sub(r"__\d+$", "", s), name_of_file(s), re.sub(r"_\d$", "", name_of_file(s)))]
+        out[next((x for x in spellings if x in known), stems[0])] = None
+    return list(out)
 
 
 def annotations(path):

@@ -92,11 +92,9 @@ def evaluate(args, data, checkpoint, r):
     scores, errors = {}, {}
     for v in videos:
         s, e = found[v.key]["scores"], found[v.key].get("errors")
-        labels = data.labels(v) if data.has_labels and data.test else None
-        frames = len(labels) if labels is not None else len(v) * CLIP
-        scores[v.name] = frames_of_clips(s, frames)
+        scores[v.name] = data.frame_scores(v, s)
         if e is not None:
-            errors[v.name] = frames_of_clips(e, frames)
+            errors[v.name] = data.frame_scores(v, e)
     if not data.test:
         from common.video import Video
         dataset.test = [Video(v.name, v.path or data.root) for v in videos]

@@ -16,7 +16,7 @@ import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from common import datasets, training  # noqa: E402
-from common.features import CLIP, FeatureData, FeatureVideo, canonical_features, find_features  # noqa: E402
+from common.features import CLIP, FeatureData, FeatureVideo, add_label_flags, canonical_features, find_features  # noqa: E402
 from common.files import UserError, first_line, run  # noqa: E402
 from common.late import torch  # noqa: E402
 from common.parallel import add_shard_flag, map_videos, share_out, tick  # noqa: E402
@@ -33,6 +33,7 @@ def add_data_flags(parser):
     g = parser.add_argument_group("features")
     g.add_argument("--features", type=Path, default=None, help="folder of clip features made elsewhere (UCF-Crime, XD-Violence, "
                    "ShanghaiTech; default for those: --data-root), instead of videos")
+    add_label_flags(g)
     g.add_argument("--backbone", default=STAND_IN, help=f"{STAND_IN} (motion and appearance per clip, a stand-in) or a torchvision "
                    f"video network: {', '.join(BACKBONES)} (default: %(default)s)")
     g.add_argument("--weights", default="DEFAULT", help="torchvision's name of the weights, or a local file (default: %(default)s)")
@@ -201,7 +202,7 @@ def prepare(args, r, splits=("train", "test")):
     name = canonical_features(args.dataset)
     if args.features or name in ("ucfcrime", "xdviolence", "features"):
         root = args.features or next((p for p in (args.data_root / args.dataset, args.data_root) if p.is_dir()), args.data_root)
-        return find_features(name or args.dataset, root, args.labels)
+        return find_features(name or args.dataset, root, args.labels, args.order, args.segments)
     with r.main_first():
         data = datasets.find(args.dataset, args.data_root, args.labels)
     own = f"{args.backbone}-{args.crops}" + ("" if args.backbone == STAND_IN else "-" + Path(str(args.weights)).stem)
@@ -215,8 +216,7 @@ def prepare(args, r, splits=("train", "test")):
     out = FeatureData(data.name, data.root, [feature(v) for v in ready.train], [feature(v) for v in ready.test])
     if data.has_labels:
         out.label_source = data.label_source
-        for v in ready.test:
-            out._labels[v.name] = data.labels(v, files.info(v)["frames"])
+        out._labels = {v.name: data.labels(v, files.info(v)["frames"]) for v in ready.test}
     out.settings = {k: str(getattr(args, k)) if k != "crops" else args.crops for k in ("backbone", "weights", "crops")}
     out.skipped, out.wanted, out.videos = ready.skipped, wanted, {(v.split, v.name): v for v in videos}
     return out

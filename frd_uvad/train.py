@@ -212,8 +212,8 @@ def observer(data, windows):
         for i, v in enumerate(windows.videos):
             if id(v) in tests:
                 y = data.labels(v)
-                for c in range(len(v)):
-                    known[int(windows.starts[i]) + c] = bool(y[c * CLIP:(c + 1) * CLIP].any())
+                abnormal = np.bincount(data.rows_of_frames(v, len(y)), weights=y, minlength=len(v))
+                known.update({int(windows.starts[i]) + c: bool(n) for c, n in enumerate(abnormal)})
 
     def observe(trainer, seen):
         own = [(known[k], p > 0) for k, p in seen.items() if k in known]

@@ -14,7 +14,7 @@ import numpy as np  # noqa: E402
 
 from common import evaluation, smoothing, training  # noqa: E402
 from common.datasets import report_skipped  # noqa: E402
-from common.features import CLIP, FeatureVideo, find_features, frames_of_clips  # noqa: E402
+from common.features import FeatureVideo, add_label_flags, find_features, frames_of_clips  # noqa: E402
 from common.files import UserError, first_line, load_array, run, writable_folder  # noqa: E402
 from common.kept import Kept, seconds_of  # noqa: E402
 from common.late import Late, torch  # noqa: E402
@@ -33,7 +33,9 @@ def add_data_flags(parser, required=True):
     g.add_argument("--features", type=Path, required=required, help="folder of clip features: train/ and test/ with .npy files, or "
                    "UCF-Crime's and XD-Violence's")
     g.add_argument("--dataset", default="features", help="name in results (default: %(default)s)")
-    g.add_argument("--labels", type=Path, default=None, help="frame labels instead of those found beside the features")
+    g.add_argument("--labels", type=Path, default=None, help="frame labels instead of those found beside the features: an .npz or a folder "
+                   "of 0/1 per frame by video name, a csv of video,start,end, or temporal annotations")
+    add_label_flags(g)
     g.add_argument("--text", type=Path, default=None, help="folder of caption embeddings, <video>.npy [clips, width], one row per clip")
 
 
@@ -141,8 +143,7 @@ def evaluate(args, data, checkpoint, r):
         return None
     dataset, scores = data.as_dataset(), {}
     for v in data.test:
-        labels = data.labels(v) if data.has_labels else None
-        scores[v.name] = frames_of_clips(found[v.key]["scores"], len(v) * CLIP if labels is None else len(labels))
+        scores[v.name] = data.frame_scores(v, found[v.key]["scores"])
     out = folder / args.protocol
     protocol = evaluation.Protocol(args.protocol, args.smoothing, probabilities=True)
     report = evaluation.evaluate(
@@ -179,7 +180,7 @@ def main(argv=None):
     load_detector(args.checkpoint, *authors_flags(args))   # a wrong file is refused before any work
     if args.video:
         return score_video(args, r)
-    evaluate(args, find_features(args.dataset, args.features, args.labels), args.checkpoint, r)
+    evaluate(args, find_features(args.dataset, args.features, args.labels, args.order, args.segments), args.checkpoint, r)
     r.close()
 
 

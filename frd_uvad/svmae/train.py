@@ -164,7 +164,7 @@ def train(args, data, r):
 def main(argv=None):
     args = parse(argv)
     r = training.Run.of(args)
-    data = find_features(args.dataset, args.features, args.labels)
+    data = find_features(args.dataset, args.features, args.labels, args.order, args.segments)
     checkpoint = train(args, data, r)
     r.say(f"checkpoint {checkpoint}")
     evaluate(args, data, checkpoint, r)

@@ -1,0 +1,306 @@
+"""Clip features as people have them: folders, axes, crops and index files are understood or refused, and labels never reach a video that
+they were not made for, in whichever order files are listed."""
+import numpy as np
+import pytest
+
+from common.features import CLIP, find_features, per_video
+from common.files import UserError
+
+pytestmark = pytest.mark.usefixtures("listing")
+
+VIDEOS = {"Vandalism028": 5, "Abuse028": 7, "Normal_Videos_003": 6, "Stealing019": 4}      # clips of each; in the order of the list
+EVENTS = {"Vandalism028": (20, 40), "Abuse028": (60, 100), "Stealing019": (0, 31)}         # first and last abnormal frame
+
+
+def truth(name):
+    y = np.zeros(VIDEOS[name] * CLIP, np.uint8)
+    if name in EVENTS:
+        y[EVENTS[name][0]:EVENTS[name][1] + 1] = 1
+    return y
+
+
+def rows(clips, *shape, value=0.0):
+    return np.full((clips, *shape), value, np.float32)
+
+
+def save(path, array):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.save(path, array)
+
+
+def write_features(root, ending="_x264_i3d"):
+    for name, clips in VIDEOS.items():
+        save(root / "test" / f"{name}{ending}.npy", rows(clips, 1, 8))
+    save(root / "train" / "Normal_Videos001_x264_i3d.npy", rows(3, 1, 8))
+    return root
+
+
+def write_vector(root, order=VIDEOS):
+    save(root / "gt-ucf.npy", np.concatenate([truth(n) for n in order]).astype(float))
+
+
+def annotate(path):
+    path.write_text("".join(f"{n}_x264.mp4  Crime  {EVENTS.get(n, (-1, -1))[0]}  {EVENTS.get(n, (-1, -1))[1]}  -1  -1\n"
+                            for n in sorted(VIDEOS)))
+    return path
+
+
+def has_the_truth(data):
+    for v in data.test:
+        name = v.name.removesuffix("_x264")
+        assert data.labels(v).tolist() == truth(name).tolist(), v.name
+    return data
+
+
+# ------------------------------------------------------------------------------------------ a vector and its order
+
+LISTS = {
+    "names": lambda n: n + "_x264",
+    "names with the extractor's ending": lambda n: n + "_x264_i3d",
+    "files": lambda n: n + "_x264.mp4",
+    "paths": lambda n: f"/data/UCF Crime/test/{n}_x264_i3d.npy",
+    "Windows paths": lambda n: f"D:\\ucf\\test\\{n}_x264_i3d.npy",
+    "names and a label": lambda n: f"{n}_x264 {int(n in EVENTS)}",
+    "ten crops, two underscores": lambda n: "\n".join(f"UCF/{n}_x264__{i}.npy" for i in range(10)),
+    "ten crops, one underscore": lambda n: "\n".join(f"UCF/{n}_x264_{i}.npy" for i in range(10)),
+    "comments and empty lines": lambda n: f"# of the test set\n\n{n}_x264\n",
+}
+
+
+@pytest.mark.parametrize("form", LISTS)
+@pytest.mark.parametrize("place", ["beside.list", "beside.txt", "--order"])
+def test_a_vector_is_cut_in_the_order_of_its_list(tmp_path, form, place):
+    root, order = write_features(tmp_path / "f"), None
+    write_vector(root)
+    file = tmp_path / "order" if place == "--order" else root / place
+    file.write_text("\n".join(LISTS[form](n) for n in VIDEOS) + "\n")
+    if place == "--order":
+        order = file
+        (root / "other.list").write_text("\n".join(sorted(LISTS["names"](n) for n in VIDEOS)))   # --order decides
+    data = has_the_truth(find_features("ucfcrime", root, order=order))
+    assert data.label_source == f"gt-ucf.npy in the order of {file.name}"
+
+
+def test_a_vector_without_an_order_is_refused(tmp_path):
+    root = write_features(tmp_path)
+    write_vector(root)
+    (root / "train.list").write_text("Normal_Videos001_x264\n")          # a list, but not of these videos
+    with pytest.raises(UserError, match=r"order that is not known: .*\.list .*--order FILE.*labels/<video>\.npy"):
+        find_features("ucfcrime", root)
+
+
+def test_two_lists_that_differ_are_refused(tmp_path):
+    root = write_features(tmp_path)
+    write_vector(root)
+    for name, order in (("a.list", list(VIDEOS)), ("b.list", sorted(VIDEOS))):
+        (root / name).write_text("\n".join(f"{n}_x264" for n in order))
+    with pytest.raises(UserError, match="a.list and b.list differ"):
+        find_features("ucfcrime", root)
+
+
+def test_an_order_of_other_videos_is_refused(tmp_path):
+    root = write_features(tmp_path / "f")
+    write_vector(root)
+    (tmp_path / "x").write_text("\n".join(f"{n}_x264" for n in list(VIDEOS)[1:]) + "\nRobbery001\nRobbery002\n")
+    with pytest.raises(UserError, match="1 of them are missing there and 2 others are listed, such as Vandalism028_x264"):
+        find_features("ucfcrime", root, order=tmp_path / "x")
+
+
+def test_a_normal_video_with_abnormal_frames_shows_a_wrong_order(tmp_path):
+    root = write_features(tmp_path)
+    write_vector(root, sorted(VIDEOS))
+    (root / "test.list").write_text("\n".join(f"{n}_x264" for n in ("Normal_Videos_003", "Abuse028", "Vandalism028", "Stealing019")))
+    with pytest.raises(UserError, match="Normal_Videos_003_x264, which is normal by its name"):
+        find_features("ucfcrime", root)
+
+
+def test_one_video_and_one_array_need_no_list(tmp_path):
+    save(tmp_path / "one" / "test" / "Abuse028.npy", rows(7, 1, 8))
+    save(tmp_path / "one" / "gt.npy", truth("Abuse028"))
+    has_the_truth(find_features("features", tmp_path / "one"))
+    root, ends = tmp_path / "array", np.cumsum([0, *VIDEOS.values()])
+    save(root / "Concat_test_10.npy", rows(sum(VIDEOS.values()), 10, 8))
+    save(root / "concat_UCF.npy", rows(9, 10, 8))
+    save(root / "nalist_test.npy", np.stack([ends[:-1], ends[1:]], 1))
+    write_vector(root)
+    data = find_features("ucfcrime", root)
+    assert [data.labels(v).tolist() for v in data.test] == [truth(n).tolist() for n in VIDEOS]
+
+
+def test_labels_by_name_go_before_a_vector(tmp_path, capsys):
+    root = write_features(tmp_path)
+    annotate(root / "Temporal_Anomaly_Annotation_for_Testing_Videos.txt")
+    wrong = np.concatenate([truth(n) for n in VIDEOS])
+    wrong[:20] = 1                                     # 20 frames of the first video that the annotations do not mark
+    save(root / "gt-ucf.npy", wrong)
+    has_the_truth(find_features("ucfcrime", root))
+    assert "gt-ucf.npy is not compared" in capsys.readouterr().out
+    (root / "test.list").write_text("\n".join(f"{n}_x264" for n in VIDEOS))
+    has_the_truth(find_features("ucfcrime", root))
+    assert "gt-ucf.npy in the order of test.list differs in 20 frames" in capsys.readouterr().out
+
+
+# ------------------------------------------------------------------------------------------------- labels by name
+
+@pytest.mark.parametrize("form", ["npz", "npz of extensionless bools", "folder", "folder of text", "csv", "annotations", "labels/ beside"])
+def test_labels_by_name_in_every_form(tmp_path, form):
+    root, labels = write_features(tmp_path / "f"), {f"{n}_x264": truth(n) for n in reversed(VIDEOS)}
+    path = tmp_path / "labels"
+    if form.startswith("npz"):
+        path = tmp_path / "labels.npz"
+        np.savez(path, **{k: y.astype(bool) if "bools" in form else y for k, y in labels.items()})
+    elif form == "csv":
+        path = tmp_path / "labels.csv"
+        path.write_text("video,start,end\n" + "".join(f"{n}_x264,{a},{b + 1}\n" for n, (a, b) in EVENTS.items()))
+    elif form == "annotations":
+        path = annotate(tmp_path / "a.txt")
+    else:
+        path = root / "labels" if "beside" in form else path
+        for k, y in labels.items():
+            if "text" in form:
+                path.mkdir(exist_ok=True)
+                (path / f"{k}.txt").write_text(" ".join(map(str, y)))
+            else:
+                save(path / f"{k}.npy", y)
+    has_the_truth(find_features("ucfcrime", root, None if "beside" in form else path))
+
+
+def test_labels_of_another_length_name_both(tmp_path):
+    root = write_features(tmp_path)
+    for name in VIDEOS:
+        save(root / "labels" / f"{name}_x264.npy", truth(name))
+    for length, right in ((VIDEOS["Abuse028"] * CLIP - 15, True), (VIDEOS["Abuse028"] * CLIP + 15, True), (1231, False), (96, False)):
+        save(root / "labels" / "Abuse028_x264.npy", np.ones(length, np.uint8))
+        if right:
+            data = find_features("ucfcrime", root)
+            v = next(v for v in data.test if v.name == "Abuse028_x264")
+            assert len(data.labels(v)) == len(data.frame_scores(v, np.arange(7.0))) == length
+        else:
+            with pytest.raises(UserError, match=f"Abuse028_x264 .* {length} frames, its 7 clips of features of 112.*--segments"):
+                find_features("ucfcrime", root)
+
+
+def test_an_annotation_behind_the_end_is_refused(tmp_path):
+    root = write_features(tmp_path)
+    path = annotate(root / "annotations.txt")
+    path.write_text(path.read_text().replace("  60  100 ", "  806  1074 "))
+    with pytest.raises(UserError, match="marks frames 806 to 1074 of video Abuse028_x264, whose features end at frame 112"):
+        find_features("ucfcrime", root)
+
+
+def test_segments_are_stretched_to_the_frames_of_the_labels(tmp_path):
+    save(tmp_path / "test" / "a.npy", rows(32, 1, 8))
+    save(tmp_path / "labels" / "a.npy", (np.arange(1000) >= 500).astype(np.uint8))
+    with pytest.raises(UserError, match="--segments"):
+        find_features("features", tmp_path)
+    data = find_features("features", tmp_path, segments=True)
+    stretched = data.frame_scores(data.test[0], np.arange(32.0))
+    assert stretched.tolist() == [t * 32 // 1000 for t in range(1000)]
+    assert ((stretched >= 16) == data.labels(data.test[0])).all()
+    (tmp_path / "a.txt").write_text("a.mp4  Abuse  500  999  -1  -1\n")
+    with pytest.raises(UserError, match="one 0 or 1 per frame"):
+        find_features("features", tmp_path, tmp_path / "a.txt", segments=True)
+
+
+# ----------------------------------------------------------------------------------------- folders, axes, crops, index files
+
+def test_xd_violence_reads_rgb_alone(tmp_path, capsys):
+    for folder in ("RGB", "RGBTest", "Flow", "FlowTest", "vggish"):
+        for crop in range(5):
+            save(tmp_path / folder / f"v=S-7__#1_label_B4-0-0__{crop}.npy", rows(6, 8, value=crop))
+    data = find_features("xdviolence", tmp_path)
+    said = capsys.readouterr().out
+    assert {v.path.parent.name for v in data.train} == {"RGB"} and {v.path.parent.name for v in data.test} == {"RGBTest"}
+    assert data.crops == 5 and [v.name for v in data.test] == ["v=S-7__#1_label_B4-0-0"] and "not read: FlowTest" in said
+    assert (data.test[0].clips([0])[0, :, 0] == np.arange(5)).all()              # crops stand in the order of their numbers
+
+
+def test_kinds_of_features_are_never_joined_as_crops(tmp_path):
+    for kind in ("rgb", "flow"):
+        for crop in range(5):
+            save(tmp_path / "test" / kind / f"a__{crop}.npy", rows(6, 8))
+    with pytest.raises(UserError, match=r"flow/a__0.npy and .*rgb/a__0.npy are both called a"):
+        find_features("features", tmp_path)
+
+
+def test_parts_of_a_split_are_read_together(tmp_path, capsys):
+    for folder, name in (("Training-Normal-1", "Normal1"), ("Training-Normal-2", "Normal2"), ("Training-Anomaly", "Abuse1"),
+                         ("Testing", "a")):
+        save(tmp_path / folder / f"{name}.npy", rows(4, 8))
+    data = find_features("ucfcrime", tmp_path)
+    assert {v.name for v in data.train} == {"Normal1", "Normal2", "Abuse1"}
+    assert "Training-Anomaly, Training-Normal-1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("shapes, crops, clips", [
+    ([(6, 8), (4, 8)], 1, [6, 4]), ([(6, 1, 8), (4, 1, 8)], 1, [6, 4]), ([(6, 10, 8), (4, 10, 8)], 10, [6, 4]),
+    ([(10, 6, 8), (10, 4, 8)], 10, [6, 4]), ([(5, 47, 8)], 5, [47]), ([(10, 10, 8)], 10, [10]), ([(10, 1, 8)], 1, [10]),
+    ([(6, 2, 8), (4, 2, 8)], 2, [6, 4])])
+def test_axes_are_recognised(tmp_path, shapes, crops, clips):
+    for i, shape in enumerate(shapes):
+        save(tmp_path / "test" / f"v{i}.npy", np.arange(np.prod(shape), dtype=np.float32).reshape(shape))
+    data = find_features("features", tmp_path)
+    assert data.crops == crops and data.width == 8 and [len(v) for v in data.test] == clips
+    x = np.load(tmp_path / "test" / "v0.npy")
+    wanted = x[:, None] if x.ndim == 2 else x.swapaxes(0, 1) if x.shape[0] != clips[0] else x
+    assert (data.test[0].clips(range(clips[0])) == wanted).all()
+
+
+@pytest.mark.parametrize("shapes, words", [
+    ([(8, 6), (8, 4)], "transpose them"), ([(5, 10, 8)], "cannot be told"), ([(6, 8), (4, 9)], "width"), ([(0, 8)], "at least one clip"),
+    ([(3,)], "expected \\[clips"), ([(2, 2, 2, 2)], "expected \\[clips")])
+def test_axes_that_cannot_be_right_are_refused(tmp_path, shapes, words):
+    for i, shape in enumerate(shapes):
+        save(tmp_path / "test" / f"v{i}.npy", np.zeros(shape, np.float32))
+    with pytest.raises(UserError, match=words):
+        find_features("features", tmp_path)
+
+
+def test_names_with_numbers_are_crops_only_where_none_is_missing(tmp_path):
+    for name in ("lobby__1", "lobby__2", "door__0", "door__1", "gate__0", "gate__2"):
+        save(tmp_path / "test" / f"{name}.npy", rows(6, 8))
+    for name in ("hall_rgb", "hall_clip"):
+        save(tmp_path / "test" / f"{name}.npy", rows(6, 2, 8))
+    videos = per_video([tmp_path / "test"], "test")
+    assert {v.name: v.shape[0] for v in videos} == {"lobby__1": 1, "lobby__2": 1, "door": 2, "gate__0": 1, "gate__2": 1, "hall_rgb": 2,
+                                                       "hall_clip": 2}
+
+
+def test_the_toolkits_own_features_keep_their_names(tmp_path):
+    (tmp_path / "settings.json").write_text("{}")
+    names = {"door_clip", "gate_rgb", "lobby__0", "lobby__1", "x_i3d"}
+    for name in names:
+        save(tmp_path / "test" / f"{name}.npy", rows(4, 1, 8))
+    assert {v.name for v in find_features("features", tmp_path).test} == names
+
+
+@pytest.mark.parametrize("train, test, file, outcome", [
+    (20, 30, "nalist.npy", "train"), (20, 30, "nalist_train.npy", "train"), (30, 20, "nalist.npy", "train"),
+    (20, 20, "nalist.npy", "refused"), (20, 20, "nalist_train.npy", "train"), (20, 20, "nalist_test.npy", "test")])
+def test_an_index_goes_to_the_array_that_it_ends_with(tmp_path, train, test, file, outcome):
+    save(tmp_path / "concat_UCF.npy", rows(train, 2, 8))
+    save(tmp_path / "Concat_test_10.npy", rows(test, 2, 8))
+    edges = np.linspace(0, train, 6).astype(int)                       # first clips and ends of five videos, of the training clips
+    save(tmp_path / file, np.stack([edges[:-1], edges[1:]], 1))
+    if outcome == "refused":
+        with pytest.raises(UserError, match="fits several arrays.*nalist_train.npy or nalist_test.npy"):
+            find_features("ucfcrime", tmp_path)
+        return
+    data = find_features("ucfcrime", tmp_path)
+    assert {"train": len(data.train), "test": len(data.test)} == {"train": 1, "test": 1, outcome: 5}
+
+
+def test_published_annotations_are_read_in_both_forms(tmp_path):
+    for suffix in ("", ".mp4"):
+        root = write_features(tmp_path / f"ucf{suffix}")
+        path = annotate(root / "Temporal_Anomaly_Annotation_for_Testing_Videos.txt")
+        path.write_text(path.read_text().replace(".mp4", suffix))
+        has_the_truth(find_features("ucfcrime", root))
+    root = tmp_path / "xd"
+    for name in ("v=a__#1_label_B4-0-0", "Bad.Boys.1995__#01-11-55_01-12-40_label_G-B2-B6", "Calm__#00-01_label_A"):
+        for crop in range(5):
+            save(root / "RGBTest" / f"{name}__{crop}.npy", rows(6, 8))
+    (root / "annotations.txt").write_text("v=a__#1_label_B4-0-0 3 9 20 30\nBad.Boys.1995__#01-11-55_01-12-40_label_G-B2-B6 0 5\n")
+    data = find_features("xdviolence", root)
+    marked = {v.name.split("__")[0]: np.flatnonzero(data.labels(v)).tolist() for v in data.test}
+    assert marked == {"v=a": [*range(3, 10), *range(20, 31)], "Bad.Boys.1995": [*range(6)], "Calm": []}
