@@ -38,8 +38,8 @@ def add_flags(parser):
                    "spellings are understood (default: %(default)s)")
     g.add_argument("--data-root", type=Path, default=Path("data"), help="folder that holds the dataset (default: %(default)s)")
     g.add_argument("--cache", type=Path, default=Path("cache"), help="folder for decoded frames and cubes (default: %(default)s)")
-    g.add_argument("--labels", type=Path, default=None, help="frame labels to use instead of the dataset's own: an .npz of "
-                   "video name -> 0/1 per frame")
+    g.add_argument("--labels", type=Path, default=None, help="frame labels to use instead of the dataset's own: an .npz of video name -> "
+                   "0/1 per frame, a csv of video,start,end, or a folder of one .npy or .txt, or of pixel masks, per video")
 
 
 def plain(name):
@@ -68,6 +68,10 @@ class Dataset:
     _tracks: dict = field(default_factory=dict, repr=False)   # video name -> file, or function returning float32 [n, 6]
     abnormal_train: list = field(default_factory=list)        # UBnormal: labelled abnormal videos for training
     cut_ranges: bool = False                                  # UBnormal: its tracks may end after the video
+    skipped: dict = field(default_factory=dict)               # video key -> why it cannot be used
+    label_forms: str = ""                                     # where labels were looked for, and in which forms
+    not_understood: str = ""                                  # what lies there and was not
+    _other_labels: tuple = ()                                 # a second source: its name, {video name: function(frames) -> uint8 [frames]}
 
     def cache_folder(self, cache):
         """Its folder under --cache; two copies of a dataset never mix."""
@@ -106,6 +110,27 @@ class Dataset:
         if not np.isin(out, (0, 1)).all():
             raise UserError(f"labels of video {key} ({self.label_source}) must be 0 or 1 per frame")
         return out.astype(np.uint8)
+
+    def no_labels(self):
+        """One sentence about where labels were looked for."""
+        looked = f"; looked for {self.label_forms}" if self.label_forms else ""
+        strange = f"; {self.not_understood}" if self.not_understood else ""
+        return f"{self.name} has no labels under {self.root}: no metrics{looked}{strange}"
+
+    def disagreement(self, labels):
+        """How far a second source of labels differs from {video name: uint8 [frames]}, in a sentence; None where it does not."""
+        if not self._other_labels:
+            return None
+        other, read = self._other_labels
+        differ = {}
+        for name in sorted(set(labels) & set(read)):
+            y = read[name](len(labels[name]))
+            n = min(len(y), len(labels[name]))
+            differ[name] = int((y[:n] != labels[name][:n]).sum()) + abs(len(y) - len(labels[name]))
+        videos = sum(n > 0 for n in differ.values())
+        if not videos:
+            return None
+        return f"{other} differs from {self.label_source}, which counts, in {sum(differ.values())} frames of {videos} videos"
 
     def events(self):
         """[(video, kind, first frame, end)] of events.csv, where the dataset has one (the demo does); end exclusive."""
@@ -147,7 +172,7 @@ class Usable:
 
     def __init__(self, data, videos, failed):
         """videos: those that were wanted, or what is left of them."""
-        self.data, self.skipped = data, dict(failed)
+        self.data, self.skipped = data, {**data.skipped, **failed}
         usable = [v for v in videos if v.key not in self.skipped]
         if self.skipped and not usable:
             raise UserError(f"none of the {len(self.skipped)} videos of {data.name} could be used; the first: "
@@ -186,10 +211,40 @@ def find(name, data_root="data", labels=None):
                 "shanghaitech-sd": shanghaitech}[name](
             name, *locate(name, data_root))
     if labels:
-        arrays = load_arrays(labels, "label file")
-        data._ranges, data._arrays = {}, {normal(name, k): (lambda a=a: a) for k, a in arrays.items()}
-        data.label_source = str(labels)
+        use_labels(data, Path(labels))
     return data
+
+
+def use_labels(data, path):
+    """Take frame labels of a Dataset from an .npz, a csv or a folder instead, each by its video's name."""
+    names = {v.name for v in data.test}
+    data._ranges, data._arrays, data._other_labels, data.label_source = {}, {}, (), str(path)
+    if path.suffix.lower() == ".csv":
+        data._ranges = csv_ranges(path, names, lambda video: normal(data.name, video))
+        return
+    if not path.is_dir():
+        data._arrays = {normal(data.name, k): (lambda a=a: a) for k, a in load_arrays(path, "label file").items()}
+        return
+    per_frame, masks, other = {}, {}, []
+    for p in sorted(path.iterdir()):
+        name = normal(data.name, p.name if p.is_dir() else p.stem)
+        if name not in names:
+            other.append(p.name)
+        elif p.is_dir() or p.suffix in (".mat", ".npz") or (p.suffix == ".npy" and load_array(p, "labels", mmap=True).ndim == 3):
+            masks[name] = p
+        elif p.suffix in (".npy", ".txt"):
+            per_frame[name] = p
+    if not per_frame and not masks:
+        raise UserError(f"--labels {path} holds no .npy, .txt, .mat or folder that is called like a test video such as "
+                        f"{min(names, default='(there is none)')}" + (f"; it holds {', '.join(other[:5])}" if other else ""))
+    if other:
+        print(f"note: --labels {path}: {len(other)} entries belong to no test video, such as {other[0]}", flush=True)
+    data._arrays = {k: (lambda p=p: frame_labels(p)) for k, p in per_frame.items()}
+    data._arrays.update({k: (lambda p=p: any_masks(p).any((1, 2)).astype(np.uint8)) for k, p in masks.items()})
+    without = sorted(names - set(data._arrays))
+    if masks and without:                    # sets of masks leave normal videos out
+        data._ranges = {k: [] for k in without}
+        print(f"note: {len(without)} test videos have no mask in {path} and count as normal, such as {without[0]}", flush=True)
 
 
 def child(folder_, name):
@@ -202,12 +257,12 @@ def child(folder_, name):
     return folder_
 
 
-def split_folder(root, names):
-    for name in names:
-        p = child(root, name)
-        if p is not None and p.is_dir() and any(v for v in list_videos(p) if not v.name.lower().endswith("_gt")):
-            return p
-    return None
+def split_folders(root, names):
+    """Folders of a split that hold videos: frames/ and videos/ (or training_videos/) may both be filled, else training/ counts."""
+    places = [(name, child(root, name)) for name in names]
+    filled = [(name, p) for name, p in places if p is not None and p.is_dir() and
+              any(v for v in list_videos(p, walk=True) if not v.name.lower().endswith("_gt"))]
+    return [p for name, p in filled if "/" in name or "_" in name] or [p for _, p in filled[:1]]
 
 
 def candidates(name, data_root):
@@ -222,15 +277,15 @@ def candidates(name, data_root):
 
 
 def locate(name, data_root):
-    """-> (root, training folder or None, testing folder)."""
+    """-> (root, training folders, testing folders)."""
     if not data_root.is_dir():
         raise UserError(f"--data-root {data_root} does not exist; {name} is looked for there and in "
                         f"{data_root}/{ALIASES[name][0]}")
     looked = []
     for root in candidates(name, data_root):
-        # the data root itself may hold several datasets: only a folder with both splits counts as one
-        train, test = split_folder(root, TRAIN), split_folder(root, TEST)
-        if test and (train or root != data_root):
+        # the data root itself may hold several datasets: only a folder with both splits, or called like the dataset, counts as one
+        train, test = split_folders(root, TRAIN), split_folders(root, TEST)
+        if test and (train or root != data_root or plain(root.resolve().name) in ALIASES[name]):
             return root, train, test
         looked.append(root)
     found = sorted(p.name + ("/" if p.is_dir() else "") for p in data_root.iterdir())
@@ -248,29 +303,39 @@ def normal(name, video):
     return video
 
 
-def videos(name, folder_, split):
-    if folder_ is None:
-        return []
-    out = [v for v in list_videos(folder_, split) if not v.name.lower().endswith("_gt")]
-    for v in out:
-        v.name = normal(name, v.name)
-    names = [v.name for v in out]
-    doubled = sorted({n for n in names if names.count(n) > 1})
+def videos(name, folders, split):
+    """The videos of a split, of all its folders; one that stands in two of them is taken from the first."""
+    by_name, doubled = {}, []
+    for folder_ in folders:
+        left_out = []
+        found = [v for v in list_videos(folder_, split, walk=True, left_out=left_out) if not v.name.lower().endswith("_gt")]
+        if left_out:
+            print(f"note: {len(left_out)} files in {folder_} are no part of a video, or of an unknown kind, such as {left_out[0]}",
+                  flush=True)
+        here = {}
+        for v in found:
+            v.name = normal(name, v.name)
+            if v.name in here:
+                raise UserError(f"{folder_}: several videos are called {v.name}; keep one of each")
+            here[v.name] = v
+        doubled += [v for k, v in here.items() if k in by_name]
+        by_name = {**here, **by_name}
     if doubled:
-        raise UserError(f"{folder_}: several videos are called {doubled[0]}; keep one of each")
-    return sorted(out, key=lambda v: natural(v.name))
+        print(f"note: {len(doubled)} videos, such as {doubled[0].path}, stand in {folders[0]} too and are taken from there", flush=True)
+    return sorted(by_name.values(), key=lambda v: natural(v.name))
 
 
 def search(root, pattern, depth=3):
-    """Files or folders below `root` (at most `depth` levels, links not followed) whose lower-case name matches."""
-    level, hits = [root], []
+    """Files or folders below `root` whose lower-case name matches; at most `depth` levels, each folder once, links followed."""
+    level, hits, seen = [root], [], {root.resolve()}
     for _ in range(depth):
         following = []
         for p in level:
             for x in sorted(p.iterdir()):
                 if re.fullmatch(pattern, x.name.lower()):
                     hits.append(x)
-                elif x.is_dir() and not x.is_symlink() and not re.fullmatch(r"\d+|\d\d_\d+|t(rain|est)\d+", x.name.lower()):
+                elif x.is_dir() and not re.fullmatch(r"\d+|\d\d_\d+|t(rain|est)\d+", x.name.lower()) and x.resolve() not in seen:
+                    seen.add(x.resolve())
                     following.append(x)
         level = following
     return hits
@@ -280,7 +345,8 @@ def search(root, pattern, depth=3):
 
 def ucsd(name, root, train, test):
     """UCSD Ped1 and Ped2 (Mahadevan et al. 2010)."""
-    data = Dataset(name, root, videos(name, train, "train"), videos(name, test, "test"))
+    data = Dataset(name, root, videos(name, train, "train"), videos(name, test, "test"),
+                   label_forms=f"{name}.mat, UCSD{name}.m, or a folder Test*_gt of masks for every test video")
     mask_folders = {normal(name, p.name[:-3]): p for p in search(root, r"test\d+_gt") if p.is_dir()}
     data._masks = {k: (lambda p=p: mask_images(p)) for k, p in mask_folders.items()}
     if mask_folders:
@@ -297,18 +363,27 @@ def ucsd(name, root, train, test):
         data._ranges, data.label_source = matlab_ranges(script[0]), script[0].name
     elif set(mask_folders) >= {v.name for v in data.test}:
         labels_from_masks(data)
+    if data._ranges and data._masks:
+        by_mask = {k: (lambda n, read=read: read().any(axis=(1, 2))) for k, read in data._masks.items()}
+        data._other_labels = (data.mask_source, by_mask)
     return data
 
 
 def avenue(name, root, train, test):
     """CUHK Avenue (Lu et al. 2013). Its two label sets differ in 441 frames: the masks win where both are there."""
-    data = Dataset(name, root, videos(name, train, "train"), videos(name, test, "test"))
-    files = {normal(name, p.name.split("_")[0]): p for p in search(root, r"\d+_label\.mat", depth=4)}
+    data = Dataset(name, root, videos(name, train, "train"), videos(name, test, "test"),
+                   label_forms="testing_label_mask/1_label.mat … (in it, or in ground_truth_demo/ beside it), or avenue.mat")
+    beside = [p for p in (root.resolve().parent / "ground_truth_demo", root.resolve().parent / "testing_label_mask") if p.is_dir()]
+    files = {normal(name, p.name.split("_")[0]): p for place in (*beside, root) for p in search(place, r"\d+_label\.mat", depth=4)}
     data._masks = {k: (lambda p=p: volume_masks(p)) for k, p in files.items()}
     mat = search(root, r"avenue\.mat")
     if files:
         data.mask_source = "testing_label_mask (volLabel)"
         labels_from_masks(data)
+        if mat:
+            ranges = Dataset(name, root, [], [], mat[0].name, _ranges=mat_ranges(mat[0]))
+            by_range = {v.name: (lambda n, v=v: ranges.labels(v, n)) for v in data.test if v.name in ranges._ranges}
+            data._other_labels = (mat[0].name, by_range)
     elif mat:
         data._ranges, data.label_source = mat_ranges(mat[0]), mat[0].name
     return data
@@ -316,13 +391,14 @@ def avenue(name, root, train, test):
 
 def shanghaitech(name, root, train, test):
     """ShanghaiTech Campus (Luo et al. 2017)."""
-    data = Dataset(name, root, videos(name, train, "train"), videos(name, test, "test"))
+    data = Dataset(name, root, videos(name, train, "train"), videos(name, test, "test"),
+                   label_forms="test_frame_mask/ (or frame_masks/) with one .npy per test video")
     for v in data.train + data.test:
         v.scene = v.name.split("_")[0]
-    for p in search(root, r"test_?frame_?mask"):
+    for p in search(root, r"(test_?)?frame_?masks?"):
         data._arrays = {f.stem: (lambda f=f: load_array(f, "frame labels")) for f in sorted(p.glob("*.npy"))}
         data.label_source = p.name
-    for p in search(root, r"test_?pixel_?mask"):
+    for p in search(root, r"(test_?)?pixel_?masks?"):
         data._masks = {f.stem: (lambda f=f: any_masks(f)) for f in sorted(p.glob("*.npy"))}
         data.mask_source = p.name
     return data
@@ -339,11 +415,18 @@ def folder(root, name="folder"):
     if not root.is_dir():
         raise UserError(f"--data-root {root} does not exist; it should hold train/ and test/ with videos or folders "
                         "of frames")
-    train, test = split_folder(root, TRAIN), split_folder(root, TEST)
-    if train is None and test is None:
-        data = Dataset(name, root, [], list_videos(root, "test"))
+    train, test = split_folders(root, TRAIN), split_folders(root, TEST)
+    for names, filled in ((TRAIN, train), (TEST, test)):
+        empty = next((p for p in (child(root, x) for x in names) if not filled and p is not None and p.is_dir() and any(p.iterdir())), None)
+        if empty is not None:
+            left = [p.name for p in sorted(empty.iterdir())]
+            raise UserError(f"{empty} holds no video: {len(left)} entries, such as {left[0]}, are of no kind that is read; convert "
+                            "videos with ffmpeg -i IN OUT.mp4")
+    if train or test:
+        data = Dataset(name, root, videos(name, train, "train"), videos(name, test, "test"))
     else:
-        data = Dataset(name, root, list_videos(train, "train") if train else [], list_videos(test, "test") if test else [])
+        data = Dataset(name, root, [], list_videos(root, "test"))
+    data.label_forms = "labels/<video>.npy or .txt, labels.csv (video,start,end), or masks/ of every test video"
     if not data.train and not data.test:
         found = sorted(p.name for p in root.iterdir())
         raise UserError(f"--data-root {root} holds no videos: looked for train/ and test/ with videos or folders of "
@@ -356,10 +439,17 @@ def folder(root, name="folder"):
     places = [p for p in (child(root, "labels"), child(root, "test_labels"), child(root, "test_frame_mask"))
               if p is not None and p.is_dir()]
     for place in places:
+        strange = []
         for f in sorted(place.iterdir()):
             if f.suffix in (".npy", ".txt") and f.stem in names:
                 data._arrays[f.stem] = lambda f=f: frame_labels(f)
                 data.label_source = f"{place.name}/"
+            else:
+                strange.append(f.name)
+        if strange:
+            more = " …" if len(strange) > 3 else ""
+            data.not_understood = (f"{place.name}/ holds {', '.join(strange[:3])}{more}: not called like a test video such as "
+                                   f"{min(names, default='')}.npy")
     table = child(root, "labels.csv")
     if table is not None and not data._arrays:
         data._ranges, data.label_source = csv_ranges(table, names), table.name

@@ -151,12 +151,16 @@ def measure(scores, labels, protocol):
 def localization(data, detections, skip=0):
     """RBDC, TBDC and pixel-level AUC from boxes with scores: detections {video: [n, 6] frame, x1, y1, x2, y2, score}."""
     out, tracks, boxes, total, pixel, pixel_labels = {}, [], [], 0, [], []
-    by_name, derived = {v.name: v for v in data.test}, False
+    by_name, derived, unread = {v.name: v for v in data.test}, False, {}
     for name in sorted(detections):
         video, d = by_name[name], detections[name]
-        masks, known = data.masks(video), data.tracks(video)
+        try:
+            masks, known = data.masks(video), data.tracks(video)
+        except UserError as e:
+            unread[name] = str(e)
+            continue
         if masks is None and known is None:
-            return {}
+            continue
         length = len(masks) if masks is not None else None
         if known is None:
             known, derived = metrics.tracks_from_masks(masks), True
@@ -172,6 +176,11 @@ def localization(data, detections, skip=0):
                 part = d[edges[t]:edges[t + 1]]
                 pixel.append(metrics.pixel_frame_score(metrics.paint(part[:, 1:5], part[:, 5], masks[t].shape), masks[t]))
                 pixel_labels.append(masks[t].any())
+    if unread:
+        out["unreadable_regions"] = unread
+    if not tracks:
+        return out
+    out["videos_with_regions"] = len(tracks)
     try:
         out["rbdc"], out["tbdc"] = metrics.rbdc_tbdc(tracks, boxes, total)
         out["tracks"] = "derived from masks: connected components, linked by overlap" if derived else "of the dataset"
@@ -196,6 +205,8 @@ def evaluate(out, data, scores, *, protocol, method, detections=None, red=None, 
     result, smoothed = measure(scores, labels, protocol)
     if labels and detections:
         result.update(localization(data, detections, protocol.skip))
+    if labels and (differs := data.disagreement(labels)):
+        result["other_labels"] = differs
     if labels and (kinds := data.events()):
         result["auc_per_event"] = per_event(smoothed, labels, kinds)
     if "micro_auc" in result:
@@ -222,7 +233,7 @@ def evaluate(out, data, scores, *, protocol, method, detections=None, red=None, 
         print("\n".join([*remarks(result, others), ""]))
         plots.roc({method: smoothed, "raw": scores, **filtered}, labels, out / "roc.png")
     else:
-        print(f"\n{data.name} has no labels under {data.root}: no metrics")
+        print(f"\n{data.no_labels()}")
     by_name, span = {v.name: v for v in data.test}, (0.0, red or 1.0)
     shown = pictures and (lambda name: pictures(by_name[name]))
     ranking.write_ranking(smoothed, out, pictures=shown, detections=detections, span=span, top=args.top if args else 20)
@@ -380,6 +391,12 @@ def remarks(result, others):
         found = result["labels_look_shifted"]
         out.append(f"WARNING: micro AUC would be {100 * found['micro_auc_would_rise_by']:.1f} points higher with all labels moved by "
                    f"{found['frames']:+d} frames: are labels and frames of the same version? (nothing was moved)")
+    if "other_labels" in result:
+        out.append(result["other_labels"])
+    if "rbdc" in result and result["videos_with_regions"] < result["videos"]:
+        out.append(f"RBDC, TBDC and pixel-level AUC are of the {result['videos_with_regions']} of {result['videos']} videos that have "
+                   "masks or tracks")
+    out += [f"regions of video {name} are left out: {why}" for name, why in result.get("unreadable_regions", {}).items()]
     return out + [f"{name}: not defined here ({why})" for name, why in result.get("undefined", {}).items()]
 
 

@@ -44,13 +44,14 @@ def matlab_ranges(path):
     return out
 
 
-def csv_ranges(path, names):
+def csv_ranges(path, names, canonical_name=str):
+    """Lines video,start,end of a csv -> {video name: [(first, last)]}; a video of `names` without a line is normal."""
     out = {n: [] for n in names}
     for i, row in read_table(path, "frame labels"):
         if [x.lower() for x in row] == ["video", "start", "end"]:
             continue
         try:
-            name, start, end = row[0], int(row[1]), int(row[2])
+            name, start, end = canonical_name(row[0]), int(row[1]), int(row[2])
         except (IndexError, ValueError):
             raise UserError(f"{path} line {i}: expected video,start,end, got {','.join(row)!r}") from None
         if name not in out:
@@ -108,8 +109,11 @@ def packed_masks(path, name):
 
 
 def any_masks(path):
+    """bool [T, H, W] of a folder of images, Avenue's .mat, an .npy, or the array `masks` of an .npz."""
     if path.is_dir():
         return mask_images(path)
+    if path.suffix == ".mat":
+        return volume_masks(path)
     if path.suffix == ".npy":
         return volume(load_array(path, "pixel masks"), path)
     arrays = load_arrays(path, "pixel masks")

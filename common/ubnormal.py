@@ -34,8 +34,9 @@ def ubnormal(data_root):
         names = read_text(lists[name], "list of videos").split()
         missing = [n for n in names if n not in known]
         if missing:
-            raise UserError(f"{lists[name]} lists {missing[0]} and {len(missing) - 1} more that are not in {root}")
-        return sorted((Video(n, known[n], split, scene=re.findall(r"scene_(\d+)", n)[0]) for n in names),
+            print(f"note: {lists[name].name} lists {len(missing)} of {len(names)} videos that are not in {root}: {', '.join(missing[:5])}"
+                  + (" …" if len(missing) > 5 else ""), flush=True)
+        return sorted((Video(n, known[n], split, scene=re.findall(r"scene_(\d+)", n)[0]) for n in names if n in known),
                       key=lambda v: natural(v.name))
 
     train, test = listed("normal_training_video_names.txt", "train"), listed("normal_test_video_names.txt", "test")
@@ -44,9 +45,16 @@ def ubnormal(data_root):
     if "abnormal_training_video_names.txt" in lists:
         data.abnormal_train = listed("abnormal_training_video_names.txt", "train")
     for v in test + data.abnormal_train:
-        notes = Annotations(v)
+        try:
+            notes = Annotations(v)
+        except UserError as e:
+            data.skipped[v.key] = str(e)
+            continue
         data._ranges[v.name] = [(first, last) for _, first, last in notes.tracks]
         data._tracks[v.name], data._masks[v.name] = notes.boxes, notes.masks
+    data.test, data.abnormal_train = ([v for v in videos if v.key not in data.skipped] for videos in (data.test, data.abnormal_train))
+    if not data.train and not data.test:
+        raise UserError(f"ubnormal in {root} holds none of the videos that its lists name")
     return data
 
 
@@ -85,7 +93,7 @@ class Annotations:
         return np.array(sorted(rows), np.float32).reshape(-1, 6)
 
     def masks(self):
-        """bool [T, H, W] of abnormal pixels."""
+        """bool [T, H, W] of abnormal pixels: those of objects with a track in that frame; its images mark every object, normal ones too."""
         capture = cv2.VideoCapture(str(self.video.path))
         size = int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)), int(capture.get(cv2.CAP_PROP_FRAME_WIDTH))
         out = None
@@ -93,5 +101,5 @@ class Annotations:
             if out is None:
                 out = np.zeros((self.video.expected_frames(), *image.shape), bool)
             if t < len(out):
-                out[t] = image > 0
+                out[t] = np.isin(image, [track for track, first, last in self.tracks if first <= t <= last])
         return np.zeros((self.video.expected_frames(), *size), bool) if out is None else out

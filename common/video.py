@@ -12,7 +12,10 @@ from common.files import UserError, load_array, read_json, stream_npy, write_jso
 from common.parallel import map_videos, tick
 
 IMAGES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"}
-VIDEOS = {".avi", ".mp4", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".webm", ".wmv"}
+VIDEOS = {".avi", ".mp4", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".webm", ".wmv", ".ts", ".mts", ".m2ts", ".flv", ".3gp", ".3g2", ".asf",
+          ".vob", ".ogv", ".ogg", ".h264", ".264", ".h265", ".hevc", ".265", ".mjpeg", ".mjpg", ".dav", ".mxf", ".divx", ".f4v", ".y4m",
+          ".gif"}
+BESIDE = {".txt", ".csv", ".npy", ".npz", ".mat", ".m", ".json", ".xml", ".md", ".pdf", ".db", ".ini"}   # what lies beside videos rightly
 
 
 @dataclass
@@ -61,32 +64,55 @@ def rate_of(capture):
 
 
 def natural(path):
-    """Sort key under which frame 10 follows frame 9, however they are padded."""
-    return [(0, int(s), s) if s.isdigit() else (1, 0, s) for s in re.split(r"(\d+)", Path(path).name) if s]
+    """Sort key under which frame 10 follows frame 9, however they are padded, and 0.5 follows 0.25."""
+    name = Path(path).name
+    decimal = re.match(r"\d+\.\d+(?=\.\D|$)", name)
+    if decimal:
+        return [(0, float(decimal[0]), name)]
+    return [(0, int(s), s) if s.isdecimal() else (1, 0, s) for s in re.split(r"(\d+)", name) if s]
 
 
-def list_videos(folder, split="test"):
-    """Video files and folders of frames directly inside `folder`, in natural order; [] where there is none."""
-    folder = Path(folder)
-    found, loose = [], []
-    for p in sorted(folder.iterdir(), key=natural):
-        if p.name.startswith((".", "_")):
-            continue
-        if p.is_dir():
-            files = list_frames(p)
-            if files:
-                found.append(Video(p.name, p, split, files=files))
-        elif p.suffix.lower() in VIDEOS:
-            found.append(Video(p.stem, p, split))
-        elif p.suffix.lower() in IMAGES:
-            loose.append(p.name)
+def list_videos(folder, split="test", walk=False, left_out=None):
+    """Video files and folders of frames inside `folder`, in natural order; [] where there is none.
+
+    walk: go down into folders without frames (classes, days, cameras). left_out: list that gets the files that are no part of a video.
+    """
+    folder, found, loose = Path(folder), [], []
+    waiting, seen = [folder], {folder.resolve()}
+    while waiting:
+        place = waiting.pop(0)
+        for p in sorted(place.iterdir(), key=natural):
+            suffix = p.suffix.lower()
+            if p.name.startswith((".", "_")):
+                continue
+            if p.is_dir():
+                files = list_frames(p)
+                if files:
+                    found.append(Video(p.name, p, split, files=files))
+                elif walk and p.resolve() not in seen:       # a link may lead back
+                    seen.add(p.resolve())
+                    waiting.append(p)
+            elif suffix in VIDEOS:
+                found.append(Video(p.stem, p, split))
+            elif suffix in IMAGES and place == folder:
+                loose.append(p.name)
+            elif suffix not in BESIDE and left_out is not None:
+                left_out.append(str(p.relative_to(folder)))
     if loose and not found:
         return [Video(folder.name, folder, split, files=loose)]
-    names = [v.name for v in found]
-    for v in found:
-        if names.count(v.name) > 1:  # a.avi beside a.mp4
-            v.name = v.path.name
+    if left_out is not None:
+        left_out += loose
+    rename_doubles(found, lambda v: v.path.name if v.path.parent == folder else f"{v.path.parent.name}_{v.path.stem}")   # a.avi, a.mp4
+    rename_doubles(found, lambda v: f"{v.path.parent.name}_{v.path.name}")
     return found
+
+
+def rename_doubles(videos, other_name):
+    """Give videos that share a name another one each."""
+    names = [v.name for v in videos]
+    for v in videos:
+        if names.count(v.name) > 1:
+            v.name = other_name(v)
 
 
 def list_frames(folder):
