@@ -24,6 +24,11 @@ class Clock:
             return float(self.times[min(t, len(self.times) - 1)])
         return t / self.fps if self.fps else None
 
+    def text(self, t, digits):
+        """Seconds of frame t with so many decimals; "" where nothing is known."""
+        seconds = self.seconds(t)
+        return "" if seconds is None else f"{seconds:.{digits}f}"
+
 
 @dataclass
 class Container:

@@ -283,7 +283,8 @@ class Decoder:
             what = "have no file" if self.video.files else "could not be decoded"
             self.warnings.append(f"{lost} frames {what} and were replaced by the one before: frames {self._spans()}")
         if claimed > frames:
-            self.warnings.append(f"its header promises {claimed} frames, {claimed - frames} more than the {frames} that could be decoded")
+            self.warnings.append(f"{claimed - frames} of the {claimed} frames that its header promises could not be decoded; {frames} "
+                                 "were")
         if self.resized:
             self.warnings.append(f"{self.resized} frames of another size were resized to the size of its first frame")
         if self.converted:
@@ -297,8 +298,8 @@ class Decoder:
         """The lost frames as first..last, with seconds where they are known."""
         numbers, out = np.array(self.lost), []
         for part in np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1):
-            times = [self.clock.seconds(t) for t in (part[0], part[-1])]
-            out.append(f"{part[0]}..{part[-1]}" + ("" if times[0] is None else f" ({times[0]:.2f}..{times[1]:.2f} s)"))
+            first, last = (self.clock.text(t, 2) for t in (part[0], part[-1]))
+            out.append(f"{part[0]}..{part[-1]}" + (f" ({first}..{last} s)" if first else ""))
         return shortened(out)
 
     def _fit(self, frame, like):

@@ -1,5 +1,6 @@
 """Live scoring of AED-MAE without a network: events, thresholds, lost streams, and which frames make a sample."""
 import csv
+import datetime
 import threading
 
 import numpy as np
@@ -13,7 +14,7 @@ def test_events_and_threshold(tmp_path):
     with open(tmp_path / "e.csv", "w", newline="") as f:
         events = live.Events(1.0, 4.0, f, said.append)
         for t, s in enumerate([0, 2, 3, 0, 0, 2, 0, 0, 0, 0, 0, 5]):
-            events.add(t, s)
+            events.add(live.Moment(t, t / 4, "", s))
         events.end()
     table = list(csv.DictReader(open(tmp_path / "e.csv")))
     assert [(x["start_frame"], x["end_frame"], x["peak_frame"]) for x in table] == [("1", "5", "2"), ("11", "11", "11")]
@@ -49,12 +50,15 @@ class FakeCapture:
 def test_a_lost_stream_is_opened_again(monkeypatch):
     FakeCapture.opened, said = 0, []
     monkeypatch.setattr(live.cv2, "VideoCapture", FakeCapture)
-    stream, stop, got = live.Stream("rtsp://x/y", 0.01, said.append), threading.Event(), []
-    for segment, frame in stream.frames(stop):
+    stream, stop, got, came = live.Stream("rtsp://user:secret@x/y", 0.01, said.append), threading.Event(), [], []
+    for segment, seconds, arrival, frame in stream.frames(stop):
         got.append((segment, int(frame[0, 0, 0])))
+        came.append((seconds, datetime.datetime.fromisoformat(arrival)))
         if len(got) == 25:
             stop.set()
     assert sum("lost" in x for x in said) >= 2 and sum("back" in x for x in said) >= 2
+    assert came == sorted(came) and came[0][0] == 0 and all(arrival.tzinfo for _, arrival in came)
+    assert stream.name == "x_y" and not any("secret" in x or "user" in x for x in said)
     assert [s for s, v in got if v == 1] == [0] * 10 and all(s > 0 for s, v in got if v > 1)
 
 
@@ -67,6 +71,6 @@ def test_no_neighbours_across_a_gap():
         assert len(window.kept) <= 7
     got += window.flush()
     assert [t for t, _, _ in got] == list(range(14))
-    for t, seen, frame in got:
+    for t, seen, (frame,) in got:
         first, last = (0, 4) if t < 5 else (5, 13)
         assert seen[:, 0, 0, 0].tolist() == [t + d if first <= t + d <= last else t for d in SEEN] and frame[0, 0, 0] == t
