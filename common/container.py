@@ -8,6 +8,8 @@ import numpy as np
 PATIENCE = 1000                # failures in a row after which nothing more is expected of a file
 UNEVEN = 0.25                  # frames by which a time may differ from the even rate before the rate is no longer believed
 MOSTLY = 0.9                   # share of frames that follow each other at the header's rate where a gap counts as lost frames
+FEW = 0.25                     # of the frames that are there: as many may be lost in such gaps
+COUNTED = (".avi", ".mp4", ".m4v", ".mov")   # whose header counts the frames; that of others tells a duration
 EDITED = (".mp4", ".m4v", ".mov")        # may hold packets that their edit list leaves out: no loss
 
 
@@ -125,7 +127,7 @@ def numbers_of(stamps, lost, fps, claimed):
     """Numbers of the frames that are there among all frames. int64 [n]
 
     At an even rate the time stamps tell where the lost ones were. A gap alone is no loss: recorders leave out frames on purpose. It is
-    one where as many packets could not be read, or where the header counts the frames of the gap and hardly any other gap is there.
+    one where as many packets could not be read, or where the header counts the frames of the gap, and gaps are few and short.
     """
     n, missing = len(stamps), int(lost[-1]) or max(0, claimed - len(stamps))
     steps = round((stamps[-1] - stamps[0]) * fps / 1000)
@@ -133,7 +135,7 @@ def numbers_of(stamps, lost, fps, claimed):
         places = (stamps - stamps[0]) * steps / (stamps[-1] - stamps[0])
         numbers, gap = np.rint(places).astype(np.int64), steps + 1 - n
         even = np.abs(places - numbers).max() < UNEVEN and (np.diff(numbers) > 0).all()
-        if even and (gap == missing if lost[-1] else 0 < gap <= missing + 1 and (np.diff(numbers) == 1).mean() >= MOSTLY):
+        if even and (gap == missing if lost[-1] else 0 < gap <= min(missing + 1, n * FEW) and (np.diff(numbers) == 1).mean() >= MOSTLY):
             return numbers
     return np.arange(n) + lost
 

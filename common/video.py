@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from common.container import PATIENCE, Clock, claimed_frames, open_capture, read_container
+from common.container import COUNTED, PATIENCE, Clock, claimed_frames, open_capture, read_container
 from common.files import UserError, load_array, read_json, replacing, stream_npy, write_json
 from common.parallel import map_videos, tick
 
@@ -39,13 +39,17 @@ class Video:
             stats = [os.stat(p) for p in paths]
         except OSError as e:
             raise UserError(f"video {self.name}: {e.filename} cannot be read ({e.strerror})") from None
-        names = hashlib.sha256("\0".join(self.files).encode(errors="surrogateescape")).hexdigest()[:16]
-        return [str(Path(self.path).resolve()), len(paths), sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats), names]
+        each = repr([(f, s.st_size, s.st_mtime_ns) for f, s in zip(self.files, stats)])
+        return [str(Path(self.path).resolve()), len(paths), sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats),
+                hashlib.sha256(each.encode(errors="backslashreplace")).hexdigest()[:16]]
 
     def expected_frames(self):
         """Number of frames as far as is known without decoding (a container's header may be wrong)."""
         if self.files:
-            return len(numbered(self)[0])
+            try:
+                return len(numbered(self)[0])
+            except UserError:            # which decoding will raise
+                return len(self.files)
         capture = open_capture(self.path)
         return claimed_frames(capture) if capture is not None else 0
 
@@ -91,7 +95,7 @@ def list_frames(folder):
 def open_video(path):
     """A Video for a file or a folder of frames that the user names, or for a recording at an address."""
     if "://" in str(path):
-        return Video(without_secrets(path), str(path))
+        return Video(without_secrets(path).split("://")[-1], str(path))
     path = Path(path)
     if path.is_dir():
         files = list_frames(path)
@@ -114,12 +118,17 @@ def numbered(video):
     The one number in which names differ is the frame's. Every fifth frame is a sampling: what counts as missing is what breaks the
     step. One number twice, as jpg and png or as picture and mask, is refused.
     """
-    pieces = [re.split(r"(\d+)", Path(f).stem) for f in video.files]
-    seen = {}
+    pieces = [re.split(r"([0-9]+)", Path(f).stem) for f in video.files]
+    seen, twice = {}, {}
     for name, parts in zip(video.files, pieces):
-        first = seen.setdefault(tuple(int(x) for x in parts[1::2] if x.isdecimal()) or name, name)
+        key = tuple(int(x) for x in parts[1::2])
+        first = seen.setdefault(key, name)
         if first != name:
-            raise UserError(f"video {video.name}: {video.path} holds a frame twice, {first} and {name}: keep one kind of pictures in it")
+            twice.setdefault(key, (first, name))
+    alike = next((pair for pair in twice.values() if bare(pair[0]) == bare(pair[1])), None)      # 1.png and 001.png, a.png and a.jpg
+    if alike or len(twice) > 1:
+        first, second = alike or next(iter(twice.values()))
+        raise UserError(f"video {video.name}: {video.path} holds a frame twice, {first} and {second}: keep one kind of pictures in it")
     same = {(len(parts), *parts[::2]) for parts in pieces}
     differing = [i for i in range(1, len(pieces[0]), 2) if len({parts[i] for parts in pieces}) > 1] if len(same) == 1 else []
     if len(differing) != 1:
@@ -133,6 +142,11 @@ def numbered(video):
     for i, name in zip(places, video.files):
         out[i] = name
     return out, ""
+
+
+def bare(name):
+    """A file's name without suffix and the zeros before its numbers."""
+    return re.sub(r"0*([0-9]+)", r"\1", Path(name).stem)
 
 
 def read_image(path):
@@ -282,7 +296,7 @@ class Decoder:
         if lost := len(self.lost) - len(self.damaged):
             what = "have no file" if self.video.files else "could not be decoded"
             self.warnings.append(f"{lost} frames {what} and were replaced by the one before: frames {self._spans()}")
-        if claimed > frames:
+        if claimed - frames > (0 if str(self.video.path).lower().endswith(COUNTED) else max(2, claimed // 10)):
             self.warnings.append(f"{claimed - frames} of the {claimed} frames that its header promises could not be decoded; {frames} "
                                  "were")
         if self.resized:

@@ -2,6 +2,7 @@
 
 Every picture carries its number as a row of squares, so that what comes out is compared with what went in.
 """
+import os
 import shutil
 import subprocess
 
@@ -45,8 +46,8 @@ def decode(path):
 
 
 X264 = "-c:v libx264 -preset veryfast -pix_fmt yuv420p"
-UNEVEN = "setpts='if(lt(N,10),N*0.5,5+(N-10)*0.04)/TB'"
-UNEVEN_TIMES = [0.5 * n if n < 10 else 5 + 0.04 * (n - 10) for n in range(FRAMES)]
+UNEVEN = r"settb=1/1000,setpts=if(lt(N\,10)\,N*400\,4000+(N-10)*40)"
+UNEVEN_TIMES = [0.4 * n if n < 10 else 4 + 0.04 * (n - 10) for n in range(FRAMES)]
 PLAIN = {                                # file, options of ffmpeg: all frames, each with its picture, at its time
     "mpeg4": "a.avi -c:v mpeg4", "mpeg4 with B-frames": "a.avi -c:v mpeg4 -bf 2", "mpeg4 in mp4": "a.mp4 -c:v mpeg4 -bf 2",
     "xvid": "a.mkv -c:v libxvid", "msmpeg4": "a.avi -c:v msmpeg4", "msmpeg4v2": "a.avi -c:v msmpeg4v2", "h263+": "a.mkv -c:v h263p",
@@ -73,21 +74,22 @@ PLAIN = {                                # file, options of ffmpeg: all frames, 
     "-pix_fmt bgr24", "raw yuv": "a.avi -c:v rawvideo -pix_fmt yuv420p", "raw bgra": "a.mov -c:v rawvideo -pix_fmt bgra",
     "raw grey": "a.avi -c:v rawvideo -pix_fmt gray", "v210": "a.mov -c:v v210", "jpeg2000": "a.mkv -c:v libopenjpeg -pix_fmt rgb24",
     "msvideo1": "a.avi -c:v msvideo1", "cinepak": "a.avi -c:v cinepak", "zmbv": "a.avi -c:v zmbv", "flashsv": "a.flv -c:v flashsv",
-    "theora": "a.ogv -c:v libtheora -q:v 8", "dv": "a.avi -c:v dvvideo -s 720x576 -pix_fmt yuv420p", "snow": "a.avi -c:v snow -strict -2",
+    "theora": "a.ogv -c:v libtheora -q:v 8", "snow": "a.avi -c:v snow -strict -2",
     "odd width and height": "a.mkv -c:v ffv1 -s 63x47", "odd mjpeg": "a.avi -c:v mjpeg -q:v 2 -s 63x47 -pix_fmt yuvj420p",
     "odd h264": "a.mp4 -c:v libx264 -pix_fmt yuv444p -s 65x49", "starts late": f"a.mp4 {X264} -bf 2 -output_ts_offset 5",
-    "starts late in ts": f"a.ts {X264} -bf 2 -output_ts_offset 5", "120 frames a second": f"a.mp4 {X264} -vf setpts=N/120/TB -r 120",
+    "starts late in ts": f"a.ts {X264} -bf 2 -output_ts_offset 5", "120 frames a second": f"a.mp4 {X264} -vf settb=1/120,setpts=N -r 120",
     "one frame in 2 s": f"a.mp4 {X264} -vf setpts=N*2/TB -r 0.5",
 }
 RATES = {"h264 NTSC": None, "120 frames a second": 120, "one frame in 2 s": 0.5}
-LACKING = {"av1": "a.mkv -c:v libaom-av1 -cpu-used 8", "hap": "a.mov -c:v hap", "jpeg xl": "a.nut -c:v libjxl", "speedhq": "a.nut -c:v speedhq",
-           "vc2": "a.mkv -c:v vc2 -strict -1", "av1 in mp4": "a.mp4 -c:v libaom-av1 -cpu-used 8"}
+LACKING = {"av1": "a.mkv -c:v libaom-av1 -cpu-used 8", "hap": "a.mov -c:v hap", "asv1": "a.avi -c:v asv1 -s 64x48",
+           "speedhq": "a.nut -c:v speedhq -pix_fmt yuv422p",
+           "vc2": "a.mkv -c:v vc2 -strict -1 -pix_fmt yuv422p", "av1 in mp4": "a.mp4 -c:v libaom-av1 -cpu-used 8"}
 WITH_SOUND = "-f lavfi -i sine=d=2"
 
 
 def ffmpeg(*words):
     done = subprocess.run(["ffmpeg", "-v", "error", "-nostdin", "-y", "-threads", "1", *map(str, words)], capture_output=True, text=True)
-    return done.stderr.strip().splitlines()[-1:] if done.returncode else None
+    return done.stderr.strip() if done.returncode else None
 
 
 @pytest.fixture(scope="session")
@@ -99,12 +101,14 @@ def make(tmp_path_factory):
     (folder / "raw").write_bytes(pictures().tobytes())
 
     def write(how, before=()):
-        name, *options = how.replace("'", "").split()
+        name, *options = how.split()
         path = folder / f"{len(list(folder.iterdir()))}-{name}"
         failed = ffmpeg("-f", "rawvideo", "-pix_fmt", "bgr24", "-s", f"{SIZE[1]}x{SIZE[0]}", "-r", RATE, "-i", folder / "raw", *before,
                         *options, path)
-        if failed is not None:
-            pytest.skip(f"this ffmpeg cannot write it: {failed}")
+        lacks = [x for x in (failed or "").splitlines() if "Unknown encoder" in x or "not currently supported" in x]
+        if lacks:
+            pytest.skip(f"this ffmpeg cannot write it: {lacks[0]}")
+        assert failed is None, failed
         return path
     return write
 
@@ -158,7 +162,8 @@ def test_a_container_that_turns_its_picture(make, tmp_path):
     assert frame.shape == (64, 48, 3)
 
 
-@pytest.mark.parametrize("how", [f"a.ts {X264} -x264opts tff=1 -flags +ildct+ilme", "a.ts -c:v mpeg2video -flags +ildct+ilme"])
+@pytest.mark.parametrize("how", [f"a.ts {X264} -x264opts tff=1 -flags +ildct+ilme", "a.ts -c:v mpeg2video -flags +ildct+ilme",
+                                 "a.avi -c:v dvvideo -s 720x576 -pix_fmt yuv420p"])
 def test_interlaced_is_right_or_pointed_out(make, how):
     numbers, _, frames, said = decode(make(how))
     assert len(frames) == FRAMES
@@ -214,7 +219,7 @@ def test_packets_that_never_came_are_gaps_in_an_even_stream(make, tmp_path):
 
 def test_left_out_frames_are_no_loss(make):
     """A recorder that writes a frame only where something moves: nothing is repeated, times are the container's."""
-    numbers, seconds, _, said = decode(make(f"a.mkv {X264} -vsync vfr -vf setpts='(N+gte(N,15)*500)/25/TB'"))
+    numbers, seconds, _, said = decode(make(f"a.mkv {X264} -vsync vfr -vf setpts=(N+gte(N\\,15)*500)/25/TB"))
     assert numbers == list(range(FRAMES)) and seconds[15] == pytest.approx(20.6, abs=2e-3) and said == []
 
 
@@ -224,7 +229,8 @@ def test_a_truncated_file_says_both_lengths_and_so_do_its_labels(make, tmp_path)
     path = path.rename(tmp_path / "test" / "b_0.avi")
     path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
     numbers, _, _, said = decode(path)
-    assert numbers[:5] == list(range(5)) and f"of the 30 frames that its header promises could not be decoded; {len(numbers)} were" in said[-1]
+    assert numbers[:5] == list(range(5))
+    assert f"of the 30 frames that its header promises could not be decoded; {len(numbers)} were" in said[-1]
     from common.datasets import find
     np.savez(tmp_path / "labels.npz", b_0=np.zeros(FRAMES, np.uint8))
     data = find("folder", tmp_path, tmp_path / "labels.npz")
@@ -251,19 +257,19 @@ def test_times_are_kept_with_cached_frames_and_shown_everywhere(make, tmp_path):
     scores = np.r_[np.zeros(12), 5.0, np.zeros(17)]
     evaluation.write_own_video("v", *decoded(video), scores, "none", "m", tmp_path, top=1)
     rows = (tmp_path / "scores.csv").read_text().splitlines()
-    assert rows[13].startswith("12,5.080,") and rows[1].startswith("0,0.000,")
-    assert (tmp_path / "ranking.csv").read_text().splitlines()[1].startswith("1,v,12,12,5.08,5.08,12,")
+    assert rows[13].startswith("12,4.080,") and rows[1].startswith("0,0.000,")
+    assert (tmp_path / "ranking.csv").read_text().splitlines()[1].startswith("1,v,12,12,4.08,4.08,12,")
     page = content(tmp_path / "report.html")["videos"][0]
-    assert page["times"][12] == 5.08 and page["fps"] == pytest.approx(kept.fps)
+    assert page["times"][12] == 4.08 and page["fps"] == pytest.approx(kept.fps)
     made = read_container(tmp_path / "overlay.mp4")
     assert made.clock.times is None and made.claimed == FRAMES and made.clock.fps == pytest.approx(kept.fps, rel=1e-3)
 
 
 def test_even_times_are_frame_by_rate(make, tmp_path):
-    video, cache = open_video(make(f"a.mkv {X264} -r 30000/1001")), FrameCache(tmp_path / "cache")
+    video, cache = open_video(make(f"a.mkv {X264} -vf settb=1001/30000,setpts=N -r 30000/1001")), FrameCache(tmp_path / "cache")
     cache.build([video], 1)
     clock = cache.clock(video)
-    assert clock.times is None and [clock.text(t, 3) for t in (0, 1, 35)] == ["0.000", "0.033", "1.168"]
+    assert clock.times is None and [clock.text(t, 3) for t in (0, 1, 29)] == ["0.000", "0.033", "0.968"]
     assert Clock().seconds(3) is None and Clock().text(3, 2) == ""
 
 
@@ -299,7 +305,8 @@ def folder_of(path, names, frames):
     (["00.png", "05.png", "10.png", "15.png"], [0, 1, 2, 3]),                            # every fifth frame
     (["cam2_0001.png", "cam2_0002.png", "cam2_0004.png"], [0, 1, 1, 2]),                 # a number that is not the frame's
     (["1699999990123.png", "1699999990163.png", "1699999990205.png"], [0, 1, 2]),        # times of day
-    (["a.png", "b.png", "d.png"], [0, 1, 2]), (["a1_1.png", "a1_2.png", "a2_1.png"], [0, 1, 2]), (["7.png"], [0])])
+    (["x1a.png", "x1b.png", "x1c.png"], [0, 1, 2]), (["a.png", "b.png", "d.png"], [0, 1, 2]),
+    (["a1_1.png", "a1_2.png", "a2_1.png"], [0, 1, 2]), (["7.png"], [0])])
 def test_gaps_in_file_numbers(tmp_path, names, shown):
     numbers, _, _, said = decode(folder_of(tmp_path / "v", names, pictures(len(names))))
     assert numbers == shown
@@ -325,11 +332,12 @@ def test_renamed_frames_are_another_source(tmp_path):
     cache.build([video], 1)
     (folder / "000.png").rename(folder / "t")
     (folder / "002.png").rename(folder / "000.png")
-    (folder / "t").rename(folder / "002.png")
-    again = open_video(folder)
-    assert cache.info(video) is not None or again.fingerprint() != video.fingerprint()
-    (folder / "000.png").rename(folder / "003.png")
+    (folder / "t").rename(folder / "002.png")          # the same names, sizes and newest time as before
     assert cache.info(open_video(folder)) is None
+    os.utime(folder / "001.png", ns=(1, 2 ** 61))
+    first = open_video(folder).fingerprint()
+    (folder / "000.png").rename(folder / "003.png")
+    assert cache.info(open_video(folder)) is None and open_video(folder).fingerprint() != first
 
 
 # ------------------------------------------------------------------------------------------------------------------ pictures
@@ -355,7 +363,7 @@ def test_pictures_of_every_kind(tmp_path):
         (tmp_path / name).write_bytes(data)
         image = read_image(tmp_path / name)
         assert image is not None and image.dtype == np.uint8 and number(image) == 5, name
-        assert image.ndim == 2 or (image.shape == frame.shape and np.abs(image.astype(int) - frame).max() < 60), name
+        assert image.ndim == 2 or (image.shape == frame.shape and np.abs(image.astype(int) - frame).mean() < 8), name
     for name in ("p.jpg", "thumbnail.jpg", "trailer.jpg", "8.png"):
         data = made[name] if name != "trailer.jpg" else jpg
         (tmp_path / "cut").write_bytes(data[:-len(jpg) // 3])
