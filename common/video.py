@@ -109,7 +109,7 @@ def open_video(path):
 
 def without_secrets(address):
     """A stream's address without user and password."""
-    return re.sub(r"(?i)((user|usr|login|pass|pwd|token|key|auth)\w*)=[^&/;]*", r"\1=", re.sub(r"://.*@", "://", str(address)))
+    return re.sub(r"(?i)((user|usr|login|pass|pwd|token|key|auth)\w*)=[^&/;]*", r"\1=…", re.sub(r"://.*@", "://", str(address)))
 
 
 def numbered(video):

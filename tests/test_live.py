@@ -1,12 +1,17 @@
 """Live scoring of AED-MAE without a network: events, thresholds, lost streams, and which frames make a sample."""
 import csv
 import datetime
+import functools
+import http.server
 import threading
 
 import numpy as np
 
+from common.container import Clock
+from common.video import without_secrets
 from sdmae import live
 from sdmae.frames import SEEN
+from tests.helpers import save_video, walkers
 
 
 def test_events_and_threshold(tmp_path):
@@ -74,3 +79,48 @@ def test_no_neighbours_across_a_gap():
     for t, seen, (frame,) in got:
         first, last = (0, 4) if t < 5 else (5, 13)
         assert seen[:, 0, 0, 0].tolist() == [t + d if first <= t + d <= last else t for d in SEEN] and frame[0, 0, 0] == t
+
+
+def test_an_event_ends_at_a_gap_and_says_when_it_came(tmp_path):
+    with open(tmp_path / "e.csv", "w", newline="") as f:
+        events = live.Events(1.0, 25.0, f, lambda _: None)
+        for t in range(20):
+            seconds = t / 25 + (30 if t >= 10 else 0)            # the camera was away for half a minute
+            events.add(live.Moment(t, seconds, f"at {t}", 2.0 + (t == 13)))
+        events.end()
+    first, second = csv.DictReader(open(tmp_path / "e.csv"))
+    assert (first["start_frame"], first["end_frame"], first["end_arrival"]) == ("0", "9", "at 9")
+    assert (second["start_frame"], second["start_seconds"], second["peak_arrival"]) == ("10", "30.40", "at 13")
+
+
+def test_a_window_is_seconds_and_at_an_even_rate_frames():
+    scores, even = np.random.default_rng(0).random(100), live.PastMean(0.5, Clock(25.0))
+    assert np.allclose([even.add(t / 25, s) for t, s in enumerate(scores)], live.moving_mean(scores, 12)) and even.rate == 25
+    times = np.r_[np.arange(20.0), 20 + np.arange(80) / 25]      # one frame a second, then 25
+    uneven = live.PastMean(0.5, Clock(99 / times[-1], times))
+    means = [uneven.add(x, s) for x, s in zip(times, scores)]
+    assert np.allclose(means[:20], scores[:20]) and np.isclose(means[60], scores[48:61].mean()) and uneven.width == 13
+    assert 24 < uneven.rate / uneven.width * times[-1] < 30      # means that share no frame: 20, and 2 a second
+
+
+def test_a_file_behind_http_is_a_recording(tmp_path):
+    save_video(tmp_path / "a.avi", walkers(40))
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=tmp_path))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        source = live.source_of(f"http://user:secret@127.0.0.1:{server.server_port}/a.avi", 1.0)
+        got = list(source.frames(threading.Event()))
+    finally:
+        server.shutdown()
+    assert not source.live and len(got) == 40 and got[10][1] == 1.0 and "secret" not in source.name
+
+
+def test_no_user_and_no_password():
+    hidden = {"rtsp://admin:p@ss/w@10.0.0.1:554/live": "rtsp://10.0.0.1:554/live", "rtsp://10.0.0.1/live": "rtsp://10.0.0.1/live",
+              "http://cam/v?user=joe&password=xyz&channel=1": "http://cam/v?user=…&password=…&channel=1"}
+    for address, shown in hidden.items():
+        assert without_secrets(address) == shown
