@@ -331,10 +331,15 @@ def shortened(words):
     return ", ".join(words[:5]) + (" …" if len(words) > 5 else "")
 
 
+_said = set()
+
+
 def print_warnings(video, warnings):
-    """What a Decoder found, for every method in the same words."""
+    """What a Decoder found, for every method in the same words, once in a run."""
     for sentence in warnings:
-        print(f"warning: video {video.name}: {sentence}", flush=True)
+        if (str(video.path), sentence) not in _said:
+            print(f"warning: video {video.name}: {sentence}", flush=True)
+        _said.add((str(video.path), sentence))
 
 
 def pick(frames, wanted):
@@ -447,7 +452,7 @@ class FrameCache(VideoFiles):
                 print(f"decoding {len(fresh)} of {len(videos)} videos into {self.folder}", flush=True)
             _, errors = map_videos(_decode, [(self, v) for v in fresh], workers=workers, total=total, label="decode", show=show)
             failed.update({fresh[i].key: e for i, e in errors})
-            self.report(v for v in fresh if v.key not in failed)
+        self.report(v for v in videos if v.key not in failed)
         return [v for v in videos if v.key not in failed], failed
 
     def times_path(self, video):

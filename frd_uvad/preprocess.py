@@ -160,7 +160,7 @@ def build(videos, workers, show=True, *, files, args, r):
         if show:
             print(f"encoding {len(fresh)} of {len(videos)} videos with {args.backbone} into {files.folder}", flush=True)
         failed.update(encoded(fresh, workers, show, files, args, r))
-        files.report(v for v in fresh if v.key not in failed)
+    files.report(v for v in videos if v.key not in failed)
     return [v for v in videos if v.key not in failed], failed
 
 

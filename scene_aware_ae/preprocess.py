@@ -57,7 +57,7 @@ class Features(VideoFiles):
         """Encode what is missing, reading ahead. -> (videos that are there, {video key: why} of those that could not be read)."""
         fresh, failed = self.missing(videos)
         self._encode(fresh, failed, workers, show and fresh, encoder, batch)
-        self.report(v for v in fresh if v.key not in failed)
+        self.report(v for v in videos if v.key not in failed)
         return [v for v in videos if v.key not in failed], failed
 
     def _encode(self, fresh, failed, workers, show, encoder, batch):

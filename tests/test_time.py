@@ -238,6 +238,15 @@ def test_a_truncated_file_says_both_lengths_and_so_do_its_labels(make, tmp_path)
         evaluation.labels_of({"b_0": np.zeros(len(numbers))}, data)
 
 
+def test_a_cached_video_is_warned_of_again(tmp_path, capsys, monkeypatch):
+    """Another run, or another method with the same cache, shows the same numbers: it says the same about them."""
+    video, cache = open_video(save_frames(tmp_path / "v", np.repeat(pictures(1), 5, axis=0))), FrameCache(tmp_path / "cache")
+    for _ in range(2):
+        monkeypatch.setattr("common.video._said", set())
+        cache.build([video], 1)
+        assert "warning: video v: all its 5 frames are one and the same picture" in capsys.readouterr().out
+
+
 def test_all_frames_alike_is_said_and_legal(tmp_path):
     save_frames(tmp_path / "v", np.repeat(pictures(1), 5, axis=0))
     numbers, _, _, said = decode(tmp_path / "v")

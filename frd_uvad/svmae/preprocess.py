@@ -175,7 +175,7 @@ def build(videos, workers, show=True, *, files, encoder, args, r):
                             lambda shape, n=count, d=source.decoder: describe(shape, n, d))
             except UserError as e:
                 failed[v.key] = str(e)
-    files.report(v for v in fresh if v.key not in failed)
+    files.report(v for v in videos if v.key not in failed)
     return [v for v in videos if v.key not in failed], failed
 
 
