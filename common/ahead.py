@@ -29,7 +29,7 @@ class Source:
     """One video's frames, resized, from a thread of its own into a bounded queue."""
 
     def __init__(self, video, fit):
-        self.video, self.fit, self.fps = video, fit, 0.0
+        self.video, self.fit, self.decoder = video, fit, Decoder(video)
         self.queue, self.thread, self.stopped = queue.Queue(AHEAD), None, threading.Event()
 
     def start(self):
@@ -47,9 +47,7 @@ class Source:
 
     def _read(self):
         try:
-            decoder = Decoder(self.video)
-            for frame in decoder:
-                self.fps = decoder.fps
+            for frame in self.decoder:
                 self._put(self.fit(frame))
                 if self.stopped.is_set():
                     return

@@ -84,7 +84,17 @@ def labels_of(scores, data):
     unknown = sorted(set(scores) - set(by_name))
     if unknown:
         raise UserError(f"scores of {', '.join(unknown[:5])} do not belong to a test video of {data.name} in {data.root}")
-    return {k: data.labels(by_name[k], len(s)) for k, s in scores.items()}
+    return {k: labels_of_video(data, by_name[k], len(s)) for k, s in scores.items()}
+
+
+def labels_of_video(data, video, frames):
+    """Its labels; where they do not fit, what the header says is told too: they may belong to the whole of a damaged file."""
+    try:
+        return data.labels(video, frames)
+    except UserError as e:
+        claimed = video.expected_frames() if video.path.is_file() else 0
+        said = f" (the header of {video.path.name} promises {claimed} frames, {frames} could be decoded)" if claimed > frames else ""
+        raise UserError(f"{e}{said}") from None
 
 
 def frame_difference(frames):
@@ -197,7 +207,7 @@ def evaluate(out, data, scores, *, protocol, method, detections=None, red=None, 
     and print the table. -> metrics.
 
     scores {video: float [T]} raw, higher is more abnormal; baselines {title: scores}, smoothed with a median of 17; pictures(video) ->
-    (frames, fps) for key frames, thumbnails and overlays; args: --top and --overlay. Boxes go from green at 0 to red at `red`, the curve
+    (frames, Clock) for key frames, thumbnails and overlays; args: --top and --overlay. Boxes go from green at 0 to red at `red`, the curve
     under an overlay up to at least `curve_top` (default: the run's highest score); maps {video: [T, rows, columns]}: heat over map_range.
     """
     out = writable_folder(out)
@@ -265,9 +275,9 @@ def write_overlays(out, smoothed, labels, pictures, detections, span, curve_top,
     if curve_top is None:
         curve_top = max(float(np.nanmax(s, initial=0)) for s in smoothed.values())
     for name in tqdm(sorted(smoothed), desc="overlay", unit="video", dynamic_ncols=True, mininterval=2):
-        frames, fps = pictures(name)
+        frames, clock = pictures(name)
         plots.overlay(frames, (detections or {}).get(name), smoothed[name], labels.get(name),
-                      out / "overlay" / f"{safe(name)}.mp4", fps, span,
+                      out / "overlay" / f"{safe(name)}.mp4", clock, span,
                       plots.score_range(smoothed[name], curve_top), maps=(maps or {}).get(name), map_range=map_range)
     print(f"wrote {len(smoothed)} videos into {out}/overlay")
 
@@ -287,10 +297,11 @@ def speed_of(report):
     return f"{report['frames_per_second']:.0f} frames/s ({report.get('device')}, {report.get('precision')}), preparation not counted"
 
 
-def write_own_video(name, frames, fps, scores, filter_, method, out, boxes=None, red=0.0, top=20):
+def write_own_video(name, frames, clock, scores, filter_, method, out, boxes=None, red=0.0, top=20):
     """scores.csv, curve.png, overlay.mp4, ranking.csv, contact_sheet.png and report.html of one's own footage.
 
-    frames: uint8 [H, W, C] each; boxes [n, 6]: frame, x1, y1, x2, y2, score, coloured from green at 0 to red at `red`; or None.
+    frames: uint8 [H, W, C] each, shown at the times of common.container.Clock `clock`; boxes [n, 6]: frame, x1, y1, x2, y2, score,
+    coloured from green at 0 to red at `red`; or None.
     """
     smoothed = smoothing.parse(filter_)(scores)
     counts = None if boxes is None else np.bincount(boxes[:, 0].astype(int), minlength=len(scores))
@@ -298,12 +309,12 @@ def write_own_video(name, frames, fps, scores, filter_, method, out, boxes=None,
         table = csv.writer(f)
         table.writerow(["frame", "seconds", "score", "smoothed", *([] if counts is None else ["boxes"])])
         for t in range(len(scores)):
-            table.writerow([t, f"{t / fps:.3f}" if fps else "", f"{scores[t]:.6g}", f"{smoothed[t]:.6g}",
+            table.writerow([t, clock.text(t, 3), f"{scores[t]:.6g}", f"{smoothed[t]:.6g}",
                             *([] if counts is None else [counts[t]])])
     plots.curve(scores, smoothed, None, f"{method} · {name}", out / "curve.png")
-    plots.overlay(frames, boxes, smoothed, None, out / "overlay.mp4", fps, (0.0, red), plots.score_range(smoothed, red))
+    plots.overlay(frames, boxes, smoothed, None, out / "overlay.mp4", clock, (0.0, red), plots.score_range(smoothed, red))
     print(f"{name}: {len(scores)} frames" + ("" if boxes is None else f", {len(boxes)} objects"))
-    shown, found, span = (lambda _: (frames, fps)), None if boxes is None else {name: boxes}, (0.0, red or 1.0)
+    shown, found, span = (lambda _: (frames, clock)), None if boxes is None else {name: boxes}, (0.0, red or 1.0)
     ranking.write_ranking({name: smoothed}, out, pictures=shown, detections=found, span=span, top=top)
     html.write(out / "report.html", f"{method} on {name}", {name: scores}, {name: smoothed}, facts=[f"smoothing: {filter_}", "no labels"],
                detections=found, span=span, pictures=shown, overlays={name: "overlay.mp4"})

@@ -72,8 +72,8 @@ class Prepared(datasets.Usable):
         return self.cache.info(video)["frames"]
 
     def pictures(self, video):
-        """-> (uint8 [T, H, W, C], frames per second)"""
-        return self.cache.frames(video), self.cache.info(video)["fps"]
+        """-> (uint8 [T, H, W, C], their common.container.Clock)"""
+        return self.cache.frames(video), self.cache.clock(video)
 
     def sizes(self, videos):
         """(height, width) of each video."""

@@ -163,12 +163,13 @@ def score_range(smoothed, red):
     return float(np.nanmin(smoothed, initial=0)), float(np.nanmax(smoothed, initial=red))
 
 
-def overlay(frames, boxes, smoothed, labels, path, fps, box_range, score_range, maps=None, map_range=None):
+def overlay(frames, boxes, smoothed, labels, path, clock, box_range, score_range, maps=None, map_range=None):
     """An mp4 with every box coloured by its score and the score curve running underneath.
 
     frames: uint8 [H, W, C] each, as many as `smoothed` has scores; boxes float [n, 6] frame, x1, y1, x2, y2, score, or None; box_range
     (low, high) maps scores to colours and is the same for all videos of a run, so that colours compare; score_range maps them to
-    the curve's height. maps [T, rows, columns]: errors painted as heat, map_range (low, high) alike.
+    the curve's height. maps [T, rows, columns]: errors painted as heat, map_range (low, high) alike. The mp4 runs at an even rate;
+    where the video's Clock `clock` does not, the time of every frame is written beside its number.
     """
     boxes = np.zeros((0, 6), np.float32) if boxes is None else boxes
     t, order = len(smoothed), boxes[np.argsort(boxes[:, 0], kind="stable")]
@@ -182,7 +183,7 @@ def overlay(frames, boxes, smoothed, labels, path, fps, box_range, score_range, 
                 width, height = w * scale // 2 * 2, h * scale // 2 * 2
                 strip = max(60, height // 4) // 2 * 2
                 background = _strip(smoothed, labels, width, strip, score_range)
-                writer = open_mp4(tmp, path, fps, (width, height + strip))
+                writer = open_mp4(tmp, path, clock.fps, (width, height + strip))
             image = cv2.resize(as_channels(image, 3), (width, height), interpolation=cv2.INTER_LINEAR)
             if maps is not None:
                 image = blend_map(image, maps[i], map_range)
@@ -197,7 +198,8 @@ def overlay(frames, boxes, smoothed, labels, path, fps, box_range, score_range, 
             below[:, x + 1:] = below[:, x + 1:] // 2 + 110   # what is still to come stays pale
             if labels is not None and labels[i]:
                 cv2.rectangle(image, (0, 0), (width - 1, height - 1), (61, 69, 214), 4)
-            cv2.putText(image, f"{i}", (6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
+            said = f"{i}" if clock.times is None else f"{i}  {clock.text(i, 2)} s"
+            cv2.putText(image, said, (6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
             writer.write(np.vstack([image, below]))
         if writer is not None:
             writer.release()

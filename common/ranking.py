@@ -4,6 +4,7 @@ import csv
 import cv2
 import numpy as np
 
+from common.container import Clock
 from common.files import replacing
 from common.plots import contact_sheet, heat, write_image
 from common.video import as_channels, pick
@@ -60,12 +61,12 @@ def boxes_at(detections, name, t):
 
 
 def write_ranking(smoothed, out, *, pictures=None, detections=None, span=(0.0, 1.0), top=20, sheet=12):
-    """ranking.csv and, with pictures(video name) -> (frames, fps), thumbnails/ and contact_sheet.png in `out`; the first moments on
+    """ranking.csv and, with pictures(video name) -> (frames, Clock), thumbnails/ and contact_sheet.png in `out`; the first moments on
     the terminal. smoothed {video: [T]}; detections {video: [n, 6]}, coloured over `span`. -> the moments."""
-    found, images, fps = moments(smoothed, top=top), {}, {}
+    found, images, clocks = moments(smoothed, top=top), {}, {}
     for name in {m[0] for m in found} if pictures else ():
-        frames, fps[name] = pictures(name)
-        for t, frame in pick(frames, {m[3] for m in found if m[0] == name}):
+        frames, clocks[name] = pictures(name)
+        for t, frame in pick(frames, {m[3] for m in found if m[0] == name}) if frames is not None else ():
             images[name, t] = picture(frame, boxes_at(detections, name, t), span)
     tiles = []
     with replacing(out / "ranking.csv") as tmp, open(tmp, "w", newline="") as f:
@@ -73,17 +74,17 @@ def write_ranking(smoothed, out, *, pictures=None, detections=None, span=(0.0, 1
         table.writerow(["rank", "video", "start_frame", "end_frame", "start_seconds", "end_seconds", "peak_frame", "score",
                         "thumbnail"])
         for rank, (name, first, last, t, score) in enumerate(found, 1):
-            thumbnail, rate = "", fps.get(name)
+            thumbnail, clock = "", clocks.get(name, Clock())
             if (name, t) in images:
-                thumbnail, seconds = f"thumbnails/{rank:02d}.jpg", f"  {t / rate:.1f} s" if rate else ""
+                thumbnail, seconds = f"thumbnails/{rank:02d}.jpg", f"  {clock.text(t, 1)} s" if clock.text(t, 1) else ""
                 write_image(out / thumbnail, images[name, t])
                 tiles.append((images[name, t], f"{rank}. {name}  frame {t}{seconds}  score {score:.3g}"))
-            seconds = [f"{x / rate:.2f}" if rate else "" for x in (first, last)]
-            table.writerow([rank, name, first, last, *seconds, t, f"{score:.6g}", thumbnail])
+            table.writerow([rank, name, first, last, clock.text(first, 2), clock.text(last, 2), t, f"{score:.6g}", thumbnail])
     contact_sheet(out / "contact_sheet.png", tiles[:sheet])
     print("most abnormal moments:")
     for rank, (name, first, last, _, score) in enumerate(found[:5], 1):
-        when = f", {first / fps[name]:.1f}..{last / fps[name]:.1f} s" if fps.get(name) else ""
+        since, until = (clocks.get(name, Clock()).text(t, 1) for t in (first, last))
+        when = f", {since}..{until} s" if since else ""
         print(f"  {rank:2d}. {score:9.4g}  {name}, frames {first}..{last}{when}")
     print(f"wrote {out}/ranking.csv" + (", thumbnails/, contact_sheet.png" if tiles else ""))
     return found

@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
+from common.container import Clock
 from common.files import replacing
 from common.plots import ranges
 from common.ranking import boxes_at, picture
@@ -61,12 +62,14 @@ def key_frames(frames, count, peak, boxes, span, limit):
     return [(t, base64.b64encode(p).decode()) for i, (t, p) in enumerate(done) if i % step == 0 or t == peak]
 
 
-def video_entry(name, raw, score, *, labels, auc, frames, fps, boxes, span, limit, overlay):
+def video_entry(name, raw, score, *, labels, auc, frames, clock, boxes, span, limit, overlay):
     finite = np.isfinite(score)
     peak = int(np.nanargmax(score)) if finite.any() else 0
     both = np.r_[np.asarray(raw, np.float64), score[finite]]
     both = both[np.isfinite(both)]
-    return {"name": name, "fps": fps or 0, "auc": auc, "overlay": overlay, "raw": rounded(raw), "score": rounded(score), "peak": peak,
+    times = None if clock.times is None else [round(x, 3) for x in clock.times[:len(score)].tolist()]
+    return {"name": name, "fps": clock.fps, "times": times, "auc": auc, "overlay": overlay, "raw": rounded(raw), "score": rounded(score),
+            "peak": peak,
             "low": float(both.min(initial=0)), "top": float(both.max(initial=0)), "high": float(score[peak]) if finite.any() else 0.0,
             "truth": None if labels is None else ranges(labels),
             "shots": [] if frames is None else key_frames(frames, len(score), peak, boxes, span, limit)}
@@ -78,16 +81,16 @@ def write(path, title, scores, smoothed, *, facts=(), notes=(), labels=None, col
 
     scores, smoothed {video: [T]}; facts: words under the title; notes [(kind, sentence)]; labels {video: 0/1 [T]}; columns {method: {key:
     number}} and rows [(key, title)] make the table, curves {title: {video: [T]}} ROC and PR; detections {video: [n, 6]}, coloured over
-    `span`; pictures(video name) -> (frames, fps); overlays {video: path relative to the page}; threshold: what the
+    `span`; pictures(video name) -> (frames or None, Clock); overlays {video: path relative to the page}; threshold: what the
     page starts with (default: 5 % of all frames lie above it).
     """
     labels, limit = labels or {}, LIMIT / max(1, len(scores))
     videos = []
     for name in tqdm(sorted(scores), desc="report", unit="video", dynamic_ncols=True, mininterval=2, disable=not pictures):
-        frames, fps = pictures(name) if pictures else (None, 0)
+        frames, clock = pictures(name) if pictures else (None, Clock())
         videos.append(video_entry(name, scores[name], np.asarray(smoothed[name], np.float64), labels=labels.get(name),
-                                  auc=(auc_per_video or {}).get(name), frames=frames, fps=fps, boxes=partial(boxes_at, detections, name),
-                                  span=span, limit=limit, overlay=(overlays or {}).get(name)))
+                                  auc=(auc_per_video or {}).get(name), frames=frames, clock=clock,
+                                  boxes=partial(boxes_at, detections, name), span=span, limit=limit, overlay=(overlays or {}).get(name)))
     everything = np.concatenate([np.asarray(s, np.float64) for s in smoothed.values()])
     everything = everything[np.isfinite(everything)]
     if threshold is None:

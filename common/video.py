@@ -1,4 +1,5 @@
 """Decoding, and the frame cache: every video is decoded once into a uint8 .npy and memory-mapped ever after."""
+import hashlib
 import itertools
 import os
 import re
@@ -8,7 +9,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from common.files import UserError, load_array, read_json, stream_npy, write_json
+from common.container import COUNTED, PATIENCE, Clock, claimed_frames, open_capture, read_container
+from common.files import UserError, load_array, read_json, replacing, stream_npy, write_json
 from common.parallel import map_videos, tick
 
 IMAGES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"}
@@ -16,6 +18,7 @@ VIDEOS = {".avi", ".mp4", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".webm", ".wm
           ".vob", ".ogv", ".ogg", ".h264", ".264", ".h265", ".hevc", ".265", ".mjpeg", ".mjpg", ".dav", ".mxf", ".divx", ".f4v", ".y4m",
           ".gif"}
 BESIDE = {".txt", ".csv", ".npy", ".npz", ".mat", ".m", ".json", ".xml", ".md", ".pdf", ".db", ".ini"}   # what lies beside videos rightly
+MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")     # of a JPEG's segments and its end, as pixels never look
 
 
 @dataclass
@@ -33,34 +36,29 @@ class Video:
         return f"{self.split}/{self.name}"
 
     def fingerprint(self):
-        """Changes when the source does: where it is, how much, how new."""
+        """Changes when the source does: where it is, how much, how new, how its frames are called."""
         paths = [Path(self.path, f) for f in self.files] or [self.path]
         try:
             stats = [os.stat(p) for p in paths]
         except OSError as e:
             raise UserError(f"video {self.name}: {e.filename} cannot be read ({e.strerror})") from None
-        return [str(Path(self.path).resolve()), len(paths), sum(s.st_size for s in stats),
-                max(s.st_mtime_ns for s in stats)]
+        each = repr([(f, s.st_size, s.st_mtime_ns) for f, s in zip(self.files, stats)])
+        return [str(Path(self.path).resolve()), len(paths), sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats),
+                hashlib.sha256(each.encode(errors="backslashreplace")).hexdigest()[:16]]
 
     def expected_frames(self):
         """Number of frames as far as is known without decoding (a container's header may be wrong)."""
         if self.files:
-            return len(self.files)
-        capture = cv2.VideoCapture(str(self.path))
-        n = int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) if capture.isOpened() else 0
-        return n if 0 < n < 10 ** 8 else 0
+            try:
+                return len(numbered(self)[0])
+            except UserError:            # which decoding will raise
+                return len(self.files)
+        capture = open_capture(self.path)
+        return claimed_frames(capture) if capture is not None else 0
 
-    def fps(self):
-        """Frames per second as a container says; 0 where it does not, or for a folder of frames."""
-        if self.files:
-            return 0.0
-        return rate_of(cv2.VideoCapture(str(self.path)))
-
-
-def rate_of(capture):
-    """Frames per second of an open cv2.VideoCapture; 0 where it says nothing sensible."""
-    fps = capture.get(cv2.CAP_PROP_FPS)
-    return fps if 0 < fps < 1000 else 0.0
+    def clock(self):
+        """common.container.Clock: when its frames are shown; a folder of frames does not say."""
+        return Clock() if self.files else read_container(self.path).clock
 
 
 def natural(path):
@@ -121,7 +119,9 @@ def list_frames(folder):
 
 
 def open_video(path):
-    """A Video for a file or a folder of frames that the user names."""
+    """A Video for a file or a folder of frames that the user names, or for a recording at an address."""
+    if "://" in str(path):
+        return Video(without_secrets(path).split("://")[-1], str(path))
     path = Path(path)
     if path.is_dir():
         files = list_frames(path)
@@ -133,23 +133,91 @@ def open_video(path):
     return Video(path.stem, path)
 
 
+def without_secrets(address):
+    """A stream's address without user and password."""
+    return re.sub(r"(?i)((user|usr|login|pass|pwd|token|key|auth)\w*)=[^&/;]*", r"\1=…", re.sub(r"://.*@", "://", str(address)))
+
+
+def numbered(video):
+    """-> (names of a folder's frames in order, None for each number that is missing; a sentence where numbers have wide gaps, or "").
+
+    The one number in which names differ is the frame's. Every fifth frame is a sampling: what counts as missing is what breaks the
+    step. One number twice, as jpg and png or as picture and mask, is refused.
+    """
+    pieces = [re.split(r"([0-9]+)", Path(f).stem) for f in video.files]
+    seen, twice = {}, {}
+    for name, parts in zip(video.files, pieces):
+        key = tuple(int(x) for x in parts[1::2])
+        first = seen.setdefault(key, name)
+        if first != name:
+            twice.setdefault(key, (first, name))
+    alike = next((pair for pair in twice.values() if bare(pair[0]) == bare(pair[1])), None)      # 1.png and 001.png, a.png and a.jpg
+    if alike or len(twice) > 1:
+        first, second = alike or next(iter(twice.values()))
+        raise UserError(f"video {video.name}: {video.path} holds a frame twice, {first} and {second}: keep one kind of pictures in it")
+    same = {(len(parts), *parts[::2]) for parts in pieces}
+    differing = [i for i in range(1, len(pieces[0]), 2) if len({parts[i] for parts in pieces}) > 1] if len(same) == 1 else []
+    if len(differing) != 1:
+        return video.files, ""
+    numbers = np.array([int(parts[differing[0]]) for parts in pieces], object)
+    step = int(np.gcd.reduce(np.diff(numbers)))
+    places = [int(x) for x in (numbers - numbers[0]) // step]
+    if places[-1] + 1 > 2 * len(places):
+        return video.files, f"its {len(places)} files are numbered {numbers[0]} to {numbers[-1]} with wide gaps: read one after another"
+    out = [None] * (places[-1] + 1)
+    for i, name in zip(places, video.files):
+        out[i] = name
+    return out, ""
+
+
+def bare(name):
+    """A file's name without suffix and the zeros before its numbers."""
+    return re.sub(r"0*([0-9]+)", r"\1", Path(name).stem)
+
+
 def read_image(path):
-    """uint8 [H, W] or [H, W, 3] BGR, or None where the file is damaged, truncated or no image."""
+    """uint8 [H, W] or [H, W, 3] BGR, turned as its EXIF says, without transparency; None where the file is damaged or no image."""
+    image = read_any_image(path)
+    return image if image is None else eight_bits(image)
+
+
+def eight_bits(image):
+    """16 bits by their high byte; floats, which mean 0 to 1, by 255."""
+    if image.dtype == np.uint8:
+        return image
+    if image.dtype.kind == "f":
+        return (np.clip(np.nan_to_num(image), 0, 1) * 255).round().astype(np.uint8)
+    return (image.astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
+
+
+def read_any_image(path):
+    """[H, W] or [H, W, 3] BGR in its own type, or None where the file is damaged, truncated or no image."""
     try:
         data = np.fromfile(path, np.uint8)
     except OSError:
         return None
-    if data.size < 16 or max(image_size(data)) > 20000:
-        return None
-    tail, suffix = data[-4096:].tobytes(), Path(path).suffix.lower()
-    if (suffix in (".jpg", ".jpeg") and b"\xff\xd9" not in tail) or (suffix == ".png" and b"IEND" not in tail):
-        return None  # OpenCV would fill the missing part with grey and say nothing
-    if data[:2].tobytes() == b"BM" and int.from_bytes(data[2:6].tobytes(), "little") > data.size:
-        return None
+    if data.size < 16 or max(image_size(data)) > 20000 or not whole(data.tobytes()):
+        return None                                  # OpenCV would fill the missing part with grey and say nothing
     try:
-        return cv2.imdecode(data, cv2.IMREAD_ANYCOLOR)
+        image = cv2.imdecode(data, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
     except cv2.error:
         return None
+    return image[:, :, :3] if image is not None and image.ndim == 3 else image
+
+
+def whole(data):
+    """Whether a JPEG, PNG or BMP reaches its end; whatever lies behind it. Other formats are left to OpenCV."""
+    if data[:2] == b"\xff\xd8":
+        at = 2
+        while (found := MARKER.search(data, at)) and found[0] != b"\xff\xd9":
+            at = found.end() + int.from_bytes(data[found.end():found.end() + 2], "big")   # over a thumbnail that has an end of its own
+        return bool(found)
+    if data[:8] == b"\x89PNG\r\n\x1a\n":
+        at = 8
+        while at < len(data) and data[at + 4:at + 8] != b"IEND":
+            at += 12 + int.from_bytes(data[at:at + 4], "big")
+        return at < len(data)
+    return data[:2] != b"BM" or int.from_bytes(data[2:6], "little") <= len(data)
 
 
 def read_grey(path, what):
@@ -173,53 +241,106 @@ def image_size(data):
 class Decoder:
     """Iterate over a video's frames: uint8 [H, W, C], C = 1 (grey source) or 3 (BGR), all of the first one's size.
 
-    A damaged frame inside a folder is replaced by the one before it (at the start: by the first good one), so that
-    frame numbers and labels stay aligned; `damaged` names it. `resized` counts frames that came in another size.
+    A frame that is damaged or lost, in a file or in a folder, is replaced by the one before it (at the start: by the first good one),
+    so that frame numbers, times and labels stay aligned. Afterwards `warnings` says in sentences what was done; `damaged` names files,
+    `lost` numbers such frames, `resized` counts those that came in another size.
     """
 
     def __init__(self, video):
-        self.video, self.damaged, self.resized, self.fps, self.missing = video, [], 0, 0.0, 0
+        self.video, self.clock, self.warnings = video, Clock(), []
+        self.damaged, self.lost, self.resized, self.converted = [], [], 0, set()
 
     def __iter__(self):
-        last, waiting = None, 0
-        for frame in self._files() if self.video.files else self._capture():
+        last, waiting, first, still, n = None, 0, None, 0, 0
+        for n, frame in enumerate(self._files() if self.video.files else self._capture(), 1):
             if frame is None:
+                self.lost.append(n - 1)
                 if last is None:
                     waiting += 1
                     continue
                 yield last
                 continue
+            if first is None:
+                first = frame
+            elif still == n - 1 - len(self.lost):    # so far all of them were alike
+                still += frame.shape == first.shape and bool((frame == first).all())
+            still += last is None
             frame = self._fit(frame, last)
             for _ in range(waiting):
                 yield frame
             waiting, last = 0, frame
             yield frame
         if last is None:
-            raise UserError(f"video {self.video.name} ({self.video.path}): no frame could be decoded")
+            raise UserError(f"video {self.video.name} ({self.video.path}): no frame could be decoded" + self._why)
+        self._warn(n, still == n - len(self.lost) > 1)
 
     def _files(self):
-        for name in self.video.files:
-            frame = read_image(Path(self.video.path, name))
-            if frame is None:
+        names, said = numbered(self.video)
+        self.warnings += [said] if said else []
+        for name in names:
+            image = read_any_image(Path(self.video.path, name)) if name else None
+            if name and image is None:
                 self.damaged.append(name)
-            yield frame
+            if image is not None and image.dtype != np.uint8:
+                self.converted.add(image.dtype.name)
+            yield image if image is None else eight_bits(image)
 
     def _capture(self):
-        capture = cv2.VideoCapture(str(self.video.path))
-        if not capture.isOpened():
+        container, capture = read_container(self.video.path), open_capture(self.video.path)
+        if capture is None:
             raise UserError(f"video {self.video.name} ({self.video.path}) cannot be opened: damaged, or not a video")
-        self.fps = rate_of(capture)
-        claimed, n = self.video.expected_frames(), 0
+        self.clock, self.container, n, failed, shift = container.clock, container, 0, 0, 0
         try:
-            while True:
+            while failed < PATIENCE:
                 ok, frame = capture.read()
                 if not ok:
-                    break
-                n += 1
+                    failed += 1
+                    continue
+                due = n + (0 if len(container.stamps) else failed)
+                number = container.number(capture.get(cv2.CAP_PROP_POS_MSEC), due + shift) - shift
+                if n == 0 and not failed:            # nothing failed: the decoder's time stamps are behind, and begin here
+                    number, shift = 0, number
+                for _ in range(number - n):
+                    yield None
+                n, failed = number + 1, 0
                 yield frame
         finally:
             capture.release()
-        self.missing = max(0, claimed - n)
+        for _ in range(container.frames - shift - n if n else 0):
+            yield None
+
+    @property
+    def _why(self):
+        if self.video.files:
+            return ""
+        return f" (codec {self.container.codec or 'unknown'}): convert it with `ffmpeg -i {self.video.path} -c:v libx264 OUT.mp4`"
+
+    def _warn(self, frames, still):
+        claimed = 0 if self.video.files or self.clock.times is not None else self.container.claimed
+        if self.damaged:
+            self.warnings.append(f"{len(self.damaged)} damaged frames replaced by the one before: {shortened(self.damaged)}")
+        if lost := len(self.lost) - len(self.damaged):
+            what = "have no file" if self.video.files else "could not be decoded"
+            self.warnings.append(f"{lost} frames {what} and were replaced by the one before: frames {self._spans()}")
+        if claimed - frames > (0 if str(self.video.path).lower().endswith(COUNTED) else max(2, claimed // 10)):
+            self.warnings.append(f"{claimed - frames} of the {claimed} frames that its header promises could not be decoded; {frames} "
+                                 "were")
+        if self.resized:
+            self.warnings.append(f"{self.resized} frames of another size were resized to the size of its first frame")
+        if self.converted:
+            self.warnings.append(f"pictures of type {', '.join(sorted(self.converted))} were read as 8 bits (16 bits by their high byte, "
+                                 "floats from 0 to 1): convert them yourself where that makes them too dark or too bright")
+        if still:
+            self.warnings.append(f"all its {frames} frames are one and the same picture; if it should move and is interlaced, convert it "
+                                 f"with `ffmpeg -i {self.video.path} -vf yadif OUT.mp4`")
+
+    def _spans(self):
+        """The lost frames as first..last, with seconds where they are known."""
+        numbers, out = np.array(self.lost), []
+        for part in np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1):
+            first, last = (self.clock.text(t, 2) for t in (part[0], part[-1]))
+            out.append(f"{part[0]}..{part[-1]}" + (f" ({first}..{last} s)" if first else ""))
+        return shortened(out)
 
     def _fit(self, frame, like):
         if frame.ndim == 2:
@@ -230,6 +351,21 @@ class Decoder:
             self.resized += 1
             frame = cv2.resize(frame, like.shape[1::-1], interpolation=cv2.INTER_AREA).reshape(*like.shape[:2], -1)
         return as_channels(frame, like.shape[2])
+
+
+def shortened(words):
+    return ", ".join(words[:5]) + (" …" if len(words) > 5 else "")
+
+
+_said = set()
+
+
+def print_warnings(video, warnings):
+    """What a Decoder found, for every method in the same words, once in a run."""
+    for sentence in warnings:
+        if (str(video.path), sentence) not in _said:
+            print(f"warning: video {video.name}: {sentence}", flush=True)
+        _said.add((str(video.path), sentence))
 
 
 def pick(frames, wanted):
@@ -243,8 +379,8 @@ def pick(frames, wanted):
 
 
 def decoded(video):
-    """-> (its frames, one after another; frames per second, 0 where unknown)"""
-    return Decoder(video), video.fps()
+    """-> (its frames, one after another; their common.container.Clock)"""
+    return Decoder(video), video.clock()
 
 
 def as_channels(frame, channels):
@@ -294,6 +430,11 @@ class VideoFiles:
                 failed[v.key] = str(e)
         return fresh, failed
 
+    def report(self, videos):
+        """Say what reading these videos ran into; every preparation ends with it."""
+        for v in videos:
+            print_warnings(v, (self.info(v) or {}).get("warnings", ()))
+
     def gathered(self, videos, failed, sharded, r):
         """What there is once every process of Run `r` has done its share. sharded: what is not there is other jobs' work, no failure.
 
@@ -316,7 +457,7 @@ class FrameCache(VideoFiles):
     """Decoded videos of one dataset under `folder`; a video whose source has not changed is never decoded again.
 
     size: (height, width) that frames are kept in, by default their own. info(video): {"source", "frames", "height", "width",
-    "channels", "source_size", "fps", "damaged", "resized", "missing"}.
+    "channels", "source_size", "fps", "damaged", "lost", "resized", "warnings"}; uneven times are in a file of their own.
     """
     what = "cached video"
 
@@ -337,22 +478,16 @@ class FrameCache(VideoFiles):
                 print(f"decoding {len(fresh)} of {len(videos)} videos into {self.folder}", flush=True)
             _, errors = map_videos(_decode, [(self, v) for v in fresh], workers=workers, total=total, label="decode", show=show)
             failed.update({fresh[i].key: e for i, e in errors})
-            for v in fresh:
-                if v.key not in failed:
-                    self._report(v)
+        self.report(v for v in videos if v.key not in failed)
         return [v for v in videos if v.key not in failed], failed
 
-    def _report(self, video):
-        info = self.info(video)
-        if info["damaged"]:
-            print(f"warning: video {video.name}: {len(info['damaged'])} damaged frames replaced by the one before: "
-                  + ", ".join(info["damaged"][:5]) + (" …" if len(info["damaged"]) > 5 else ""))
-        if info["resized"]:
-            print(f"warning: video {video.name}: {info['resized']} frames of another size were resized to "
-                  f"{info['width']}×{info['height']}, the size of its first frame")
-        if info["missing"]:
-            print(f"warning: video {video.name}: {info['missing']} of the frames that its header promises could not "
-                  f"be decoded; {info['frames']} were")
+    def times_path(self, video):
+        return self.path(video).with_suffix(".times")
+
+    def clock(self, video):
+        """common.container.Clock of a cached video."""
+        path = self.times_path(video)
+        return Clock(self.info(video)["fps"], load_array(path, "times of a cached video") if path.exists() else None)
 
 
 def _decode(job):
@@ -366,7 +501,12 @@ def _decode(job):
             yield resize(frame, cache.size)[None]
 
     def describe(shape):
-        return {**dict(zip(("frames", "height", "width", "channels"), shape)), "source_size": source_size, "fps": decoder.fps,
-                "damaged": decoder.damaged, "resized": decoder.resized, "missing": decoder.missing}
+        times = cache.times_path(video)
+        times.unlink(missing_ok=True)
+        if decoder.clock.times is not None:
+            with replacing(times) as tmp, open(tmp, "wb") as f:
+                np.save(f, decoder.clock.times)
+        return {**dict(zip(("frames", "height", "width", "channels"), shape)), "source_size": source_size, "fps": decoder.clock.fps,
+                "damaged": decoder.damaged, "lost": decoder.lost, "resized": decoder.resized, "warnings": decoder.warnings}
 
     cache.write(video, frames(), describe)

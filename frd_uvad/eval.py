@@ -19,7 +19,7 @@ from common.files import UserError, run, writable_folder, write_json  # noqa: E4
 from common.kept import Kept, seconds_of  # noqa: E402
 from common.late import torch  # noqa: E402
 from common.parallel import add_shard_flag  # noqa: E402
-from common.video import Decoder, decoded, open_video  # noqa: E402
+from common.video import decoded, open_video  # noqa: E402
 from frd_uvad import preprocess, scoring  # noqa: E402
 
 BATCH = 128                    # clips by which the published evaluation parts normal from abnormal videos
@@ -142,13 +142,13 @@ def score_video(args, r):
     if not state.get("features"):
         raise UserError(f"{args.checkpoint} was trained on features made elsewhere: make those of {args.video} alike, and score them with "
                         "--features")
-    features, frames, fps = preprocess.features_of_video(video, state["features"], r)
+    features, frames = preprocess.features_of_video(video, state["features"], r)
     if features.shape[2] != net.scorer.fc1.in_features:
         raise UserError(f"checkpoint {args.checkpoint} is for features of width {net.scorer.fc1.in_features}, those of {args.video} have "
                         f"{features.shape[2]}")
     out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / evaluation.safe(video.name))
     scores = score(net.eval().to(r.device), FeatureVideo(video.name, "test", [features], path=video.path), r)["scores"]
-    evaluation.write_own_video(video.name, Decoder(video), fps, frames_of_clips(scores, frames), args.smoothing, "FRD-UVAD", out,
+    evaluation.write_own_video(video.name, *decoded(video), frames_of_clips(scores, frames), args.smoothing, "FRD-UVAD", out,
                                top=args.top)
 
 

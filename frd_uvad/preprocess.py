@@ -20,7 +20,7 @@ from common.features import CLIP, FeatureData, FeatureVideo, add_label_flags, ca
 from common.files import UserError, first_line, run  # noqa: E402
 from common.late import torch  # noqa: E402
 from common.parallel import add_shard_flag, map_videos, share_out, tick  # noqa: E402
-from common.video import Decoder, VideoFiles  # noqa: E402
+from common.video import Decoder, VideoFiles, print_warnings  # noqa: E402
 
 STAND_IN = "statistics"        # of motion and appearance; no network
 BACKBONES = ("s3d", "r3d_18", "mc3_18", "r2plus1d_18", "mvit_v1_b", "mvit_v2_s", "swin3d_t", "swin3d_s", "swin3d_b")
@@ -142,11 +142,12 @@ def batches_of(clips, encode, batch):
 
 
 def features_of_video(video, settings, r):
-    """One's own footage -> features [clips, crops, width], number of frames, frames per second (0 where unknown)."""
+    """One's own footage -> features [clips, crops, width], number of frames."""
     decoder, count = Decoder(video), [0]
     encode = encoder_of(settings["backbone"], settings["weights"], settings["crops"], r)
     parts = list(batches_of(clips_of(decoder, count), encode, max(1, 8 // settings["crops"])))
-    return np.concatenate(parts), count[0], decoder.fps
+    print_warnings(video, decoder.warnings)
+    return np.concatenate(parts), count[0]
 
 
 class ClipFiles(VideoFiles):
@@ -160,6 +161,7 @@ def build(videos, workers, show=True, *, files, args, r):
         if show:
             print(f"encoding {len(fresh)} of {len(videos)} videos with {args.backbone} into {files.folder}", flush=True)
         failed.update(encoded(fresh, workers, show, files, args, r))
+    files.report(v for v in videos if v.key not in failed)
     return [v for v in videos if v.key not in failed], failed
 
 
@@ -172,10 +174,10 @@ def encoded(fresh, workers, show, files, args, r):
     encode = encoder_of(args.backbone, args.weights, args.crops, r)
     with tqdm(total=total, desc="features", unit="frame", dynamic_ncols=True, mininterval=2, disable=not show) as bar:
         for v in fresh:
-            count, before = [0], bar.n
+            count, before, decoder = [0], bar.n, Decoder(v)
             try:
-                parts = batches_of(clips_of(Decoder(v), count), encode, max(1, 8 // args.crops))
-                files.write(v, counted(parts, bar), lambda shape, n=count: describe(shape, n))
+                parts = batches_of(clips_of(decoder, count), encode, max(1, 8 // args.crops))
+                files.write(v, counted(parts, bar), lambda shape, n=count, d=decoder: describe(shape, n, d))
             except UserError as e:
                 failed[v.key] = str(e)
             bar.n = before + v.expected_frames()
@@ -190,11 +192,12 @@ def counted(parts, bar):
 
 def _statistics(job):
     (files, video), count = job, [0]
-    files.write(video, batches_of(clips_of(Decoder(video), count), statistics_of, 8), lambda shape: describe(shape, count))
+    decoder = Decoder(video)
+    files.write(video, batches_of(clips_of(decoder, count), statistics_of, 8), lambda shape: describe(shape, count, decoder))
 
 
-def describe(shape, count):
-    return {**dict(zip(("clips", "crops", "width"), shape)), "frames": count[0]}
+def describe(shape, count, decoder):
+    return {**dict(zip(("clips", "crops", "width"), shape)), "frames": count[0], "warnings": decoder.warnings}
 
 
 def prepare(args, r, splits=("train", "test")):

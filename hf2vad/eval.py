@@ -153,8 +153,8 @@ def score_video(args, r):
         errors = scorer.errors_of(ready.store.records(video), args.batch_size)
         weights = weights_of(args, state.get("identity", {}).get("dataset"))
         scores, detections = per_video(ready, errors, stats, weights)
-        evaluation.write_own_video(video.name, ready.cache.frames(video), ready.cache.info(video)["fps"], scores[video.name],
-                                   args.smoothing, "HF2-VAD", out, detections[video.name], red(weights), args.top)
+        evaluation.write_own_video(video.name, *ready.pictures(video), scores[video.name], args.smoothing, "HF2-VAD", out,
+                                   detections[video.name], red(weights), args.top)
         ready.report_skipped()
 
 

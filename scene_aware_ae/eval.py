@@ -17,7 +17,7 @@ from common.files import UserError, run, writable_folder  # noqa: E402
 from common.kept import Kept, seconds_of  # noqa: E402
 from common.late import torch  # noqa: E402
 from common.parallel import add_shard_flag, cores  # noqa: E402
-from common.video import Decoder, FrameCache, decoded, open_video  # noqa: E402
+from common.video import FrameCache, decoded, open_video  # noqa: E402
 from scene_aware_ae import preprocess, scoring  # noqa: E402
 
 METHOD = "scene-aware AE"
@@ -139,8 +139,7 @@ def score_video(args, net, state, r):
     ready = preprocess.prepare(args, r, splits=("test",), data=data, trained=state.get("encoder"), encoder=encoder)
     out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / evaluation.safe(video.name))
     scores, features = scoring.score_features(net, ready.features.array(video), r)
-    evaluation.write_own_video(video.name, Decoder(video), ready.features.info(video)["fps"], scores, args.smoothing, METHOD, out,
-                               top=args.top)
+    evaluation.write_own_video(video.name, *decoded(video), scores, args.smoothing, METHOD, out, top=args.top)
     if (state.get("plan") or {}).get("mode") == 2:
         with torch.inference_mode():
             share = net.classifier(torch.from_numpy(features).to(r.device)).softmax(1).mean(0).cpu().numpy()

@@ -45,7 +45,7 @@ def add_data_flags(parser):
 
 class Features(VideoFiles):
     """Features of one dataset's videos by one encoder. info(video): {"source", "frames", "width", "encoder", "weights",
-    "preprocess", "fps"}."""
+    "preprocess", "warnings"}."""
     what = "features"
 
     def __init__(self, folder, description):
@@ -57,6 +57,7 @@ class Features(VideoFiles):
         """Encode what is missing, reading ahead. -> (videos that are there, {video key: why} of those that could not be read)."""
         fresh, failed = self.missing(videos)
         self._encode(fresh, failed, workers, show and fresh, encoder, batch)
+        self.report(v for v in videos if v.key not in failed)
         return [v for v in videos if v.key not in failed], failed
 
     def _encode(self, fresh, failed, workers, show, encoder, batch):
@@ -65,7 +66,7 @@ class Features(VideoFiles):
         if isinstance(encoder, encoders.GivenFeatures):
             for video in fresh:
                 try:
-                    self.write(video, iter([encoder.of(video)]), lambda shape: {"frames": shape[0], **self.description, "fps": 0.0})
+                    self.write(video, iter([encoder.of(video)]), lambda shape: {"frames": shape[0], **self.description})
                 except UserError as e:
                     failed[video.key] = str(e)
             return
@@ -74,7 +75,7 @@ class Features(VideoFiles):
             for video, source in ReadAhead(fresh, encoder.fit, max(1, min(workers, 4))):
                 try:
                     self.write(video, self._encoded(source, encoder, batch, bar),
-                               lambda shape, s=source: {"frames": shape[0], **self.description, "fps": s.fps})
+                               lambda shape, d=source.decoder: {"frames": shape[0], **self.description, "warnings": d.warnings})
                 except UserError as e:
                     failed[video.key] = str(e)
 

@@ -7,21 +7,24 @@ import array
 import collections
 import contextlib
 import csv
+import datetime
 import math
 import queue
 import signal
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from common import plots, ranking, report, training
+from common.container import Clock, claimed_frames, open_capture, rate_of
 from common.evaluation import safe
 from common.files import UserError, replacing, writable_folder
 from common.late import torch
-from common.video import Decoder, as_channels, decoded, open_video, resize
+from common.video import Decoder, as_channels, decoded, open_video, print_warnings, resize, without_secrets
 from sdmae import scoring
 from sdmae.frames import SEEN
 
@@ -29,6 +32,7 @@ AHEAD = SEEN[-1]              # frames that a score waits for
 TAIL = 0.95                    # scores above this quantile of the training scores are taken for an exponential tail
 HISTORY = 300                  # scores that the overlay's curve shows
 KEPT = 10 ** 6                 # frames that the report at the end shows, and whose latency is counted
+GAP = 1.0                      # seconds without a score above the threshold, or without a frame, after which an event has ended
 
 
 def add_live_flags(parser):
@@ -46,50 +50,59 @@ def add_live_flags(parser):
 # ------------------------------------------------------------------------------------------------------------ sources
 
 class Recorded:
-    """A video file or a folder of frames: every frame, as fast as it can be scored."""
-    live = False
+    """A video file, a folder of frames or a recording at an address: every frame, as fast as it can be scored.
 
-    def __init__(self, path):
+    fps: where the source does not say (None: 25), or instead of what it says.
+    """
+    live, dropped = False, 0
+
+    def __init__(self, path, fps=None):
         self.video = open_video(path)
-        self.name, self.fps, self.dropped = self.video.name, 0.0, 0
+        self.name, self.clock = self.video.name, Clock(fps) if fps else self.video.clock()
+        if not self.clock.fps:
+            self.clock = Clock(25.0)
 
     def frames(self, stop):
-        """Yield (segment number, frame uint8 [H, W, C]) until the event `stop` is set."""
+        """Yield (segment number, seconds, time of arrival, frame uint8 [H, W, C]) until the event `stop` is set."""
         decoder = Decoder(self.video)
-        for frame in decoder:
+        for t, frame in enumerate(decoder):
             if stop.is_set():
                 return
-            self.fps = decoder.fps
-            yield 0, frame
+            yield 0, self.clock.seconds(t), "", frame
+        print_warnings(self.video, decoder.warnings)
 
 
 class Stream:
     """A camera's number or a stream's address.
 
     A thread reads; when scoring is too slow the oldest waiting frames are dropped, and when the stream is lost it is opened
-    again. After a gap a new segment begins: its frames have no neighbours before it.
+    again. After a gap a new segment begins: its frames have no neighbours before it. A frame's seconds are those since the first one
+    came, gaps included. User and password of the address are shown nowhere.
     """
     live = True
 
-    def __init__(self, address, reconnect, say=print):
-        self.address, self.wait, self.say = int(address) if address.isdigit() else address, reconnect, say
-        self.name, self.dropped = f"camera{address}" if address.isdigit() else safe(address.split("://")[-1]), 0
-        self.capture = self.open()
+    def __init__(self, address, reconnect, say=print, fps=None, capture=None):
+        self.address, self.shown, self.wait, self.say = address, without_secrets(address), reconnect, say
+        self.name, self.dropped = f"camera{address}" if address.isdigit() else safe(self.shown.split("://")[-1]), 0
+        self.capture = capture or self.open()
         if self.capture is None:
-            raise UserError(f"--video {address}: this camera or stream cannot be opened; is it on, and the address right?")
-        fps = self.capture.get(cv2.CAP_PROP_FPS)
-        self.fps = fps if 0 < fps < 1000 else 0.0
+            raise UserError(f"--video {self.shown}: this camera or stream cannot be opened; is it on, and the address right?")
+        self.clock = Clock(fps or rate_of(self.capture) or 25.0)
         self.waiting, self.stopped = queue.Queue(maxsize=32), threading.Event()
 
     def open(self):
-        capture = cv2.VideoCapture(self.address)
+        if not self.address.isdigit():
+            return open_capture(self.address)
+        capture = cv2.VideoCapture(int(self.address))
         return capture if capture.isOpened() else None
 
     def read(self):
-        segment = 0
+        segment, first = 0, None
         while not self.stopped.is_set():
             ok, frame = self.capture.read() if self.capture is not None else (False, None)
             if ok:
+                now, arrival = time.perf_counter(), datetime.datetime.now().astimezone().isoformat(timespec="milliseconds")
+                first = now if first is None else first
                 if self.waiting.full():
                     try:
                         self.waiting.get_nowait()
@@ -97,16 +110,16 @@ class Stream:
                         segment += 1            # what follows is no neighbour of what went before
                     except queue.Empty:
                         pass
-                self.waiting.put((segment, frame))
+                self.waiting.put((segment, now - first, arrival, frame))
                 continue
             if self.capture is not None:
                 self.capture.release()
-                self.say(f"stream {self.address} lost; trying again every {self.wait:g} s (Ctrl-C ends)")
+                self.say(f"stream {self.shown} lost; trying again every {self.wait:g} s (Ctrl-C ends)")
             segment += 1
             self.stopped.wait(self.wait)
             self.capture = self.open()
             if self.capture is not None:
-                self.say(f"stream {self.address} is back")
+                self.say(f"stream {self.shown} is back")
         if self.capture is not None:
             self.capture.release()
 
@@ -124,10 +137,15 @@ class Stream:
             thread.join(timeout=5)
 
 
-def source_of(video, reconnect):
-    if str(video).isdigit() and not Path(video).exists() or "://" in str(video):
-        return Stream(str(video), reconnect)
-    return Recorded(video)
+def source_of(video, reconnect, fps=None):
+    """What --video names. An address with an end, such as a file behind http, is a recording."""
+    if str(video).isdigit() and not Path(video).exists():
+        return Stream(str(video), reconnect, fps=fps)
+    if "://" in str(video):
+        capture = open_capture(video)
+        if capture is None or not claimed_frames(capture):
+            return Stream(str(video), reconnect, fps=fps, capture=capture)      # as it is open: some cameras serve one reader alone
+    return Recorded(video, fps)
 
 
 # ---------------------------------------------------------------------------------------------------------- threshold
@@ -154,37 +172,73 @@ def calibrate(scores, per_hour, fps, width):
     return float(q + excess * max(0.0, math.log((1 - TAIL) * 3600 * fps / width / per_hour)))
 
 
+class PastMean:
+    """Mean of the scores of the last `window` seconds; at the even rate of a Clock, of the nearest whole number of frames."""
+
+    def __init__(self, window, clock):
+        self.width = max(1, round(window * clock.fps))
+        self.span = window if clock.times is not None else (self.width - 0.5) / clock.fps
+        self.rate, self.past = clock.fps, collections.deque()
+        if clock.times is not None:      # as many means an hour that share no frame, and the usual number of frames in one
+            inside = np.arange(len(clock.times)) - np.searchsorted(clock.times, clock.times - window, "right") + 1
+            self.width = max(1, round(float(np.median(inside))))
+            self.rate = self.width * float((1 / inside).sum()) / clock.times[-1]
+
+    def add(self, seconds, score):
+        self.past.append((seconds, score))
+        while self.past[0][0] <= seconds - self.span:
+            self.past.popleft()
+        return sum(s for _, s in self.past) / len(self.past)
+
+
+@dataclass
+class Moment:
+    """A scored frame: its number, seconds from the start, the clock's time when it arrived ("" of a recording), its smoothed score."""
+    frame: int
+    seconds: float
+    arrival: str
+    score: float
+
+
 class Events:
     """Runs of scores above a threshold, joined over gaps of less than a second; printed and written as they end."""
 
     def __init__(self, threshold, fps, file, say):
-        self.threshold, self.fps, self.gap, self.say = threshold, fps, max(1, round(fps)), say
-        self.table, self.file, self.now, self.count = csv.writer(file), file, None, 0
+        self.threshold, self.say, self.table, self.file = threshold, say, csv.writer(file), file
+        self.longest = max(GAP, 2 / fps)         # seconds between two frames; after more of them something was missed
+        self.first, self.last, self.peak, self.count = None, None, None, 0
         self.table.writerow(["event", "start_frame", "end_frame", "start_seconds", "end_seconds", "peak_frame", "peak_seconds",
-                             "peak_score"])
+                             "peak_score", "start_arrival", "end_arrival", "peak_arrival"])
 
-    def add(self, t, score):
-        if score > self.threshold:
-            if self.now is None:
-                self.count += 1
-                self.now = dict(first=t, last=t, peak=t, score=score)
-                self.say(f"event {self.count} begins at {clock(t / self.fps)} (frame {t})")
-            self.now["last"] = t
-            if score > self.now["score"]:
-                self.now.update(peak=t, score=score)
-        elif self.now is not None and t - self.now["last"] >= self.gap:
+    def add(self, now):
+        """The next Moment."""
+        gap = now.seconds - self.last.seconds if self.first is not None else 0.0
+        if gap > (self.longest + 1e-6 if now.score > self.threshold else GAP - 1e-6):
             self.end()
+        if now.score <= self.threshold:
+            return
+        if self.first is None:
+            self.count += 1
+            self.first = self.peak = now
+            self.say(f"event {self.count} begins at {when(now)} (frame {now.frame})")
+        self.last = now
+        if now.score > self.peak.score:
+            self.peak = now
 
     def end(self):
-        if self.now is None:
+        if self.first is None:
             return
-        e, s = self.now, (lambda t: f"{t / self.fps:.2f}")
-        self.table.writerow([self.count, e["first"], e["last"], s(e["first"]), s(e["last"]), e["peak"], s(e["peak"]),
-                             f"{e['score']:.6g}"])
+        first, last, peak = self.first, self.last, self.peak
+        self.table.writerow([self.count, first.frame, last.frame, f"{first.seconds:.2f}", f"{last.seconds:.2f}", peak.frame,
+                             f"{peak.seconds:.2f}", f"{peak.score:.6g}", first.arrival, last.arrival, peak.arrival])
         self.file.flush()
-        self.say(f"event {self.count}: {clock(e['first'] / self.fps)} to {clock(e['last'] / self.fps)}, peak "
-                 f"{e['score'] / self.threshold:.2f} × threshold at {clock(e['peak'] / self.fps)} (frame {e['peak']})")
-        self.now = None
+        self.say(f"event {self.count}: {when(first)} to {when(last)}, peak {peak.score / self.threshold:.2f} × threshold at {when(peak)} "
+                 f"(frame {peak.frame})")
+        self.first = None
+
+
+def when(moment):
+    return clock(moment.seconds) + (f", {moment.arrival}" if moment.arrival else "")
 
 
 def clock(seconds):
@@ -198,18 +252,18 @@ class Window:
 
     def __init__(self, size):
         self.size, self.channels = size, None                                   # grey or colour as the first frame is
-        self.kept, self.segment, self.number = collections.deque(), None, 0     # [(t, small, frame for display)]
+        self.kept, self.segment, self.number = collections.deque(), None, 0     # [(t, small, what is known of the frame)]
         self.next = 0                                                           # t of the next sample
 
     def small(self, frame):
         self.channels = self.channels or frame.shape[2]
         return as_channels(resize(frame, self.size), self.channels)
 
-    def add(self, segment, frame):
-        """-> samples [(t, seen [3, H, W, C], frame)] that are complete now."""
+    def add(self, segment, frame, *known):
+        """-> samples [(t, seen [3, H, W, C], (frame, *known))] that are complete now."""
         done = self.flush() if segment != self.segment else []
         self.segment = segment
-        self.kept.append((self.number, self.small(frame), frame))
+        self.kept.append((self.number, self.small(frame), (frame, *known)))
         self.number += 1
         if self.next <= self.number - 1 - AHEAD:
             done.append(self.sample())
@@ -242,22 +296,23 @@ class Overlay:
     """An mp4 written frame by frame: heat map over the picture, the last scores under it."""
 
     def __init__(self, path, tmp, fps, threshold, map_range):
-        self.path, self.tmp, self.fps, self.threshold, self.map_range = path, tmp, fps, threshold, map_range
+        self.path, self.tmp, self.fps = path, tmp, fps
+        self.threshold, self.map_range = threshold, map_range
         self.writer, self.scores = None, collections.deque(maxlen=HISTORY)
 
-    def add(self, t, frame, errors, score):
+    def add(self, now, frame, errors):
         if self.writer is None:
             h, w = frame.shape[:2]
             scale = min(2.0, max(480 / w, min(1.0, 960 / w)))
             self.size = round(w * scale) // 2 * 2, round(h * scale) // 2 * 2
             self.strip = max(60, self.size[1] // 4) // 2 * 2
             self.writer = plots.open_mp4(self.tmp, self.path, self.fps, (self.size[0], self.size[1] + self.strip))
-        self.scores.append(score)
+        self.scores.append(now.score)
         image = cv2.resize(as_channels(frame, 3), self.size)
         image = plots.blend_map(image, errors, self.map_range)
-        if score > self.threshold:
+        if now.score > self.threshold:
             cv2.rectangle(image, (0, 0), (self.size[0] - 1, self.size[1] - 1), (61, 69, 214), 4)
-        text = f"{clock(t / self.fps)}  {score / self.threshold:.2f} x threshold"
+        text = f"{clock(now.seconds)} {now.arrival[:19]}  {now.score / self.threshold:.2f} x threshold"
         cv2.putText(image, text, (6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
         below = np.full((self.strip, self.size[0], 3), 250, np.uint8)
         level = (lambda s: self.strip - 4 - (self.strip - 8) * np.clip(np.asarray(s) / (2 * self.threshold), 0, 1))
@@ -283,7 +338,7 @@ def watch(args, model, r):
     if stats is None and args.threshold is None:
         raise UserError(f"{args.checkpoint} has no scores of normal frames to set a threshold by: give --threshold, or "
                         "--dataset and --data-root of its training videos")
-    source = source_of(args.video, args.reconnect)
+    source = source_of(args.video, args.reconnect, args.fps)
     out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / safe(source.name))
     stop = threading.Event()
     frames = source.frames(stop)
@@ -307,38 +362,39 @@ def stopping(stop):
 def _watch(args, model, r, source, frames, stop, stats, out):
     first = next(frames, None)
     if first is None:
-        raise UserError(f"--video {args.video} has no frames")
-    fps = args.fps or source.fps or 25.0
-    width = max(1, round(args.window * fps))
+        raise UserError(f"--video {without_secrets(args.video)} has no frames")
+    fps, mean = source.clock.fps, PastMean(args.window, source.clock)
     threshold = args.threshold
     if threshold is None:
-        threshold = calibrate(stats["frame_scores"], args.false_alarms_per_hour, fps, width)
+        threshold = calibrate(stats["frame_scores"], args.false_alarms_per_hour, mean.rate, mean.width)
     tokens = stats["token_quantiles"][str(scoring.QUANTILE)] if stats else None
-    source_height, source_width = first[1].shape[:2]
+    source_height, source_width = first[-1].shape[:2]
     why = "(--threshold)" if args.threshold else (f"(about {args.false_alarms_per_hour:g} false alarms per hour on footage like "
                                                   "the training videos)")
-    print(f"{source.name}: {source_width}×{source_height} at {fps:g} frames/s, scored at {model.size[1]}×{model.size[0]}; an event "
+    uneven = "" if source.clock.times is None else " in the mean (uneven)"
+    print(f"{source.name}: {source_width}×{source_height} at {fps:g} frames/s{uneven}, scored at {model.size[1]}×{model.size[0]}; an event "
           f"begins at {threshold:.4g} {why}", flush=True)
-    window, batch, size, past = Window(model.size), [], 1 if source.live else 16, collections.deque(maxlen=width)
-    raw, smoothed, latency = array.array("f"), array.array("f"), array.array("f")
+    window, batch, size = Window(model.size), [], 1 if source.live else 16
+    raw, smoothed, latency, times = array.array("f"), array.array("f"), array.array("f"), array.array("d")
     began, done = time.perf_counter(), 0
     with replacing(out / "scores.csv") as s, replacing(out / "events.csv") as e, replacing(out / "overlay.mp4") as video, \
             open(s, "w", newline="") as sf, open(e, "w", newline="") as ef:
         table, events = csv.writer(sf), Events(threshold, fps, ef, lambda x: print(x, flush=True))
-        table.writerow(["frame", "seconds", "score", "smoothed", "event"])
+        table.writerow(["frame", "seconds", "score", "smoothed", "event", "arrival"])
         overlay = Overlay(out / "overlay.mp4", video, fps, threshold, (tokens / 2, 2 * tokens) if tokens else (0, 4 * threshold))
 
         def score():
             maps = token_errors(model.scorer, batch)
-            for (t, _, frame), m in zip(batch, maps):
-                past.append(float(m.mean()))
-                smooth = sum(past) / len(past)
-                events.add(t, smooth)
-                table.writerow([t, f"{t / fps:.3f}", f"{past[-1]:.6g}", f"{smooth:.6g}", int(events.now is not None)])
-                overlay.add(t, frame, m, smooth)
+            for (t, _, (frame, seconds, arrival)), m in zip(batch, maps):
+                own = float(m.mean())
+                moment = Moment(t, seconds, arrival, mean.add(seconds, own))
+                events.add(moment)
+                table.writerow([t, f"{seconds:.3f}", f"{own:.6g}", f"{moment.score:.6g}", int(events.first is not None), arrival])
+                overlay.add(moment, frame, m)
                 if len(raw) < KEPT:
-                    raw.append(past[-1])
-                    smoothed.append(smooth)
+                    raw.append(own)
+                    smoothed.append(moment.score)
+                    times.append(seconds)
             count, now = len(batch), time.perf_counter()
             if len(latency) < KEPT:
                 latency.extend(now - came for came in arrived)
@@ -349,15 +405,16 @@ def _watch(args, model, r, source, frames, stop, stats, out):
         arriving, reported, arrived = first, time.perf_counter(), []
         while arriving is not None:
             came, waiting = time.perf_counter(), len(batch)
-            batch += window.add(*arriving)
+            segment, seconds, arrival, frame = arriving
+            batch += window.add(segment, frame, seconds, arrival)
             arrived += [came] * (len(batch) - waiting)
             if len(batch) >= size:
                 done += score()
-            if args.max_seconds and window.number >= args.max_seconds * fps:
+            if args.max_seconds and seconds + 1 / fps >= args.max_seconds - 1e-6:
                 break
             if time.perf_counter() - reported > 10:
                 reported = time.perf_counter()
-                print(f"  {clock(done / fps)} scored, {done / (reported - began):.0f} frames/s"
+                print(f"  {clock(seconds)} scored, {done / (reported - began):.0f} frames/s"
                       + (f", {source.dropped} frames dropped" if source.dropped else ""), flush=True)
             arriving = next(frames, None)
         stopped = "stopped by Ctrl-C; " if stop.is_set() else ""
@@ -374,7 +431,8 @@ def _watch(args, model, r, source, frames, stop, stats, out):
     if raw:
         raw, smooth = np.array(raw), np.array(smoothed)
         plots.curve(raw, smooth, None, f"AED-MAE · {source.name}", out / "curve.png", threshold)
-        name, shown = source.name, None if source.live else (lambda _: decoded(open_video(args.video)))
+        name, own_clock = source.name, Clock(fps, np.array(times)) if source.live else source.clock
+        shown = (lambda _: (None, own_clock) if source.live else (decoded(source.video)[0], own_clock))
         ranking.write_ranking({name: smooth}, out, pictures=shown)
         report.write(out / "report.html", f"AED-MAE on {name}", {name: raw}, {name: smooth}, threshold=threshold, pictures=shown,
                      facts=[f"mean of {args.window:g} s", f"event from {threshold:.4g} on {why}"], overlays={name: "overlay.mp4"})

@@ -105,7 +105,7 @@ def bank_of(args, ready, size, r):
         raise UserError(f"--pseudo-share {args.pseudo_share} must be between 0 and 1")
     if args.pseudo == "ubnormal":
         root = args.ubnormal_root or (ready.data.root if ready.data.name == "ubnormal" else args.data_root / "ubnormal")
-        channels = ready.cache.frames(ready.train[0]).shape[3]
+        channels = max(a.shape[3] for a in ready.arrays(ready.train))
         bank = pseudo.from_ubnormal(ubnormal(Path(root)), size, channels, args.seed)
     else:
         bank = pseudo.from_training(ready.arrays(ready.train), args.seed)

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from common.files import UserError
 from common.late import torch
-from common.video import Decoder, resize
+from common.video import Decoder, as_channels, resize
 
 SIDE = 64              # crops are kept at this size, px
 LENGTH = 7             # frames of a sequence: what one sample sees, t-3..t+3
@@ -114,13 +114,13 @@ def thin(found, seed):
 
 def from_training(arrays, seed=0):
     """Bank of the moving objects of the training videos themselves: uint8 [T, H, W, C] each. None where nothing moves."""
-    found, (h, w) = [], arrays[0].shape[1:3]
+    found, (h, w), channels = [], arrays[0].shape[1:3], max(a.shape[3] for a in arrays)    # as Frames has them for training
     # a thousandth of the frame at least: more, and where people are small, groups alone are cut out; a twelfth at most
     least, most = max(h * w // 1000, 32), h * w // 12
     for frames in tqdm(arrays, desc="cut objects", unit="video", dynamic_ncols=True, mininterval=5):
         # long videos are sampled in stretches, so that memory and time stay what they are
         for first in np.linspace(0, max(0, len(frames) - 300), max(1, min(8, len(frames) // 300))).astype(int):
-            part = np.ascontiguousarray(frames[first:first + 300])
+            part = np.ascontiguousarray(np.broadcast_to(frames[first:first + 300], (*frames[first:first + 300].shape[:3], channels)))
             for s in sequences(part, moving_masks(part), least, most):
                 moved = np.hypot(*(np.array(s[-1][3]) - s[0][3]))
                 if moved > 1 and all(0.5 < step[2][i] / max(1, s[0][2][i]) < 2 for step in s for i in (0, 1)):
@@ -141,7 +141,7 @@ def from_ubnormal(data, size, channels, seed=0):
 
         def frames():
             for frame in Decoder(video):
-                grey = cv2.blur(resize(cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)[:, :, None], size), (3, 3))
+                grey = cv2.blur(resize(as_channels(frame, 1), size), (3, 3))
                 yield np.repeat(grey.reshape(*size, 1), channels, axis=2)
         small = (cv2.resize(m.astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST) > 0 for m in masks)
         found += sequences(frames(), small, 800, 5000)

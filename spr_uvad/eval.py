@@ -165,8 +165,7 @@ def score_video(args, r):
         scores, detections = objects.per_video(ready, ready.test, values, scoring.NO_BOX)
         s, d = scores[video.name], detections[video.name]
         red = red_of(detections)
-        evaluation.write_own_video(video.name, ready.cache.frames(video), ready.cache.info(video)["fps"], s, args.smoothing, "LBR-SPR",
-                                   out, d, red, args.top)
+        evaluation.write_own_video(video.name, *ready.pictures(video), s, args.smoothing, "LBR-SPR", out, d, red, args.top)
         ready.report_skipped()
 
 

@@ -184,7 +184,7 @@ def picture(path):
     """As one frame of a folder: a damaged one is replaced by its neighbour and named."""
     folder = path.parent / "frames"
     save_frames(folder, walkers(2), digits=4)
-    target = folder / f"0009{path.suffix}"
+    target = folder / f"0002{path.suffix}"
     target.write_bytes(path.read_bytes())
     decoder = Decoder(list_videos(path.parent)[0])
     found = list(decoder)

@@ -44,7 +44,8 @@ def test_a_clock_that_jumps_changes_nothing():
     """Durations are measured by clocks that run on when somebody sets the date, and no file is judged by its age."""
     for path in [p for folder in ("common", *METHODS) for p in files(folder)]:
         names = {ast.unparse(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
-        assert not names & {"time.time", "time.time_ns", "datetime.now", "datetime.datetime.now"}, path
+        allowed = {"datetime.datetime.now"} if path == ROOT / "sdmae" / "live.py" else set()     # when a camera's frame came
+        assert not names & {"time.time", "time.time_ns", "datetime.now", "datetime.datetime.now"} - allowed, path
 
 
 def scripts():

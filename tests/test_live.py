@@ -1,11 +1,17 @@
 """Live scoring of AED-MAE without a network: events, thresholds, lost streams, and which frames make a sample."""
 import csv
+import datetime
+import functools
+import http.server
 import threading
 
 import numpy as np
 
+from common.container import Clock
+from common.video import without_secrets
 from sdmae import live
 from sdmae.frames import SEEN
+from tests.helpers import save_video, walkers
 
 
 def test_events_and_threshold(tmp_path):
@@ -13,7 +19,7 @@ def test_events_and_threshold(tmp_path):
     with open(tmp_path / "e.csv", "w", newline="") as f:
         events = live.Events(1.0, 4.0, f, said.append)
         for t, s in enumerate([0, 2, 3, 0, 0, 2, 0, 0, 0, 0, 0, 5]):
-            events.add(t, s)
+            events.add(live.Moment(t, t / 4, "", s))
         events.end()
     table = list(csv.DictReader(open(tmp_path / "e.csv")))
     assert [(x["start_frame"], x["end_frame"], x["peak_frame"]) for x in table] == [("1", "5", "2"), ("11", "11", "11")]
@@ -49,12 +55,15 @@ class FakeCapture:
 def test_a_lost_stream_is_opened_again(monkeypatch):
     FakeCapture.opened, said = 0, []
     monkeypatch.setattr(live.cv2, "VideoCapture", FakeCapture)
-    stream, stop, got = live.Stream("rtsp://x/y", 0.01, said.append), threading.Event(), []
-    for segment, frame in stream.frames(stop):
+    stream, stop, got, came = live.Stream("rtsp://user:secret@x/y", 0.01, said.append), threading.Event(), [], []
+    for segment, seconds, arrival, frame in stream.frames(stop):
         got.append((segment, int(frame[0, 0, 0])))
+        came.append((seconds, datetime.datetime.fromisoformat(arrival)))
         if len(got) == 25:
             stop.set()
     assert sum("lost" in x for x in said) >= 2 and sum("back" in x for x in said) >= 2
+    assert came == sorted(came) and came[0][0] == 0 and all(arrival.tzinfo for _, arrival in came)
+    assert stream.name == "x_y" and not any("secret" in x or "user" in x for x in said)
     assert [s for s, v in got if v == 1] == [0] * 10 and all(s > 0 for s, v in got if v > 1)
 
 
@@ -67,6 +76,51 @@ def test_no_neighbours_across_a_gap():
         assert len(window.kept) <= 7
     got += window.flush()
     assert [t for t, _, _ in got] == list(range(14))
-    for t, seen, frame in got:
+    for t, seen, (frame,) in got:
         first, last = (0, 4) if t < 5 else (5, 13)
         assert seen[:, 0, 0, 0].tolist() == [t + d if first <= t + d <= last else t for d in SEEN] and frame[0, 0, 0] == t
+
+
+def test_an_event_ends_at_a_gap_and_says_when_it_came(tmp_path):
+    with open(tmp_path / "e.csv", "w", newline="") as f:
+        events = live.Events(1.0, 25.0, f, lambda _: None)
+        for t in range(20):
+            seconds = t / 25 + (30 if t >= 10 else 0)            # the camera was away for half a minute
+            events.add(live.Moment(t, seconds, f"at {t}", 2.0 + (t == 13)))
+        events.end()
+    first, second = csv.DictReader(open(tmp_path / "e.csv"))
+    assert (first["start_frame"], first["end_frame"], first["end_arrival"]) == ("0", "9", "at 9")
+    assert (second["start_frame"], second["start_seconds"], second["peak_arrival"]) == ("10", "30.40", "at 13")
+
+
+def test_a_window_is_seconds_and_at_an_even_rate_frames():
+    scores, even = np.random.default_rng(0).random(100), live.PastMean(0.5, Clock(25.0))
+    assert np.allclose([even.add(t / 25, s) for t, s in enumerate(scores)], live.moving_mean(scores, 12)) and even.rate == 25
+    times = np.r_[np.arange(20.0), 20 + np.arange(80) / 25]      # one frame a second, then 25
+    uneven = live.PastMean(0.5, Clock(99 / times[-1], times))
+    means = [uneven.add(x, s) for x, s in zip(times, scores)]
+    assert np.allclose(means[:20], scores[:20]) and np.isclose(means[60], scores[48:61].mean()) and uneven.width == 13
+    assert 24 < uneven.rate / uneven.width * times[-1] < 30      # means that share no frame: 20, and 2 a second
+
+
+def test_a_file_behind_http_is_a_recording(tmp_path):
+    save_video(tmp_path / "a.avi", walkers(40))
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=tmp_path))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        source = live.source_of(f"http://user:secret@127.0.0.1:{server.server_port}/a.avi", 1.0)
+        got = list(source.frames(threading.Event()))
+    finally:
+        server.shutdown()
+    assert not source.live and len(got) == 40 and got[10][1] == 1.0 and "secret" not in source.name
+
+
+def test_no_user_and_no_password():
+    hidden = {"rtsp://admin:p@ss/w@10.0.0.1:554/live": "rtsp://10.0.0.1:554/live", "rtsp://10.0.0.1/live": "rtsp://10.0.0.1/live",
+              "http://cam/v?user=joe&password=xyz&channel=1": "http://cam/v?user=…&password=…&channel=1"}
+    for address, shown in hidden.items():
+        assert without_secrets(address) == shown

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from common import report
+from common.container import Clock
 from common.report import key_frames, write
 from tests.helpers import walkers
 
@@ -62,8 +63,8 @@ def small(path, name="b </script>", overlays=True):
     boxes = {k: np.array([[0, 5, 5, 40, 40, 0.1], [20, 5, 5, 40, 40, 9.0]], np.float32) for k in scores}
     write(path, "method on <data>", scores, smoothed, facts=["two <videos>"], notes=[("warn", "a & b")], labels=labels,
           columns={"method": {"micro_auc": 0.75}, "baseline": {}}, rows=[("micro_auc", "micro AUC"), ("ap", "AP")],
-          curves={"method": smoothed}, auc_per_video={"a": 1.0, name: 0.25}, detections=boxes, pictures=lambda _: (walkers(21), 10.0),
-          overlays={k: "overlay/x.mp4" for k in scores} if overlays else None)
+          curves={"method": smoothed}, auc_per_video={"a": 1.0, name: 0.25}, detections=boxes,
+          pictures=lambda _: (walkers(21), Clock(10.0)), overlays={k: "overlay/x.mp4" for k in scores} if overlays else None)
     return path
 
 
@@ -134,7 +135,7 @@ def test_a_hundred_videos_open_quickly_and_stay_small(tmp_path):
     scores = {f"v{i:03d}": rng.random(1000) for i in range(100)}
     labels = {k: (np.arange(1000) % 300 > 200).astype(np.uint8) for k in scores}
     write(tmp_path / "r.html", "t", scores, scores, labels=labels, curves={"m": scores}, auc_per_video={k: 0.5 for k in scores},
-          pictures=lambda name: ((noise[t % 8] for t in range(1000)), 25.0))
+          pictures=lambda name: ((noise[t % 8] for t in range(1000)), Clock(25.0)))
     assert (tmp_path / "r.html").stat().st_size < 20e6
     saw = in_browser(tmp_path / "r.html")
     assert saw["errors"] == [] and saw["rows"] == 100 and saw["opened"] < 2000, saw["opened"]

@@ -25,7 +25,7 @@ from common.features import CLIP  # noqa: E402
 from common.files import UserError, read_json, replacing, run, writable_folder, write_json  # noqa: E402
 from common.late import Late, torch  # noqa: E402
 from common.parallel import add_shard_flag, cores, share_out  # noqa: E402
-from common.video import Decoder, VideoFiles, resize  # noqa: E402
+from common.video import Decoder, VideoFiles, print_warnings, resize  # noqa: E402
 from frd_uvad.preprocess import clips_of, describe  # noqa: E402
 from frd_uvad.svmae.clips import DEPTHS, WHOLE, Depth, cut  # noqa: E402
 
@@ -172,9 +172,10 @@ def build(videos, workers, show=True, *, files, encoder, args, r):
             count = [0]
             try:
                 files.write(v, encoded(source, encoder, args, r, files.folder, count, bar),
-                            lambda shape, n=count: describe(shape, n))
+                            lambda shape, n=count, d=source.decoder: describe(shape, n, d))
             except UserError as e:
                 failed[v.key] = str(e)
+    files.report(v for v in videos if v.key not in failed)
     return [v for v in videos if v.key not in failed], failed
 
 
@@ -225,6 +226,7 @@ def features_of_video(video, settings, args, r):
                                                        mininterval=2) as bar:
         for _, source in ReadAhead([video], encoder.fit, args.workers or cores()):
             parts = list(encoded(source, encoder, said, r, Path(folder), count, bar))
+            print_warnings(video, source.decoder.warnings)
     return np.concatenate(parts), count[0]
 
 
