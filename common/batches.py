@@ -19,7 +19,8 @@ def copy_rows(array, rows, out, places, field=None, part=slice(None)):
     if field is not None:
         sub, start = array.dtype.fields[field]
         start += part.indices(sub.shape[0])[0] * (sub.itemsize // sub.shape[0])
-    if not isinstance(array.base, mmap.mmap) or not hasattr(os, "preadv") or (field is None and array.shape[1:] != out.shape[1:]):
+    whole = array.flags.c_contiguous and (field is not None or array.shape[1:] == out.shape[1:])   # rows lie one after another
+    if not isinstance(array.base, mmap.mmap) or not hasattr(os, "preadv") or not whole:
         out[places] = array[rows] if field is None else array[field][rows][:, part]
         return
     file = os.open(array.filename, os.O_RDONLY)

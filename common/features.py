@@ -10,6 +10,7 @@ last clips), or one .npy per video ([clips, width], [clips, crops, width] or [cr
 name__0.npy, are put together). Labels: by the videos' names (labels/<video>.npy, an .npz, a csv, temporal annotations of UCF-Crime and
 XD-Violence), or one vector of all test clips or frames (`gt-*.npy`) together with the list of videos by which it was made.
 """
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,7 +117,7 @@ class FeatureData:
             raise UserError(f"no annotation for the test video {name} in {self.label_source}: add it, or take its features away")
         known = self._labels[name]
         if isinstance(known, np.ndarray):
-            if not self.segments and abs(len(known) - clips) >= CLIP:
+            if not self.segments and abs(len(known) - clips) > CLIP:
                 raise UserError(f"labels of video {name} ({self.label_source}) are of {len(known)} frames, its {len(video)} clips of "
                                 f"features of {clips}: one of them is of another version, or the features are segments (--segments)")
             return known
@@ -195,9 +196,21 @@ def split_of(root, split):
     return per_video(feature_folders(root, split), split, own=(root / "settings.json").exists())
 
 
+def npy_files(folder):
+    """The .npy files below a folder, each folder once, links followed."""
+    files, seen = [], set()
+    for path, folders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(path) in seen:
+            folders.clear()
+            continue
+        seen.add(os.path.realpath(path))
+        files += [Path(path) / n for n in names if n.endswith(".npy")]
+    return files
+
+
 def feature_folders(root, split):
     """The folders of a split's features. Of several kinds of features (RGB, Flow, …) those of RGB are taken, and the others named."""
-    folders = [p for p in sorted(root.iterdir()) if p.is_dir() and next(p.rglob("*.npy"), None)]
+    folders = [p for p in sorted(root.iterdir()) if p.is_dir() and not re.search("mask|label", p.name, re.I) and npy_files(p)]
     matching = [p for p in folders if re.search(split, p.name, re.I)]
     if split == "train" and not matching:       # XD-Violence: RGB/ beside RGBTest/
         matching = [p for p in folders if any(q.name.lower() == f"{p.name}test".lower() for q in folders)]
@@ -217,20 +230,22 @@ def index_of(array, path, root, split, other):
         two = rows.ndim == 2 and rows.shape[1] == 2 and rows.size and rows.dtype.kind in "iuf"
         if not two or (rows[:, 1] < rows[:, 0]).any() or rows.min() < 0:
             raise UserError(f"index {file}: expected [videos, 2] of the first and last clips of each video")
-        files.append(file)
+        files.append((file, int(rows.max())))
         if rows.max() in (len(array) - 1, len(array)):
             fits.append((file, rows.astype(np.int64)))
     if len(fits) > 1 or (fits and other is not None and fits[0][1].max() in (len(other) - 1, len(other))):
         named = [x for x in fits if re.search("train|test", x[0].name, re.I)]
         fits = [x for x in named if re.search(split, x[0].name, re.I)] if named else fits
         if len(fits) > 1 or not named:
-            raise UserError(f"index {files[0]} fits several arrays of features by its length: call it nalist_train.npy or nalist_test.npy")
+            raise UserError(f"index {(fits or files)[0][0]} fits several arrays of features by its length: call it nalist_train.npy or "
+                            "nalist_test.npy")
     if fits:
         return fits[0][1]
-    mine = [f for f in files if re.search(split, f.name, re.I)] or (files if other is None else [])
-    if mine:
-        raise UserError(f"index {mine[0]} does not end where {path.name} does, which has {len(array)} clips: expected [videos, 2] of the "
-                        "first and last clips inside it")
+    others = [] if other is None else [len(other) - 1, len(other)]
+    for file, end in files:
+        if end not in others or re.search(split, file.name, re.I):
+            raise UserError(f"index {file} ends at clip {end}, and {path.name} has {len(array)}: expected [videos, 2] of the first and "
+                            "last clips inside it")
     return None
 
 
@@ -245,8 +260,9 @@ def concatenated(path, root, split, other_path):
         return [FeatureVideo(path.stem, split, [array], path=path)]
     if (rows[1:, 0] == rows[:-1, 1]).all() and (len(rows) > 1 or rows.max() == len(array)):    # half-open ranges
         rows = np.stack([rows[:, 0], rows[:, 1] - 1], axis=1)
-    return [FeatureVideo(f"{split}{i:04d}", split, [array], int(a), int(min(b, len(array) - 1)), path)
-            for i, (a, b) in enumerate(rows)]
+    if rows[0, 0] != 0 or rows[-1, 1] != len(array) - 1 or (rows[1:, 0] != rows[:-1, 1] + 1).any():
+        raise UserError(f"the index of {path}: its videos do not follow one another without gaps or overlaps from clip 0 on")
+    return [FeatureVideo(f"{split}{i:04d}", split, [array], int(a), int(b), path) for i, (a, b) in enumerate(rows)]
 
 
 def name_of_file(stem):
@@ -254,10 +270,25 @@ def name_of_file(stem):
     return re.sub(r"_(i3d|x3d|rgb|clip)$", "", re.sub(r"__\d+$", "", stem))
 
 
+def names_of_files(stems):
+    """{stem: name}. An ending (_i3d, …) is the extractor's where all files have it, and a part of the name where some have it."""
+    cut = {stem: name_of_file(stem) for stem in stems}
+    endings = {re.sub(r"__\d+$", "", stem)[len(name):] for stem, name in cut.items()}
+    return cut if len(endings) == 1 else {stem: re.sub(r"__\d+$", "", stem) for stem in stems}
+
+
+def name_in(text, known):
+    """Which of the names in `known` a path or name stands for, with or without folders, suffix, crop number and ending; or None."""
+    stem = re.sub(r"\.(npy|mp4|avi|mkv)$", "", re.split(r"[/\\]", text)[-1])
+    short = name_of_file(stem)
+    spellings = [text, stem, re.sub(r"__\d+$", "", stem), short, re.sub(r"_\d$", "", short), re.sub(r"_\d$", "", stem)]
+    return next((x for x in spellings if x in known), None)
+
+
 def per_video(folders, split, own=False):
     """Videos of one .npy each, or of one per crop (name__0.npy … name__9.npy, each [clips, width], in one folder). own: the files were
     written by this toolkit, under the names that the videos have."""
-    files = sorted((p for folder in folders for p in folder.rglob("*.npy")), key=lambda p: (natural(p), str(p)))
+    files = sorted((p for folder in folders for p in npy_files(folder)), key=lambda p: (natural(p), str(p)))
     arrays = {p: load_array(p, "features", mmap=True) for p in files}
     for p, x in arrays.items():
         if x.ndim not in (2, 3) or 0 in x.shape:
@@ -265,8 +296,9 @@ def per_video(folders, split, own=False):
     groups = {} if own else crop_files(files, arrays)
     joined = {p for paths in groups.values() for p in paths}
     groups.update({(p.parent, p.stem): [p] for p in files if p not in joined})
-    names = {key: key[1] if own else name_of_file(key[1]) for key in groups}
-    videos, swapped = {}, crops_first([x for x in arrays.values() if x.ndim == 3], files)
+    short = {} if own else names_of_files({stem for _, stem in groups})
+    names = {key: short.get(key[1], key[1]) for key in groups}
+    videos, swapped = {}, not own and crops_first([x for x in arrays.values() if x.ndim == 3], files)
     for key, paths in sorted(groups.items(), key=lambda item: files.index(item[1][0])):
         name, parts = names[key], [arrays[p] for p in paths]
         if len({x.shape for x in parts}) > 1:
@@ -280,10 +312,9 @@ def per_video(folders, split, own=False):
         if parts[0].ndim == 3 and swapped:
             parts = list(parts[0])           # one view per crop
         videos[name] = FeatureVideo(name, split, parts, path=paths[0])
-    transposed = {x.shape[0] for x in arrays.values() if x.ndim == 2}, {x.shape[-1] for x in arrays.values()}
-    if len(transposed[0]) == 1 and len(transposed[1]) > 1:
-        raise UserError(f"features {files[0]} {arrays[files[0]].shape} and the other files differ in their last axis and agree in the "
-                        "first, as [width, clips] do: transpose them to [clips, width]")
+    first, last = {x.shape[0] for x in arrays.values() if x.ndim == 2}, {x.shape[-1] for x in arrays.values()}
+    if len(first) == 1 and (len(last) > 1 or (min(first) % 256 == 0 and min(last) % 8)):
+        raise UserError(f"features {files[0]} {arrays[files[0]].shape} look like [width, clips]: transpose them to [clips, width]")
     return list(videos.values())
 
 
@@ -300,9 +331,9 @@ def crop_files(files, arrays):
 def crops_first(arrays, files):
     """Whether arrays are [crops, clips, width], not [clips, crops, width]: all videos have the same number of crops, and not of clips."""
     first, second = ({x.shape[axis] for x in arrays} for axis in (0, 1))
-    if len(first) != 1 or not first <= CROPS - {1} or first == second:
+    if len(first) != 1 or not first <= CROPS:
         return False
-    if len(second) == 1 and second <= CROPS - {1}:
+    if first != {1} and len(second) == 1 and second <= CROPS - {1}:
         raise UserError(f"features {files[0]}: which axis of {arrays[0].shape} are the crops cannot be told: keep crops in files of their "
                         "own, name__0.npy … [clips, width]")
     return not (len(second) == 1 and second <= CROPS)
@@ -318,7 +349,7 @@ def read_labels(data, path, order):
         by_name, vectors = ([], [path]) if is_vector else ([path], [])
     else:
         by_name = [*sorted(root.glob("*emporal*nnotation*.txt")), *sorted(root.glob("annotations*.txt")),
-                   *(p for p in [root / "labels"] if p.is_dir())]
+                   *(p for p in sorted(root.iterdir()) if p.is_dir() and (p.name == "labels" or "frame_mask" in p.name))]
         vectors = sorted(root.glob("gt*.npy"))
     if by_name:
         data._labels, data.label_source = labels_by_name(by_name[0], data), by_name[0].name
@@ -345,21 +376,37 @@ def labels_by_name(source, data):
     """{video name: uint8 [frames], or ranges [(first, last)]} of a folder, an .npz, a csv, or temporal annotations."""
     names = {v.name for v in data.test}
     if source.is_dir():
-        out = {f.stem: frame_labels(f) for f in sorted(source.iterdir()) if f.suffix in (".npy", ".txt")}
+        given = {f.stem: frame_labels(f) for f in sorted(source.iterdir()) if f.suffix in (".npy", ".txt")}
     elif source.suffix == ".npz":
-        out = load_arrays(source, "label file")
+        given = load_arrays(source, "label file")
     elif source.suffix == ".csv":
-        return csv_ranges(source, names)
+        return csv_ranges(source, names, lambda text: name_in(text, names) or text)
     else:
-        out = annotations(source)
-    unknown = sorted(set(out) - names)
+        given = annotations(source)
+    out, unknown = {}, []
+    for k, x in given.items():
+        name = name_in(k, names)
+        if name in out:
+            raise UserError(f"labels {source} hold the video {name} twice, as {k} and under another spelling: leave one")
+        if name:
+            out[name] = x if isinstance(x, list) else zeros_and_ones(x, f"labels of video {k} in {source}")
+        else:
+            unknown.append(k)
     if unknown:
         print(f"note: {source.name} annotates {len(unknown)} videos without features, such as {unknown[0]}", flush=True)
-    return {k: x if isinstance(x, list) else zeros_and_ones(x, f"labels of video {k} in {source}") for k, x in out.items() if k in names}
+    if source.is_dir() and out and ("mask" in source.name.lower() or any(np.ndim(x) > 2 for x in given.values())):
+        without = sorted(names - set(out))      # published sets of masks leave normal videos out
+        if without:
+            print(f"note: {source.name} has no mask of {len(without)} test videos, such as {without[0]}: they are taken for normal",
+                  flush=True)
+        out.update({name: [] for name in without})
+    return out
 
 
 def zeros_and_ones(x, what):
-    x = np.asarray(x).reshape(-1)
+    """uint8 [frames] of a vector, or of pixel masks [frames, H, W]: 1 where any pixel is marked."""
+    x = np.asarray(x)
+    x = (x != 0).any((1, 2)) if x.ndim == 3 else x.reshape(-1)
     if not x.size or not np.isin(x, (0, 1)).all():
         raise UserError(f"{what} must be one 0 or 1 per frame")
     return x.astype(np.uint8)
@@ -367,6 +414,9 @@ def zeros_and_ones(x, what):
 
 def cut_vector(data, path, order):
     """Labels of all test clips or frames in a row, cut by an order that is known. -> {video name: uint8 [frames]}, their source"""
+    if data.segments:
+        raise UserError(f"labels {path} cannot be cut, as how many frames each video has is not known of its segments: with --segments "
+                        "give labels by name (labels/<video>.npy, or --labels FILE.npz)")
     flat = zeros_and_ones(load_array(path, "frame labels"), f"labels {path}")
     videos, source = order_of(data, path, order)
     clips = sum(map(len, videos))
@@ -412,9 +462,7 @@ def listed_names(path, known):
         line = line.strip()
         if not line or line.startswith("#"):
             continue
-        stems = [re.sub(r"\.(npy|mp4|avi|mkv)$", "", re.split(r"[/\\]", text)[-1]) for text in (line, line.split()[0])]
-        spellings = [x for s in stems for x in (s, re.sub(r"__\d+$", "", s), name_of_file(s), re.sub(r"_\d$", "", name_of_file(s)))]
-        out[next((x for x in spellings if x in known), stems[0])] = None
+        out[name_in(line, known) or name_in(line.split()[0], known) or line] = None
     return list(out)
 
 
@@ -428,8 +476,11 @@ def annotations(path):
         lines = [line.split() for line in read_text(path, "annotations").splitlines() if line.strip()]
         for words in lines:
             numbers = [int(float(w)) for w in words[1:] if re.fullmatch(r"-?\d+(\.\d+)?", w)]
-            pairs = [(a, b) for a, b in zip(numbers[::2], numbers[1::2]) if a >= 0 and b >= a]
-            out[Path(words[0]).stem if Path(words[0]).suffix.lower() in (".mp4", ".avi", ".mkv") else words[0]] = pairs
+            pairs = [(a, b) for a, b in zip(numbers[::2], numbers[1::2]) if (a, b) != (-1, -1)]
+            if len(numbers) % 2 or any(not 0 <= a <= b for a, b in pairs):
+                raise UserError(f"annotations {path}: {' '.join(words)}: expected pairs of the first and last abnormal frame, and -1 -1 "
+                                "for none")
+            out.setdefault(re.sub(r"\.(mp4|avi|mkv)$", "", words[0], flags=re.I), []).extend(pairs)
     except (OverflowError, ValueError) as e:
         raise UserError(f"annotations {path} cannot be read ({first_line(e)})") from None
     return out

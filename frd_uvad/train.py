@@ -192,15 +192,18 @@ class Trainer:
 
 
 def labels_of_clips(auxiliary, windows):
-    """One number per clip of every video, from a file of pseudo labels."""
-    out = []
+    """One number per clip of every video, from a file of pseudo labels: by split/name, or by name where only one video has it."""
+    out, names = [], [v.name for v in windows.videos]
     for v in windows.videos:
-        if v.name not in auxiliary.labels:
+        pseudo = auxiliary.labels.get(v.key, auxiliary.labels.get(v.name))
+        if pseudo is None:
             raise UserError(f"--auxiliary {auxiliary.source} has no entry for the video {v.name}")
-        own = auxiliary.labels[v.name]
-        if len(own) != len(v):
-            raise UserError(f"--auxiliary {auxiliary.source}: {len(own)} numbers for video {v.name}, which has {len(v)} clips")
-        out.append(own)
+        if v.key not in auxiliary.labels and names.count(v.name) > 1:
+            raise UserError(f"--auxiliary {auxiliary.source}: a training and a test video are called {v.name}: name their entries "
+                            f"train/{v.name} and test/{v.name}")
+        if len(pseudo) != len(v):
+            raise UserError(f"--auxiliary {auxiliary.source}: {len(pseudo)} numbers for video {v.name}, which has {len(v)} clips")
+        out.append(pseudo)
     return np.concatenate(out)
 
 

@@ -54,12 +54,12 @@ def save_weights(name, pretrained, path):
 
 class GivenFeatures:
     """Features made elsewhere: <folder>/<split>/<video>.npy, one row per frame [frames, width], or one per clip of 16 frames, [clips,
-    width] or [clips, crops, width], which all of its frames take (their mean over crops)."""
+    width], [clips, crops, width] or [crops, clips, width], which all of its frames take (their mean over crops)."""
     preprocess = "none"
 
     def __init__(self, folder):
         self.folder, self.name = Path(folder), f"{FILES}{folder}"
-        files = sorted(self.folder.glob("*/*.npy"))
+        files = sorted(p for split in ("train", "test") for p in self.folder.glob(f"{split}/*.npy"))     # and no labels/*.npy
         if not files:
             raise UserError(f"--clip {self.name}: there are no features <split>/<video>.npy in {folder}")
         self.width = int(load_array(files[0], "features", mmap=True).shape[-1])
@@ -76,10 +76,16 @@ class GivenFeatures:
         if x.ndim not in (2, 3) or x.shape[-1] != self.width or not np.isfinite(x).all():
             raise UserError(f"features {path}: expected finite numbers of width {self.width}, [frames or clips, width], got shape "
                             f"{x.shape}")
-        x = x.mean(1) if x.ndim == 3 else x
+        clips = -(-frames // CLIP)
+        if x.ndim == 3:
+            fits = [n in (frames, clips) for n in x.shape[:2]]
+            if all(fits) and x.shape[1] > 1 and not side.exists():
+                raise UserError(f"features {path}: {x.shape} may be [clips, crops, width] or [crops, clips, width]: save their "
+                                "mean over crops")
+            x = x.mean(0 if fits == [False, True] else 1)
         if len(x) == frames:
             return x.astype(np.float16)
-        if len(x) != -(-frames // CLIP):
+        if len(x) != clips:
             raise UserError(f"features {path}: {len(x)} rows for a video of {frames} frames; expected one per frame or per {CLIP} frames")
         return np.repeat(x, CLIP, axis=0)[:frames].astype(np.float16)
 

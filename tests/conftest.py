@@ -28,6 +28,13 @@ class Listing(list):
     def __exit__(self, *_):
         pass
 
+    def __next__(self):                        # os.walk calls it
+        if not self:
+            raise StopIteration
+        return self.pop(0)
+
+    close = __exit__
+
 
 @pytest.fixture(params=["a to z", "z to a"])
 def listing(request, monkeypatch):

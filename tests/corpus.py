@@ -13,7 +13,7 @@ import torch
 from scipy import io
 
 from common import datasets, detectors, evaluation, labels, training, ubnormal
-from common.features import find_features
+from common.features import FeatureVideo, find_features, listed_names
 from common.files import load_array, read_json
 from common.flow import FlowFiles
 from common.shanghaitech_sd import build
@@ -21,7 +21,6 @@ from common.video import Decoder, Video, list_videos, open_video, read_image
 from frd_uvad import scoring as frd_scoring
 from frd_uvad.svmae.clips import Depth
 from frd_uvad.svmae.eval import text_of
-from frd_uvad.svmae.train import names_of
 from scene_aware_ae.preprocess import read_scenes
 from tests.helpers import save_frames, save_video, walkers
 
@@ -137,7 +136,7 @@ def flow(path):
 
 def captions(path):
     moved(path, "captions/b_1.npy")
-    return text_of(path.parent / "captions", Video("b_1", "."))
+    return text_of(path.parent / "captions", FeatureVideo("b_1", "test", [np.zeros((3, 1, 16), np.float32)]))
 
 
 def scenes(path):
@@ -231,7 +230,7 @@ KINDS = {
     "captions.npy": (lambda p: np.save(p, RNG.random((3, 16))), captions),
     "scenes.csv": (lambda p: p.write_text("a_1,x\nb_1,y\n"), scenes),
     "split.txt": (lambda p: p.write_text("training 01_001\ntesting 01_0014\n"), scene_split),
-    "bags.txt": (lambda p: p.write_text("a.mp4\nb\n"), lambda p: names_of(p, "--normal")),
+    "bags.txt": (lambda p: p.write_text("a.mp4\nb\n"), lambda p: listed_names(p, {"a", "b"})),
     "tracks.txt": (lambda p: p.write_text("1,3,9\n"), tracks_of_ubnormal),
     "object.png": (image, mask_of_ubnormal),
     "side.json": (lambda p: p.write_text('{"frames": 3}'), lambda p: read_json(p, "entry")),

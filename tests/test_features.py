@@ -1,10 +1,18 @@
 """Clip features as people have them: folders, axes, crops and index files are understood or refused, and labels never reach a video that
 they were not made for, in whichever order files are listed."""
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from common.features import CLIP, find_features, per_video
+from common.features import CLIP, FeatureVideo, find_features, per_video
 from common.files import UserError
+from common.video import Video
+from frd_uvad.svmae.clips import Depth
+from frd_uvad.svmae.eval import text_of
+from frd_uvad.svmae.train import bags_of
+from frd_uvad.train import labels_of_clips
+from scene_aware_ae.encoder import GivenFeatures
 
 pytestmark = pytest.mark.usefixtures("listing")
 
@@ -169,7 +177,7 @@ def test_labels_of_another_length_name_both(tmp_path):
     root = write_features(tmp_path)
     for name in VIDEOS:
         save(root / "labels" / f"{name}_x264.npy", truth(name))
-    for length, right in ((VIDEOS["Abuse028"] * CLIP - 15, True), (VIDEOS["Abuse028"] * CLIP + 15, True), (1231, False), (96, False)):
+    for length, right in ((VIDEOS["Abuse028"] * CLIP - 15, True), (VIDEOS["Abuse028"] * CLIP + 15, True), (1231, False), (95, False)):
         save(root / "labels" / "Abuse028_x264.npy", np.ones(length, np.uint8))
         if right:
             data = find_features("ucfcrime", root)
@@ -234,7 +242,7 @@ def test_parts_of_a_split_are_read_together(tmp_path, capsys):
 
 @pytest.mark.parametrize("shapes, crops, clips", [
     ([(6, 8), (4, 8)], 1, [6, 4]), ([(6, 1, 8), (4, 1, 8)], 1, [6, 4]), ([(6, 10, 8), (4, 10, 8)], 10, [6, 4]),
-    ([(10, 6, 8), (10, 4, 8)], 10, [6, 4]), ([(5, 47, 8)], 5, [47]), ([(10, 10, 8)], 10, [10]), ([(10, 1, 8)], 1, [10]),
+    ([(10, 6, 8), (10, 4, 8)], 10, [6, 4]), ([(5, 47, 8)], 5, [47]), ([(1, 6, 8), (1, 7, 8)], 1, [6, 7]), ([(10, 1, 8)], 1, [10]),
     ([(6, 2, 8), (4, 2, 8)], 2, [6, 4])])
 def test_axes_are_recognised(tmp_path, shapes, crops, clips):
     for i, shape in enumerate(shapes):
@@ -247,8 +255,9 @@ def test_axes_are_recognised(tmp_path, shapes, crops, clips):
 
 
 @pytest.mark.parametrize("shapes, words", [
-    ([(8, 6), (8, 4)], "transpose them"), ([(5, 10, 8)], "cannot be told"), ([(6, 8), (4, 9)], "width"), ([(0, 8)], "at least one clip"),
-    ([(3,)], "expected \\[clips"), ([(2, 2, 2, 2)], "expected \\[clips")])
+    ([(8, 6), (8, 4)], "transpose them"), ([(5, 10, 8)], "cannot be told"), ([(10, 10, 8)], "cannot be told"),
+    ([(0, 8)], "at least one clip"),
+    ([(1024, 30)], "transpose them"), ([(6, 8), (4, 9)], "width"), ([(3,)], "expected \\[clips"), ([(2, 2, 2, 2)], "expected \\[clips")])
 def test_axes_that_cannot_be_right_are_refused(tmp_path, shapes, words):
     for i, shape in enumerate(shapes):
         save(tmp_path / "test" / f"v{i}.npy", np.zeros(shape, np.float32))
@@ -290,6 +299,70 @@ def test_an_index_goes_to_the_array_that_it_ends_with(tmp_path, train, test, fil
     assert {"train": len(data.train), "test": len(data.test)} == {"train": 1, "test": 1, outcome: 5}
 
 
+@pytest.mark.parametrize("rows_of, words", [([[0, 5], [5, 30]], "ends at clip 30"), ([[0, 5], [6, 9]], "gaps or overlaps"),
+                                            ([[0, 3], [5, 8]], "gaps or overlaps"), ([[8, 0]], "first and last")])
+def test_an_index_that_does_not_fit_is_refused(tmp_path, rows_of, words):
+    save(tmp_path / "concat_UCF.npy", rows(20, 1, 8))
+    save(tmp_path / "Concat_test_10.npy", rows(9, 1, 8))
+    save(tmp_path / "nalist.npy", np.array(rows_of))
+    with pytest.raises(UserError, match=words):
+        find_features("ucfcrime", tmp_path)
+
+
+def test_videos_without_a_mask_are_normal_and_counted(tmp_path, capsys):
+    """ShanghaiTech's weakly supervised split: names say nothing, and test_frame_mask/ holds the abnormal videos alone."""
+    for n in ("01_0015", "01_001", "02_003"):
+        save(tmp_path / "SH_Test" / f"{n}_i3d.npy", rows(4, 1, 8))
+    save(tmp_path / "test_frame_mask" / "01_0015.npy", np.arange(64) > 30)
+    save(tmp_path / "test_frame_mask" / "03_0031.npy", np.ones(99))
+    pixels = np.zeros((64, 3, 4), np.uint8)
+    pixels[31:, 1, 2] = 255
+    save(tmp_path / "own" / "01_0015.npy", pixels)
+    for source in (None, tmp_path / "test_frame_mask", tmp_path / "own"):
+        data = find_features("shanghaitech", tmp_path, source)
+        assert {v.name: int(data.labels(v).sum()) for v in data.test} == {"01_0015": 33, "01_001": 0, "02_003": 0}
+        assert "has no mask of 2 test videos, such as 01_001: they are taken for normal" in capsys.readouterr().out
+    (tmp_path / "test_frame_mask").rename(tmp_path / "labels")
+    with pytest.raises(UserError, match="no annotation for the test video"):
+        find_features("shanghaitech", tmp_path)
+
+
+@pytest.mark.parametrize("line, words", [("a 30 20", "pairs"), ("a 1 2 3", "pairs"), ("a 90 99", "whose features end at frame 64")])
+def test_annotations_that_cannot_be_right_are_refused(tmp_path, line, words):
+    save(tmp_path / "test" / "a.npy", rows(4, 1, 8))
+    (tmp_path / "a.txt").write_text(line + "\n")
+    with pytest.raises(UserError, match=words):
+        find_features("features", tmp_path, tmp_path / "a.txt")
+
+
+def test_events_of_one_video_on_several_lines(tmp_path):
+    save(tmp_path / "test" / "a.npy", rows(4, 1, 8))
+    (tmp_path / "a.txt").write_text("a 1 2\na 10 11\n")
+    data = find_features("features", tmp_path, tmp_path / "a.txt")
+    assert np.flatnonzero(data.labels(data.test[0])).tolist() == [1, 2, 10, 11]
+
+
+def test_fortran_ordered_files_are_read_rightly(tmp_path):
+    x = np.random.default_rng(0).normal(size=(6, 10, 8)).astype(np.float32)
+    for order in ("C", "F"):
+        save(tmp_path / order / "test" / "a.npy", np.asarray(x, order=order))
+        assert (find_features("features", tmp_path / order).test[0].clips([5, 2]) == x[[5, 2]]).all()
+
+
+def test_linked_folders_are_followed_and_circles_end(tmp_path):
+    save(tmp_path / "disk" / "a.npy", rows(4, 1, 8))
+    (tmp_path / "f" / "test").mkdir(parents=True)
+    (tmp_path / "f" / "test" / "part").symlink_to(tmp_path / "disk")
+    (tmp_path / "disk" / "circle").symlink_to(tmp_path / "f" / "test")
+    assert [v.name for v in find_features("features", tmp_path / "f").test] == ["a"]
+
+
+def test_an_ending_that_only_some_files_have_is_part_of_their_names(tmp_path):
+    for n in ("door_clip", "gate_rgb"):
+        save(tmp_path / "test" / f"{n}.npy", rows(4, 1, 8))
+    assert [v.name for v in find_features("features", tmp_path).test] == ["door_clip", "gate_rgb"]
+
+
 def test_published_annotations_are_read_in_both_forms(tmp_path):
     for suffix in ("", ".mp4"):
         root = write_features(tmp_path / f"ucf{suffix}")
@@ -304,3 +377,62 @@ def test_published_annotations_are_read_in_both_forms(tmp_path):
     data = find_features("xdviolence", root)
     marked = {v.name.split("__")[0]: np.flatnonzero(data.labels(v)).tolist() for v in data.test}
     assert marked == {"v=a": [*range(3, 10), *range(20, 31)], "Bad.Boys.1995": [*range(6)], "Calm": []}
+
+
+# --------------------------------------------------------------------------------------------- what else is joined with features
+
+def twins():
+    """A training and a test video of one name."""
+    return [FeatureVideo("01", s, [np.zeros((3, 1, 8), np.float32)]) for s in ("train", "test")]
+
+
+def test_pseudo_labels_of_two_videos_of_one_name():
+    windows = SimpleNamespace(videos=twins())
+    aux = SimpleNamespace(source="labels:x.npz", labels={"01": np.ones(3)})
+    with pytest.raises(UserError):
+        labels_of_clips(aux, windows)
+    aux.labels = {"test/01": np.ones(3), "train/01": np.zeros(3)}
+    assert labels_of_clips(aux, windows).tolist() == [0, 0, 0, 1, 1, 1]
+
+
+def test_captions_and_depth_of_two_videos_of_one_name(tmp_path):
+    for i, s in enumerate(("train", "test")):
+        save(tmp_path / s / "01.npy", np.full((3, 8), i, np.float32) + np.arange(8))
+    a, b = twins()
+    assert (text_of(tmp_path, a)[:, 0] == 0).all() and (text_of(tmp_path, b)[:, 0] == 1).all()
+    save(tmp_path / "test" / "01.npy", np.zeros((5, 8)))
+    with pytest.raises(UserError):
+        text_of(tmp_path, b)
+    save(tmp_path / "depth" / "train" / "01.npy", np.repeat(np.arange(8.0)[:, None], 8, 1))
+    save(tmp_path / "depth" / "test" / "01.npy", np.repeat(np.arange(8.0)[None], 8, 0))
+    own = [Depth(tmp_path / "depth", [Video("01", ".", s)], [np.zeros((4, 8, 8, 1), np.uint8)], tmp_path, "cpu").map(0, 0)
+           for s in ("train", "test")]
+    assert (own[0][:, 0] == own[1][0]).all() and own[0][7, 0] == 255 and own[1][7, 0] == 0
+
+
+def test_bags_are_by_name(tmp_path, capsys, listing):
+    for n in ("b", "a", "d", "c", "e"):
+        save(tmp_path / "train" / f"{n}_i3d.npy", rows(4 + ord(n), 1, 8))
+    (tmp_path / "normal.txt").write_text("Training_Normal/a.mp4\n# a comment\nc_i3d.npy\ngone\n")
+    (tmp_path / "abnormal.txt").write_text("d\nb\n")
+    args = SimpleNamespace(features=tmp_path, normal=None, abnormal=None)
+    data = find_features("features", tmp_path)
+    assert [[v.name for v in part] for part in bags_of(args, data)] == [["a", "c"], ["b", "d"]]
+    said = capsys.readouterr().out
+    assert "1 videos of" in said and "such as gone" in said and "1 training videos are in neither list and left out, such as e" in said
+    (tmp_path / "abnormal.txt").write_text("d\na\n")
+    with pytest.raises(UserError):
+        bags_of(args, data)
+
+
+def test_given_features_of_frames(tmp_path):
+    x = np.arange(3, dtype=np.float32)[:, None, None] + np.zeros((3, 10, 8), np.float32)
+    save(tmp_path / "labels" / "v.npy", np.zeros(40))                # is no feature
+    video = SimpleNamespace(name="v", split="test", expected_frames=lambda: 40)
+    for form in (x, x.transpose(1, 0, 2), x[:, 0]):
+        save(tmp_path / "test" / "v.npy", form)
+        given = GivenFeatures(tmp_path)
+        assert given.width == 8 and given.of(video)[:, 0].tolist() == [0] * 16 + [1] * 16 + [2] * 8
+    save(tmp_path / "test" / "v.npy", np.zeros((3, 3, 8)))
+    with pytest.raises(UserError):
+        given.of(video)

@@ -76,7 +76,8 @@ class Depth:
         self.maps = [self.load(source, v, len(a)) for v, a in zip(videos, arrays)]
 
     def load(self, folder, video, frames):
-        path = next((p for p in (folder / f"{video.name}{s}" for s in (".npy", ".png")) if p.exists()), None)
+        places = (folder / video.split, folder)       # a training and a test video may have one name
+        path = next((p for p in (place / f"{video.name}{s}" for place in places for s in (".npy", ".png")) if p.exists()), None)
         if path is None:
             raise UserError(f"--depth {folder}: there is no {video.name}.npy or .png for the video {video.name}")
         if path.suffix == ".npy":
@@ -104,7 +105,7 @@ class Depth:
 
 def midas(videos, arrays, folder, device):
     """Write MiDaS's inverse depth of every video's middle frame into `folder`. -> the folder"""
-    missing = [(v, a) for v, a in zip(videos, arrays) if not (folder / f"{v.name}.npy").exists()]
+    missing = [(v, a) for v, a in zip(videos, arrays) if not (folder / v.split / f"{v.name}.npy").exists()]
     if not missing:
         return folder
     try:
@@ -118,7 +119,7 @@ def midas(videos, arrays, folder, device):
         mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
         with torch.inference_mode():
             near = net((x - mean) / std)[0].float().cpu().numpy()
-        with replacing(folder / f"{video.name}.npy") as tmp:
+        with replacing(folder / video.split / f"{video.name}.npy") as tmp:
             np.save(tmp, near)
     return folder
 

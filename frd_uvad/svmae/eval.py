@@ -97,11 +97,20 @@ def load_detector(path, fusion=None, feature_group=None, aggregate_text=None):
     return net, {**(state if ours else {}), "model_args": args}
 
 
+def text_path(folder, video):
+    """Where a video's caption embeddings are: by split where a training and a test video may have one name."""
+    path = folder / video.split / f"{video.name}.npy"
+    return path if path.exists() else folder / f"{video.name}.npy"
+
+
 def text_of(folder, video):
-    """Caption embeddings of a video: float32 [clips, width]."""
-    x = load_array(folder / f"{video.name}.npy", "caption embeddings")
+    """Caption embeddings of a video: float32 [rows, width], a row per clip; published files have one more or less."""
+    path = text_path(folder, video)
+    x = load_array(path, "caption embeddings")
     if x.ndim != 2 or not x.size or x.dtype.kind not in "iuf" or not np.isfinite(x).all():
-        raise UserError(f"caption embeddings {folder / (video.name + '.npy')}: expected finite numbers [clips, width], got shape {x.shape}")
+        raise UserError(f"caption embeddings {path}: expected finite numbers [clips, width], got shape {x.shape}")
+    if abs(len(x) - len(video)) > 1:
+        raise UserError(f"caption embeddings {path}: {len(x)} rows for video {video.name} of {len(video)} clips: expected one per clip")
     return np.asarray(x, np.float32)
 
 
@@ -120,7 +129,7 @@ def score(net, video, text, r, tick=lambda n: None):
 
 def source(video, text):
     """What changes when a video's features or caption embeddings do."""
-    path = text and text / f"{video.name}.npy"
+    path = text and text_path(text, video)
     return [*video.fingerprint(), str(path), path.stat().st_mtime_ns if path and path.exists() else 0]
 
 

@@ -13,8 +13,8 @@ import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from common import training  # noqa: E402
-from common.features import find_features  # noqa: E402
-from common.files import UserError, read_text, run  # noqa: E402
+from common.features import find_features, listed_names  # noqa: E402
+from common.files import UserError, run  # noqa: E402
 from common.late import Late, torch  # noqa: E402
 from common.steps import StepTrainer  # noqa: E402
 from frd_uvad.svmae.eval import FUSIONS, GROUPS, METHOD, add_data_flags, add_eval_flags, evaluate, text_of  # noqa: E402
@@ -43,22 +43,23 @@ def parse(argv=None):
     return parser.parse_args(argv)
 
 
-def names_of(path, flag):
-    lines = [x.strip() for x in read_text(path, flag).splitlines()]
-    return {Path(x).stem if Path(x).suffix.lower() in (".mp4", ".avi", ".mkv", ".npy") else x for x in lines if x and not x.startswith("#")}
-
-
 def bags_of(args, data):
     """-> normal and abnormal training videos."""
     files = {k: getattr(args, k) or (args.features / f"{k}.txt" if (args.features / f"{k}.txt").exists() else None)
              for k in ("normal", "abnormal")}
     if files["normal"] and files["abnormal"]:
         by_name, out = {v.name: v for v in data.train}, []
-        for k, path in files.items():
-            names = names_of(path, f"--{k}")
+        for path in files.values():
+            names = set(listed_names(path, by_name))
             out.append([by_name[n] for n in sorted(names & set(by_name))])
             if names - set(by_name):
                 print(f"note: {len(names - set(by_name))} videos of {path} have no features, such as {sorted(names - set(by_name))[0]}")
+        normal, abnormal = ({v.name for v in videos} for videos in out)
+        if normal & abnormal:
+            raise UserError(f"the training video {min(normal & abnormal)} is in {files['normal']} and in {files['abnormal']}: "
+                            "leave it in one")
+        if unlisted := sorted(set(by_name) - normal - abnormal):
+            print(f"note: {len(unlisted)} training videos are in neither list and left out, such as {unlisted[0]}")
     else:
         normal = [v for v in data.train if "Normal" in v.name or "label_A" in v.name]
         if not normal:
