@@ -1,8 +1,10 @@
 """Frozen image encoders of CLIP through open_clip: uint8 frames in, embeddings out.
 
-    encoder = ClipEncoder("ViT-B-16", "openai", "clip", run)
+    encoder = ClipEncoder("ViT-B-16-quickgelu", "openai", "clip", run)
     encoder.encode(np.stack([encoder.fit(f) for f in frames]))      # float32 [n, encoder.width]
 """
+import pickle
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +18,46 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 RANDOM = "random"              # weights for --benchmark: speed does not depend on them
 
 
+def uses_quick_gelu(path):
+    """Whether a file's weights were trained with QuickGELU, which their values do not show; None where the file does not say.
+
+    OpenAI's files are TorchScript archives, and all of them use it; --save-weights writes it down.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if any("/code/" in name for name in archive.namelist()):
+                return True
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("quick_gelu")
+    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, AttributeError):     # open_clip will say what is wrong with it
+        return None
+
+
+def config_of(name, pretrained):
+    """The open_clip model that the weights were trained as: `name`, or `name`-quickgelu, which differs in the activation alone."""
+    import open_clip
+    generic = name.removesuffix("-quickgelu")
+    if f"{generic}-quickgelu" not in open_clip.list_models():
+        return name
+    path = Path(str(pretrained))
+    if path.is_file():
+        quick = uses_quick_gelu(path)
+        if quick is None and name == generic:
+            print(f"note: {path} does not say which activation it was trained with, and --clip {name} takes GELU; OpenAI's, MetaCLIP's and "
+                  f"DFN's weights need --clip {name}-quickgelu", flush=True)
+    else:
+        quick = open_clip.get_pretrained_cfg(generic, str(pretrained)).get("quick_gelu")
+    if quick is None:
+        return name
+    return f"{generic}-quickgelu" if quick else generic
+
+
 class ClipEncoder:
     """The image half of an open_clip model. preprocess clip: its own (short side to the input size, centre, RGB, its mean and
     deviation); paper: the whole frame squeezed to a square, BGR, in [-1, 1], as the authors feed it."""
 
     def __init__(self, name, pretrained, preprocess, r, instead=""):
         import open_clip
+        name = name if pretrained == RANDOM else config_of(name, pretrained)
         self.name, self.preprocess, self.run = name, preprocess, r
         self.dtype = torch.float16 if r.device.type == "cuda" else torch.bfloat16 if r.precision == "bf16" else torch.float32
         try:

@@ -7,6 +7,7 @@
     mmdet:CONFIG:CHECKPOINT             any mmdet 3 detector (optional, see requirements.txt)
 """
 import pickle
+import re
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,19 +20,24 @@ KINDS = "motion, file:BOXES.npz, onnx:YOLOX.onnx, torchvision[:MODEL], mmdet:CON
 NONE = np.zeros((0, 5), np.float32)
 
 
+def files_of(spec):
+    """The files that a spec names."""
+    kind, _, rest = spec.partition(":")
+    if kind == "mmdet":
+        return re.split(r":(?![\\/])", rest)       # C:\\… and C:/… are drives
+    return [rest] if kind in ("file", "onnx") else []
+
+
 def check(spec):
     """Refuse a wrong --boxes before any work is done. -> the kind."""
     kind, _, rest = spec.partition(":")
     if kind not in ("motion", "file", "onnx", "torchvision", "mmdet") or (kind in ("file", "onnx") and not rest):
         raise UserError(f"--boxes {spec} is not known; choose one of {KINDS}")
-    if kind in ("file", "onnx") and not Path(rest).is_file():
-        raise UserError(f"--boxes {spec}: {rest} does not exist")
-    if kind == "mmdet":
-        if rest.count(":") != 1:
-            raise UserError(f"--boxes {spec}: expected mmdet:CONFIG:CHECKPOINT")
-        for path in rest.split(":"):
-            if not Path(path).is_file():
-                raise UserError(f"--boxes {spec}: {path} does not exist")
+    if kind == "mmdet" and len(files_of(spec)) != 2:
+        raise UserError(f"--boxes {spec}: expected mmdet:CONFIG:CHECKPOINT")
+    for path in files_of(spec):
+        if not Path(path).is_file():
+            raise UserError(f"--boxes {spec}: {path} does not exist")
     return kind
 
 
@@ -41,11 +47,11 @@ def uses_device(spec):
 
 def fingerprint(spec):
     """What makes boxes of one spec differ from another's: the spec, and its files' sizes and times."""
-    kind, _, rest = spec.partition(":")
+    kind = check(spec)
     if kind not in ("file", "onnx", "mmdet"):
         return [spec]
     out = [kind]
-    for path in rest.split(":") if kind == "mmdet" else [rest]:
+    for path in files_of(spec):
         s = Path(path).stat()
         out += [Path(path).name, s.st_size, s.st_mtime_ns]
     return out
@@ -173,7 +179,7 @@ def _no_attribute(owner, name):
 
 def _mmdet(rest, device, min_score):
     import torch
-    config, checkpoint = rest.split(":")
+    config, checkpoint = files_of(f"mmdet:{rest}")
     try:
         from mmdet.apis import inference_detector, init_detector
     except ImportError as e:

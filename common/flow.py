@@ -24,6 +24,7 @@ def check(method):
 
 def fingerprint(method):
     """What makes cubes of one flow differ from another's: its name; of files also how many, how much, how new."""
+    check(method)
     if not method.startswith(FILES):
         return method
     stats = [p.stat() for p in Path(method.removeprefix(FILES)).rglob("*.npy")]

@@ -217,8 +217,6 @@ class CubeStore(VideoFiles):
     def __init__(self, cache, folder, settings):
         super().__init__(Path(folder) / f"cubes-{settings.key()}")
         self.cache, self.s = cache, settings
-        detectors.check(settings.boxes)
-        optical_flow.check(settings.flow)
         self.boxes_folder = Path(folder) / ("boxes-" + hashlib.sha256(json.dumps(
             [detectors.fingerprint(settings.boxes), settings.tile]).encode()).hexdigest()[:10])
 

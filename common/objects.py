@@ -104,8 +104,8 @@ def prepare(args, published, r, splits=("train", "test"), data=None, trained=Non
     folder = data.cache_folder(args.cache)
     videos = [v for s in splits for v in getattr(data, s)]
     cache = FrameCache(folder / "frames")
+    store = CubeStore(cache, folder, settings)      # refuses wrong settings before any work
     usable, failed = share_out(cache, videos, cache.build, args, r)
-    store = CubeStore(cache, folder, settings)
     there, lost = share_out(store, usable, partial(store.build, device=r.device), args, r, among=videos)
     return Prepared(data, there, {**failed, **lost}, cache, store)
 

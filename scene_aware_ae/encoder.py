@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common import training
+from common.clip import config_of
 from common.features import CLIP
 from common.files import UserError, first_line, load_array, read_json
 from common.late import Late, torch
@@ -44,11 +45,12 @@ def check(name, preprocess):
 def save_weights(name, pretrained, path):
     """Download a model and write its weights into one file for a machine without a network."""
     import open_clip
+    name = config_of(name, pretrained)
     try:
         model = open_clip.create_model(name, pretrained=str(pretrained))
     except Exception as e:
         raise UserError(f"--save-weights: {name} with {pretrained!r} could not be loaded ({first_line(e)})") from None
-    training.save_checkpoint(path, model.state_dict())
+    training.save_checkpoint(path, {"state_dict": model.state_dict(), "quick_gelu": name.endswith("-quickgelu")})
     print(f"wrote {path}; copy it, and give --clip {name} --pretrained {Path(path).name} there")
 
 

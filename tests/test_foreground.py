@@ -12,7 +12,7 @@ from common.files import UserError
 from common.flow import PairFlow, make_flow
 from common.foreground import CubeStore, Settings, cubes_of_video, drop_covered, motion_boxes, object_boxes
 from common.video import FrameCache, Video, open_video
-from tests.helpers import save_frames, walkers
+from tests.helpers import refused, save_frames, script, walkers
 
 EVERYTHING = np.array([[4, 4, 40, 50, 0.9]], np.float32)
 
@@ -230,3 +230,21 @@ def test_mmdet_boxes(tmp_path):
     (tmp_path / "broken.pth").write_bytes(b"x")
     with pytest.raises(UserError, match="is damaged, or holds"):
         detectors.make_detector(f"mmdet:{config}:{tmp_path / 'broken.pth'}")
+
+
+def test_windows_paths_in_a_spec_of_mmdet():
+    for config, weights in (("C:\\mm\\cfg.py", "D:\\w\\rtmdet.pth"), ("C:/mm/cfg.py", "w.pth"), ("cfg.py", "C:\\w.pth"), ("a.py", "b.pth")):
+        assert detectors.files_of(f"mmdet:{config}:{weights}") == [config, weights]
+    for spec in ("mmdet:C:\\cfg.py:w.pth", "onnx:C:\\yolox.onnx", "file:missing.npz"):
+        with pytest.raises(UserError, match="does not exist"):
+            detectors.check(spec)
+
+
+@pytest.mark.parametrize("flag, value", [("--boxes", "file:missing.npz"), ("--boxes", "onnx:missing.onnx"), ("--boxes", "mmdet:a.py:b.pth"),
+                                         ("--flow", "files:missing")])
+def test_what_is_missing_is_said_before_any_work(tmp_path, flag, value):
+    save_frames(tmp_path / "test" / "v", walkers(6))
+    done = script("hf2vad/preprocess.py", "--dataset", "folder", "--data-root", tmp_path, "--cache", tmp_path / "c", flag, value,
+                  check=False)
+    refused(done, value)
+    assert not [p for p in (tmp_path / "c").rglob("*") if p.is_file()]

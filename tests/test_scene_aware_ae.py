@@ -1,6 +1,7 @@
 """The scene-aware autoencoder through its own scripts, in small; segments, losses and features against plain loops."""
 import csv
 import json
+import zipfile
 from functools import partial
 from types import SimpleNamespace
 
@@ -308,3 +309,25 @@ def test_shards_score_what_one_job_scores(trained, tmp_path):
     flags = ("--dataset", "folder", "--data-root", root, "--cache", tmp_path / "cache", "--workers", 1, "--checkpoint",
              base / "run" / "scene_aware_ae.pt")
     scored_by_shards("scene_aware_ae/eval.py", flags, base / "run" / "strict" / "scores.npz", tmp_path)
+
+
+def test_clip_weights_run_with_the_activation_they_were_trained_with(tmp_path, capsys):
+    import open_clip
+    for name, tag in (("ViT-B-16", "openai"), ("ViT-L-14", "openai"), ("RN50", "openai"), ("ViT-B-32", "metaclip_400m")):
+        assert clip.config_of(name, tag) == clip.config_of(f"{name}-quickgelu", tag) == f"{name}-quickgelu"
+    assert clip.config_of("ViT-B-32", "laion2b_s34b_b79k") == "ViT-B-32" and clip.config_of("ViT-SO400M-14-SigLIP", "webli")[-1] == "P"
+    weights = open_clip.create_model("RN50").state_dict()
+    archive = tmp_path / "RN50.pt"                    # TorchScript, as OpenAI's files are
+    with zipfile.ZipFile(archive, "w") as z:
+        z.writestr("RN50/code/__torch__.py", "")
+    torch.save({"state_dict": weights, "quick_gelu": True}, tmp_path / "quick.pt")
+    torch.save({"state_dict": weights, "quick_gelu": False}, tmp_path / "plain.pt")
+    assert not capsys.readouterr().out
+    for path, config in ((archive, "RN50-quickgelu"), (tmp_path / "quick.pt", "RN50-quickgelu"), (tmp_path / "plain.pt", "RN50")):
+        assert clip.config_of("RN50", path) == clip.config_of("RN50-quickgelu", path) == config
+    torch.save(weights, tmp_path / "bare.pt")
+    assert clip.config_of("RN50-quickgelu", tmp_path / "bare.pt") == "RN50-quickgelu" and not capsys.readouterr().out
+    assert clip.config_of("RN50", tmp_path / "bare.pt") == "RN50" and "need --clip RN50-quickgelu" in capsys.readouterr().out
+    run = training.Run("cpu", "fp32")
+    quick = clip.ClipEncoder("ViT-B-32", clip.RANDOM, "clip", run).name
+    assert quick == "ViT-B-32"

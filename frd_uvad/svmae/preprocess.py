@@ -56,7 +56,7 @@ def parse(argv=None):
     g.add_argument("--crops", type=int, choices=[1, 10], default=1, help="views of each clip: the whole frame; or corners and centre at "
                    "7/8 of it, and their mirror images (default: %(default)s)")
     g.add_argument("--clip", default=None, metavar="MODEL", help="also the mean CLIP embedding of the clip's frames, by this open_clip "
-                   "model, such as ViT-B-16 (default: none)")
+                   "model, such as ViT-B-16-quickgelu (default: none)")
     g.add_argument("--pretrained", default="openai", help="its weights: a name of open_clip's or a local file (default: %(default)s)")
     g.add_argument("--encode-batch", type=int, default=8, help="clips encoded at once (default: %(default)s)")
     add_shard_flag(g)
