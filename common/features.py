@@ -12,7 +12,7 @@ XD-Violence), or one vector of all test clips or frames (`gt-*.npy`) together wi
 """
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,8 @@ CLIP = 16                      # frames of a clip
 ALIASES = {"ucfcrime": ("ucfcrime", "ucf", "ucfcrimes"), "xdviolence": ("xdviolence", "xd"),
            "shanghaitech": ("shanghaitech", "shanghai", "sht"), "features": ("features",)}
 CROPS = {1, 5, 10}
+LABEL_FORMS = ("*emporal*nnotation*.txt, annotations*.txt, labels/ with a .npy or .txt per video, *frame_mask*/, or gt*.npy with the list "
+               "of test videos (*.list, --order)")
 
 
 @dataclass
@@ -90,6 +92,7 @@ class FeatureData:
         self.settings = None                    # how they were made, where they were made from videos
         self.wanted = train + test              # those that were to be here, in the order by which jobs of an array share them
         self.videos = {}                        # (split, name): Video, where the features were made from videos
+        self.dataset = None                     # the Dataset of those videos
         everyone = train + test
         if not everyone:
             raise UserError(f"no features were found under {root}")
@@ -145,7 +148,11 @@ class FeatureData:
 
     def as_dataset(self):
         """The test videos as a Dataset, which is what evaluation asks for labels."""
-        data = Dataset(self.name, self.root, [], [Video(v.name, v.path or self.root) for v in self.test], self.label_source)
+        videos = [Video(v.name, v.path or self.root) for v in self.test]
+        if self.dataset:
+            data = replace(self.dataset, train=[], test=videos, _ranges={}, _arrays={}, _masks={}, _tracks={})
+        else:
+            data = Dataset(self.name, self.root, [], videos, self.label_source, label_forms=LABEL_FORMS)
         if self.has_labels:
             data._arrays = {v.name: (lambda v=v: self.labels(v)) for v in self.test}
         return data

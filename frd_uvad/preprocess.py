@@ -206,6 +206,8 @@ def prepare(args, r, splits=("train", "test")):
     if args.features or name in ("ucfcrime", "xdviolence", "features"):
         root = args.features or next((p for p in (args.data_root / args.dataset, args.data_root) if p.is_dir()), args.data_root)
         return find_features(name or args.dataset, root, args.labels, args.order, args.segments)
+    if args.order or args.segments:
+        raise UserError("--order and --segments are for --features: names and frames of videos are known")
     with r.main_first():
         data = datasets.find(args.dataset, args.data_root, args.labels)
     own = f"{args.backbone}-{args.crops}" + ("" if args.backbone == STAND_IN else "-" + Path(str(args.weights)).stem)
@@ -221,6 +223,7 @@ def prepare(args, r, splits=("train", "test")):
         out.label_source = data.label_source
         out._labels = {v.name: data.labels(v, files.info(v)["frames"]) for v in ready.test}
     out.settings = {k: str(getattr(args, k)) if k != "crops" else args.crops for k in ("backbone", "weights", "crops")}
+    out.dataset = data
     out.skipped, out.wanted, out.videos = ready.skipped, wanted, {(v.split, v.name): v for v in videos}
     return out
 

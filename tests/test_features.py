@@ -5,14 +5,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from common import training
 from common.features import CLIP, FeatureVideo, find_features, per_video
 from common.files import UserError
 from common.video import Video
+from frd_uvad.preprocess import prepare
 from frd_uvad.svmae.clips import Depth
 from frd_uvad.svmae.eval import text_of
 from frd_uvad.svmae.train import bags_of
-from frd_uvad.train import labels_of_clips
+from frd_uvad.train import labels_of_clips, parse
 from scene_aware_ae.encoder import GivenFeatures
+from tests.helpers import save_frames, walkers
 
 pytestmark = pytest.mark.usefixtures("listing")
 
@@ -436,3 +439,19 @@ def test_given_features_of_frames(tmp_path):
     save(tmp_path / "test" / "v.npy", np.zeros((3, 3, 8)))
     with pytest.raises(UserError):
         given.of(video)
+
+
+def test_flags_of_features_are_refused_with_videos(tmp_path):
+    args = parse(["--dataset", "folder", "--data-root", str(tmp_path), "--segments"])
+    with pytest.raises(UserError, match="--segments are for --features"):
+        prepare(args, training.Run("cpu", "fp32"))
+
+
+def test_where_labels_were_looked_for_is_said(tmp_path):
+    save(tmp_path / "f" / "test" / "a.npy", rows(4, 1, 8))
+    assert "looked for *emporal*nnotation*.txt" in find_features("features", tmp_path / "f").as_dataset().no_labels()
+    save_frames(tmp_path / "d" / "test" / "b_0", walkers(20))
+    save(tmp_path / "d" / "labels" / "b_0_label.npy", np.zeros(20))
+    args = parse(["--dataset", "folder", "--data-root", str(tmp_path / "d"), "--cache", str(tmp_path / "c"), "--workers", "1"])
+    said = prepare(args, training.Run("cpu", "fp32")).as_dataset().no_labels()
+    assert "looked for" in said and "b_0_label.npy" in said
