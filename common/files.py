@@ -189,7 +189,9 @@ def read_text(path, what):
 def read_table(path, what):
     """Rows of a csv file, lists of stripped cells; empty lines and comments (#) are left out. -> [(line number, row)]"""
     try:
-        lines = csv.reader(read_text(path, what).splitlines())
+        lines = read_text(path, what).splitlines()
+        semicolons = bool(lines) and ";" in lines[0] and "," not in lines[0]     # Excel's, where the comma is a decimal point
+        lines = csv.reader(lines, delimiter=";" if semicolons else ",")
         return [(i, [x.strip() for x in row]) for i, row in enumerate(lines, 1) if row and not row[0].lstrip().startswith("#")]
     except csv.Error as e:
         raise UserError(f"{what} {path} cannot be read as csv ({first_line(e)})") from None

@@ -1,7 +1,8 @@
-"""Damaged and hostile files: for every format that is read, a sound file, a reader, and ways to spoil it.
+"""Tables of inputs. Damaged and hostile files: for every format that is read, a sound file, a reader, and ways to spoil it.
 
 KINDS[name] = (suffix, write a sound file, read it as the toolkit does). SPOILED[name](bytes, rng) -> other bytes. SPECIAL lists
-whole files that are wrong in a way of their own: (kind, title, write).
+whole files that are wrong in a way of their own: (kind, title, write). PLAIN and LACKING: videos that ffmpeg writes, read in
+test_time.py. SITUATIONS: datasets as users have them, the command that meets them, and what is right.
 """
 import pickle
 import zipfile
@@ -395,3 +396,206 @@ SPECIAL = [
 # what is read after all, or replaced by its neighbour
 HARMLESS = {(kind, title) for kind, title, _ in SPECIAL if kind.startswith("frame.")} | {
     ("events.csv", "other columns"), ("annotation.txt", "letters for numbers"), ("annotation.txt", "the wrong way round")}
+
+
+# --------------------------------------------------------- what ffmpeg writes: command, and right: every frame, its picture and its time
+
+X264 = "-c:v libx264 -preset veryfast -pix_fmt yuv420p"
+PLAIN = {                                # what: the file and ffmpeg's options; 25 frames/s
+    "mpeg4": "a.avi -c:v mpeg4", "mpeg4 with B-frames": "a.avi -c:v mpeg4 -bf 2", "mpeg4 in mp4": "a.mp4 -c:v mpeg4 -bf 2",
+    "xvid": "a.mkv -c:v libxvid", "msmpeg4": "a.avi -c:v msmpeg4", "msmpeg4v2": "a.avi -c:v msmpeg4v2", "h263+": "a.mkv -c:v h263p",
+    "h264": f"a.mp4 {X264}", "h264 with B-frames": f"a.mp4 {X264} -bf 3 -b_strategy 0", "h264 in avi": f"a.avi {X264} -bf 2",
+    "h264 in mkv": f"a.mkv {X264} -bf 3", "h264 in ts": f"a.ts {X264} -bf 3", "h264 in flv": f"a.flv {X264}",
+    "h264 elementary": f"a.h264 {X264} -f h264", "h264 4:2:2": "a.mp4 -c:v libx264 -pix_fmt yuv422p",
+    "h264 4:4:4": "a.mp4 -c:v libx264 -pix_fmt yuv444p", "h264 10 bits": "a.mp4 -c:v libx264 -pix_fmt yuv420p10le",
+    "h264 rgb": "a.mp4 -c:v libx264rgb -pix_fmt rgb24", "h264 full range": "a.mp4 -c:v libx264 -pix_fmt yuvj420p",
+    "h264 grey": "a.mp4 -c:v libx264 -pix_fmt gray", "h264 one key frame": f"a.mp4 {X264} -g 999", "h264 fragmented": f"a.mp4 {X264} "
+    "-movflags frag_keyframe+empty_moov", "h264 faststart": f"a.mp4 {X264} -movflags faststart", "h264 NTSC": f"a.mp4 {X264} -r 30000/1001",
+    "hevc": "a.mp4 -c:v libx265 -x265-params log-level=none", "hevc 10 bits": "a.mkv -c:v libx265 -pix_fmt yuv420p10le -x265-params "
+    "log-level=none", "hevc 4:4:4": "a.mp4 -c:v libx265 -pix_fmt yuv444p -x265-params log-level=none", "vp8": "a.webm -c:v libvpx",
+    "vp8 hidden frames": "a.webm -c:v libvpx -auto-alt-ref 1 -lag-in-frames 16 -arnr-maxframes 7",
+    "vp9": "a.webm -c:v libvpx-vp9 -cpu-used 8", "vp9 in mp4": "a.mp4 -c:v libvpx-vp9 -cpu-used 8",
+    "mpeg1": "a.mpg -c:v mpeg1video", "mpeg2 in ps": "a.mpg -c:v mpeg2video", "mpeg2 in vob": "a.vob -f vob -c:v mpeg2video -bf 2",
+    "mpeg2 in ts": "a.ts -c:v mpeg2video -bf 2", "mjpeg": "a.avi -c:v mjpeg -q:v 2", "mjpeg in mov": "a.mov -c:v mjpeg -q:v 2",
+    "mjpeg 4:4:4": "a.mkv -c:v mjpeg -pix_fmt yuvj444p -q:v 2", "wmv1": "a.wmv -c:v wmv1", "wmv2": "a.wmv -c:v wmv2",
+    "flv1": "a.flv -c:v flv", "svq1": "a.mov -c:v svq1", "gif": "a.gif -c:v gif", "png in mov": "a.mov -c:v png",
+    "qtrle": "a.mov -c:v qtrle", "rpza": "a.mov -c:v rpza", "prores": "a.mov -c:v prores_ks", "prores 4444": "a.mov -c:v prores_ks "
+    "-pix_fmt yuva444p10le", "dnxhr": "a.mov -c:v dnxhd -profile:v dnxhr_hq -s 256x192 -pix_fmt yuv422p", "cineform": "a.mov -c:v cfhd",
+    "ffv1": "a.mkv -c:v ffv1", "ffv1 16 bits": "a.mkv -c:v ffv1 -pix_fmt gray16le", "ffv1 with alpha": "a.mkv -c:v ffv1 -pix_fmt bgra",
+    "huffyuv": "a.avi -c:v huffyuv -pix_fmt yuv422p", "huffyuv rgb": "a.avi -c:v huffyuv -pix_fmt rgb24", "ffvhuff": "a.avi -c:v ffvhuff",
+    "utvideo": "a.avi -c:v utvideo -pix_fmt gbrp", "magicyuv": "a.avi -c:v magicyuv -pix_fmt gbrp", "raw bgr": "a.avi -c:v rawvideo "
+    "-pix_fmt bgr24", "raw yuv": "a.avi -c:v rawvideo -pix_fmt yuv420p", "raw bgra": "a.mov -c:v rawvideo -pix_fmt bgra",
+    "raw grey": "a.avi -c:v rawvideo -pix_fmt gray", "v210": "a.mov -c:v v210", "jpeg2000": "a.mkv -c:v libopenjpeg -pix_fmt rgb24",
+    "msvideo1": "a.avi -c:v msvideo1", "cinepak": "a.avi -c:v cinepak", "zmbv": "a.avi -c:v zmbv", "flashsv": "a.flv -c:v flashsv",
+    "theora": "a.ogv -c:v libtheora -q:v 8", "snow": "a.avi -c:v snow -strict -2",
+    "odd width and height": "a.mkv -c:v ffv1 -s 63x47", "odd mjpeg": "a.avi -c:v mjpeg -q:v 2 -s 63x47 -pix_fmt yuvj420p",
+    "odd h264": "a.mp4 -c:v libx264 -pix_fmt yuv444p -s 65x49", "starts late": f"a.mp4 {X264} -bf 2 -output_ts_offset 5",
+    "starts late in ts": f"a.ts {X264} -bf 2 -output_ts_offset 5", "120 frames a second": f"a.mp4 {X264} -vf settb=1/120,setpts=N -r 120",
+    "one frame in 2 s": f"a.mp4 {X264} -vf setpts=N*2/TB -r 0.5",
+}
+RATES = {                                # of those that are not of 25 frames/s; None: ffmpeg repeats some
+    "h264 NTSC": None, "120 frames a second": 120, "one frame in 2 s": 0.5,
+}
+LACKING = {                              # right or refused with the codec's name and the line of ffmpeg that converts
+    "av1": "a.mkv -c:v libaom-av1 -cpu-used 8", "hap": "a.mov -c:v hap", "asv1": "a.avi -c:v asv1 -s 64x48",
+           "speedhq": "a.nut -c:v speedhq -pix_fmt yuv422p",
+           "vc2": "a.mkv -c:v vc2 -strict -1 -pix_fmt yuv422p", "av1 in mp4": "a.mp4 -c:v libaom-av1 -cpu-used 8",
+}
+
+
+# ---------------------------------------------------------------------------- whole datasets and videos, and the commands that meet them
+
+def footage(root, split="test", names=("b_0", "b_1"), frames=32, suffix=".avi"):
+    """Videos of a moving block, or folders of its frames (suffix "")."""
+    for i, name in enumerate(names):
+        save_video(root / split / f"{name}{suffix}", walkers(frames, seed=i)) if suffix else save_frames(
+            root / split / name, walkers(frames, seed=i))
+    return root
+
+
+def put(path, data=b"x"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data if isinstance(data, bytes) else data.encode("utf-8"))
+    return path
+
+
+def copied(source, *targets):
+    for target in targets:
+        put(target, source.read_bytes())
+
+
+def two_frames_of(root, encode):
+    """A video as a folder of two frames that `encode` makes of pictures."""
+    for i, frame in enumerate(walkers(2)):
+        put(root / "test" / "b_0" / f"{i:03d}{encode[0]}", cv2.imencode(encode[0], encode[1](frame))[1].tobytes())
+
+
+def array_labels(root, **labels):
+    """The two videos with one .npy of labels each."""
+    footage(root)
+    for name, y in labels.items():
+        (root / "labels").mkdir(exist_ok=True)
+        np.save(root / "labels" / f"{name}.npy", y)
+
+
+Y = (np.arange(32) >= 20).astype(np.uint8)
+CSV = "video,start,end\nb_0,20,32\nb_1,20,32\n"
+
+
+def with_csv(content, **names):
+    def make(root):
+        footage(root, **names)
+        put(root / "labels.csv", content)
+    return make
+
+
+def per_video(root, names=("a", "b"), clips=6, split="test", crops=1, width=1024, suffix=""):
+    (root / split).mkdir(parents=True, exist_ok=True)
+    for name in names:
+        np.save(root / split / f"{name}{suffix}.npy", RNG.normal(size=(clips, crops, width)).astype(np.float32))
+
+
+def feature_labels(root, lengths, names=("a", "b")):
+    per_video(root, names)
+    (root / "labels").mkdir()
+    for name, n in zip(names, lengths):
+        np.save(root / "labels" / f"{name}.npy", (np.arange(n) >= n // 2).astype(np.uint8))
+
+
+def features_and_vector(root, order=None):
+    per_video(root, ("b", "a"))
+    np.save(root / "gt.npy", np.r_[np.ones(96), np.zeros(96)])     # the first video of the list is abnormal
+    if order:
+        put(root / "test.list", "".join(f"/x/{n}.npy\n" for n in order))
+
+
+def linked(root):
+    footage(root / "disk")
+    (root / "test").symlink_to(root / "disk" / "test")
+    (root / "disk" / "test" / "circle").symlink_to(root / "disk")
+
+
+READ = "frd_uvad/preprocess.py --dataset folder --data-root {root} --cache {root}/cache --workers 1"
+EVALUATE = READ.replace("preprocess", "eval") + " --checkpoint {checkpoint} --out {root}/out"
+FEATURES = "frd_uvad/eval.py --dataset features --features {root} --checkpoint {checkpoint} --out {root}/out"
+SDMAE = "sdmae/preprocess.py --dataset folder --data-root {root} --cache {root}/cache --workers 1"
+
+# what lies there, how it is made, the command, and what is right: the exit code, and what is printed (! before what is not)
+SITUATIONS = [
+    ("class folders", lambda r: (footage(r / "test", "Abuse", ["v1"]), footage(r / "test", "Normal", ["v2"])), READ, 0, "test: 2 videos"),
+    ("class folders two deep", lambda r: footage(r / "test" / "Crime", "Abuse", ["v1", "v2"]), READ, 0, "test: 2 videos"),
+    ("one name in two class folders", lambda r: (footage(r / "test", "A", ["v1"]), footage(r / "test", "B", ["v1"])), READ, 0,
+     "test: 2 videos"),
+    ("videos and a sub-folder of videos", lambda r: (footage(r, names=["v1"]), footage(r / "test", "more", ["v2"])), READ, 0,
+     "test: 2 videos"),
+    ("videos and folders of frames", lambda r: (footage(r, names=["v1"]), footage(r, names=["v2"], suffix="")), READ, 0, "test: 2 videos"),
+    ("files of unknown kinds", lambda r: (footage(r, names=["v1"]), put(r / "test" / "a.xyz"), put(r / "test" / "b.xyz")), READ, 0,
+     "note: 2 files in", "a.xyz"),
+    ("nothing but unknown kinds", lambda r: put(r / "test" / "a.xyz"), READ, 2, "a.xyz"),
+    ("an empty folder", lambda r: (r / "test").mkdir(), READ, 2, "test"),
+    ("files that macOS leaves", lambda r: (footage(r, names=["v1"]), put(r / "test" / "._v1.avi"), put(r / "test" / ".DS_Store")), READ, 0,
+     "test: 1 videos", "!_v1"),
+    ("Thumbs.db between frames", lambda r: (footage(r, names=["v1"], suffix=""), put(r / "test" / "v1" / "Thumbs.db")), READ, 0,
+     "test: 1 videos, 2 clips"),
+    ("capital suffixes", lambda r: footage(r, names=["v1", "v2"], suffix=".AVI"), READ, 0, "test: 2 videos"),
+    ("two kinds of one name", lambda r: (footage(r, names=["v1"]), copied(r / "test" / "v1.avi", r / "test" / "v1.mkv")), READ, 0,
+     "test: 2 videos"),
+    ("a video of no bytes", lambda r: (footage(r, names=["v1"]), put(r / "test" / "v2.avi", b"")), READ, 0, "test: 1 videos", "v2"),
+    ("a page instead of a video", lambda r: (footage(r, names=["v1"]), put(r / "test" / "v2.mp4", "<html>404</html>")), READ, 0,
+     "test: 1 videos", "v2"),
+    ("a link that leads nowhere", lambda r: (footage(r, names=["v1"]), (r / "test" / "v2.avi").symlink_to("gone.avi")), READ, 0,
+     "test: 1 videos"),
+    ("links to another disk, and a circle", linked, READ, 0, "test: 2 videos"),
+    ("a video of one frame", lambda r: footage(r, names=["v1"], frames=1), READ, 0, "test: 1 videos, 1 clips"),
+    ("a video of 17 frames", lambda r: footage(r, names=["v1"], frames=17), READ, 0, "test: 1 videos, 2 clips"),
+    ("names of every kind", lambda r: footage(r, names=["a#b", "a b", "50%", "it's", "ü", "视频", "①", "file"]), READ, 0, "test: 8 videos"),
+    ("frames numbered with a gap", lambda r: (footage(r, names=["v1"], suffix=""), (r / "test" / "v1" / "005.png").unlink()), READ, 0,
+     "test: 1 videos, 2 clips", "1 frames have no file"),
+    ("every frame twice", lambda r: (footage(r, names=["v1", "v2"], suffix=""), copied(r / "test" / "v1" / "000.png",
+     r / "test" / "v1" / "000.bmp")), READ, 0, "holds a frame twice", "test: 1 videos"),
+    ("frames of two sizes", lambda r: (footage(r, names=["v1", "v2"], suffix=""), put(r / "test" / "v1" / "003.png", cv2.imencode(
+        ".png", walkers(1, (50, 70))[0])[1].tobytes())), READ, 0, "video v1: 1 frames of another size were resized"),
+    ("16-bit frames", lambda r: two_frames_of(r, (".png", lambda f: f.astype(np.uint16) * 257)), READ, 0, "test: 1 videos", "uint16"),
+    ("float frames", lambda r: two_frames_of(r, (".tif", lambda f: f.astype(np.float32) / 255)), READ, 0, "test: 1 videos"),
+    ("frames with transparency", lambda r: two_frames_of(r, (".png", lambda f: np.dstack([f, f[:, :, :1]]))), READ, 0, "test: 1 videos"),
+    ("a picture that never changes", lambda r: [put(r / "test" / "v" / f"{i:02d}.png", cv2.imencode(".png", walkers(1)[0])[1].tobytes())
+                                                for i in range(4)], READ, 0, "one and the same picture"),
+    ("grey beside colour", lambda r: (footage(r, "train", ["d"], suffix=""), [put(r / "train" / "n" / f"{i:03d}.png", cv2.imencode(
+        ".png", f[:, :, 0])[1].tobytes()) for i, f in enumerate(walkers(32))]), SDMAE, 0, "!Traceback"),
+    # labels of videos
+    ("a csv from Excel: a mark before it, semicolons, CRLF", with_csv("\ufeff" + CSV.replace(",", ";").replace("\n", "\r\n")), EVALUATE, 0,
+     "64 frames of 2 videos, 24 abnormal"),
+    ("a csv of shuffled lines", with_csv("b_1,20,32\nvideo,start,end\nb_0,20,32\n"), EVALUATE, 0, "64 frames of 2 videos, 24 abnormal"),
+    ("a csv without a line for a normal video", with_csv("b_0,20,32\n"), EVALUATE, 0, "64 frames of 2 videos, 12 abnormal"),
+    ("a csv of another video", with_csv("c_0,20,32\n"), EVALUATE, 2, "line 1", "c_0"),
+    ("a csv past the end", with_csv("b_0,20,33\n"), EVALUATE, 2, "b_0", "32"),
+    ("a csv the wrong way round", with_csv("b_0,30,20\n"), EVALUATE, 2, "30..20"),
+    ("a csv with spaces and quotes", with_csv('"b_0", 20, 32\n"b_1", 20, 32\n'), EVALUATE, 0, "64 frames of 2 videos, 24 abnormal"),
+    ("vectors of bools", lambda r: array_labels(r, b_0=Y > 0, b_1=Y > 0), EVALUATE, 0, "64 frames of 2 videos, 24 abnormal"),
+    ("vectors of floats", lambda r: array_labels(r, b_0=Y.astype(float), b_1=Y), EVALUATE, 0, "64 frames of 2 videos, 24 abnormal"),
+    ("columns and rows", lambda r: array_labels(r, b_0=Y[:, None], b_1=Y[None]), EVALUATE, 0, "64 frames of 2 videos, 24 abnormal"),
+    ("255 for abnormal", lambda r: array_labels(r, b_0=Y * 255, b_1=Y), EVALUATE, 2, "b_0"),
+    ("one label short", lambda r: array_labels(r, b_0=Y[:-1], b_1=Y), EVALUATE, 2, "b_0", "31", "32"),
+    ("labels of one video of two", lambda r: array_labels(r, b_0=Y), EVALUATE, 2, "b_1"),
+    ("labels under other names", lambda r: array_labels(r, b_0_label=Y, b_1_label=Y), EVALUATE, 0, "no metrics", "b_0_label.npy"),
+    ("no labels", footage, EVALUATE, 0, "no metrics; looked for"),
+    # features and their labels
+    ("labels within a clip of the features", lambda r: feature_labels(r, (90, 96)), FEATURES, 0, "186 frames of 2 videos, 93 abnormal"),
+    ("labels of another version", lambda r: feature_labels(r, (300, 96)), FEATURES, 2, "300", "96", "--segments"),
+    ("segments", lambda r: feature_labels(r, (300, 1000)), FEATURES + " --segments", 0, "1300 frames of 2 videos, 650 abnormal"),
+    ("a vector without an order", features_and_vector, FEATURES, 2, "gt.npy", "--order"),
+    ("a vector and its list", lambda r: features_and_vector(r, "ba"), FEATURES, 0, "192 frames of 2 videos, 96 abnormal",
+     "gt.npy in the order of test.list"),
+    ("crops in files of their own", lambda r: [np.save(put(r / "test" / f"{n}__{c}.npy"), RNG.normal(size=(6, 1024)).astype("f4"))
+                                               for n in "ab" for c in range(5)], FEATURES, 0, "no metrics"),
+    ("numbers that are no crops", lambda r: [np.save(put(r / "test" / f"a__{c}.npy"), RNG.normal(size=(6, 1024)).astype("f4"))
+                                          for c in (0, 2)], FEATURES, 0, "no metrics"),
+    ("axes that may be either", lambda r: [np.save(put(r / "test" / f"{n}.npy"), np.zeros((10, 10, 1024), "f4")) for n in "ab"], FEATURES,
+     2, "cannot be told"),
+    ("[width, clips]", lambda r: [np.save(put(r / "test" / f"{n}.npy"), np.zeros((1024, k), "f4")) for n, k in (("a", 6), ("b", 7))],
+     FEATURES, 2, "transpose"),
+    ("widths that differ", lambda r: (per_video(r, "a"), per_video(r, "b", width=512)), FEATURES, 2, "1024", "512"),
+    ("no features", lambda r: put(r / "test" / "readme.txt"), FEATURES, 2, "--features"),
+    ("NaN in features", lambda r: (per_video(r, "a"), np.save(r / "test" / "b.npy", np.full((6, 1, 1024), np.nan, "f4"))), FEATURES, 2,
+     "of video b "),
+]

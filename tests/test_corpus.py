@@ -10,8 +10,8 @@ import pytest
 
 from common import datasets
 from common.files import UserError
-from tests.corpus import HARMLESS, KINDS, SPECIAL, SPOILED, marker
-from tests.helpers import ROOT, save_frames, tiny_folder, walkers
+from tests.corpus import HARMLESS, KINDS, SITUATIONS, SPECIAL, SPOILED, marker
+from tests.helpers import ROOT, refused, save_frames, script, tiny_folder, walkers
 
 SECONDS, MEMORY = 20, 2 * 2 ** 30
 CASES = [(kind, title) for kind in KINDS for title in SPOILED] + [(kind, title) for kind, title, _ in SPECIAL]
@@ -74,7 +74,8 @@ def test_a_bad_file_is_one_sentence_or_no_harm(kind, title, sound, tmp_path):
 
 # every function that opens a file by itself, and the kind of file above, or the test, that tries bad ones on it
 OPENS = {
-    "common/batches.py copy_rows": "tests/test_frd_uvad.py", "common/detectors.py _onnx": "tests/test_foreground.py",
+    "common/batches.py copy_rows": "tests/test_frd_uvad.py", "common/clip.py uses_quick_gelu": "tests/test_scene_aware_ae.py",
+    "common/detectors.py _onnx": "tests/test_foreground.py",
     "common/files.py read_text": "labels.txt", "common/files.py read_json": "side.json", "common/files.py load_array": "array.npy",
     "common/files.py load_arrays": "scores.npz", "common/foreground.py CubeStore._has_boxes": "scores.npz",
     "common/kept.py Kept.__init__": "tests/test_training.py",
@@ -131,3 +132,25 @@ def test_links_in_a_circle_and_long_names(tmp_path):
         deep = deep / ("x" * 200)
     save_frames(deep / "test" / "a", walkers(2))
     assert len(datasets.find("folder", deep).test) == 1
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    root = tiny_folder(tmp_path_factory.mktemp("scorer"))
+    script("frd_uvad/train.py", "--dataset", "folder", "--data-root", root, "--cache", root / "cache", "--out", root / "run",
+           "--epochs", "1", "--num-blocks", "1", "--cross-clip", "2", "--batch-size", "8", "--workers", "1")
+    return root / "run" / "frd.pt"
+
+
+@pytest.mark.parametrize("row", SITUATIONS, ids=[row[0] for row in SITUATIONS])
+def test_what_users_have(row, checkpoint, tmp_path):
+    (_, make, command, code, *words), root = row, tmp_path / "data"
+    root.mkdir()
+    make(root)
+    done = script(*(part.format(root=root, checkpoint=checkpoint) for part in command.split()), check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode == code and "Traceback" not in said, said[-3000:]
+    if code == 2:
+        refused(done)
+    for word in words:
+        assert (word[1:] not in said) if word[0] == "!" else (word in said), (word, said[-3000:])

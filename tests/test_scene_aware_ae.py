@@ -328,6 +328,9 @@ def test_clip_weights_run_with_the_activation_they_were_trained_with(tmp_path, c
     torch.save(weights, tmp_path / "bare.pt")
     assert clip.config_of("RN50-quickgelu", tmp_path / "bare.pt") == "RN50-quickgelu" and not capsys.readouterr().out
     assert clip.config_of("RN50", tmp_path / "bare.pt") == "RN50" and "need --clip RN50-quickgelu" in capsys.readouterr().out
+    for damaged in ((tmp_path / "quick.pt").read_bytes()[:5000], b"", b"PK\x03\x04" + bytes(99)):
+        (tmp_path / "damaged.pt").write_bytes(damaged)
+        assert clip.uses_quick_gelu(tmp_path / "damaged.pt") is None
     run = training.Run("cpu", "fp32")
     quick = clip.ClipEncoder("ViT-B-32", clip.RANDOM, "clip", run).name
     assert quick == "ViT-B-32"

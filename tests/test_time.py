@@ -14,6 +14,7 @@ from common import evaluation, plots, ranking, report
 from common.container import Clock, read_container
 from common.files import UserError
 from common.video import Decoder, FrameCache, Video, decoded, list_videos, open_video, read_image
+from tests.corpus import LACKING, PLAIN, RATES, X264
 from tests.helpers import save_frames
 from tests.test_report import content
 
@@ -45,45 +46,8 @@ def decode(path):
     return [number(f) for f in frames], [decoder.clock.seconds(t) for t in range(len(frames))], frames, decoder.warnings
 
 
-X264 = "-c:v libx264 -preset veryfast -pix_fmt yuv420p"
 UNEVEN = r"settb=1/1000,setpts=if(lt(N\,10)\,N*400\,4000+(N-10)*40)"
 UNEVEN_TIMES = [0.4 * n if n < 10 else 4 + 0.04 * (n - 10) for n in range(FRAMES)]
-PLAIN = {                                # file, options of ffmpeg: all frames, each with its picture, at its time
-    "mpeg4": "a.avi -c:v mpeg4", "mpeg4 with B-frames": "a.avi -c:v mpeg4 -bf 2", "mpeg4 in mp4": "a.mp4 -c:v mpeg4 -bf 2",
-    "xvid": "a.mkv -c:v libxvid", "msmpeg4": "a.avi -c:v msmpeg4", "msmpeg4v2": "a.avi -c:v msmpeg4v2", "h263+": "a.mkv -c:v h263p",
-    "h264": f"a.mp4 {X264}", "h264 with B-frames": f"a.mp4 {X264} -bf 3 -b_strategy 0", "h264 in avi": f"a.avi {X264} -bf 2",
-    "h264 in mkv": f"a.mkv {X264} -bf 3", "h264 in ts": f"a.ts {X264} -bf 3", "h264 in flv": f"a.flv {X264}",
-    "h264 elementary": f"a.h264 {X264} -f h264", "h264 4:2:2": "a.mp4 -c:v libx264 -pix_fmt yuv422p",
-    "h264 4:4:4": "a.mp4 -c:v libx264 -pix_fmt yuv444p", "h264 10 bits": "a.mp4 -c:v libx264 -pix_fmt yuv420p10le",
-    "h264 rgb": "a.mp4 -c:v libx264rgb -pix_fmt rgb24", "h264 full range": "a.mp4 -c:v libx264 -pix_fmt yuvj420p",
-    "h264 grey": "a.mp4 -c:v libx264 -pix_fmt gray", "h264 one key frame": f"a.mp4 {X264} -g 999", "h264 fragmented": f"a.mp4 {X264} "
-    "-movflags frag_keyframe+empty_moov", "h264 faststart": f"a.mp4 {X264} -movflags faststart", "h264 NTSC": f"a.mp4 {X264} -r 30000/1001",
-    "hevc": "a.mp4 -c:v libx265 -x265-params log-level=none", "hevc 10 bits": "a.mkv -c:v libx265 -pix_fmt yuv420p10le -x265-params "
-    "log-level=none", "hevc 4:4:4": "a.mp4 -c:v libx265 -pix_fmt yuv444p -x265-params log-level=none", "vp8": "a.webm -c:v libvpx",
-    "vp8 hidden frames": "a.webm -c:v libvpx -auto-alt-ref 1 -lag-in-frames 16 -arnr-maxframes 7",
-    "vp9": "a.webm -c:v libvpx-vp9 -cpu-used 8", "vp9 in mp4": "a.mp4 -c:v libvpx-vp9 -cpu-used 8",
-    "mpeg1": "a.mpg -c:v mpeg1video", "mpeg2 in ps": "a.mpg -c:v mpeg2video", "mpeg2 in vob": "a.vob -f vob -c:v mpeg2video -bf 2",
-    "mpeg2 in ts": "a.ts -c:v mpeg2video -bf 2", "mjpeg": "a.avi -c:v mjpeg -q:v 2", "mjpeg in mov": "a.mov -c:v mjpeg -q:v 2",
-    "mjpeg 4:4:4": "a.mkv -c:v mjpeg -pix_fmt yuvj444p -q:v 2", "wmv1": "a.wmv -c:v wmv1", "wmv2": "a.wmv -c:v wmv2",
-    "flv1": "a.flv -c:v flv", "svq1": "a.mov -c:v svq1", "gif": "a.gif -c:v gif", "png in mov": "a.mov -c:v png",
-    "qtrle": "a.mov -c:v qtrle", "rpza": "a.mov -c:v rpza", "prores": "a.mov -c:v prores_ks", "prores 4444": "a.mov -c:v prores_ks "
-    "-pix_fmt yuva444p10le", "dnxhr": "a.mov -c:v dnxhd -profile:v dnxhr_hq -s 256x192 -pix_fmt yuv422p", "cineform": "a.mov -c:v cfhd",
-    "ffv1": "a.mkv -c:v ffv1", "ffv1 16 bits": "a.mkv -c:v ffv1 -pix_fmt gray16le", "ffv1 with alpha": "a.mkv -c:v ffv1 -pix_fmt bgra",
-    "huffyuv": "a.avi -c:v huffyuv -pix_fmt yuv422p", "huffyuv rgb": "a.avi -c:v huffyuv -pix_fmt rgb24", "ffvhuff": "a.avi -c:v ffvhuff",
-    "utvideo": "a.avi -c:v utvideo -pix_fmt gbrp", "magicyuv": "a.avi -c:v magicyuv -pix_fmt gbrp", "raw bgr": "a.avi -c:v rawvideo "
-    "-pix_fmt bgr24", "raw yuv": "a.avi -c:v rawvideo -pix_fmt yuv420p", "raw bgra": "a.mov -c:v rawvideo -pix_fmt bgra",
-    "raw grey": "a.avi -c:v rawvideo -pix_fmt gray", "v210": "a.mov -c:v v210", "jpeg2000": "a.mkv -c:v libopenjpeg -pix_fmt rgb24",
-    "msvideo1": "a.avi -c:v msvideo1", "cinepak": "a.avi -c:v cinepak", "zmbv": "a.avi -c:v zmbv", "flashsv": "a.flv -c:v flashsv",
-    "theora": "a.ogv -c:v libtheora -q:v 8", "snow": "a.avi -c:v snow -strict -2",
-    "odd width and height": "a.mkv -c:v ffv1 -s 63x47", "odd mjpeg": "a.avi -c:v mjpeg -q:v 2 -s 63x47 -pix_fmt yuvj420p",
-    "odd h264": "a.mp4 -c:v libx264 -pix_fmt yuv444p -s 65x49", "starts late": f"a.mp4 {X264} -bf 2 -output_ts_offset 5",
-    "starts late in ts": f"a.ts {X264} -bf 2 -output_ts_offset 5", "120 frames a second": f"a.mp4 {X264} -vf settb=1/120,setpts=N -r 120",
-    "one frame in 2 s": f"a.mp4 {X264} -vf setpts=N*2/TB -r 0.5",
-}
-RATES = {"h264 NTSC": None, "120 frames a second": 120, "one frame in 2 s": 0.5}
-LACKING = {"av1": "a.mkv -c:v libaom-av1 -cpu-used 8", "hap": "a.mov -c:v hap", "asv1": "a.avi -c:v asv1 -s 64x48",
-           "speedhq": "a.nut -c:v speedhq -pix_fmt yuv422p",
-           "vc2": "a.mkv -c:v vc2 -strict -1 -pix_fmt yuv422p", "av1 in mp4": "a.mp4 -c:v libaom-av1 -cpu-used 8"}
 WITH_SOUND = "-f lavfi -i sine=d=2"
 
 
