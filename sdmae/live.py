@@ -4,15 +4,19 @@ Frame t is scored when t+3 is there. Scores are smoothed over the past alone; an
 normal training frames pass a stated number of times per hour, and ends a second after the last frame above it.
 """
 import array
+import base64
 import collections
 import contextlib
 import csv
 import datetime
+import http.client
 import math
 import queue
 import signal
 import threading
 import time
+import urllib.parse
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -137,13 +141,29 @@ class Stream:
             thread.join(timeout=5)
 
 
+def has_length(address):
+    """Whether a web server says how long what it serves is, which it does of a file in a format without a duration (.ts, .h264)."""
+    parts = urllib.parse.urlsplit(address)
+    if parts.scheme not in ("http", "https"):
+        return False
+    request = urllib.request.Request(parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl(), method="HEAD")
+    if parts.username:
+        secret = f"{urllib.parse.unquote(parts.username)}:{urllib.parse.unquote(parts.password or '')}"
+        request.add_header("Authorization", "Basic " + base64.b64encode(secret.encode()).decode())
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return int(answer.headers.get("Content-Length") or 0) > 0
+    except (OSError, ValueError, http.client.HTTPException):      # a camera may know no HEAD
+        return False
+
+
 def source_of(video, reconnect, fps=None):
     """What --video names. An address with an end, such as a file behind http, is a recording."""
     if str(video).isdigit() and not Path(video).exists():
         return Stream(str(video), reconnect, fps=fps)
     if "://" in str(video):
         capture = open_capture(video)
-        if capture is None or not claimed_frames(capture):
+        if capture is None or not (claimed_frames(capture) or has_length(str(video))):
             return Stream(str(video), reconnect, fps=fps, capture=capture)      # as it is open: some cameras serve one reader alone
     return Recorded(video, fps)
 
