@@ -197,7 +197,7 @@ def split_of(root, split):
 
 def feature_folders(root, split):
     """The folders of a split's features. Of several kinds of features (RGB, Flow, …) those of RGB are taken, and the others named."""
-    folders = [p for p in sorted(root.iterdir()) if p.is_dir() and next(p.rglob("*.npy"), None)]
+    folders = [p for p in sorted(root.iterdir()) if p.is_dir() and npy_files(p)]
     matching = [p for p in folders if re.search(split, p.name, re.I)]
     if split == "train" and not matching:       # XD-Violence: RGB/ beside RGBTest/
         matching = [p for p in folders if any(q.name.lower() == f"{p.name}test".lower() for q in folders)]
@@ -207,6 +207,19 @@ def feature_folders(root, split):
         rest = f"; not read: {', '.join(left)}" if left else ""
         print(f"note: {split} features are those of {', '.join(p.name for p in taken)}{rest}", flush=True)
     return taken
+
+
+def npy_files(folder):
+    """The .npy files in a folder and below it; links are followed, each folder is read once."""
+    found, waiting, seen = [], [folder], {folder.resolve(), *folder.resolve().parents}
+    while waiting:
+        for p in sorted(waiting.pop().iterdir()):
+            if not p.is_dir():
+                found += [p] if p.suffix == ".npy" else []
+            elif p.resolve() not in seen:
+                seen.add(p.resolve())
+                waiting.append(p)
+    return found
 
 
 def index_of(array, path, root, split, other):
@@ -257,7 +270,7 @@ def name_of_file(stem):
 def per_video(folders, split, own=False):
     """Videos of one .npy each, or of one per crop (name__0.npy … name__9.npy, each [clips, width], in one folder). own: the files were
     written by this toolkit, under the names that the videos have."""
-    files = sorted((p for folder in folders for p in folder.rglob("*.npy")), key=lambda p: (natural(p), str(p)))
+    files = sorted((p for folder in folders for p in npy_files(folder)), key=lambda p: (natural(p), str(p)))
     arrays = {p: load_array(p, "features", mmap=True) for p in files}
     for p, x in arrays.items():
         if x.ndim not in (2, 3) or 0 in x.shape:
@@ -410,11 +423,13 @@ def listed_names(path, known):
     out = {}
     for line in read_text(path, "list of videos").splitlines():
         line = line.strip()
-        if not line or line.startswith("#"):
+        if not line:
             continue
         stems = [re.sub(r"\.(npy|mp4|avi|mkv)$", "", re.split(r"[/\\]", text)[-1]) for text in (line, line.split()[0])]
         spellings = [x for s in stems for x in (s, re.sub(r"__\d+$", "", s), name_of_file(s), re.sub(r"_\d$", "", name_of_file(s)))]
-        out[next((x for x in spellings if x in known), stems[0])] = None
+        found = next((x for x in spellings if x in known), None)
+        if found or not line.startswith("#"):    # else a comment
+            out[found or stems[0]] = None
     return list(out)
 
 

@@ -186,11 +186,15 @@ def read_text(path, what):
         raise UserError(f"{what} {path} cannot be read as text ({first_line(e)})") from None
 
 
-def read_table(path, what):
-    """Rows of a csv file, lists of stripped cells; empty lines and comments (#) are left out. -> [(line number, row)]"""
+def read_table(path, what, names=()):
+    """Rows of a csv file, lists of stripped cells; empty lines and comments (#) are left out. -> [(line number, row)]
+
+    names: what may stand first in a row and is no comment, though it may begin with #.
+    """
     try:
         lines = csv.reader(read_text(path, what).splitlines())
-        return [(i, [x.strip() for x in row]) for i, row in enumerate(lines, 1) if row and not row[0].lstrip().startswith("#")]
+        return [(i, [x.strip() for x in row]) for i, row in enumerate(lines, 1)
+                if row and (row[0].strip() in names or not row[0].lstrip().startswith("#"))]
     except csv.Error as e:
         raise UserError(f"{what} {path} cannot be read as csv ({first_line(e)})") from None
 
