@@ -124,7 +124,10 @@ class Dataset:
         other, read = self._other_labels
         differ = {}
         for name in sorted(set(labels) & set(read)):
-            y = read[name](len(labels[name]))
+            try:
+                y = read[name](len(labels[name]))
+            except UserError:            # its regions are left out, which says why
+                continue
             n = min(len(y), len(labels[name]))
             differ[name] = int((y[:n] != labels[name][:n]).sum()) + abs(len(y) - len(labels[name]))
         videos = sum(n > 0 for n in differ.values())
@@ -223,17 +226,20 @@ def use_labels(data, path):
         data._ranges = csv_ranges(path, names, lambda video: normal(data.name, video))
         return
     if not path.is_dir():
-        data._arrays = {normal(data.name, k): (lambda a=a: a) for k, a in load_arrays(path, "label file").items()}
+        arrays = load_arrays(path, "label file")
+        data._arrays = {name: (lambda k=k: arrays[k]) for name, k in named_once(path, [(normal(data.name, k), k) for k in arrays]).items()}
         return
-    per_frame, masks, other = {}, {}, []
-    for p in sorted(path.iterdir()):
-        name = normal(data.name, p.name if p.is_dir() else p.stem)
-        if name not in names:
-            other.append(p.name)
-        elif p.is_dir() or p.suffix in (".mat", ".npz") or (p.suffix == ".npy" and load_array(p, "labels", mmap=True).ndim == 3):
-            masks[name] = p
-        elif p.suffix in (".npy", ".txt"):
-            per_frame[name] = p
+    entries, masks = sorted(path.iterdir()), {}
+    if any(p.is_dir() and p.name.lower().endswith("_gt") for p in entries):       # UCSD: folders of frames lie beside those of masks
+        entries = [p for p in entries if not p.is_dir() or p.name.lower().endswith("_gt")]
+    named = [(normal(data.name, p.name if p.is_dir() else p.stem), p.name) for p in entries
+             if p.is_dir() or p.suffix in (".npy", ".txt", ".mat", ".npz")]
+    per_frame = {k: path / x for k, x in named_once(path, [(k, x) for k, x in named if k in names]).items()}
+    for name, p in list(per_frame.items()):
+        if p.is_dir() or p.suffix in (".mat", ".npz") or (p.suffix == ".npy" and load_array(p, "labels", mmap=True).ndim == 3):
+            masks[name] = per_frame.pop(name)
+    taken = {p.name for p in (*per_frame.values(), *masks.values())}
+    other = [p.name for p in entries if p.name not in taken]
     if not per_frame and not masks:
         raise UserError(f"--labels {path} holds no .npy, .txt, .mat or folder that is called like a test video such as "
                         f"{min(names, default='(there is none)')}" + (f"; it holds {', '.join(other[:5])}" if other else ""))
@@ -245,6 +251,16 @@ def use_labels(data, path):
     if masks and without:                    # sets of masks leave normal videos out
         data._ranges = {k: [] for k in without}
         print(f"note: {len(without)} test videos have no mask in {path} and count as normal, such as {without[0]}", flush=True)
+
+
+def named_once(path, pairs):
+    """{video: entry} of the pairs that `path` holds; a video with two entries is refused."""
+    out = {}
+    for name, entry in pairs:
+        if name in out:
+            raise UserError(f"--labels {path}: {out[name]} and {entry} are both labels of video {name}; keep one of them")
+        out[name] = entry
+    return out
 
 
 def child(folder_, name):
@@ -285,7 +301,7 @@ def locate(name, data_root):
     for root in candidates(name, data_root):
         # the data root itself may hold several datasets: only a folder with both splits, or called like the dataset, counts as one
         train, test = split_folders(root, TRAIN), split_folders(root, TEST)
-        if test and (train or root != data_root or plain(root.resolve().name) in ALIASES[name]):
+        if test and (train or root != data_root or {plain(root.name), plain(root.resolve().name)} & set(ALIASES[name])):
             return root, train, test
         looked.append(root)
     found = sorted(p.name + ("/" if p.is_dir() else "") for p in data_root.iterdir())
@@ -327,7 +343,7 @@ def videos(name, folders, split):
 
 def search(root, pattern, depth=3):
     """Files or folders below `root` whose lower-case name matches; at most `depth` levels, each folder once, links followed."""
-    level, hits, seen = [root], [], {root.resolve()}
+    level, hits, seen = [root], [], {root.resolve(), *root.resolve().parents}
     for _ in range(depth):
         following = []
         for p in level:
@@ -373,7 +389,8 @@ def avenue(name, root, train, test):
     """CUHK Avenue (Lu et al. 2013). Its two label sets differ in 441 frames: the masks win where both are there."""
     data = Dataset(name, root, videos(name, train, "train"), videos(name, test, "test"),
                    label_forms="testing_label_mask/1_label.mat … (in it, or in ground_truth_demo/ beside it), or avenue.mat")
-    beside = [p for p in (root.resolve().parent / "ground_truth_demo", root.resolve().parent / "testing_label_mask") if p.is_dir()]
+    around = [place for p in (root.resolve(), root.absolute()) for place in (p.parent.parent, p.parent)]      # the nearest counts
+    beside = [p for place in around for p in (place / "ground_truth_demo", place / "testing_label_mask") if p.is_dir()]
     files = {normal(name, p.name.split("_")[0]): p for place in (*beside, root) for p in search(place, r"\d+_label\.mat", depth=4)}
     data._masks = {k: (lambda p=p: volume_masks(p)) for k, p in files.items()}
     mat = search(root, r"avenue\.mat")
@@ -455,8 +472,9 @@ def folder(root, name="folder"):
         data._ranges, data.label_source = csv_ranges(table, names), table.name
     for place in (child(root, "masks"), child(root, "test_pixel_mask")):
         for f in sorted(place.iterdir()) if place is not None and place.is_dir() else ():
-            if f.stem in names and (f.suffix in (".npy", ".npz") or f.is_dir()):
-                data._masks[f.stem] = lambda f=f: any_masks(f)
+            video = f.name if f.is_dir() else f.stem
+            if video in names and (f.suffix in (".npy", ".npz") or f.is_dir()):
+                data._masks[video] = lambda f=f: any_masks(f)
                 data.mask_source = f"{place.name}/"
     if data._masks and not data.has_labels and names <= set(data._masks):
         labels_from_masks(data)

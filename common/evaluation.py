@@ -158,14 +158,17 @@ def measure(scores, labels, protocol):
     return out, smoothed
 
 
-def localization(data, detections, skip=0):
-    """RBDC, TBDC and pixel-level AUC from boxes with scores: detections {video: [n, 6] frame, x1, y1, x2, y2, score}."""
+def localization(data, detections, frames, skip=0):
+    """RBDC, TBDC and pixel-level AUC from boxes with scores: detections {video: [n, 6] frame, x1, y1, x2, y2, score}; frames {video:
+    how many it has}."""
     out, tracks, boxes, total, pixel, pixel_labels = {}, [], [], 0, [], []
     by_name, derived, unread = {v.name: v for v in data.test}, False, {}
     for name in sorted(detections):
         video, d = by_name[name], detections[name]
         try:
             masks, known = data.masks(video), data.tracks(video)
+            if masks is not None and len(masks) != frames[name] and not data.cut_ranges:
+                raise UserError(f"masks of {len(masks)} frames, the video has {frames[name]}")
         except UserError as e:
             unread[name] = str(e)
             continue
@@ -214,7 +217,7 @@ def evaluate(out, data, scores, *, protocol, method, detections=None, red=None, 
     labels, began = labels_of(scores, data), time.perf_counter()
     result, smoothed = measure(scores, labels, protocol)
     if labels and detections:
-        result.update(localization(data, detections, protocol.skip))
+        result.update(localization(data, detections, {k: len(s) for k, s in scores.items()}, protocol.skip))
     if labels and (differs := data.disagreement(labels)):
         result["other_labels"] = differs
     if labels and (kinds := data.events()):
@@ -407,6 +410,8 @@ def remarks(result, others):
     if "rbdc" in result and result["videos_with_regions"] < result["videos"]:
         out.append(f"RBDC, TBDC and pixel-level AUC are of the {result['videos_with_regions']} of {result['videos']} videos that have "
                    "masks or tracks")
+    if "undefined_localization" in result:
+        out.append(f"RBDC, TBDC and pixel-level AUC: not defined here ({result['undefined_localization']})")
     out += [f"regions of video {name} are left out: {why}" for name, why in result.get("unreadable_regions", {}).items()]
     return out + [f"{name}: not defined here ({why})" for name, why in result.get("undefined", {}).items()]
 

@@ -10,7 +10,6 @@ last clips), or one .npy per video ([clips, width], [clips, crops, width] or [cr
 name__0.npy, are put together). Labels: by the videos' names (labels/<video>.npy, an .npz, a csv, temporal annotations of UCF-Crime and
 XD-Violence), or one vector of all test clips or frames (`gt-*.npy`) together with the list of videos by which it was made.
 """
-import os
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -203,18 +202,6 @@ def split_of(root, split):
     return per_video(feature_folders(root, split), split, own=(root / "settings.json").exists())
 
 
-def npy_files(folder):
-    """The .npy files below a folder, each folder once, links followed."""
-    files, seen = [], set()
-    for path, folders, names in os.walk(folder, followlinks=True):
-        if os.path.realpath(path) in seen:
-            folders.clear()
-            continue
-        seen.add(os.path.realpath(path))
-        files += [Path(path) / n for n in names if n.endswith(".npy")]
-    return files
-
-
 def feature_folders(root, split):
     """The folders of a split's features. Of several kinds of features (RGB, Flow, …) those of RGB are taken, and the others named."""
     folders = [p for p in sorted(root.iterdir()) if p.is_dir() and not re.search("mask|label", p.name, re.I) and npy_files(p)]
@@ -227,6 +214,19 @@ def feature_folders(root, split):
         rest = f"; not read: {', '.join(left)}" if left else ""
         print(f"note: {split} features are those of {', '.join(p.name for p in taken)}{rest}", flush=True)
     return taken
+
+
+def npy_files(folder):
+    """The .npy files in a folder and below it; links are followed, each folder is read once."""
+    found, waiting, seen = [], [folder], {folder.resolve(), *folder.resolve().parents}
+    while waiting:
+        for p in sorted(waiting.pop().iterdir()):
+            if not p.is_dir():
+                found += [p] if p.suffix == ".npy" else []
+            elif p.resolve() not in seen:
+                seen.add(p.resolve())
+                waiting.append(p)
+    return found
 
 
 def index_of(array, path, root, split, other):
@@ -467,9 +467,11 @@ def listed_names(path, known):
     out = {}
     for line in read_text(path, "list of videos").splitlines():
         line = line.strip()
-        if not line or line.startswith("#"):
+        if not line:
             continue
-        out[name_in(line, known) or name_in(line.split()[0], known) or line] = None
+        name = name_in(line, known) or name_in(line.split()[0], known)
+        if name or not line.startswith("#"):     # else a comment
+            out[name or line] = None
     return list(out)
 
 

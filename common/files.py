@@ -5,6 +5,7 @@ import csv
 import errno
 import glob
 import hashlib
+import io
 import json
 import os
 import socket
@@ -186,13 +187,19 @@ def read_text(path, what):
         raise UserError(f"{what} {path} cannot be read as text ({first_line(e)})") from None
 
 
-def read_table(path, what):
-    """Rows of a csv file, lists of stripped cells; empty lines and comments (#) are left out. -> [(line number, row)]"""
+def read_table(path, what, names=()):
+    """Rows of a csv file, lists of stripped cells; empty lines and comments (#) are left out. -> [(line number, row)]
+
+    names: what may stand first in a row and is no comment, though it may begin with #.
+    """
     try:
-        lines = read_text(path, what).splitlines()
-        semicolons = bool(lines) and ";" in lines[0] and "," not in lines[0]     # Excel's, where the comma is a decimal point
-        lines = csv.reader(lines, delimiter=";" if semicolons else ",")
-        return [(i, [x.strip() for x in row]) for i, row in enumerate(lines, 1) if row and not row[0].lstrip().startswith("#")]
+        text = read_text(path, what)
+        first = text.lstrip().split("\n")[0]
+        delimiter = ";" if ";" in first and "," not in first else ","      # Excel's, where the comma is a decimal point
+        lines = io.StringIO(text, newline="")                              # a name in quotes may hold a line break
+        comment = (lambda line: line.lstrip().startswith("#") and line.split(delimiter)[0].strip() not in names)
+        rows = csv.reader(("\n" if comment(line) else line for line in lines), delimiter=delimiter)
+        return [(rows.line_num, [x.strip() for x in row]) for row in rows if row]
     except csv.Error as e:
         raise UserError(f"{what} {path} cannot be read as csv ({first_line(e)})") from None
 

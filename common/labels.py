@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from common.files import UserError, first_line, load_array, load_arrays, read_table, read_text
-from common.video import natural, read_grey
+from common.video import Video, list_frames, numbered, read_grey
 
 
 def read_mat(path, key):
@@ -47,7 +47,7 @@ def matlab_ranges(path):
 def csv_ranges(path, names, canonical_name=str):
     """Lines video,start,end of a csv -> {video name: [(first, last)]}; a video of `names` without a line is normal."""
     out = {n: [] for n in names}
-    for i, row in read_table(path, "frame labels"):
+    for i, row in read_table(path, "frame labels", names):
         if [x.lower() for x in row] == ["video", "start", "end"]:
             continue
         try:
@@ -83,8 +83,10 @@ def stacked(masks, path):
 
 def mask_images(path):
     """A folder of black and white images, one per frame."""
-    files = sorted((p for p in path.iterdir() if p.suffix.lower() in (".bmp", ".png", ".tif", ".jpg")), key=natural)
-    return stacked([read_grey(p, "pixel mask") > 127 for p in files], path)
+    files, _ = numbered(Video(path.name, path, files=list_frames(path)))
+    if None in files:                        # those behind it would stand at other frames
+        raise UserError(f"pixel masks {path}: {files.count(None)} pictures are missing, the first after {files[files.index(None) - 1]}")
+    return stacked([read_grey(path / f, "pixel mask") > 127 for f in files], path)
 
 
 def volume_masks(path):

@@ -76,7 +76,7 @@ def list_videos(folder, split="test", walk=False, left_out=None):
     walk: go down into folders without frames (classes, days, cameras). left_out: list that gets the files that are no part of a video.
     """
     folder, found, loose = Path(folder), [], []
-    waiting, seen = [folder], {folder.resolve()}
+    waiting, seen = [folder], {folder.resolve(), *folder.resolve().parents}
     while waiting:
         place = waiting.pop(0)
         for p in sorted(place.iterdir(), key=natural):
