@@ -4,14 +4,13 @@
     python common/evaluation.py compare runs/*/strict --dataset ped2 --fuse --fuse-weights 1,2
 """
 import argparse
-import csv
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from common import datasets, evaluation, metrics, plots, smoothing
-from common.files import UserError, read_json, replacing, writable_folder
+from common.files import UserError, read_json, replacing, safe, writable_folder, writing_table
 
 COLUMNS = [("micro_auc", "micro AUC"), ("macro_auc", "macro AUC"), ("ap", "AP"), ("eer", "EER"), ("rbdc", "RBDC"), ("tbdc", "TBDC")]
 COSTS = [("frames_per_second", "frames/s, scoring", "{:.0f}", 1), ("parameters", "parameters, M", "{:.1f}", 1e6),
@@ -136,7 +135,7 @@ def main(argv=None):
         plots.roc(smoothed, labels, out / "roc.png")
         for name in labels:
             plots.curves({t: s[name] for t, s in smoothed.items()}, labels[name], f"{data.name} · {name}",
-                         out / "curves" / f"{evaluation.safe(name)}.png")
+                         out / "curves" / f"{safe(name)}.png")
         print(f"wrote {out}/comparison.csv, .md, .tex, roc.png and curves/")
 
 
@@ -185,16 +184,14 @@ def write_tables(out, measured, reports):
     """comparison.csv, comparison.md and comparison.tex; columns without any number are left out."""
     rows = [cells_of(t, m, reports.get(t, {})) for t, m in measured.items()]
     columns = [c for c in rows[0] if any(r[c] for r in rows)]
-    with replacing(out / "comparison.csv") as tmp, open(tmp, "w", newline="") as f:
-        table = csv.DictWriter(f, columns, extrasaction="ignore")
-        table.writeheader()
-        table.writerows(rows)
+    with writing_table(out / "comparison.csv") as table:
+        table.writerows([columns, *([r[c] for c in columns] for r in rows)])
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(r[c].replace("|", "\\|") for c in columns) + " |" for r in rows]
     with replacing(out / "comparison.md") as tmp:
-        tmp.write_text("\n".join(lines) + "\n")
+        tmp.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
     special = str.maketrans({c: "\\" + c for c in "&%$#_{}"})
     body = [" & ".join(x.translate(special) for x in line) + r" \\" for line in (columns, *([r[c] for c in columns] for r in rows))]
     with replacing(out / "comparison.tex") as tmp:
         tmp.write_text("\n".join([r"\begin{tabular}{l" + "r" * (len(columns) - 1) + "}", r"\toprule", body[0], r"\midrule", *body[1:],
-                                  r"\bottomrule", r"\end{tabular}"]) + "\n")
+                                  r"\bottomrule", r"\end{tabular}"]) + "\n", encoding="utf-8", errors="backslashreplace")

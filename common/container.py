@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
+from common.files import opencv_path
+
 PATIENCE = 1000                # failures in a row after which nothing more is expected of a file
 UNEVEN = 0.25                  # frames by which a time may differ from the even rate before the rate is no longer believed
 MOSTLY = 0.9                   # share of frames that follow each other at the header's rate where a gap counts as lost frames
@@ -59,8 +61,8 @@ def open_capture(path):
     """An open cv2.VideoCapture of a file or an address, or None. A name with a colon is a file's all the same."""
     place = str(path) if "://" in str(path) else os.path.abspath(path)
     try:
-        capture = cv2.VideoCapture(place)
-    except (UnicodeError, cv2.error):
+        capture = cv2.VideoCapture(opencv_path(place))
+    except (TypeError, cv2.error):              # an OpenCV that takes no bytes
         return None
     return capture if capture.isOpened() else None
 

@@ -7,7 +7,6 @@ masks/<video>.npz, tracks/<video>.csv, events.csv (which event is where). Scenes
 two crossing ways; `arcade`, a one-way passage; `park`, where cyclists are as normal as walkers.
 """
 import argparse
-import csv
 import sys
 import zlib
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import cv2
 import numpy as np
 
-from common.files import UserError, read_json, replacing, run, writable_folder, write_json
+from common.files import UserError, opencv_path, read_json, replacing, run, writable_folder, write_json, writing_table
 from common.parallel import cores, map_videos, tick
 
 VERSION = 1
@@ -267,7 +266,7 @@ def render(name, index, split, path):
     tint = rng.uniform(0.97, 1.03, 3).astype(np.float32)
     masks, tracks = np.zeros((frames, HEIGHT, WIDTH), bool), []
     with replacing(path) as tmp:
-        writer = cv2.VideoWriter(str(tmp), cv2.VideoWriter_fourcc(*"MJPG"), FPS, (WIDTH, HEIGHT))
+        writer = cv2.VideoWriter(opencv_path(tmp), cv2.VideoWriter_fourcc(*"MJPG"), FPS, (WIDTH, HEIGHT))
         writer.set(cv2.VIDEOWRITER_PROP_QUALITY, 90)
         if not writer.isOpened():
             raise UserError(f"{path} cannot be written: this OpenCV has no MJPG encoder, or the folder refuses it")
@@ -327,8 +326,7 @@ def ensure_demo(root, workers=None):
     results, errors = map_videos(_job, jobs, workers=workers or cores(), total=total, label="demo")
     if errors:
         raise UserError(errors[0][1])
-    with replacing(root / "events.csv") as tmp, open(tmp, "w", newline="") as f:
-        table = csv.writer(f)
+    with writing_table(root / "events.csv") as table:
         table.writerow(["video", "event", "start", "end"])
         for stem, spans in results:
             table.writerows((stem, *span) for span in spans)

@@ -2,7 +2,6 @@
 
     python common/evaluation.py compare runs/a/strict runs/b/strict --dataset ped2
 """
-import csv
 import sys
 import time
 from dataclasses import dataclass, field
@@ -15,7 +14,7 @@ from tqdm import tqdm  # noqa: E402
 
 from common import metrics, plots, ranking, smoothing  # noqa: E402
 from common import report as html  # noqa: E402
-from common.files import UserError, load_arrays, replacing, run, writable_folder, write_json  # noqa: E402
+from common.files import UserError, load_arrays, run, safe, save_arrays, writable_folder, write_json, writing_table  # noqa: E402
 
 BASELINE_FILTER = "median:17"
 SUSPICIOUS = 0.02                   # gain of micro AUC by moving the labels from which on they are reported
@@ -59,8 +58,7 @@ def add_score_flags(parser, protocol, smoothing, overlay="scored boxes and the c
 
 def save_scores(path, scores):
     """{video: float [T]} -> scores.npz."""
-    with replacing(path) as tmp:
-        np.savez(tmp, **{k: np.asarray(v, np.float32) for k, v in scores.items()})
+    save_arrays(path, {k: np.asarray(v, np.float32) for k, v in scores.items()})
 
 
 def load_scores(path):
@@ -308,8 +306,7 @@ def write_own_video(name, frames, clock, scores, filter_, method, out, boxes=Non
     """
     smoothed = smoothing.parse(filter_)(scores)
     counts = None if boxes is None else np.bincount(boxes[:, 0].astype(int), minlength=len(scores))
-    with replacing(out / "scores.csv") as tmp, open(tmp, "w", newline="") as f:
-        table = csv.writer(f)
+    with writing_table(out / "scores.csv") as table:
         table.writerow(["frame", "seconds", "score", "smoothed", *([] if counts is None else ["boxes"])])
         for t in range(len(scores)):
             table.writerow([t, clock.text(t, 3), f"{scores[t]:.6g}", f"{smoothed[t]:.6g}",
@@ -368,10 +365,6 @@ def shift_gain(smoothed, labels, most=10):
             pass
     gain, frames = max(found)
     return (gain, frames) if abs(frames) < most else (0.0, 0)
-
-
-def safe(name):
-    return str(name).replace("/", "_")
 
 
 def print_table(columns, data, protocol):

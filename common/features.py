@@ -18,7 +18,7 @@ import numpy as np
 
 from common.batches import copy_rows
 from common.datasets import Dataset, plain
-from common.files import UserError, first_line, load_array, load_arrays, read_text
+from common.files import UserError, first_line, load_array, load_arrays, original, read_text
 from common.labels import csv_ranges, frame_labels
 from common.video import Video, natural
 
@@ -288,7 +288,8 @@ def name_in(text, known):
     """Which of the names in `known` a path or name stands for, with or without folders, suffix, crop number and ending; or None."""
     stem = re.sub(r"\.(npy|mp4|avi|mkv)$", "", re.split(r"[/\\]", text)[-1])
     short = name_of_file(stem)
-    spellings = [text, stem, re.sub(r"__\d+$", "", stem), short, re.sub(r"_\d$", "", short), re.sub(r"_\d$", "", stem)]
+    spellings = [text, stem, re.sub(r"__\d+$", "", stem), short, re.sub(r"_\d$", "", short), re.sub(r"_\d$", "", stem),
+                 original(stem)]
     return next((x for x in spellings if x in known), None)
 
 
@@ -304,7 +305,7 @@ def per_video(folders, split, own=False):
     joined = {p for paths in groups.values() for p in paths}
     groups.update({(p.parent, p.stem): [p] for p in files if p not in joined})
     short = {} if own else names_of_files({stem for _, stem in groups})
-    names = {key: short.get(key[1], key[1]) for key in groups}
+    names = {key: short.get(key[1]) or original(key[1]) for key in groups}
     videos, swapped = {}, not own and crops_first([x for x in arrays.values() if x.ndim == 3], files)
     for key, paths in sorted(groups.items(), key=lambda item: files.index(item[1][0])):
         name, parts = names[key], [arrays[p] for p in paths]

@@ -10,7 +10,9 @@ import json
 import os
 import socket
 import sys
+import urllib.parse
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -21,16 +23,24 @@ except ImportError:            # not on Windows
     fcntl = None
 
 
+DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))}     # no file's name on Windows
+LONGEST = 200                  # bytes of a file's name without suffix
+
+
 class UserError(Exception):
     """Something the user can put right: one sentence that names the file or flag and the way out."""
 
 
 def run(main):
-    """Call main() as a script does: a UserError is one line on stderr and exit code 2, Ctrl-C is 130."""
+    """Call main() as a script does: a UserError is one line on stderr and exit code 2, Ctrl-C is 130. What a terminal cannot show, such as
+    a Chinese name where it is ASCII alone, is escaped."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         sys.exit(main())
     except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
+        print(f"error: {printable(e)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped; finished work is kept, the same command goes on from there", file=sys.stderr)
@@ -60,6 +70,58 @@ def describe(e):
     if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         return f"no space left while writing {where}: free some, or point --out and --cache to another disk"
     return f"cannot write {where} ({os.strerror(e.errno)}): choose a writable folder with --out and --cache"
+
+
+def printable(text):
+    """In one line, and UTF-8: line breaks, control characters and what is left of a name that is not UTF-8 are escaped."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+
+
+def safe(name):
+    """A video's name as that of a file without suffix, on every file system; an ordinary name is itself, and no two become one.
+
+    What is no letter, digit or one of `-._ ` is percent-encoded, as are dots and spaces at its ends, and one letter of a device's name
+    such as CON. Of more than LONGEST bytes the end becomes a hash. original() gives the name back unless it was cut.
+    """
+    name = str(name)
+    device = name.split(".")[0].strip().lower() in DEVICES
+    ends = (0, len(name) - 1)
+    out = ""
+    for i, c in enumerate(name):
+        kept = (c.isalnum() and not (device and i == 0)) or c in "-_" or (c in ". " and i not in ends)
+        out += c if kept else "".join(f"%{byte:02X}" for byte in c.encode("utf-8", "surrogatepass"))
+    if len(out.encode()) > LONGEST:
+        out = out.encode()[:LONGEST - 17].decode(errors="ignore") + "~" + hashlib.sha256(out.encode()).hexdigest()[:16]
+    return out
+
+
+def original(stem):
+    """The video's name that safe() made `stem` of."""
+    return urllib.parse.unquote(stem, errors="surrogatepass")
+
+
+def opencv_path(path):
+    """A path as OpenCV takes it: a str that is not UTF-8 ends the process with a signal, bytes do not."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return os.fsencode(path)
+    return str(path)
+
+
+def stamp(folder, names):
+    """Changes when files `names` of a folder do: how many, how much, how new, how they are called, and a part of the content of those
+    that size and time do not tell apart, so that exchanged names are noticed. Raises OSError."""
+    stats = [os.stat(Path(folder, f)) for f in names]
+    alike = Counter((s.st_size, s.st_mtime_ns) for s in stats)
+    each = hashlib.sha256()
+    for name, s in zip(names, stats):
+        each.update(repr((name, s.st_size, s.st_mtime_ns)).encode(errors="backslashreplace"))
+        if len(names) == 1 or alike[s.st_size, s.st_mtime_ns] > 1:
+            with open(Path(folder, name), "rb") as f:
+                f.seek(max(0, s.st_size // 2 - 2048))
+                each.update(f.read(4096))
+    return [len(names), sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0), each.hexdigest()[:16]]
 
 
 def writable_folder(path):
@@ -134,7 +196,7 @@ def replacing(path):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     tidy(path.parent)
-    name = hashlib.sha256(path.name.encode()).hexdigest()[:12]      # short, as the name itself may be as long as names can be
+    name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]      # short, as the name itself may be as long as names can be
     tmp = path.with_name(f".{name}.{_HOST}-{os.getpid()}.part{path.suffix}")
     try:
         yield tmp
@@ -170,6 +232,13 @@ def stream_npy(path, parts, dtype=None):
         if start not in (None, f.tell()):
             raise RuntimeError("numpy's header grew")  # it leaves room for a longer length
     return (n, *rest)
+
+
+@contextlib.contextmanager
+def writing_table(path):
+    """A csv.writer of the file `path`: UTF-8 whatever the machine's own encoding is; names that are not UTF-8 are escaped."""
+    with replacing(path) as tmp, open(tmp, "w", newline="", encoding="utf-8", errors="backslashreplace") as f:
+        yield csv.writer(f)
 
 
 def write_json(path, obj):
@@ -222,19 +291,32 @@ def load_array(path, what, mmap=False):
                         "pickled objects are refused") from None
 
 
+def save_arrays(path, arrays):
+    """{name: array} -> an .npz archive, whatever the names: np.savez takes `file` for an argument of its own. A name that is not UTF-8 is
+    escaped, and stands in its member's comment as it is."""
+    with replacing(path) as tmp, zipfile.ZipFile(tmp, "w") as z:
+        for name, x in arrays.items():
+            shown = name.encode("utf-8", "backslashreplace").decode()
+            member = zipfile.ZipInfo(f"{shown}.npy")
+            member.comment = b"" if shown == name else name.encode("utf-8", "surrogatepass")
+            with z.open(member, "w", force_zip64=True) as f:
+                np.lib.format.write_array(f, np.asanyarray(x), allow_pickle=False)
+
+
 def load_arrays(path, what, names=None):
     """{name: array} of an .npz archive, of all its arrays or of these, never unpickled."""
+    arrays = {}
     try:
-        with np.load(path, allow_pickle=False) as z:
-            arrays = {k: z[k] for k in (z.files if names is None else names)}
+        with zipfile.ZipFile(path) as z:
+            members = {x.comment.decode("utf-8", "surrogatepass") or x.filename.removesuffix(".npy"): x for x in z.infolist()}
+            for name in members if names is None else names:
+                with z.open(members[name]) as f:
+                    arrays[name] = np.lib.format.read_array(f, allow_pickle=False)
     except FileNotFoundError:
         raise UserError(f"{what} {path} is missing") from None
     except Exception as e:  # zipfile and numpy raise many kinds on damaged archives
         raise UserError(f"{what} {path} is not a readable .npz archive ({first_line(e)}); "
                         "pickled objects are refused") from None
-    strange = next((k for k, x in arrays.items() if not isinstance(x, np.ndarray)), None)
-    if strange is not None:
-        raise UserError(f"{what} {path} is not a readable .npz archive (its member {strange!r} is no array)")
     return arrays
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from common.files import UserError, load_array
+from common.files import UserError, load_array, stamp
 from common.video import natural
 
 METHODS = ("dis", "dis-fast", "dis-fine", "raft-small", "raft-large")
@@ -23,12 +23,12 @@ def check(method):
 
 
 def fingerprint(method):
-    """What makes cubes of one flow differ from another's: its name; of files also how many, how much, how new."""
+    """What makes cubes of one flow differ from another's: its name; of files also common.files.stamp."""
     check(method)
     if not method.startswith(FILES):
         return method
-    stats = [p.stat() for p in Path(method.removeprefix(FILES)).rglob("*.npy")]
-    return [method, len(stats), sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)]
+    folder = Path(method.removeprefix(FILES))
+    return [method, *stamp(folder, sorted(str(p.relative_to(folder)) for p in folder.rglob("*.npy")))]
 
 
 def gray(frame):

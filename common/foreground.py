@@ -15,7 +15,7 @@ import numpy as np
 
 from common import detectors
 from common import flow as optical_flow
-from common.files import load_arrays, replacing, write_json
+from common.files import load_arrays, safe, save_arrays, write_json
 from common.flow import gray
 from common.parallel import map_videos, tick
 from common.video import VideoFiles
@@ -253,7 +253,7 @@ class CubeStore(VideoFiles):
         return [v for v in videos if v.key not in failed], failed
 
     def _boxes_path(self, video):
-        return self.boxes_folder / video.split / f"{video.name}.npz"
+        return self.boxes_folder / video.split / f"{safe(video.name)}.npz"
 
     def _has_boxes(self, video):
         path = self._boxes_path(video)
@@ -277,9 +277,8 @@ def _detect(job):
     for i in range(0, len(frames), 8):
         found += detect(list(frames[i:i + 8]))
         tick(len(found) - i)
-    with replacing(store._boxes_path(video)) as tmp:
-        np.savez(tmp, boxes=np.concatenate(found).astype(np.float32), count=np.array([len(f) for f in found], np.int32),
-                 source=np.array(source))
+    save_arrays(store._boxes_path(video), {"boxes": np.concatenate(found).astype(np.float32),
+                                           "count": np.array([len(f) for f in found], np.int32), "source": source})
 
 
 def _cut(job):

@@ -4,11 +4,9 @@ import json
 import time
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
-from common.evaluation import safe
-from common.files import UserError, load_arrays, replacing
+from common.files import UserError, load_arrays, safe, save_arrays
 from common.parallel import shard_of
 
 
@@ -52,8 +50,7 @@ class Kept:
             for v in left:
                 began, source = time.perf_counter(), json.dumps(self.source(v))
                 arrays = score(v, bar.update)
-                with replacing(self.path(v)) as tmp:
-                    np.savez(tmp, **arrays, seconds=time.perf_counter() - began, source=source)
+                save_arrays(self.path(v), {**arrays, "seconds": time.perf_counter() - began, "source": source})
         r.barrier()
         if shard:
             r.say(f"shard {shard}: {sum(v.key in mine for v in videos)} videos are scored, in {self.folder}\n"

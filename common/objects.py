@@ -1,6 +1,7 @@
 """What object-level methods share: from a dataset to cubes, and from scores of cubes to results."""
 import argparse
 import hashlib
+import json
 import time
 from dataclasses import replace
 from functools import partial
@@ -10,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common import datasets, detectors, evaluation, flow, training
-from common.files import UserError, load_arrays, replacing
+from common.files import UserError, load_arrays, safe, save_arrays
 from common.foreground import CubeStore, Settings, motion_boxes
 from common.parallel import add_shard_flag, map_videos, share_out, tick
 from common.video import FrameCache
@@ -177,8 +178,8 @@ def frame_baselines(cache, videos, workers):
 
 
 def _baseline_file(cache, video):
-    stamp = hashlib.sha256(repr(video.fingerprint()).encode()).hexdigest()[:8]
-    return cache.folder / "baselines" / video.split / f"{video.name}-{stamp}.npz"
+    stamp = hashlib.sha256(json.dumps(video.fingerprint()).encode()).hexdigest()[:8]
+    return cache.folder / "baselines" / video.split / f"{safe(video.name)}-{stamp}.npz"
 
 
 def _baseline(job):
@@ -195,7 +196,6 @@ def _baseline(job):
             speed = cv2.magnitude(np.ascontiguousarray(x), np.ascontiguousarray(y))
             speeds[t] = max(speed[int(y1):int(y2) + 1, int(x1):int(x2) + 1].mean() for x1, y1, x2, y2 in boxes)
         tick()
-    with replacing(_baseline_file(cache, video)) as tmp:
-        np.savez(tmp, **{"frame difference": evaluation.frame_difference(frames), "fastest box": speeds})
+    save_arrays(_baseline_file(cache, video), {"frame difference": evaluation.frame_difference(frames), "fastest box": speeds})
 
 

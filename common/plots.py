@@ -4,7 +4,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from common.files import UserError, replacing
+from common.files import UserError, opencv_path, printable, replacing
 from common.video import as_channels
 
 BLUE, GREY, RED = "#1f5fa8", "#9aa5b1", "#d6453d"
@@ -14,6 +14,7 @@ def pyplot():
     """matplotlib.pyplot without a screen; imported when something is drawn, as it would double the start of every script."""
     import matplotlib
     matplotlib.use("Agg")
+    matplotlib.rcParams["text.parse_math"] = False           # a $ in a name is no formula
     import matplotlib.pyplot
     return matplotlib.pyplot
 
@@ -35,7 +36,7 @@ def _axes(title, labels, frames, figsize=(9, 2.8)):
     figure, ax = pyplot().subplots(figsize=figsize, layout="constrained")
     for i, (a, b) in enumerate(ranges(labels) if labels is not None else ()):
         ax.axvspan(a - 0.5, b - 0.5, color=RED, alpha=0.15, lw=0, label=None if i else "abnormal (ground truth)")
-    ax.set(title=title, xlabel="frame", ylabel="anomaly score", xlim=(0, max(1, frames - 1)))
+    ax.set(title=printable(title), xlabel="frame", ylabel="anomaly score", xlim=(0, max(1, frames - 1)))
     ax.spines[["top", "right"]].set_visible(False)
     return figure, ax
 
@@ -56,7 +57,7 @@ def curves(runs, labels, title, path):
     figure, ax = _axes(title, labels, len(labels))
     for name, s in runs.items():
         span = np.ptp(s)
-        ax.plot((s - s.min()) / span if span else s * 0, lw=1.4, label=name)
+        ax.plot((s - s.min()) / span if span else s * 0, lw=1.4, label=printable(name))
     ax.legend(loc="upper left", fontsize=8, frameon=False)
     save(figure, path)
 
@@ -107,7 +108,7 @@ def roc(runs, labels, path):
         if len(np.unique(y[ok])) < 2:
             continue
         fpr, tpr, _ = roc_curve(y[ok], s[ok])
-        ax.plot(fpr, tpr, lw=2.2 if i == 0 else 1.2, label=f"{title}: {100 * auc(fpr, tpr):.1f}")
+        ax.plot(fpr, tpr, lw=2.2 if i == 0 else 1.2, label=f"{printable(title)}: {100 * auc(fpr, tpr):.1f}")
     ax.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=":")
     ax.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(0, 1), ylim=(0, 1.005), aspect="equal",
            title="ROC over all frames (AUC in %)")
@@ -207,7 +208,7 @@ def overlay(frames, boxes, smoothed, labels, path, clock, box_range, score_range
 
 def open_mp4(tmp, path, fps, size):
     """A writer of frames (width, height) `size` into the file `tmp`, which will be called `path`."""
-    writer = cv2.VideoWriter(str(tmp), cv2.VideoWriter_fourcc(*"mp4v"), fps or 25.0, size)
+    writer = cv2.VideoWriter(opencv_path(tmp), cv2.VideoWriter_fourcc(*"mp4v"), fps or 25.0, size)
     if not writer.isOpened():
         raise UserError(f"the overlay video {path} cannot be written: this OpenCV has no mp4 encoder, or the folder refuses it")
     return writer

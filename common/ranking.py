@@ -1,11 +1,9 @@
 """For footage without labels: the most abnormal moments as ranking.csv, thumbnails and one contact sheet."""
-import csv
-
 import cv2
 import numpy as np
 
 from common.container import Clock
-from common.files import replacing
+from common.files import writing_table
 from common.plots import contact_sheet, heat, write_image
 from common.video import as_channels, pick
 
@@ -69,8 +67,7 @@ def write_ranking(smoothed, out, *, pictures=None, detections=None, span=(0.0, 1
         for t, frame in pick(frames, {m[3] for m in found if m[0] == name}) if frames is not None else ():
             images[name, t] = picture(frame, boxes_at(detections, name, t), span)
     tiles = []
-    with replacing(out / "ranking.csv") as tmp, open(tmp, "w", newline="") as f:
-        table = csv.writer(f)
+    with writing_table(out / "ranking.csv") as table:
         table.writerow(["rank", "video", "start_frame", "end_frame", "start_seconds", "end_seconds", "peak_frame", "score",
                         "thumbnail"])
         for rank, (name, first, last, t, score) in enumerate(found, 1):

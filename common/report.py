@@ -4,6 +4,7 @@ time with key frames, a threshold and the events above it. No network, no other 
 import base64
 import json
 import math
+import urllib.parse
 from functools import partial
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def write(path, title, scores, smoothed, *, facts=(), notes=(), labels=None, col
 
     scores, smoothed {video: [T]}; facts: words under the title; notes [(kind, sentence)]; labels {video: 0/1 [T]}; columns {method: {key:
     number}} and rows [(key, title)] make the table, curves {title: {video: [T]}} ROC and PR; detections {video: [n, 6]}, coloured over
-    `span`; pictures(video name) -> (frames or None, Clock); overlays {video: path relative to the page}; threshold: what the
+    `span`; pictures(video name) -> (frames or None, Clock); overlays {video: file relative to the page}; threshold: what the
     page starts with (default: 5 % of all frames lie above it).
     """
     labels, limit = labels or {}, LIMIT / max(1, len(scores))
@@ -90,7 +91,8 @@ def write(path, title, scores, smoothed, *, facts=(), notes=(), labels=None, col
         frames, clock = pictures(name) if pictures else (None, Clock())
         videos.append(video_entry(name, scores[name], np.asarray(smoothed[name], np.float64), labels=labels.get(name),
                                   auc=(auc_per_video or {}).get(name), frames=frames, clock=clock,
-                                  boxes=partial(boxes_at, detections, name), span=span, limit=limit, overlay=(overlays or {}).get(name)))
+                                  boxes=partial(boxes_at, detections, name), span=span, limit=limit,
+                                  overlay=overlays and urllib.parse.quote(overlays[name])))
     everything = np.concatenate([np.asarray(s, np.float64) for s in smoothed.values()])
     everything = everything[np.isfinite(everything)]
     if threshold is None:
@@ -104,4 +106,5 @@ def write(path, title, scores, smoothed, *, facts=(), notes=(), labels=None, col
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     page = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
     with replacing(path) as tmp:      # a name of a video may hold "</script>"
-        tmp.write_text(page.replace("/*DATA*/", text.replace("<", "\\u003c")), encoding="utf-8")
+        page = page.replace("/*DATA*/", text.replace("<", "\\u003c"))
+        tmp.write_text(page, encoding="utf-8", errors="backslashreplace")       # of a name that is not UTF-8, as JSON escapes it

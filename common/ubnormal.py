@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from common.datasets import Dataset, search
-from common.files import UserError, first_line, read_table, read_text
+from common.files import UserError, first_line, opencv_path, read_table, read_text
 from common.video import VIDEOS, Video, natural, read_grey
 
 
@@ -94,7 +94,7 @@ class Annotations:
 
     def masks(self):
         """bool [T, H, W] of abnormal pixels: those of objects with a track in that frame; its images mark every object, normal ones too."""
-        capture = cv2.VideoCapture(str(self.video.path))
+        capture = cv2.VideoCapture(opencv_path(self.video.path))
         size = int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)), int(capture.get(cv2.CAP_PROP_FRAME_WIDTH))
         out = None
         for t, image in self.ids():

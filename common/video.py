@@ -1,5 +1,4 @@
 """Decoding, and the frame cache: every video is decoded once into a uint8 .npy and memory-mapped ever after."""
-import hashlib
 import itertools
 import os
 import re
@@ -10,7 +9,7 @@ import cv2
 import numpy as np
 
 from common.container import COUNTED, PATIENCE, Clock, claimed_frames, open_capture, read_container
-from common.files import UserError, load_array, read_json, replacing, stream_npy, write_json
+from common.files import UserError, load_array, read_json, replacing, safe, stamp, stream_npy, write_json
 from common.parallel import map_videos, tick
 
 IMAGES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"}
@@ -37,14 +36,11 @@ class Video:
 
     def fingerprint(self):
         """Changes when the source does: where it is, how much, how new, how its frames are called."""
-        paths = [Path(self.path, f) for f in self.files] or [self.path]
+        path = Path(self.path)
         try:
-            stats = [os.stat(p) for p in paths]
+            return [str(path.resolve()), *(stamp(path, self.files) if self.files else stamp(path.parent, [path.name]))]
         except OSError as e:
             raise UserError(f"video {self.name}: {e.filename} cannot be read ({e.strerror})") from None
-        each = repr([(f, s.st_size, s.st_mtime_ns) for f, s in zip(self.files, stats)])
-        return [str(Path(self.path).resolve()), len(paths), sum(s.st_size for s in stats), max(s.st_mtime_ns for s in stats),
-                hashlib.sha256(each.encode(errors="backslashreplace")).hexdigest()[:16]]
 
     def expected_frames(self):
         """Number of frames as far as is known without decoding (a container's header may be wrong)."""
@@ -81,9 +77,12 @@ def list_videos(folder, split="test", walk=False, left_out=None):
         place = waiting.pop(0)
         for p in sorted(place.iterdir(), key=natural):
             suffix = p.suffix.lower()
-            if p.name.startswith((".", "_")):
+            if p.name.startswith("."):
                 continue
-            if p.is_dir():
+            if p.name.startswith("_"):                       # put aside, or __MACOSX
+                if left_out is not None:
+                    left_out.append(str(p.relative_to(folder)))
+            elif p.is_dir():
                 files = list_frames(p)
                 if files:
                     found.append(Video(p.name, p, split, files=files))
@@ -406,7 +405,7 @@ class VideoFiles:
         self.folder = Path(folder)
 
     def path(self, video):
-        return self.folder / video.split / f"{video.name}.npy"
+        return self.folder / video.split / f"{safe(video.name)}.npy"
 
     def info(self, video):
         """What was written with it, or None where it is missing or its source has changed since."""

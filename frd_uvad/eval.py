@@ -15,7 +15,7 @@ import numpy as np  # noqa: E402
 from common import evaluation, metrics, smoothing, training  # noqa: E402
 from common.datasets import report_skipped  # noqa: E402
 from common.features import CLIP, FeatureVideo, canonical_features, frames_of_clips  # noqa: E402
-from common.files import UserError, run, writable_folder, write_json  # noqa: E402
+from common.files import UserError, run, safe, writable_folder, write_json  # noqa: E402
 from common.kept import Kept, seconds_of  # noqa: E402
 from common.late import torch  # noqa: E402
 from common.parallel import add_shard_flag  # noqa: E402
@@ -146,7 +146,7 @@ def score_video(args, r):
     if features.shape[2] != net.scorer.fc1.in_features:
         raise UserError(f"checkpoint {args.checkpoint} is for features of width {net.scorer.fc1.in_features}, those of {args.video} have "
                         f"{features.shape[2]}")
-    out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / evaluation.safe(video.name))
+    out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / safe(video.name))
     scores = score(net.eval().to(r.device), FeatureVideo(video.name, "test", [features], path=video.path), r)["scores"]
     evaluation.write_own_video(video.name, *decoded(video), frames_of_clips(scores, frames), args.smoothing, "FRD-UVAD", out,
                                top=args.top)

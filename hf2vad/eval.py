@@ -15,7 +15,7 @@ import numpy as np  # noqa: E402
 from common import benchmark, evaluation, metrics, objects, smoothing, training  # noqa: E402
 from common.batches import Batches  # noqa: E402
 from common.datasets import Dataset  # noqa: E402
-from common.files import UserError, run, writable_folder  # noqa: E402
+from common.files import UserError, run, safe, writable_folder  # noqa: E402
 from common.kept import Kept, seconds_of  # noqa: E402
 from common.parallel import add_shard_flag  # noqa: E402
 from common.video import Video, open_video  # noqa: E402
@@ -148,7 +148,7 @@ def score_video(args, r):
     stats = training_statistics(state, net, scorer, args, r, args.checkpoint, args.batch_size)
     ready = preprocess.prepare(args, r, data=Dataset("video", video.path.resolve().parent, [], [video]),
                                trained=objects.for_own_video(state.get("foreground"), args.boxes))
-    out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / evaluation.safe(video.name))
+    out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / safe(video.name))
     if r.main:
         errors = scorer.errors_of(ready.store.records(video), args.batch_size)
         weights = weights_of(args, state.get("identity", {}).get("dataset"))

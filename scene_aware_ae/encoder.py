@@ -13,7 +13,7 @@ from tqdm import tqdm
 from common import training
 from common.clip import config_of
 from common.features import CLIP
-from common.files import UserError, first_line, load_array, read_json
+from common.files import UserError, first_line, load_array, read_json, safe, stamp
 from common.late import Late, torch
 from common.video import Decoder, as_channels, resize
 
@@ -68,10 +68,12 @@ class GivenFeatures:
         settings = self.folder / "settings.json"
         said = settings.read_text() if settings.exists() else str(self.width)
         self.hash = hashlib.sha256(said.encode()).hexdigest()[:16]
+        self.stamp = stamp(self.folder, [str(f.relative_to(self.folder)) for f in files])
 
     def of(self, video):
         """float16 [frames, width]"""
-        path = self.folder / video.split / f"{video.name}.npy"
+        path = next((p for x in (video.name, safe(video.name)) if (p := self.folder / video.split / f"{x}.npy").exists()),
+                    self.folder / video.split / f"{video.name}.npy")
         side = path.with_suffix(".json")
         frames = read_json(side, "the features' entry")["frames"] if side.exists() else video.expected_frames()
         x = load_array(path, "features")

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np  # noqa: E402
 
 from common import benchmark, datasets, evaluation, metrics, objects, plots, smoothing, training  # noqa: E402
-from common.files import UserError, run, writable_folder  # noqa: E402
+from common.files import UserError, run, safe, writable_folder  # noqa: E402
 from common.kept import Kept, seconds_of  # noqa: E402
 from common.late import torch  # noqa: E402
 from common.parallel import add_shard_flag, cores  # noqa: E402
@@ -137,7 +137,7 @@ def score_video(args, net, state, r):
     if home is not None:
         encoder = preprocess.encoder_of(args, home, r, state.get("encoder"))
     ready = preprocess.prepare(args, r, splits=("test",), data=data, trained=state.get("encoder"), encoder=encoder)
-    out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / evaluation.safe(video.name))
+    out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / safe(video.name))
     scores, features = scoring.score_features(net, ready.features.array(video), r)
     evaluation.write_own_video(video.name, *decoded(video), scores, args.smoothing, METHOD, out, top=args.top)
     if (state.get("plan") or {}).get("mode") == 2:

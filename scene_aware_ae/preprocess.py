@@ -48,8 +48,10 @@ class Features(VideoFiles):
     "preprocess", "warnings"}."""
     what = "features"
 
-    def __init__(self, folder, description):
-        key = hashlib.sha256(repr(sorted(description.items())).encode()).hexdigest()[:10]
+    def __init__(self, folder, description, made_from=None):
+        """made_from: what changes when the files do that they are taken from, where they were made elsewhere."""
+        known = repr(sorted(description.items())) + (str(made_from) if made_from else "")
+        key = hashlib.sha256(known.encode(errors="backslashreplace")).hexdigest()[:10]
         super().__init__(Path(folder) / f"features-{key}")
         self.description = description
 
@@ -170,7 +172,7 @@ def prepare(args, r, splits=("train", "test"), data=None, trained=None, encoder=
     if args.scenes:
         read_scenes(args.scenes, data)
     encoder = encoder or encoder_of(args, data, r, trained)
-    features = Features(data.cache_folder(args.cache), encoder.describe())
+    features = Features(data.cache_folder(args.cache), encoder.describe(), getattr(encoder, "stamp", None))
     videos = [v for s in splits for v in getattr(data, s)]
     videos, failed = share_out(features, videos, partial(features.build, encoder=encoder, batch=args.encode_batch), args, r)
     ready = Prepared(data, videos, failed, features)

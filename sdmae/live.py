@@ -25,8 +25,7 @@ import numpy as np
 
 from common import plots, ranking, report, training
 from common.container import Clock, claimed_frames, open_capture, rate_of
-from common.evaluation import safe
-from common.files import UserError, replacing, writable_folder
+from common.files import UserError, replacing, safe, writable_folder
 from common.late import torch
 from common.video import Decoder, as_channels, decoded, open_video, print_warnings, resize, without_secrets
 from sdmae import scoring
@@ -87,7 +86,7 @@ class Stream:
 
     def __init__(self, address, reconnect, say=print, fps=None, capture=None):
         self.address, self.shown, self.wait, self.say = address, without_secrets(address), reconnect, say
-        self.name, self.dropped = f"camera{address}" if address.isdigit() else safe(self.shown.split("://")[-1]), 0
+        self.name, self.dropped = f"camera{address}" if address.isdigit() else self.shown.split("://")[-1], 0
         self.capture = capture or self.open()
         if self.capture is None:
             raise UserError(f"--video {self.shown}: this camera or stream cannot be opened; is it on, and the address right?")

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np  # noqa: E402
 
 from common import datasets, evaluation, metrics, objects, smoothing, training  # noqa: E402
-from common.files import UserError, run, writable_folder  # noqa: E402
+from common.files import UserError, run, safe, writable_folder  # noqa: E402
 from common.parallel import add_shard_flag  # noqa: E402
 from common.video import open_video  # noqa: E402
 from spr_uvad import preprocess, scoring  # noqa: E402
@@ -156,7 +156,7 @@ def score_video(args, r):
     video, model = open_video(args.video), Scored(args.checkpoint)
     ready = preprocess.prepare(args, r, data=datasets.Dataset("video", video.path.resolve().parent, [], [video]),
                                trained=objects.for_own_video(model.foreground, args.boxes))
-    out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / evaluation.safe(video.name))
+    out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / safe(video.name))
     stats = model.statistics(args, ready, out, r)
     found = scoring.kept_score(model.nets, model.grid, ready, ready.test, out, r)
     if found:

@@ -66,7 +66,7 @@ def test_a_lost_stream_is_opened_again(monkeypatch):
             stop.set()
     assert sum("lost" in x for x in said) >= 2 and sum("back" in x for x in said) >= 2
     assert came == sorted(came) and came[0][0] == 0 and all(arrival.tzinfo for _, arrival in came)
-    assert stream.name == "x_y" and not any("secret" in x or "user" in x for x in said)
+    assert stream.name == "x/y" and not any("secret" in x or "user" in x for x in said)
     assert [s for s, v in got if v == 1] == [0] * 10 and all(s > 0 for s, v in got if v > 1)
 
 

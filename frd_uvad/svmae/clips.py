@@ -3,9 +3,9 @@ import numpy as np
 from tqdm import tqdm
 
 from common.batches import read_ahead, take_rows
-from common.files import UserError, first_line, load_array, replacing
+from common.files import UserError, first_line, load_array
 from common.late import torch
-from common.video import read_image, resize
+from common.video import VideoFiles, read_image, resize
 
 DEPTHS = "perspective, a folder of maps, or midas"
 
@@ -71,15 +71,10 @@ class Depth:
         self.ramp = np.repeat(np.round(255 * np.arange(h) / max(1, h - 1)).astype(np.uint8)[:, None], w, axis=1)
         if source == "perspective":
             return
-        if source == "midas":
-            source = midas(videos, arrays, folder / "midas", device)
-        self.maps = [self.load(source, v, len(a)) for v, a in zip(videos, arrays)]
+        made = midas(videos, arrays, folder / "midas", device) if source == "midas" else None
+        self.maps = [self.load(made.path(v) if made else given(source, v), len(a)) for v, a in zip(videos, arrays)]
 
-    def load(self, folder, video, frames):
-        places = (folder / video.split, folder)       # a training and a test video may have one name
-        path = next((p for p in (place / f"{video.name}{s}" for place in places for s in (".npy", ".png")) if p.exists()), None)
-        if path is None:
-            raise UserError(f"--depth {folder}: there is no {video.name}.npy or .png for the video {video.name}")
+    def load(self, path, frames):
         if path.suffix == ".npy":
             x = load_array(path, "depth map", mmap=True)
         else:
@@ -103,11 +98,21 @@ class Depth:
         return own[frame if len(own) > 1 else 0]
 
 
+def given(folder, video):
+    """The file of a video's depth in a folder of maps made elsewhere; by split where a training and a test video have one name."""
+    places = (folder / video.split, folder)
+    path = next((p for p in (place / f"{video.name}{s}" for place in places for s in (".npy", ".png")) if p.exists()), None)
+    if path is None:
+        raise UserError(f"--depth {folder}: there is no {video.name}.npy or .png for the video {video.name}")
+    return path
+
+
 def midas(videos, arrays, folder, device):
-    """Write MiDaS's inverse depth of every video's middle frame into `folder`. -> the folder"""
-    missing = [(v, a) for v, a in zip(videos, arrays) if not (folder / v.split / f"{v.name}.npy").exists()]
+    """Write MiDaS's inverse depth [1, h, w] of every video's middle frame into `folder`. -> its common.video.VideoFiles"""
+    files = VideoFiles(folder)
+    missing = [(v, a) for v, a in zip(videos, arrays) if files.info(v) is None]
     if not missing:
-        return folder
+        return files
     try:
         net = torch.hub.load("intel-isl/MiDaS", "MiDaS_small", trust_repo=True).eval().to(device)
     except Exception as e:  # the hub and the network raise many kinds
@@ -119,9 +124,8 @@ def midas(videos, arrays, folder, device):
         mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
         with torch.inference_mode():
             near = net((x - mean) / std)[0].float().cpu().numpy()
-        with replacing(folder / video.split / f"{video.name}.npy") as tmp:
-            np.save(tmp, near)
-    return folder
+        files.write(video, iter([near[None]]), lambda shape: {})
+    return files
 
 
 def random_crops(n, size, rng, area=(0.5, 1.0), aspect=(3 / 4, 4 / 3)):

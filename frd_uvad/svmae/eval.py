@@ -15,7 +15,7 @@ import numpy as np  # noqa: E402
 from common import evaluation, smoothing, training  # noqa: E402
 from common.datasets import report_skipped  # noqa: E402
 from common.features import FeatureVideo, add_label_flags, find_features, frames_of_clips  # noqa: E402
-from common.files import UserError, first_line, load_array, run, writable_folder  # noqa: E402
+from common.files import UserError, first_line, load_array, run, safe, writable_folder  # noqa: E402
 from common.kept import Kept, seconds_of  # noqa: E402
 from common.late import Late, torch  # noqa: E402
 from common.parallel import add_shard_flag  # noqa: E402
@@ -173,7 +173,7 @@ def score_video(args, r):
     if wanted["feature_group"] != "vis" and not args.text:
         raise UserError(f"checkpoint {args.checkpoint} needs caption embeddings: give --text DIR with {video.name}.npy")
     features, frames = features_of_video(video, made, args, r)
-    out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / evaluation.safe(video.name))
+    out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / safe(video.name))
     scores = score(net.eval().to(r.device), FeatureVideo(video.name, "test", [features], path=video.path), args.text, r)
     evaluation.write_own_video(video.name, *decoded(video), frames_of_clips(scores, frames), args.smoothing, "SVMAE", out, red=1.0,
                                top=args.top)

@@ -22,7 +22,7 @@ from common import datasets, training  # noqa: E402
 from common.ahead import ReadAhead  # noqa: E402
 from common.clip import ClipEncoder  # noqa: E402
 from common.features import CLIP  # noqa: E402
-from common.files import UserError, read_json, replacing, run, writable_folder, write_json  # noqa: E402
+from common.files import UserError, read_json, replacing, run, safe, writable_folder, write_json  # noqa: E402
 from common.late import Late, torch  # noqa: E402
 from common.parallel import add_shard_flag, cores, share_out  # noqa: E402
 from common.video import Decoder, VideoFiles, print_warnings, resize  # noqa: E402
@@ -199,7 +199,7 @@ def finish(out, files, ready, encoder):
     """What the detector needs beside the features: labels of the test videos, lists of bags."""
     data, videos = ready.data, ready.train + ready.test
     for v in ready.test if data.has_labels else ():
-        with replacing(out / "labels" / f"{v.name}.npy") as tmp:
+        with replacing(out / "labels" / f"{safe(v.name)}.npy") as tmp:
             np.save(tmp, data.labels(v, files.info(v)["frames"]))
     for name in ("normal.txt", "abnormal.txt"):
         if (Path(data.root) / name).exists():
