@@ -29,7 +29,7 @@ NOT_UTF8 = os.fsdecode(b"caf\xe9") if os.name == "posix" else "caf\udce9"
 NAMES = ["ordinary_01", "file", "allow_pickle", "arr_0", "seconds", "source", "labels", "smoothing", "a#b", "#1", "a?b", "a%20b", "%2F",
          "a:b", "it's", 'say "x"', "a b", " lead", "trail ", "trail.", "-dash", "$x_1$", r"$\bad{$", "<b>&", "a\\b", "a,b", "a*b", "a|b",
          "视频", "e\u0301", "\u00e9", "①", "10²5", "😀", "a\nb", "a\tb", "\x1b[31m", "n" * 200, "é" * 120, "CON", "nul.x", "a.b.c", "a.npy",
-         "img%03d", "concat:a", "~x", "/*DATA*/", NOT_UTF8]
+         "img%03d", "concat:a", "~x", NOT_UTF8]
 FRAMES = 4
 
 
