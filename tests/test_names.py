@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import urllib.parse
+import zipfile
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common import datasets, detectors, flow, objects, plots, ranking, report
-from common.files import load_arrays, original, read_table, safe, save_arrays, writing_table
+from common import container, datasets, detectors, evaluation, flow, objects, plots, ranking, report
+from common.container import Clock
+from common.files import UserError, load_arrays, original, read_table, safe, save_arrays, writing_table
 from common.foreground import CubeStore, Settings
 from common.kept import Kept
 from common.video import Decoder, FrameCache, Video, VideoFiles, list_videos, open_video
@@ -128,6 +130,12 @@ def test_names_alike_in_archives(tmp_path):
     with np.load(tmp_path / "a.npz", allow_pickle=False) as other:            # others read it too
         assert other["x/y"].shape == (3,)
     np.savez(tmp_path / "b.npz", one=np.ones(1), two=np.ones(2))
+    with zipfile.ZipFile(tmp_path / "b.npz", "a") as z:
+        z.infolist()[0].comment = b"a comment of somebody else's \xff"
+        z.writestr("note", b"")
+    with pytest.raises(UserError, match="readable .npz archive"):
+        load_arrays(tmp_path / "b.npz", "arrays")
+    np.savez(tmp_path / "b.npz", one=np.ones(1), two=np.ones(2))
     assert list(load_arrays(tmp_path / "b.npz", "arrays")) == ["one", "two"]
 
 
@@ -148,12 +156,33 @@ def test_titles_of_plots(name, tmp_path):
     assert all((tmp_path / f"{x}.png").stat().st_size > 1000 for x in "cde")
 
 
+@pytest.mark.parametrize("name", ["$x_1$", NOT_UTF8, "a#b"], ids=ascii)
+def test_results_of_ones_own_video(name, tmp_path, capsys):
+    sys.stdout.reconfigure(errors="backslashreplace")
+    out = tmp_path / safe(name)
+    evaluation.write_own_video(name, walkers(FRAMES), Clock(10.0), np.arange(4.0), "none", "method", out)
+    (video,) = content(out / "report.html")["videos"]
+    assert video["name"] == name and (out / video["overlay"]).stat().st_size > 500 and (out / "curve.png").stat().st_size > 1000
+
+
 @pytest.mark.skipif(os.name != "posix", reason="names are UTF-8 elsewhere")
 def test_an_overlay_in_a_folder_whose_name_is_not_utf8(tmp_path):
     able(NOT_UTF8, (tmp_path / NOT_UTF8).mkdir)
     path, frames = tmp_path / NOT_UTF8 / "o.mp4", walkers(FRAMES)
-    plots.overlay(frames, None, np.arange(FRAMES), None, path, SimpleNamespace(fps=10, times=None), (0, 1), (0, 1))
+    plots.overlay(frames, None, np.arange(FRAMES), None, path, Clock(10.0), (0, 1), (0, 1))
     assert len(list(Decoder(open_video(path)))) == FRAMES
+
+
+@pytest.mark.skipif(os.name != "posix", reason="names are UTF-8 elsewhere")
+def test_an_opencv_that_takes_no_bytes_skips_the_video(tmp_path, monkeypatch):
+    able(NOT_UTF8, lambda: (tmp_path / f"{NOT_UTF8}.avi").write_bytes(b"x"))
+
+    def refuse(path):
+        assert isinstance(path, bytes)                        # a str would end the process
+        raise TypeError
+    monkeypatch.setattr(container.cv2, "VideoCapture", refuse)
+    usable, failed = FrameCache(tmp_path / "cache").build(list_videos(tmp_path), 1)
+    assert usable == [] and "not UTF-8, rename it" in failed[f"test/{NOT_UTF8}"]
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
@@ -188,8 +217,6 @@ def test_a_script_over_all_names_at_once(tmp_path):
     assert {p.stem for p in (out / "strict" / "curves").iterdir()} == {safe(name) for name in there}
     with open(out / "strict" / "ranking.csv", encoding="utf-8", newline="") as f:
         assert {row["video"] for row in csv.DictReader(f)} <= {n.encode("utf-8", "backslashreplace").decode() for n in there}
-    script("frd_uvad/eval.py", "--video", tmp_path / "data" / "test" / NAMES[-1], "--checkpoint", out / "frd.pt", "--out", tmp_path / "own")
-    assert (tmp_path / "own" / safe(NAMES[-1]) / "overlay.mp4").exists()
 
 
 # ------------------------------------------------------------------------------------------------------------------- renaming
