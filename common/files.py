@@ -25,6 +25,7 @@ except ImportError:            # not on Windows
 
 DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))}     # no file's name on Windows
 LONGEST = 200                  # bytes of a file's name without suffix
+UNESCAPED = b"name as it is: "  # begins the comment of an archive's member whose name is not UTF-8
 
 
 class UserError(Exception):
@@ -298,9 +299,16 @@ def save_arrays(path, arrays):
         for name, x in arrays.items():
             shown = name.encode("utf-8", "backslashreplace").decode()
             member = zipfile.ZipInfo(f"{shown}.npy")
-            member.comment = b"" if shown == name else name.encode("utf-8", "surrogatepass")
+            member.comment = b"" if shown == name else UNESCAPED + name.encode("utf-8", "surrogatepass")
             with z.open(member, "w", force_zip64=True) as f:
                 np.lib.format.write_array(f, np.asanyarray(x), allow_pickle=False)
+
+
+def name_of(member):
+    """The name under which save_arrays() or numpy put an array into an archive."""
+    if member.comment.startswith(UNESCAPED):
+        return member.comment.removeprefix(UNESCAPED).decode("utf-8", "surrogatepass")
+    return member.filename.removesuffix(".npy")
 
 
 def load_arrays(path, what, names=None):
@@ -308,7 +316,7 @@ def load_arrays(path, what, names=None):
     arrays = {}
     try:
         with zipfile.ZipFile(path) as z:
-            members = {x.comment.decode("utf-8", "surrogatepass") or x.filename.removesuffix(".npy"): x for x in z.infolist()}
+            members = {name_of(member): member for member in z.infolist()}
             for name in members if names is None else names:
                 with z.open(members[name]) as f:
                     arrays[name] = np.lib.format.read_array(f, allow_pickle=False)

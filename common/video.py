@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from common.container import COUNTED, PATIENCE, Clock, claimed_frames, open_capture, read_container
-from common.files import UserError, load_array, read_json, replacing, safe, stamp, stream_npy, write_json
+from common.files import UserError, load_array, opencv_path, read_json, replacing, safe, stamp, stream_npy, write_json
 from common.parallel import map_videos, tick
 
 IMAGES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"}
@@ -80,7 +80,7 @@ def list_videos(folder, split="test", walk=False, left_out=None):
             if p.name.startswith("."):
                 continue
             if p.name.startswith("_"):                       # put aside, or __MACOSX
-                if left_out is not None:
+                if left_out is not None and suffix not in BESIDE:
                     left_out.append(str(p.relative_to(folder)))
             elif p.is_dir():
                 files = list_frames(p)
@@ -287,7 +287,9 @@ class Decoder:
     def _capture(self):
         container, capture = read_container(self.video.path), open_capture(self.video.path)
         if capture is None:
-            raise UserError(f"video {self.video.name} ({self.video.path}) cannot be opened: damaged, or not a video")
+            strange = isinstance(opencv_path(self.video.path), bytes)
+            raise UserError(f"video {self.video.name} ({self.video.path}) cannot be opened: "
+                            + ("its name is not UTF-8, rename it" if strange else "damaged, or not a video"))
         self.clock, self.container, n, failed, shift = container.clock, container, 0, 0, 0
         try:
             while failed < PATIENCE:

@@ -72,8 +72,9 @@ class GivenFeatures:
 
     def of(self, video):
         """float16 [frames, width]"""
-        path = next((p for x in (video.name, safe(video.name)) if (p := self.folder / video.split / f"{x}.npy").exists()),
-                    self.folder / video.split / f"{video.name}.npy")
+        path = self.folder / video.split / f"{video.name}.npy"
+        if not path.exists():
+            path = path.with_name(f"{safe(video.name)}.npy")          # as this toolkit calls them
         side = path.with_suffix(".json")
         frames = read_json(side, "the features' entry")["frames"] if side.exists() else video.expected_frames()
         x = load_array(path, "features")

@@ -77,7 +77,8 @@ OPENS = {
     "common/batches.py copy_rows": "tests/test_frd_uvad.py", "common/clip.py uses_quick_gelu": "tests/test_scene_aware_ae.py",
     "common/detectors.py _onnx": "tests/test_foreground.py",
     "common/files.py read_text": "labels.txt", "common/files.py read_json": "side.json", "common/files.py load_array": "array.npy",
-    "common/files.py load_arrays": "scores.npz", "common/foreground.py CubeStore._has_boxes": "scores.npz",
+    "common/files.py load_arrays": "scores.npz", "common/files.py stamp": "tests/test_names.py",
+    "common/foreground.py CubeStore._has_boxes": "scores.npz",
     "common/kept.py Kept.__init__": "tests/test_training.py",
     "common/labels.py read_mat": "ped2.mat", "common/labels.py npz_names": "packed.npz", "common/labels.py matlab_ranges": "UCSDped2.m",
     "common/training.py load_checkpoint": "weights.pt", "common/training.py Log.drop_after": "tests/test_training.py",
@@ -89,7 +90,7 @@ OPENS = {
     "spr_uvad/scoring.py load_checkpoint": "tests/test_spr_uvad.py", "spr_uvad/scoring.py load_training_scores": "tests/test_spr_uvad.py",
 }
 READING = {"np.load", "torch.load", "np.fromfile", "cv2.imread", "cv2.imdecode", "cv2.VideoCapture", "io.loadmat", "json.loads",
-           "pickle.load", "np.loadtxt", "cv2.dnn.readNetFromONNX", "os.open"}
+           "pickle.load", "np.loadtxt", "np.lib.format.read_array", "cv2.dnn.readNetFromONNX", "os.open"}
 
 
 def places_that_open():
