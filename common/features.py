@@ -423,13 +423,11 @@ def listed_names(path, known):
     out = {}
     for line in read_text(path, "list of videos").splitlines():
         line = line.strip()
-        if not line:
+        if not line or line.startswith("#"):
             continue
         stems = [re.sub(r"\.(npy|mp4|avi|mkv)$", "", re.split(r"[/\\]", text)[-1]) for text in (line, line.split()[0])]
         spellings = [x for s in stems for x in (s, re.sub(r"__\d+$", "", s), name_of_file(s), re.sub(r"_\d$", "", name_of_file(s)))]
-        found = next((x for x in spellings if x in known), None)
-        if found or not line.startswith("#"):    # else a comment
-            out[found or stems[0]] = None
+        out[next((x for x in spellings if x in known), stems[0])] = None
     return list(out)
 
 

@@ -158,6 +158,11 @@ LINKED = {
     "shanghaitech": ("shanghaitech", "shanghaitech", shanghai, [
         "", "testing", "testing/frames", "testing/frames/02_0001", "testing/test_frame_mask", "testing/test_pixel_mask",
         "testing/test_frame_mask/01_0014.npy", "training/videos/01_001.avi"]),
+    "ubnormal": ("ubnormal", "UBnormal", lambda root: ubnormal(root), [
+        "", "scripts", "scripts/abnormal_test_video_names.txt", "Scene2", "Scene2/abnormal_scene_2_scenario_10.avi",
+        "Scene2/abnormal_scene_2_scenario_10_annotations",
+        "Scene2/abnormal_scene_2_scenario_10_annotations/abnormal_scene_2_scenario_10_tracks.txt",
+        "Scene2/abnormal_scene_2_scenario_10_annotations/abnormal_scene_2_scenario_10_0003_gt.png"]),
     "folder": ("folder", "", own_folder, ["test", "test/a", "masks", "masks/b", "labels.csv", "train", "train/Abuse", "train/Abuse/c.avi"]),
 }
 
@@ -189,7 +194,8 @@ def test_a_loop_of_links_ends(tmp_path, layout):
     root = tmp_path / folder
     make(root)
     plain = seen(datasets.find(name, tmp_path))
-    for place in {"ped1": ("Test", ""), "avenue": ("testing_videos", ""), "shanghaitech": ("testing", ""), "folder": ("test",)}[layout]:
+    for place in {"ped1": ("Test", ""), "avenue": ("testing_videos", ""), "shanghaitech": ("testing", ""),
+                  "ubnormal": ("scripts", "Scene2", ""), "folder": ("test",)}[layout]:
         (root / place / "back").symlink_to(root)
         (root / place / "nowhere").symlink_to(root / "nothing")
     assert seen(datasets.find(name, tmp_path)) == plain
@@ -277,6 +283,60 @@ def test_avenues_masks_count_and_its_ranges_are_compared(tmp_path, capsys):
     assert result["abnormal_frames"] == sum(int(y.sum()) for y in AVENUE.values())
 
 
+def test_avenues_ranges_of_another_version_are_named(tmp_path, capsys):
+    unpack_avenue(tmp_path / "Avenue Dataset", tmp_path / "ground_truth_demo" / "testing_label_mask")
+    save_ranges(tmp_path / "Avenue Dataset" / "avenue.mat", [(3, 5)], [(1, 900)], *[[]] * 7, [(8, 9)])
+    data = datasets.find("avenue", tmp_path)
+    assert evaluated(data, tmp_path / "out")["abnormal_frames"] == sum(int(y.sum()) for y in AVENUE.values())
+    said = capsys.readouterr().out
+    assert "avenue.mat differs from masks: testing_label_mask (volLabel), which counts, in 1 frames of 1 videos; avenue.mat could not be " \
+        "compared with masks: testing_label_mask (volLabel) in 1 videos: labels of video 02 (avenue.mat) mark frames 1..900" in said
+
+
+SOURCES = ["labels/ and labels.csv", "labels.csv and masks/", "labels/ and masks/", "masks/ alone", "labels.csv alone"]
+
+
+@pytest.mark.parametrize("sources", SOURCES)
+def test_two_sources_of_ones_own_labels_are_compared(tmp_path, capsys, sources):
+    root, first, second = tmp_path / "data", [marks(1, 2), marks(4)], [marks(2, 3, 4), marks(4)]
+    kinds = sources.replace(" alone", "").split(" and ")
+    for name, *ys in zip("ab", first, second):
+        save_frames(root / "test" / name, blank())
+        for kind, y in zip(kinds, ys):
+            if kind == "labels/":
+                (root / "labels").mkdir(exist_ok=True)
+                np.save(root / "labels" / f"{name}.npy", y)
+            elif kind == "masks/":
+                save_frames(root / "masks" / name, masks_of(y))
+            else:
+                with open(root / "labels.csv", "a") as f:
+                    f.write("".join(f"{name},{t},{t + 1}\n" for t in np.flatnonzero(y)))
+    data = datasets.find("folder", root)
+    result = evaluated(data, tmp_path / "out")
+    assert labels_of(data) == {name: y.tolist() for name, y in zip("ab", first)}
+    said = capsys.readouterr().out
+    if len(kinds) == 2:
+        sentence = f"{kinds[1]} differs from {kinds[0]}, which counts, in 3 frames of 1 videos"
+        assert result["other_labels"] == sentence and said.count(sentence) == 1
+    else:
+        assert "other_labels" not in result and "differs from" not in said
+
+
+def test_a_csv_that_cannot_be_compared_is_named(tmp_path, capsys):
+    save_frames(tmp_path / "test" / "a", blank())
+    (tmp_path / "labels").mkdir()
+    np.save(tmp_path / "labels" / "a.npy", marks(1))
+    (tmp_path / "labels.csv").write_text("a training video,0,3\n")
+    assert labels_of(datasets.find("folder", tmp_path)) == {"a": marks(1).tolist()}
+    assert "labels are those of labels/; labels.csv is not compared (" in capsys.readouterr().out
+
+
+def test_regions_that_are_not_defined_are_said(tmp_path, capsys):
+    data = published_ped1(tmp_path / "UCSDped1", [marks(), None, None, None])
+    assert "rbdc" not in evaluated(data, tmp_path / "out")
+    assert "RBDC, TBDC and pixel-level AUC: not defined here (" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("damage", ["spoilt", "one missing", "the last missing"])
 def test_damaged_masks_cost_the_regions_of_one_video(tmp_path, capsys, damage):
     data = published_ped1(tmp_path / "UCSDped1")
@@ -288,7 +348,11 @@ def test_damaged_masks_cost_the_regions_of_one_video(tmp_path, capsys, damage):
     result = evaluated(data, tmp_path / "out")
     assert result["videos_with_regions"] == 1 and result["micro_auc"] == result["rbdc"] == result["pixel_auc"] == 1
     assert list(result["unreadable_regions"]) == ["04"]
-    assert "regions of video 04 are left out: " in capsys.readouterr().out
+    assert "regions of video 04 are left out: " in (said := capsys.readouterr().out)
+    if damage == "the last missing":
+        assert "Test*_gt images differs from UCSDped1.m, which counts, in 1 frames of 1 videos" in said
+    else:
+        assert "Test*_gt images could not be compared with UCSDped1.m in 1 videos: pixel mask" in said
 
 
 # --------------------------------------------------------------------------------------------------- one split, or a part
@@ -305,6 +369,20 @@ def test_ped1_with_its_test_videos_alone(tmp_path, place):
     assert data.train == [] and list(labels_of(data).values()) == [y.tolist() for y in PED1]
     assert evaluated(data, tmp_path / "out")["rbdc"] == 1
     assert labels_of(datasets.find("ped1", tmp_path)) == labels_of(data)
+
+
+@pytest.mark.parametrize("lost", [1, 3])
+def test_a_video_that_is_missing_moves_no_labels(tmp_path, lost):
+    """Ranges go by the videos' numbers, also where one of them is not there."""
+    published_ped1(tmp_path / "UCSDped1")
+    shutil.rmtree(tmp_path / "UCSDped1" / "Test" / f"Test00{lost}")
+    expected = {f"{i:02d}": y.tolist() for i, y in enumerate(PED1, 1) if i != lost}
+    data = datasets.find("ped1", tmp_path)
+    assert labels_of(data) == expected
+    (tmp_path / "UCSDped1" / "Test" / "UCSDped1.m").unlink()
+    save_ranges(tmp_path / "UCSDped1" / "ped1.mat", *[[(y.nonzero()[0][0] + 1, y.nonzero()[0][-1] + 1)] for y in PED1])
+    assert labels_of(datasets.find("ped1", tmp_path)) == expected
+    assert evaluated(data, tmp_path / "out")["videos_with_regions"] == 2 - (lost == 1)
 
 
 def test_a_test_folder_of_anything_is_no_ped1(tmp_path):
@@ -579,7 +657,9 @@ def test_odd_names_of_features(tmp_path):
             np.save(tmp_path / folder / f"{name}.npy", y if folder == "labels" else np.zeros((2, 1, 8), np.float32))
     data = find_features("features", tmp_path)
     assert {v.name: data.labels(v).tolist() for v in data.test} == {k: y.tolist() for k, y in given.items()}
-    order = np.random.default_rng(0).permutation(NAMES).tolist()
+    (tmp_path / "test" / "#1.npy").unlink()                    # in a list, what begins with # is a comment
+    given.pop("#1")
+    order = shuffled(given, 0)
     np.save(tmp_path / "gt.npy", np.concatenate([given[n] for n in order]))
     shutil.rmtree(tmp_path / "labels")
     (tmp_path / "order.list").write_text("\n".join(order) + "\n", encoding="utf-8")
