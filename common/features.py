@@ -423,11 +423,13 @@ def listed_names(path, known):
     out = {}
     for line in read_text(path, "list of videos").splitlines():
         line = line.strip()
-        if not line or line.startswith("#"):
+        if not line:
             continue
         stems = [re.sub(r"\.(npy|mp4|avi|mkv)$", "", re.split(r"[/\\]", text)[-1]) for text in (line, line.split()[0])]
         spellings = [x for s in stems for x in (s, re.sub(r"__\d+$", "", s), name_of_file(s), re.sub(r"_\d$", "", name_of_file(s)))]
-        out[next((x for x in spellings if x in known), stems[0])] = None
+        found = next((x for x in spellings if x in known), None)
+        if found or not line.startswith("#"):    # else a comment
+            out[found or stems[0]] = None
     return list(out)
 
 

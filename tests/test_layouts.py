@@ -17,7 +17,7 @@ from common.labels import matlab_ranges
 from scene_aware_ae.encoder import GivenFeatures
 from tests.helpers import refused, save_frames, save_video, script, walkers
 
-pytestmark = pytest.mark.usefixtures("listing")
+either_order = pytest.mark.usefixtures("listing")       # of files in folders
 
 FRAMES = 12
 
@@ -77,6 +77,7 @@ def unpack_avenue(root, beside=None):
         save_avenue_mask(beside, i, y)
 
 
+@either_order
 @pytest.mark.parametrize("videos, masks", [
     ("Avenue Dataset", "ground_truth_demo/testing_label_mask"),
     ("Avenue Dataset", "testing_label_mask"),
@@ -172,6 +173,7 @@ def seen(data):
             {v.name: None if (x := data.masks(v)) is None else x.sum((1, 2)).tolist() for v in data.test})
 
 
+@either_order
 @pytest.mark.parametrize("layout, linked", [(name, place) for name, (*_, places) in LINKED.items() for place in [*places, "everything"]])
 def test_links_to_another_disk_change_nothing(tmp_path, layout, linked):
     name, folder, make, places = LINKED[layout]
@@ -188,6 +190,7 @@ def test_links_to_another_disk_change_nothing(tmp_path, layout, linked):
     assert seen(datasets.find(name, data_root)) == plain
 
 
+@either_order
 @pytest.mark.parametrize("layout", LINKED)
 def test_a_loop_of_links_ends(tmp_path, layout):
     name, folder, make, _ = LINKED[layout]
@@ -201,6 +204,7 @@ def test_a_loop_of_links_ends(tmp_path, layout):
     assert seen(datasets.find(name, tmp_path)) == plain
 
 
+@either_order
 def test_features_behind_links(tmp_path):
     for path in ("test/Abuse/a.npy", "test/b.npy", "train/c.npy"):
         (tmp_path / "f" / path).parent.mkdir(parents=True, exist_ok=True)
@@ -371,6 +375,7 @@ def test_ped1_with_its_test_videos_alone(tmp_path, place):
     assert labels_of(datasets.find("ped1", tmp_path)) == labels_of(data)
 
 
+@either_order
 @pytest.mark.parametrize("lost", [1, 3])
 def test_a_video_that_is_missing_moves_no_labels(tmp_path, lost):
     """Ranges go by the videos' numbers, also where one of them is not there."""
@@ -432,6 +437,7 @@ def tracks_are_right(data):
         assert data.masks(v).any((1, 2)).nonzero()[0].tolist() == [*range(first, last + 1)], v.name
 
 
+@either_order
 def test_ubnormal_lacks_a_scene(tmp_path, capsys):
     root = ubnormal(tmp_path / "UBnormal")
     shutil.rmtree(root / "Scene3")
@@ -474,6 +480,7 @@ def test_an_unreadable_track_file_costs_one_video(tmp_path, capsys, text):
 
 # ------------------------------------------------------------------------------------------ folders of frames and of videos
 
+@either_order
 def test_frames_and_videos_of_a_split_are_both_read(tmp_path, capsys):
     root = tmp_path / "shanghaitech"
     shanghai(root)                                             # 01_001.avi; 01_0014 and 02_0001 as frames
@@ -491,6 +498,7 @@ def test_frames_and_videos_of_a_split_are_both_read(tmp_path, capsys):
 
 # ----------------------------------------------------------------------------------------------------------- class folders
 
+@either_order
 def test_class_folders_and_what_is_left_out(tmp_path, capsys):
     for path in ("train/Normal/n1.avi", "train/Abuse/a1.avi", "train/loose.avi", "test/Abuse/a2.avi", "test/Arrest/r1.avi",
                  "test/Arrest/a2.avi"):
@@ -550,6 +558,7 @@ def write_labels(where, form, given=GIVEN, spell=str):
     return path
 
 
+@either_order
 @pytest.mark.parametrize("dataset, form", [(dataset, form) for dataset in ("ped2", "avenue", "folder") for form in FORMS]
                          + [("avenue", "volLabel")])
 def test_labels_in_every_form_are_the_same(tmp_path, capsys, dataset, form):
@@ -565,6 +574,7 @@ def test_labels_in_every_form_are_the_same(tmp_path, capsys, dataset, form):
     assert capsys.readouterr().out == (normal if "mask" in form or form == "volLabel" else "")
 
 
+@either_order
 def test_ucsds_own_test_folder_as_labels(tmp_path, capsys):
     published_ped1(tmp_path / "UCSDped1")
     data = datasets.find("ped1", tmp_path, labels=tmp_path / "UCSDped1" / "Test")       # frames of videos and masks side by side
@@ -621,6 +631,7 @@ def same_as_odd(data):
         assert y == ODD[name].tolist(), name
 
 
+@either_order
 @pytest.mark.parametrize("kind", ["frames", "files"])
 @pytest.mark.parametrize("form", ["npy", "txt", "csv", "masks"])
 def test_odd_names_in_a_folder(tmp_path, kind, form):
@@ -649,6 +660,7 @@ def test_odd_names_given_by_labels(tmp_path, form):
     assert labels_of(data) == {k: y.tolist() for k, y in given.items()}
 
 
+@either_order
 def test_odd_names_of_features(tmp_path):
     given = {name: np.repeat(y, CLIP)[:2 * CLIP] for name, y in ODD.items()}
     for folder in ("test", "labels"):
@@ -657,12 +669,10 @@ def test_odd_names_of_features(tmp_path):
             np.save(tmp_path / folder / f"{name}.npy", y if folder == "labels" else np.zeros((2, 1, 8), np.float32))
     data = find_features("features", tmp_path)
     assert {v.name: data.labels(v).tolist() for v in data.test} == {k: y.tolist() for k, y in given.items()}
-    (tmp_path / "test" / "#1.npy").unlink()                    # in a list, what begins with # is a comment
-    given.pop("#1")
     order = shuffled(given, 0)
     np.save(tmp_path / "gt.npy", np.concatenate([given[n] for n in order]))
     shutil.rmtree(tmp_path / "labels")
-    (tmp_path / "order.list").write_text("\n".join(order) + "\n", encoding="utf-8")
+    (tmp_path / "order.list").write_text("# a comment\n" + "\n".join(order) + "\n", encoding="utf-8")
     data = find_features("features", tmp_path)
     assert {v.name: data.labels(v).tolist() for v in data.test} == {k: y.tolist() for k, y in given.items()}
 
@@ -688,6 +698,7 @@ def cameras(root, seed):
     return root
 
 
+@either_order
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("form", ["npz", "npy", "txt", "csv", "masks", "mask archives", "mixed"])
 def test_labels_in_any_order(tmp_path, form, seed):
@@ -708,6 +719,7 @@ def test_rows_of_a_csv_in_any_order(tmp_path, seed):
     assert labels_of(datasets.find("folder", root)) == {k: truth(k).tolist() for k in CAMERAS}
 
 
+@either_order
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("made", ["masks, images", "masks, arrays", "tracks", "labels"])
 def test_what_belongs_to_a_video_in_any_order(tmp_path, made, seed):
@@ -750,6 +762,7 @@ def test_entries_of_a_boxes_file_in_any_order(tmp_path, seed):
         assert {x for b in boxes for x in b.reshape(-1).tolist()} == {int(v.name[3:])}, v.name
 
 
+@either_order
 @pytest.mark.parametrize("seed", SEEDS)
 def test_ubnormals_lists_and_tracks_in_any_order(tmp_path, seed):
     data = datasets.find("ubnormal", ubnormal(tmp_path / "UBnormal", lambda names: shuffled(names, seed)))
@@ -757,6 +770,7 @@ def test_ubnormals_lists_and_tracks_in_any_order(tmp_path, seed):
     tracks_are_right(data)
 
 
+@either_order
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("per_frame", [False, True])
 def test_flow_files_in_any_order(tmp_path, seed, per_frame):
