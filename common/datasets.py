@@ -122,18 +122,22 @@ class Dataset:
         if not self._other_labels:
             return None
         other, read = self._other_labels
-        differ = {}
+        differ, unread = {}, []
         for name in sorted(set(labels) & set(read)):
             try:
                 y = read[name](len(labels[name]))
-            except UserError:            # its regions are left out, which says why
+            except UserError as e:
+                unread.append(str(e))
                 continue
             n = min(len(y), len(labels[name]))
             differ[name] = int((y[:n] != labels[name][:n]).sum()) + abs(len(y) - len(labels[name]))
         videos = sum(n > 0 for n in differ.values())
-        if not videos:
-            return None
-        return f"{other} differs from {self.label_source}, which counts, in {sum(differ.values())} frames of {videos} videos"
+        said = []
+        if videos:
+            said.append(f"{other} differs from {self.label_source}, which counts, in {sum(differ.values())} frames of {videos} videos")
+        if unread:
+            said.append(f"{other} could not be compared with {self.label_source} in {len(unread)} videos: {unread[0]}")
+        return "; ".join(said) or None
 
     def events(self):
         """[(video, kind, first frame, end)] of events.csv, where the dataset has one (the demo does); end exclusive."""
@@ -379,9 +383,7 @@ def ucsd(name, root, train, test):
         data._ranges, data.label_source = matlab_ranges(script[0]), script[0].name
     elif set(mask_folders) >= {v.name for v in data.test}:
         labels_from_masks(data)
-    if data._ranges and data._masks:
-        by_mask = {k: (lambda n, read=read: read().any(axis=(1, 2))) for k, read in data._masks.items()}
-        data._other_labels = (data.mask_source, by_mask)
+    compare_masks(data)
     return data
 
 
@@ -398,9 +400,7 @@ def avenue(name, root, train, test):
         data.mask_source = "testing_label_mask (volLabel)"
         labels_from_masks(data)
         if mat:
-            ranges = Dataset(name, root, [], [], mat[0].name, _ranges=mat_ranges(mat[0]))
-            by_range = {v.name: (lambda n, v=v: ranges.labels(v, n)) for v in data.test if v.name in ranges._ranges}
-            data._other_labels = (mat[0].name, by_range)
+            compare_ranges(data, mat[0].name, mat_ranges(mat[0]))
     elif mat:
         data._ranges, data.label_source = mat_ranges(mat[0]), mat[0].name
     return data
@@ -470,6 +470,11 @@ def folder(root, name="folder"):
     table = child(root, "labels.csv")
     if table is not None and not data._arrays:
         data._ranges, data.label_source = csv_ranges(table, names), table.name
+    elif table is not None:
+        try:
+            compare_ranges(data, table.name, csv_ranges(table, names))
+        except UserError as e:
+            print(f"note: labels are those of {data.label_source}; {table.name} is not compared ({e})", flush=True)
     for place in (child(root, "masks"), child(root, "test_pixel_mask")):
         for f in sorted(place.iterdir()) if place is not None and place.is_dir() else ():
             video = f.name if f.is_dir() else f.stem
@@ -478,11 +483,25 @@ def folder(root, name="folder"):
                 data.mask_source = f"{place.name}/"
     if data._masks and not data.has_labels and names <= set(data._masks):
         labels_from_masks(data)
+    elif not data._other_labels:
+        compare_masks(data)
     place = child(root, "tracks")
     for f in sorted(place.iterdir()) if place is not None and place.is_dir() else ():
         if f.stem in names and f.suffix in (".csv", ".txt"):
             data._tracks[f.stem] = f
     return data
+
+
+def compare_ranges(data, source, ranges):
+    """Ranges {video name: [(first, last)]} are a second source of labels."""
+    other = Dataset(data.name, data.root, [], [], source, _ranges=ranges)
+    data._other_labels = (source, {v.name: (lambda n, v=v: other.labels(v, n)) for v in data.test if v.name in ranges})
+
+
+def compare_masks(data):
+    """Masks are a second source of labels, where they are not the first."""
+    if data._ranges or (data._arrays and not data.label_source.startswith("masks")):
+        data._other_labels = (data.mask_source, {k: (lambda n, read=read: read().any(axis=(1, 2))) for k, read in data._masks.items()})
 
 
 def labels_from_masks(data):

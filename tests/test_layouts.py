@@ -17,7 +17,7 @@ from common.labels import matlab_ranges
 from scene_aware_ae.encoder import GivenFeatures
 from tests.helpers import refused, save_frames, save_video, script, walkers
 
-pytestmark = pytest.mark.usefixtures("listing")
+either_order = pytest.mark.usefixtures("listing")       # of files in folders
 
 FRAMES = 12
 
@@ -77,6 +77,7 @@ def unpack_avenue(root, beside=None):
         save_avenue_mask(beside, i, y)
 
 
+@either_order
 @pytest.mark.parametrize("videos, masks", [
     ("Avenue Dataset", "ground_truth_demo/testing_label_mask"),
     ("Avenue Dataset", "testing_label_mask"),
@@ -158,6 +159,11 @@ LINKED = {
     "shanghaitech": ("shanghaitech", "shanghaitech", shanghai, [
         "", "testing", "testing/frames", "testing/frames/02_0001", "testing/test_frame_mask", "testing/test_pixel_mask",
         "testing/test_frame_mask/01_0014.npy", "training/videos/01_001.avi"]),
+    "ubnormal": ("ubnormal", "UBnormal", lambda root: ubnormal(root), [
+        "", "scripts", "scripts/abnormal_test_video_names.txt", "Scene2", "Scene2/abnormal_scene_2_scenario_10.avi",
+        "Scene2/abnormal_scene_2_scenario_10_annotations",
+        "Scene2/abnormal_scene_2_scenario_10_annotations/abnormal_scene_2_scenario_10_tracks.txt",
+        "Scene2/abnormal_scene_2_scenario_10_annotations/abnormal_scene_2_scenario_10_0003_gt.png"]),
     "folder": ("folder", "", own_folder, ["test", "test/a", "masks", "masks/b", "labels.csv", "train", "train/Abuse", "train/Abuse/c.avi"]),
 }
 
@@ -167,6 +173,7 @@ def seen(data):
             {v.name: None if (x := data.masks(v)) is None else x.sum((1, 2)).tolist() for v in data.test})
 
 
+@either_order
 @pytest.mark.parametrize("layout, linked", [(name, place) for name, (*_, places) in LINKED.items() for place in [*places, "everything"]])
 def test_links_to_another_disk_change_nothing(tmp_path, layout, linked):
     name, folder, make, places = LINKED[layout]
@@ -183,18 +190,21 @@ def test_links_to_another_disk_change_nothing(tmp_path, layout, linked):
     assert seen(datasets.find(name, data_root)) == plain
 
 
+@either_order
 @pytest.mark.parametrize("layout", LINKED)
 def test_a_loop_of_links_ends(tmp_path, layout):
     name, folder, make, _ = LINKED[layout]
     root = tmp_path / folder
     make(root)
     plain = seen(datasets.find(name, tmp_path))
-    for place in {"ped1": ("Test", ""), "avenue": ("testing_videos", ""), "shanghaitech": ("testing", ""), "folder": ("test",)}[layout]:
+    for place in {"ped1": ("Test", ""), "avenue": ("testing_videos", ""), "shanghaitech": ("testing", ""),
+                  "ubnormal": ("scripts", "Scene2", ""), "folder": ("test",)}[layout]:
         (root / place / "back").symlink_to(root)
         (root / place / "nowhere").symlink_to(root / "nothing")
     assert seen(datasets.find(name, tmp_path)) == plain
 
 
+@either_order
 def test_features_behind_links(tmp_path):
     for path in ("test/Abuse/a.npy", "test/b.npy", "train/c.npy"):
         (tmp_path / "f" / path).parent.mkdir(parents=True, exist_ok=True)
@@ -277,6 +287,60 @@ def test_avenues_masks_count_and_its_ranges_are_compared(tmp_path, capsys):
     assert result["abnormal_frames"] == sum(int(y.sum()) for y in AVENUE.values())
 
 
+def test_avenues_ranges_of_another_version_are_named(tmp_path, capsys):
+    unpack_avenue(tmp_path / "Avenue Dataset", tmp_path / "ground_truth_demo" / "testing_label_mask")
+    save_ranges(tmp_path / "Avenue Dataset" / "avenue.mat", [(3, 5)], [(1, 900)], *[[]] * 7, [(8, 9)])
+    data = datasets.find("avenue", tmp_path)
+    assert evaluated(data, tmp_path / "out")["abnormal_frames"] == sum(int(y.sum()) for y in AVENUE.values())
+    said = capsys.readouterr().out
+    assert "avenue.mat differs from masks: testing_label_mask (volLabel), which counts, in 1 frames of 1 videos; avenue.mat could not be " \
+        "compared with masks: testing_label_mask (volLabel) in 1 videos: labels of video 02 (avenue.mat) mark frames 1..900" in said
+
+
+SOURCES = ["labels/ and labels.csv", "labels.csv and masks/", "labels/ and masks/", "masks/ alone", "labels.csv alone"]
+
+
+@pytest.mark.parametrize("sources", SOURCES)
+def test_two_sources_of_ones_own_labels_are_compared(tmp_path, capsys, sources):
+    root, first, second = tmp_path / "data", [marks(1, 2), marks(4)], [marks(2, 3, 4), marks(4)]
+    kinds = sources.replace(" alone", "").split(" and ")
+    for name, *ys in zip("ab", first, second):
+        save_frames(root / "test" / name, blank())
+        for kind, y in zip(kinds, ys):
+            if kind == "labels/":
+                (root / "labels").mkdir(exist_ok=True)
+                np.save(root / "labels" / f"{name}.npy", y)
+            elif kind == "masks/":
+                save_frames(root / "masks" / name, masks_of(y))
+            else:
+                with open(root / "labels.csv", "a") as f:
+                    f.write("".join(f"{name},{t},{t + 1}\n" for t in np.flatnonzero(y)))
+    data = datasets.find("folder", root)
+    result = evaluated(data, tmp_path / "out")
+    assert labels_of(data) == {name: y.tolist() for name, y in zip("ab", first)}
+    said = capsys.readouterr().out
+    if len(kinds) == 2:
+        sentence = f"{kinds[1]} differs from {kinds[0]}, which counts, in 3 frames of 1 videos"
+        assert result["other_labels"] == sentence and said.count(sentence) == 1
+    else:
+        assert "other_labels" not in result and "differs from" not in said
+
+
+def test_a_csv_that_cannot_be_compared_is_named(tmp_path, capsys):
+    save_frames(tmp_path / "test" / "a", blank())
+    (tmp_path / "labels").mkdir()
+    np.save(tmp_path / "labels" / "a.npy", marks(1))
+    (tmp_path / "labels.csv").write_text("a training video,0,3\n")
+    assert labels_of(datasets.find("folder", tmp_path)) == {"a": marks(1).tolist()}
+    assert "labels are those of labels/; labels.csv is not compared (" in capsys.readouterr().out
+
+
+def test_regions_that_are_not_defined_are_said(tmp_path, capsys):
+    data = published_ped1(tmp_path / "UCSDped1", [marks(), None, None, None])
+    assert "rbdc" not in evaluated(data, tmp_path / "out")
+    assert "RBDC, TBDC and pixel-level AUC: not defined here (" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("damage", ["spoilt", "one missing", "the last missing"])
 def test_damaged_masks_cost_the_regions_of_one_video(tmp_path, capsys, damage):
     data = published_ped1(tmp_path / "UCSDped1")
@@ -288,7 +352,11 @@ def test_damaged_masks_cost_the_regions_of_one_video(tmp_path, capsys, damage):
     result = evaluated(data, tmp_path / "out")
     assert result["videos_with_regions"] == 1 and result["micro_auc"] == result["rbdc"] == result["pixel_auc"] == 1
     assert list(result["unreadable_regions"]) == ["04"]
-    assert "regions of video 04 are left out: " in capsys.readouterr().out
+    assert "regions of video 04 are left out: " in (said := capsys.readouterr().out)
+    if damage == "the last missing":
+        assert "Test*_gt images differs from UCSDped1.m, which counts, in 1 frames of 1 videos" in said
+    else:
+        assert "Test*_gt images could not be compared with UCSDped1.m in 1 videos: pixel mask" in said
 
 
 # --------------------------------------------------------------------------------------------------- one split, or a part
@@ -305,6 +373,21 @@ def test_ped1_with_its_test_videos_alone(tmp_path, place):
     assert data.train == [] and list(labels_of(data).values()) == [y.tolist() for y in PED1]
     assert evaluated(data, tmp_path / "out")["rbdc"] == 1
     assert labels_of(datasets.find("ped1", tmp_path)) == labels_of(data)
+
+
+@either_order
+@pytest.mark.parametrize("lost", [1, 3])
+def test_a_video_that_is_missing_moves_no_labels(tmp_path, lost):
+    """Ranges go by the videos' numbers, also where one of them is not there."""
+    published_ped1(tmp_path / "UCSDped1")
+    shutil.rmtree(tmp_path / "UCSDped1" / "Test" / f"Test00{lost}")
+    expected = {f"{i:02d}": y.tolist() for i, y in enumerate(PED1, 1) if i != lost}
+    data = datasets.find("ped1", tmp_path)
+    assert labels_of(data) == expected
+    (tmp_path / "UCSDped1" / "Test" / "UCSDped1.m").unlink()
+    save_ranges(tmp_path / "UCSDped1" / "ped1.mat", *[[(y.nonzero()[0][0] + 1, y.nonzero()[0][-1] + 1)] for y in PED1])
+    assert labels_of(datasets.find("ped1", tmp_path)) == expected
+    assert evaluated(data, tmp_path / "out")["videos_with_regions"] == 2 - (lost == 1)
 
 
 def test_a_test_folder_of_anything_is_no_ped1(tmp_path):
@@ -354,6 +437,7 @@ def tracks_are_right(data):
         assert data.masks(v).any((1, 2)).nonzero()[0].tolist() == [*range(first, last + 1)], v.name
 
 
+@either_order
 def test_ubnormal_lacks_a_scene(tmp_path, capsys):
     root = ubnormal(tmp_path / "UBnormal")
     shutil.rmtree(root / "Scene3")
@@ -396,6 +480,7 @@ def test_an_unreadable_track_file_costs_one_video(tmp_path, capsys, text):
 
 # ------------------------------------------------------------------------------------------ folders of frames and of videos
 
+@either_order
 def test_frames_and_videos_of_a_split_are_both_read(tmp_path, capsys):
     root = tmp_path / "shanghaitech"
     shanghai(root)                                             # 01_001.avi; 01_0014 and 02_0001 as frames
@@ -413,6 +498,7 @@ def test_frames_and_videos_of_a_split_are_both_read(tmp_path, capsys):
 
 # ----------------------------------------------------------------------------------------------------------- class folders
 
+@either_order
 def test_class_folders_and_what_is_left_out(tmp_path, capsys):
     for path in ("train/Normal/n1.avi", "train/Abuse/a1.avi", "train/loose.avi", "test/Abuse/a2.avi", "test/Arrest/r1.avi",
                  "test/Arrest/a2.avi"):
@@ -472,6 +558,7 @@ def write_labels(where, form, given=GIVEN, spell=str):
     return path
 
 
+@either_order
 @pytest.mark.parametrize("dataset, form", [(dataset, form) for dataset in ("ped2", "avenue", "folder") for form in FORMS]
                          + [("avenue", "volLabel")])
 def test_labels_in_every_form_are_the_same(tmp_path, capsys, dataset, form):
@@ -487,6 +574,7 @@ def test_labels_in_every_form_are_the_same(tmp_path, capsys, dataset, form):
     assert capsys.readouterr().out == (normal if "mask" in form or form == "volLabel" else "")
 
 
+@either_order
 def test_ucsds_own_test_folder_as_labels(tmp_path, capsys):
     published_ped1(tmp_path / "UCSDped1")
     data = datasets.find("ped1", tmp_path, labels=tmp_path / "UCSDped1" / "Test")       # frames of videos and masks side by side
@@ -543,6 +631,7 @@ def same_as_odd(data):
         assert y == ODD[name].tolist(), name
 
 
+@either_order
 @pytest.mark.parametrize("kind", ["frames", "files"])
 @pytest.mark.parametrize("form", ["npy", "txt", "csv", "masks"])
 def test_odd_names_in_a_folder(tmp_path, kind, form):
@@ -571,6 +660,7 @@ def test_odd_names_given_by_labels(tmp_path, form):
     assert labels_of(data) == {k: y.tolist() for k, y in given.items()}
 
 
+@either_order
 def test_odd_names_of_features(tmp_path):
     given = {name: np.repeat(y, CLIP)[:2 * CLIP] for name, y in ODD.items()}
     for folder in ("test", "labels"):
@@ -579,10 +669,10 @@ def test_odd_names_of_features(tmp_path):
             np.save(tmp_path / folder / f"{name}.npy", y if folder == "labels" else np.zeros((2, 1, 8), np.float32))
     data = find_features("features", tmp_path)
     assert {v.name: data.labels(v).tolist() for v in data.test} == {k: y.tolist() for k, y in given.items()}
-    order = np.random.default_rng(0).permutation(NAMES).tolist()
+    order = shuffled(given, 0)
     np.save(tmp_path / "gt.npy", np.concatenate([given[n] for n in order]))
     shutil.rmtree(tmp_path / "labels")
-    (tmp_path / "order.list").write_text("\n".join(order) + "\n", encoding="utf-8")
+    (tmp_path / "order.list").write_text("# a comment\n" + "\n".join(order) + "\n", encoding="utf-8")
     data = find_features("features", tmp_path)
     assert {v.name: data.labels(v).tolist() for v in data.test} == {k: y.tolist() for k, y in given.items()}
 
@@ -608,6 +698,7 @@ def cameras(root, seed):
     return root
 
 
+@either_order
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("form", ["npz", "npy", "txt", "csv", "masks", "mask archives", "mixed"])
 def test_labels_in_any_order(tmp_path, form, seed):
@@ -628,6 +719,7 @@ def test_rows_of_a_csv_in_any_order(tmp_path, seed):
     assert labels_of(datasets.find("folder", root)) == {k: truth(k).tolist() for k in CAMERAS}
 
 
+@either_order
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("made", ["masks, images", "masks, arrays", "tracks", "labels"])
 def test_what_belongs_to_a_video_in_any_order(tmp_path, made, seed):
@@ -670,6 +762,7 @@ def test_entries_of_a_boxes_file_in_any_order(tmp_path, seed):
         assert {x for b in boxes for x in b.reshape(-1).tolist()} == {int(v.name[3:])}, v.name
 
 
+@either_order
 @pytest.mark.parametrize("seed", SEEDS)
 def test_ubnormals_lists_and_tracks_in_any_order(tmp_path, seed):
     data = datasets.find("ubnormal", ubnormal(tmp_path / "UBnormal", lambda names: shuffled(names, seed)))
@@ -677,6 +770,7 @@ def test_ubnormals_lists_and_tracks_in_any_order(tmp_path, seed):
     tracks_are_right(data)
 
 
+@either_order
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("per_frame", [False, True])
 def test_flow_files_in_any_order(tmp_path, seed, per_frame):
