@@ -12,7 +12,7 @@ import numpy as np
 from common import training
 from common.files import UserError, first_line
 from common.late import torch
-from common.video import resize
+from common.pictures import resize
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 RANDOM = "random"              # weights for --benchmark: speed does not depend on them

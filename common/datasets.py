@@ -7,6 +7,7 @@
     data.tracks(video)                   # float32 [n, 6]: id, frame, x1, y1, x2, y2 (inclusive pixels) or None
 """
 import hashlib
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -75,7 +76,7 @@ class Dataset:
 
     def cache_folder(self, cache):
         """Its folder under --cache; two copies of a dataset never mix."""
-        place = hashlib.sha256(str(Path(self.root).resolve()).encode()).hexdigest()[:6]
+        place = hashlib.sha256(os.fsencode(Path(self.root).resolve())).hexdigest()[:6]
         return writable_folder(Path(cache) / f"{self.name}-{place}")
 
     @property

@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from common.files import UserError, first_line, load_arrays
+from common.files import UserError, first_line, load_arrays, opencv_path
 
 KINDS = "motion, file:BOXES.npz, onnx:YOLOX.onnx, torchvision[:MODEL], mmdet:CONFIG:CHECKPOINT"
 NONE = np.zeros((0, 5), np.float32)
@@ -115,7 +115,7 @@ def suppress(boxes, iou):
 
 def _onnx(path, _device, min_score, size=416):
     try:
-        net = cv2.dnn.readNetFromONNX(path)
+        net = cv2.dnn.readNetFromONNX(opencv_path(path))
     except cv2.error as e:
         raise UserError(f"--boxes onnx:{path}: OpenCV cannot read this model ({first_line(e)})") from None
     grid = np.concatenate([np.stack(np.meshgrid(np.arange(size // s), np.arange(size // s)), -1).reshape(-1, 2)

@@ -18,7 +18,7 @@ import numpy as np
 
 from common.batches import copy_rows
 from common.datasets import Dataset, plain
-from common.files import UserError, first_line, load_array, load_arrays, original, read_text
+from common.files import UserError, first_line, load_array, load_arrays, original, read_text, stamp
 from common.labels import csv_ranges, frame_labels
 from common.video import Video, natural
 
@@ -56,7 +56,7 @@ class FeatureVideo:
     def fingerprint(self):
         """Changes when its files do: which, how new, and what part of them."""
         files = [Path(p.filename) for p in self.parts if getattr(p, "filename", None)]
-        return [[str(f.resolve()), f.stat().st_mtime_ns] for f in files] + [self.first, len(self), *self.shape]
+        return [[str(f.resolve()), *stamp(f.parent, [f.name])] for f in files] + [self.first, len(self), *self.shape]
 
     def clips(self, rows):
         """Those clips, copied from the files: [n, crops, width]."""

@@ -15,10 +15,10 @@ import numpy as np
 
 from common import detectors
 from common import flow as optical_flow
+from common.cache import VideoFiles
 from common.files import load_arrays, safe, save_arrays, write_json
 from common.flow import gray
 from common.parallel import map_videos, tick
-from common.video import VideoFiles
 
 
 @dataclass

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from common.files import UserError, first_line, load_array, load_arrays, read_table, read_text
-from common.video import Video, list_frames, numbered, read_grey
+from common.pictures import read_grey
+from common.video import Video, list_frames, numbered
 
 
 def read_mat(path, key):

@@ -11,10 +11,10 @@ import numpy as np
 from tqdm import tqdm
 
 from common import datasets, detectors, evaluation, flow, training
+from common.cache import FrameCache
 from common.files import UserError, load_arrays, safe, save_arrays
 from common.foreground import CubeStore, Settings, motion_boxes
 from common.parallel import add_shard_flag, map_videos, share_out, tick
-from common.video import FrameCache
 
 FLAGS = ("boxes", "tile", "flow", "min_score", "min_area", "covered", "motion_blur", "motion_threshold", "motion_area",
          "motion_close")

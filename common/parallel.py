@@ -90,7 +90,7 @@ def cores():
 def share_out(files, videos, build, args, r, among=None):
     """Let every process build its share of `videos`, or a job of an array (--shard) its own.
 
-    files: common.video.VideoFiles that build(videos, workers, show) fills -> (…, {video key: why} of those that failed); among: the list
+    files: common.cache.VideoFiles that build(videos, workers, show) fills -> (…, {video key: why} of those that failed); among: the list
     whose order says whose a video is, where `videos` are what is left of it (jobs of an array do not see the same left).
     -> (videos that are there, {video key: why} of all that failed).
     """

@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 
 from common.files import UserError, opencv_path, printable, replacing
-from common.video import as_channels
+from common.pictures import as_channels
 
 BLUE, GREY, RED = "#1f5fa8", "#9aa5b1", "#d6453d"
 

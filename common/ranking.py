@@ -4,8 +4,9 @@ import numpy as np
 
 from common.container import Clock
 from common.files import writing_table
+from common.pictures import as_channels
 from common.plots import contact_sheet, heat, write_image
-from common.video import as_channels, pick
+from common.video import pick
 
 
 def moments(smoothed, *, top=20, share=0.5, gap=25):

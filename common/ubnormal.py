@@ -7,7 +7,8 @@ import numpy as np
 
 from common.datasets import Dataset, search
 from common.files import UserError, first_line, opencv_path, read_table, read_text
-from common.video import VIDEOS, Video, natural, read_grey
+from common.pictures import read_grey
+from common.video import VIDEOS, Video, natural
 
 
 def ubnormal(data_root):

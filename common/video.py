@@ -1,4 +1,4 @@
-"""Decoding, and the frame cache: every video is decoded once into a uint8 .npy and memory-mapped ever after."""
+"""Videos: their names, their frames in order, and decoding."""
 import itertools
 import os
 import re
@@ -9,15 +9,14 @@ import cv2
 import numpy as np
 
 from common.container import COUNTED, PATIENCE, Clock, claimed_frames, open_capture, read_container
-from common.files import UserError, load_array, opencv_path, read_json, replacing, safe, stamp, stream_npy, write_json
-from common.parallel import map_videos, tick
+from common.files import UserError, opencv_path, stamp
+from common.pictures import as_channels, eight_bits, read_any_image
 
 IMAGES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"}
 VIDEOS = {".avi", ".mp4", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".webm", ".wmv", ".ts", ".mts", ".m2ts", ".flv", ".3gp", ".3g2", ".asf",
           ".vob", ".ogv", ".ogg", ".h264", ".264", ".h265", ".hevc", ".265", ".mjpeg", ".mjpg", ".dav", ".mxf", ".divx", ".f4v", ".y4m",
           ".gif"}
 BESIDE = {".txt", ".csv", ".npy", ".npz", ".mat", ".m", ".json", ".xml", ".md", ".pdf", ".db", ".ini"}   # what lies beside videos rightly
-MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")     # of a JPEG's segments and its end, as pixels never look
 
 
 @dataclass
@@ -174,69 +173,6 @@ def bare(name):
     return re.sub(r"0*([0-9]+)", r"\1", Path(name).stem)
 
 
-def read_image(path):
-    """uint8 [H, W] or [H, W, 3] BGR, turned as its EXIF says, without transparency; None where the file is damaged or no image."""
-    image = read_any_image(path)
-    return image if image is None else eight_bits(image)
-
-
-def eight_bits(image):
-    """16 bits by their high byte; floats, which mean 0 to 1, by 255."""
-    if image.dtype == np.uint8:
-        return image
-    if image.dtype.kind == "f":
-        return (np.clip(np.nan_to_num(image), 0, 1) * 255).round().astype(np.uint8)
-    return (image.astype(np.int64) >> 8).clip(0, 255).astype(np.uint8)
-
-
-def read_any_image(path):
-    """[H, W] or [H, W, 3] BGR in its own type, or None where the file is damaged, truncated or no image."""
-    try:
-        data = np.fromfile(path, np.uint8)
-    except OSError:
-        return None
-    if data.size < 16 or max(image_size(data)) > 20000 or not whole(data.tobytes()):
-        return None                                  # OpenCV would fill the missing part with grey and say nothing
-    try:
-        image = cv2.imdecode(data, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
-    except cv2.error:
-        return None
-    return image[:, :, :3] if image is not None and image.ndim == 3 else image
-
-
-def whole(data):
-    """Whether a JPEG, PNG or BMP reaches its end; whatever lies behind it. Other formats are left to OpenCV."""
-    if data[:2] == b"\xff\xd8":
-        at = 2
-        while (found := MARKER.search(data, at)) and found[0] != b"\xff\xd9":
-            at = found.end() + int.from_bytes(data[found.end():found.end() + 2], "big")   # over a thumbnail that has an end of its own
-        return bool(found)
-    if data[:8] == b"\x89PNG\r\n\x1a\n":
-        at = 8
-        while at < len(data) and data[at + 4:at + 8] != b"IEND":
-            at += 12 + int.from_bytes(data[at:at + 4], "big")
-        return at < len(data)
-    return data[:2] != b"BM" or int.from_bytes(data[2:6], "little") <= len(data)
-
-
-def read_grey(path, what):
-    """uint8 [H, W] of an image that must be there and whole."""
-    image = read_image(path)
-    if image is None:
-        raise UserError(f"{what} {path} cannot be read: missing, damaged, or no image")
-    return image if image.ndim == 2 else cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
-
-
-def image_size(data):
-    """(width, height) that a PNG or BMP header claims, so that a lie is not allocated; (0, 0) for other formats."""
-    head = data[:26].tobytes()
-    if head[:8] == b"\x89PNG\r\n\x1a\n":
-        return int.from_bytes(head[16:20], "big"), int.from_bytes(head[20:24], "big")
-    if head[:2] == b"BM":
-        return int.from_bytes(head[18:22], "little"), abs(int.from_bytes(head[22:26], "little", signed=True))
-    return 0, 0
-
-
 class Decoder:
     """Iterate over a video's frames: uint8 [H, W, C], C = 1 (grey source) or 3 (BGR), all of the first one's size.
 
@@ -382,132 +318,3 @@ def pick(frames, wanted):
 def decoded(video):
     """-> (its frames, one after another; their common.container.Clock)"""
     return Decoder(video), video.clock()
-
-
-def as_channels(frame, channels):
-    """uint8 [H, W, C] as grey (1) or BGR (3)."""
-    if frame.shape[2] == channels:
-        return frame
-    return cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)[:, :, None] if channels == 1 else np.repeat(frame, 3, axis=2)
-
-
-def resize(frame, size):
-    """uint8 [H, W, C] at (height, width) `size`: averaged over areas, or cubic where it grows; unchanged without a size."""
-    if size is None or frame.shape[:2] == tuple(size):
-        return frame
-    way = cv2.INTER_AREA if frame.shape[0] > size[0] else cv2.INTER_CUBIC
-    return cv2.resize(frame, tuple(size)[::-1], interpolation=way).reshape(*size, -1)
-
-
-class VideoFiles:
-    """One .npy per video under `folder`, and beside it a .json that says which source it was made from."""
-    what = "cached file"
-
-    def __init__(self, folder):
-        self.folder = Path(folder)
-
-    def path(self, video):
-        return self.folder / video.split / f"{safe(video.name)}.npy"
-
-    def info(self, video):
-        """What was written with it, or None where it is missing or its source has changed since."""
-        side = self.path(video).with_suffix(".json")
-        if not side.exists() or not self.path(video).exists():
-            return None
-        info = read_json(side, f"{self.what}'s entry")
-        return info if info.get("source") == video.fingerprint() else None
-
-    def array(self, video):
-        return load_array(self.path(video), self.what, mmap=True)
-
-    def missing(self, videos):
-        """-> (videos that are still to be made, {video key: why} of those whose source cannot be read)."""
-        fresh, failed = [], {}
-        for v in videos:
-            try:
-                if self.info(v) is None:
-                    fresh.append(v)
-            except UserError as e:
-                failed[v.key] = str(e)
-        return fresh, failed
-
-    def report(self, videos):
-        """Say what reading these videos ran into; every preparation ends with it."""
-        for v in videos:
-            print_warnings(v, (self.info(v) or {}).get("warnings", ()))
-
-    def gathered(self, videos, failed, sharded, r):
-        """What there is once every process of Run `r` has done its share. sharded: what is not there is other jobs' work, no failure.
-
-        -> (videos that count, {video key: why} of all that failed).
-        """
-        failed = {k: why for part in r.everyone(failed) for k, why in part.items()}
-        rest = {v.key for v in self.missing([v for v in videos if v.key not in failed])[0]}
-        if sharded:
-            return [v for v in videos if v.key not in rest], failed
-        return videos, {**failed, **{k: "the process that was to prepare it could not" for k in rest}}
-
-    def write(self, video, parts, describe, dtype=None):
-        """Stream `parts` [n_i, …] into the video's file; describe(shape) -> what is worth knowing of it."""
-        source = video.fingerprint()  # as it was before reading began
-        shape = stream_npy(self.path(video), parts, dtype)
-        write_json(self.path(video).with_suffix(".json"), {"source": source, **describe(shape)})
-
-
-class FrameCache(VideoFiles):
-    """Decoded videos of one dataset under `folder`; a video whose source has not changed is never decoded again.
-
-    size: (height, width) that frames are kept in, by default their own. info(video): {"source", "frames", "height", "width",
-    "channels", "source_size", "fps", "damaged", "lost", "resized", "warnings"}; uneven times are in a file of their own.
-    """
-    what = "cached video"
-
-    def __init__(self, folder, size=None):
-        super().__init__(folder)
-        self.size = size
-
-    def frames(self, video):
-        """uint8 [T, H, W, C] memory map."""
-        return self.array(video)
-
-    def build(self, videos, workers, show=True):
-        """Decode what is missing. -> (videos that are there, {video key: why} of those that could not be decoded)."""
-        fresh, failed = self.missing(videos)
-        if fresh:
-            total = sum(v.expected_frames() for v in fresh)
-            if show:
-                print(f"decoding {len(fresh)} of {len(videos)} videos into {self.folder}", flush=True)
-            _, errors = map_videos(_decode, [(self, v) for v in fresh], workers=workers, total=total, label="decode", show=show)
-            failed.update({fresh[i].key: e for i, e in errors})
-        self.report(v for v in videos if v.key not in failed)
-        return [v for v in videos if v.key not in failed], failed
-
-    def times_path(self, video):
-        return self.path(video).with_suffix(".times")
-
-    def clock(self, video):
-        """common.container.Clock of a cached video."""
-        path = self.times_path(video)
-        return Clock(self.info(video)["fps"], load_array(path, "times of a cached video") if path.exists() else None)
-
-
-def _decode(job):
-    cache, video = job
-    decoder, source_size = Decoder(video), []
-
-    def frames():
-        for frame in decoder:
-            tick()
-            source_size[:] = frame.shape[:2]
-            yield resize(frame, cache.size)[None]
-
-    def describe(shape):
-        times = cache.times_path(video)
-        times.unlink(missing_ok=True)
-        if decoder.clock.times is not None:
-            with replacing(times) as tmp, open(tmp, "wb") as f:
-                np.save(f, decoder.clock.times)
-        return {**dict(zip(("frames", "height", "width", "channels"), shape)), "source_size": source_size, "fps": decoder.clock.fps,
-                "damaged": decoder.damaged, "lost": decoder.lost, "resized": decoder.resized, "warnings": decoder.warnings}
-
-    cache.write(video, frames(), describe)

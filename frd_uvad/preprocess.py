@@ -16,11 +16,12 @@ import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from common import datasets, training  # noqa: E402
+from common.cache import VideoFiles  # noqa: E402
 from common.features import CLIP, FeatureData, FeatureVideo, add_label_flags, canonical_features, find_features  # noqa: E402
 from common.files import UserError, first_line, run  # noqa: E402
 from common.late import torch  # noqa: E402
 from common.parallel import add_shard_flag, map_videos, share_out, tick  # noqa: E402
-from common.video import Decoder, VideoFiles, print_warnings  # noqa: E402
+from common.video import Decoder, print_warnings  # noqa: E402
 
 STAND_IN = "statistics"        # of motion and appearance; no network
 BACKBONES = ("s3d", "r3d_18", "mc3_18", "r2plus1d_18", "mvit_v1_b", "mvit_v2_s", "swin3d_t", "swin3d_s", "swin3d_b")

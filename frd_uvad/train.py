@@ -21,7 +21,8 @@ from common.batches import parts_of  # noqa: E402
 from common.features import CLIP  # noqa: E402
 from common.files import UserError, run  # noqa: E402
 from common.late import Late, torch  # noqa: E402
-from common.video import Decoder, as_channels, resize  # noqa: E402
+from common.pictures import as_channels, resize  # noqa: E402
+from common.video import Decoder  # noqa: E402
 from frd_uvad import preprocess, scoring  # noqa: E402
 from frd_uvad.windows import Bank, Windows  # noqa: E402
 

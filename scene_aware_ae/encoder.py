@@ -15,7 +15,8 @@ from common.clip import config_of
 from common.features import CLIP
 from common.files import UserError, first_line, load_array, read_json, safe, stamp
 from common.late import Late, torch
-from common.video import Decoder, as_channels, resize
+from common.pictures import as_channels, resize
+from common.video import Decoder
 
 frame_autoencoder = Late("scene_aware_ae.frame_autoencoder")
 

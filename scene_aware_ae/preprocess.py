@@ -18,10 +18,10 @@ from tqdm import tqdm  # noqa: E402
 
 from common import datasets, training  # noqa: E402
 from common.ahead import ReadAhead  # noqa: E402
+from common.cache import VideoFiles  # noqa: E402
 from common.clip import RANDOM, ClipEncoder  # noqa: E402
 from common.files import UserError, read_table, run  # noqa: E402
 from common.parallel import add_shard_flag, share_out  # noqa: E402
-from common.video import VideoFiles  # noqa: E402
 from scene_aware_ae import encoder as encoders  # noqa: E402
 
 CLIP, PRETRAINED = "ViT-L-14-quickgelu", "openai"

@@ -12,7 +12,8 @@ from common import plots, training
 from common.benchmark import line, rate, rates, where
 from common.files import UserError
 from common.late import torch
-from common.video import Decoder, as_channels, open_video
+from common.pictures import as_channels
+from common.video import Decoder, open_video
 from sdmae import live, scoring
 from sdmae.frames import STEPS, Frames, image_of
 from sdmae.model import SDMAE, error_maps

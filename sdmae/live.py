@@ -27,7 +27,8 @@ from common import plots, ranking, report, training
 from common.container import Clock, claimed_frames, open_capture, rate_of
 from common.files import UserError, replacing, safe, writable_folder
 from common.late import torch
-from common.video import Decoder, as_channels, decoded, open_video, print_warnings, resize, without_secrets
+from common.pictures import as_channels, resize
+from common.video import Decoder, decoded, open_video, print_warnings, without_secrets
 from sdmae import scoring
 from sdmae.frames import SEEN
 

@@ -14,12 +14,12 @@ import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 
 from common import datasets, training  # noqa: E402
+from common.cache import FrameCache  # noqa: E402
 from common.files import UserError, run, writable_folder  # noqa: E402
 from common.late import torch  # noqa: E402
 from common.parallel import add_shard_flag, share_out  # noqa: E402
 from common.plots import write_image  # noqa: E402
 from common.ubnormal import ubnormal  # noqa: E402
-from common.video import FrameCache  # noqa: E402
 from sdmae import frames as input_  # noqa: E402
 from sdmae import pseudo  # noqa: E402
 

@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from common.files import UserError
 from common.late import torch
-from common.video import Decoder, as_channels, resize
+from common.pictures import as_channels, resize
+from common.video import Decoder
 
 SIDE = 64              # crops are kept at this size, px
 LENGTH = 7             # frames of a sequence: what one sample sees, t-3..t+3

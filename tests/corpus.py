@@ -17,8 +17,9 @@ from common import datasets, detectors, evaluation, labels, training, ubnormal
 from common.features import FeatureVideo, find_features, listed_names
 from common.files import load_array, read_json
 from common.flow import FlowFiles
+from common.pictures import read_image
 from common.shanghaitech_sd import build
-from common.video import Decoder, Video, list_videos, open_video, read_image
+from common.video import Decoder, Video, list_videos, open_video
 from frd_uvad import scoring as frd_scoring
 from frd_uvad.svmae.clips import Depth
 from frd_uvad.svmae.eval import text_of

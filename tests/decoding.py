@@ -12,9 +12,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import cv2  # noqa: E402
 
+from common.cache import FrameCache  # noqa: E402
 from common.datasets import find  # noqa: E402
 from common.parallel import cores, map_videos, tick  # noqa: E402
-from common.video import Decoder, FrameCache  # noqa: E402
+from common.video import Decoder  # noqa: E402
 
 
 def by_cv2(video):

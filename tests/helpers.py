@@ -15,7 +15,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from common.video import FrameCache, open_video
+from common.cache import FrameCache
+from common.video import open_video
 
 ROOT = Path(__file__).resolve().parents[1]
 

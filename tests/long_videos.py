@@ -18,7 +18,8 @@ import numpy as np  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from common.files import UserError, replacing, run  # noqa: E402
-from common.video import Decoder, list_videos, resize  # noqa: E402
+from common.pictures import resize  # noqa: E402
+from common.video import Decoder, list_videos  # noqa: E402
 
 FPS = 25.0
 

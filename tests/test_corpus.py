@@ -83,7 +83,7 @@ OPENS = {
     "common/labels.py read_mat": "ped2.mat", "common/labels.py npz_names": "packed.npz", "common/labels.py matlab_ranges": "UCSDped2.m",
     "common/training.py load_checkpoint": "weights.pt", "common/training.py Log.drop_after": "tests/test_training.py",
     "common/ubnormal.py Annotations.masks": "video.avi", "common/container.py open_capture": "video.mp4",
-    "common/container.py avi_index": "video.avi", "common/video.py read_any_image": "frame.png",
+    "common/container.py avi_index": "video.avi", "common/pictures.py read_any_image": "frame.png",
     "common/report.py write": "tests/test_report.py", "sdmae/live.py Stream.open": "tests/test_live.py",
     "frd_uvad/train.py plot_pseudo_labels": "tests/test_frd_uvad.py", "spr_uvad/advantage.py read": "tests/test_spr_uvad.py",
     "scene_aware_ae/encoder.py GivenFeatures.__init__": "tests/test_scene_aware_ae.py",

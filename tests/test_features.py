@@ -1,5 +1,6 @@
 """Clip features as people have them: folders, axes, crops and index files are understood or refused, and labels never reach a video that
 they were not made for, in whichever order files are listed."""
+import os
 from types import SimpleNamespace
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from common import training
 from common.features import CLIP, FeatureVideo, find_features, per_video
-from common.files import UserError
+from common.files import UserError, safe
 from common.video import Video
 from frd_uvad.preprocess import prepare
 from frd_uvad.svmae.clips import Depth
@@ -455,3 +456,23 @@ def test_where_labels_were_looked_for_is_said(tmp_path):
     args = parse(["--dataset", "folder", "--data-root", str(tmp_path / "d"), "--cache", str(tmp_path / "c"), "--workers", "1"])
     said = prepare(args, training.Run("cpu", "fp32")).as_dataset().no_labels()
     assert "looked for" in said and "b_0_label.npy" in said
+
+
+def test_exchanged_files_are_another_source(tmp_path):
+    for i, name in enumerate("ab"):
+        save(tmp_path / "test" / f"{name}.npy", rows(40, 1, 8, value=i))
+        os.utime(tmp_path / "test" / f"{name}.npy", ns=(10 ** 18, 10 ** 18))
+    first = find_features("features", tmp_path).test[0].fingerprint()
+    assert find_features("features", tmp_path).test[0].fingerprint() == first
+    for old, new in (("a", "t"), ("b", "a"), ("t", "b")):
+        (tmp_path / "test" / f"{old}.npy").rename(tmp_path / "test" / f"{new}.npy")
+    assert find_features("features", tmp_path).test[0].fingerprint() != first
+
+
+def test_the_toolkits_own_features_of_odd_names(tmp_path):
+    for name in ("a#b", "50%", "視频"):
+        save(tmp_path / "test" / f"{safe(name)}.npy", rows(4, 1, 8))
+        save(tmp_path / "labels" / f"{safe(name)}.npy", np.ones(64))
+    (tmp_path / "settings.json").write_text("{}")
+    data = find_features("features", tmp_path)
+    assert sorted(v.name for v in data.test) == ["50%", "a#b", "視频"] and all(data.labels(v).all() for v in data.test)

@@ -8,10 +8,11 @@ import torch
 
 from common import detectors
 from common.batches import Batches
+from common.cache import FrameCache
 from common.files import UserError
 from common.flow import PairFlow, make_flow
 from common.foreground import CubeStore, Settings, cubes_of_video, drop_covered, motion_boxes, object_boxes
-from common.video import FrameCache, Video, open_video
+from common.video import Video, open_video
 from tests.helpers import refused, save_frames, script, walkers
 
 EVERYTHING = np.array([[4, 4, 40, 50, 0.9]], np.float32)

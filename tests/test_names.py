@@ -14,11 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common import container, datasets, detectors, evaluation, flow, objects, plots, ranking, report
+from common.cache import FrameCache, VideoFiles
 from common.container import Clock
 from common.files import UserError, load_arrays, original, read_table, safe, save_arrays, writing_table
 from common.foreground import CubeStore, Settings
 from common.kept import Kept
-from common.video import Decoder, FrameCache, Video, VideoFiles, list_videos, open_video
+from common.video import Decoder, Video, list_videos, open_video
 from frd_uvad.preprocess import ClipFiles
 from frd_uvad.svmae import clips
 from frd_uvad.svmae import preprocess as svmae

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 from common import evaluation, plots, ranking, report
+from common.cache import FrameCache
 from common.container import Clock, read_container
 from common.files import UserError
-from common.video import Decoder, FrameCache, Video, decoded, list_videos, open_video, read_image
+from common.pictures import read_image
+from common.video import Decoder, Video, decoded, list_videos, open_video
 from tests.corpus import LACKING, PLAIN, RATES, X264
 from tests.helpers import save_frames
 from tests.test_report import content

@@ -5,8 +5,9 @@ import shutil
 import numpy as np
 import pytest
 
+from common.cache import FrameCache
 from common.files import UserError
-from common.video import Decoder, FrameCache, Video, list_videos, natural, open_video
+from common.video import Decoder, Video, list_videos, natural, open_video
 from tests.helpers import save_frames, save_video, walkers
 
 

@@ -3,9 +3,10 @@ import numpy as np
 from tqdm import tqdm
 
 from common.batches import read_ahead, take_rows
+from common.cache import VideoFiles
 from common.files import UserError, first_line, load_array
 from common.late import torch
-from common.video import VideoFiles, read_image, resize
+from common.pictures import read_image, resize
 
 DEPTHS = "perspective, a folder of maps, or midas"
 
@@ -108,7 +109,7 @@ def given(folder, video):
 
 
 def midas(videos, arrays, folder, device):
-    """Write MiDaS's inverse depth [1, h, w] of every video's middle frame into `folder`. -> its common.video.VideoFiles"""
+    """Write MiDaS's inverse depth [1, h, w] of every video's middle frame into `folder`. -> its common.cache.VideoFiles"""
     files = VideoFiles(folder)
     missing = [(v, a) for v, a in zip(videos, arrays) if files.info(v) is None]
     if not missing:

@@ -20,12 +20,14 @@ from tqdm import tqdm  # noqa: E402
 
 from common import datasets, training  # noqa: E402
 from common.ahead import ReadAhead  # noqa: E402
+from common.cache import VideoFiles  # noqa: E402
 from common.clip import ClipEncoder  # noqa: E402
 from common.features import CLIP  # noqa: E402
 from common.files import UserError, read_json, replacing, run, safe, writable_folder, write_json  # noqa: E402
 from common.late import Late, torch  # noqa: E402
 from common.parallel import add_shard_flag, cores, share_out  # noqa: E402
-from common.video import Decoder, VideoFiles, print_warnings, resize  # noqa: E402
+from common.pictures import resize  # noqa: E402
+from common.video import Decoder, print_warnings  # noqa: E402
 from frd_uvad.preprocess import clips_of, describe  # noqa: E402
 from frd_uvad.svmae.clips import DEPTHS, WHOLE, Depth, cut  # noqa: E402
 

@@ -17,10 +17,11 @@ from tqdm import tqdm  # noqa: E402
 
 from common import benchmark, datasets, plots, training  # noqa: E402
 from common.batches import parts_of  # noqa: E402
+from common.cache import FrameCache  # noqa: E402
 from common.files import UserError, run  # noqa: E402
 from common.late import Late, torch  # noqa: E402
 from common.parallel import share_out  # noqa: E402
-from common.video import Decoder, FrameCache  # noqa: E402
+from common.video import Decoder  # noqa: E402
 from frd_uvad.svmae.clips import DEPTHS, WHOLE, Clips, Depth, cut, random_crops  # noqa: E402
 from frd_uvad.svmae.preprocess import PRESETS  # noqa: E402
 
