@@ -9,12 +9,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import numpy as np
+from tqdm import tqdm
 
-from common import metrics, plots, ranking, smoothing  # noqa: E402
-from common import report as html  # noqa: E402
-from common.files import UserError, load_arrays, run, safe, save_arrays, writable_folder, write_json, writing_table  # noqa: E402
+from common import metrics, plots, ranking, smoothing
+from common import report as html
+from common.files import UserError, load_arrays, run, safe, save_arrays, writable_folder, write_json, writing_table
 
 BASELINE_FILTER = "median:17"
 SUSPICIOUS = 0.02                   # gain of micro AUC by moving the labels from which on they are reported

@@ -8,10 +8,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from common.datasets import find  # noqa: E402
-from common.files import UserError, read_text, replacing, run  # noqa: E402
+from common.datasets import find
+from common.files import UserError, read_text, replacing, run
 
 
 def build(listed, source, out):

@@ -10,17 +10,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from common import evaluation, metrics, smoothing, training  # noqa: E402
-from common.datasets import report_skipped  # noqa: E402
-from common.features import CLIP, FeatureVideo, canonical_features, frames_of_clips  # noqa: E402
-from common.files import UserError, run, safe, writable_folder, write_json  # noqa: E402
-from common.kept import Kept, seconds_of  # noqa: E402
-from common.late import torch  # noqa: E402
-from common.parallel import add_shard_flag  # noqa: E402
-from common.video import decoded, open_video  # noqa: E402
-from frd_uvad import preprocess, scoring  # noqa: E402
+from common import evaluation, metrics, smoothing, training
+from common.datasets import report_skipped
+from common.features import CLIP, FeatureVideo, canonical_features, frames_of_clips
+from common.files import UserError, run, safe, writable_folder, write_json
+from common.kept import Kept, seconds_of
+from common.late import torch
+from common.parallel import add_shard_flag
+from common.video import decoded, open_video
+from frd_uvad import preprocess, scoring
 
 BATCH = 128                    # clips by which the published evaluation parts normal from abnormal videos
 

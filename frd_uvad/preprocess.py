@@ -11,17 +11,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import cv2
+import numpy as np
+from tqdm import tqdm
 
-from common import datasets, training  # noqa: E402
-from common.cache import VideoFiles  # noqa: E402
-from common.features import CLIP, FeatureData, FeatureVideo, add_label_flags, canonical_features, find_features  # noqa: E402
-from common.files import UserError, first_line, run  # noqa: E402
-from common.late import torch  # noqa: E402
-from common.parallel import add_shard_flag, map_videos, share_out, tick  # noqa: E402
-from common.video import Decoder, print_warnings  # noqa: E402
+from common import datasets, training
+from common.cache import VideoFiles
+from common.features import CLIP, FeatureData, FeatureVideo, add_label_flags, canonical_features, find_features
+from common.files import UserError, first_line, run
+from common.late import torch
+from common.parallel import add_shard_flag, map_videos, share_out, tick
+from common.video import Decoder, print_warnings
 
 STAND_IN = "statistics"        # of motion and appearance; no network
 BACKBONES = ("s3d", "r3d_18", "mc3_18", "r2plus1d_18", "mvit_v1_b", "mvit_v2_s", "swin3d_t", "swin3d_s", "swin3d_b")

@@ -13,18 +13,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import numpy as np
+from tqdm import tqdm
 
-from common import benchmark, plots, training  # noqa: E402
-from common.batches import parts_of  # noqa: E402
-from common.features import CLIP  # noqa: E402
-from common.files import UserError, run  # noqa: E402
-from common.late import Late, torch  # noqa: E402
-from common.pictures import as_channels, resize  # noqa: E402
-from common.video import Decoder  # noqa: E402
-from frd_uvad import preprocess, scoring  # noqa: E402
-from frd_uvad.windows import Bank, Windows  # noqa: E402
+from common import benchmark, plots, training
+from common.batches import parts_of
+from common.features import CLIP
+from common.files import UserError, run
+from common.late import Late, torch
+from common.pictures import as_channels, resize
+from common.video import Decoder
+from frd_uvad import preprocess, scoring
+from frd_uvad.windows import Bank, Windows
 
 model = Late("frd_uvad.model")
 

@@ -10,16 +10,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from common import benchmark, evaluation, metrics, objects, smoothing, training  # noqa: E402
-from common.batches import Batches  # noqa: E402
-from common.datasets import Dataset  # noqa: E402
-from common.files import UserError, run, safe, writable_folder  # noqa: E402
-from common.kept import Kept, seconds_of  # noqa: E402
-from common.parallel import add_shard_flag  # noqa: E402
-from common.video import Video, open_video  # noqa: E402
-from hf2vad import preprocess, scoring  # noqa: E402
+from common import benchmark, evaluation, metrics, objects, smoothing, training
+from common.batches import Batches
+from common.datasets import Dataset
+from common.files import UserError, run, safe, writable_folder
+from common.kept import Kept, seconds_of
+from common.parallel import add_shard_flag
+from common.video import Video, open_video
+from hf2vad import preprocess, scoring
 
 SKIPPED = 4  # frames without full history, which the authors leave out
 # w_r (flow) and w_p (frame). How the published values were found is unknown, so strict weighs both errors alike.

@@ -7,8 +7,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import datasets, objects  # noqa: E402
-from common.files import run  # noqa: E402
+from common import datasets, objects
+from common.files import run
 
 # Constants of the paper's configuration: areas in square pixels, the rest as in common.foreground.Settings.
 PUBLISHED = {

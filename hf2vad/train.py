@@ -11,14 +11,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import numpy as np
+from tqdm import tqdm
 
-from common import benchmark, training  # noqa: E402
-from common.batches import Batches, copy_rows  # noqa: E402
-from common.files import UserError, load_array, read_json, replacing, run, write_json  # noqa: E402
-from common.late import Late, torch  # noqa: E402
-from hf2vad import preprocess, scoring  # noqa: E402
+from common import benchmark, training
+from common.batches import Batches, copy_rows
+from common.files import UserError, load_array, read_json, replacing, run, write_json
+from common.late import Late, torch
+from hf2vad import preprocess, scoring
 
 model = Late("hf2vad.model")
 

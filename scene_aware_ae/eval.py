@@ -10,16 +10,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from common import benchmark, datasets, evaluation, metrics, objects, plots, smoothing, training  # noqa: E402
-from common.cache import FrameCache  # noqa: E402
-from common.files import UserError, run, safe, writable_folder  # noqa: E402
-from common.kept import Kept, seconds_of  # noqa: E402
-from common.late import torch  # noqa: E402
-from common.parallel import add_shard_flag, cores  # noqa: E402
-from common.video import decoded, open_video  # noqa: E402
-from scene_aware_ae import preprocess, scoring  # noqa: E402
+from common import benchmark, datasets, evaluation, metrics, objects, plots, smoothing, training
+from common.cache import FrameCache
+from common.files import UserError, run, safe, writable_folder
+from common.kept import Kept, seconds_of
+from common.late import torch
+from common.parallel import add_shard_flag, cores
+from common.video import decoded, open_video
+from scene_aware_ae import preprocess, scoring
 
 METHOD = "scene-aware AE"
 

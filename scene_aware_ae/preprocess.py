@@ -13,16 +13,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import numpy as np
+from tqdm import tqdm
 
-from common import datasets, training  # noqa: E402
-from common.ahead import ReadAhead  # noqa: E402
-from common.cache import VideoFiles  # noqa: E402
-from common.clip import RANDOM, ClipEncoder  # noqa: E402
-from common.files import UserError, read_table, run  # noqa: E402
-from common.parallel import add_shard_flag, share_out  # noqa: E402
-from scene_aware_ae import encoder as encoders  # noqa: E402
+from common import datasets, training
+from common.ahead import ReadAhead
+from common.cache import VideoFiles
+from common.clip import RANDOM, ClipEncoder
+from common.files import UserError, read_table, run
+from common.parallel import add_shard_flag, share_out
+from scene_aware_ae import encoder as encoders
 
 CLIP, PRETRAINED = "ViT-L-14-quickgelu", "openai"
 DEFAULT_CLIP = {"demo": encoders.STAND_IN}

@@ -11,14 +11,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from common import benchmark, training  # noqa: E402
-from common.batches import take_rows  # noqa: E402
-from common.files import UserError, run  # noqa: E402
-from common.late import Late, torch  # noqa: E402
-from common.steps import StepTrainer  # noqa: E402
-from scene_aware_ae import preprocess, scoring  # noqa: E402
+from common import benchmark, training
+from common.batches import take_rows
+from common.files import UserError, run
+from common.late import Late, torch
+from common.steps import StepTrainer
+from scene_aware_ae import preprocess, scoring
 
 model = Late("scene_aware_ae.model")
 

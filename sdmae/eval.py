@@ -11,15 +11,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from common import benchmark, datasets, evaluation, objects, smoothing, training  # noqa: E402
-from common.files import UserError, run, writable_folder  # noqa: E402
-from common.kept import seconds_of  # noqa: E402
-from common.parallel import add_shard_flag, cores  # noqa: E402
-from common.video import decoded  # noqa: E402
-from sdmae import preprocess, scoring  # noqa: E402
-from sdmae.frames import Frames  # noqa: E402
+from common import benchmark, datasets, evaluation, objects, smoothing, training
+from common.files import UserError, run, writable_folder
+from common.kept import seconds_of
+from common.parallel import add_shard_flag, cores
+from common.video import decoded
+from sdmae import preprocess, scoring
+from sdmae.frames import Frames
 
 
 def add_eval_flags(parser):

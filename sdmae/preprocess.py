@@ -10,18 +10,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
+import cv2
+import numpy as np
 
-from common import datasets, training  # noqa: E402
-from common.cache import FrameCache  # noqa: E402
-from common.files import UserError, run, writable_folder  # noqa: E402
-from common.late import torch  # noqa: E402
-from common.parallel import add_shard_flag, share_out  # noqa: E402
-from common.plots import write_image  # noqa: E402
-from common.ubnormal import ubnormal  # noqa: E402
-from sdmae import frames as input_  # noqa: E402
-from sdmae import pseudo  # noqa: E402
+from common import datasets, training
+from common.cache import FrameCache
+from common.files import UserError, run, writable_folder
+from common.late import torch
+from common.parallel import add_shard_flag, share_out
+from common.plots import write_image
+from common.ubnormal import ubnormal
+from sdmae import frames as input_
+from sdmae import pseudo
 
 # Input size (height, width) and patch. Avenue, ShanghaiTech and UBnormal as published: 20 × 40 tokens each. Ped2's size is not
 # published, its patch is 4, which costs several times as much. 192 × 288 keeps the frame's shape (240 × 360) and leaves a

@@ -11,15 +11,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import numpy as np
+from tqdm import tqdm
 
-from common import benchmark, datasets, metrics, training  # noqa: E402
-from common.batches import parts_of  # noqa: E402
-from common.files import UserError, run  # noqa: E402
-from common.late import Late, torch  # noqa: E402
-from sdmae import preprocess, pseudo, scoring  # noqa: E402
-from sdmae.frames import STEPS, Frames, gradient_of, image_of, target_of  # noqa: E402
+from common import benchmark, datasets, metrics, training
+from common.batches import parts_of
+from common.files import UserError, run
+from common.late import Late, torch
+from sdmae import preprocess, pseudo, scoring
+from sdmae.frames import STEPS, Frames, gradient_of, image_of, target_of
 
 model = Late("sdmae.model")
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from common import plots  # noqa: E402
-from common.files import UserError, run  # noqa: E402
+from common import plots
+from common.files import UserError, run
 
 
 def cube_labels(ready, videos, share=0.2):

@@ -10,13 +10,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from common import datasets, evaluation, metrics, objects, smoothing, training  # noqa: E402
-from common.files import UserError, run, safe, writable_folder  # noqa: E402
-from common.parallel import add_shard_flag  # noqa: E402
-from common.video import open_video  # noqa: E402
-from spr_uvad import preprocess, scoring  # noqa: E402
+from common import datasets, evaluation, metrics, objects, smoothing, training
+from common.files import UserError, run, safe, writable_folder
+from common.parallel import add_shard_flag
+from common.video import open_video
+from spr_uvad import preprocess, scoring
 
 W_RAW, W_FLOW = {"shanghaitech": 0.1}, 1.0   # weights of the two errors (authors' code); w_raw is 0.5 elsewhere
 RED = 0.99                                   # quantile of all boxes' scores from which pictures paint them red

@@ -7,8 +7,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import datasets, flow, objects  # noqa: E402
-from common.files import run  # noqa: E402
+from common import datasets, flow, objects
+from common.files import run
 
 SHARED = dict(min_score=0.2, covered=0.6, frames=(-2, -1, 0, 1, 2), flows=(-2, -1, 0, 1, 2), motion="flow", motion_threshold=1.0,
               first_pair=(0, 1))

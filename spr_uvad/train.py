@@ -11,14 +11,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import numpy as np
+from tqdm import tqdm
 
-from common import benchmark, training  # noqa: E402
-from common.batches import Batches  # noqa: E402
-from common.files import UserError, run  # noqa: E402
-from common.late import Late, torch  # noqa: E402
-from spr_uvad import advantage, preprocess, scoring  # noqa: E402
+from common import benchmark, training
+from common.batches import Batches
+from common.files import UserError, run
+from common.late import Late, torch
+from spr_uvad import advantage, preprocess, scoring
 
 model = Late("spr_uvad.model")
 

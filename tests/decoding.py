@@ -10,12 +10,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import cv2  # noqa: E402
+import cv2
 
-from common.cache import FrameCache  # noqa: E402
-from common.datasets import find  # noqa: E402
-from common.parallel import cores, map_videos, tick  # noqa: E402
-from common.video import Decoder  # noqa: E402
+from common.cache import FrameCache
+from common.datasets import find
+from common.parallel import cores, map_videos, tick
+from common.video import Decoder
 
 
 def by_cv2(video):

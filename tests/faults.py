@@ -17,12 +17,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
+import numpy as np
+import torch
 
-from common import training  # noqa: E402
-from common.files import load_array, load_arrays  # noqa: E402
-from tests.helpers import ROOT, tiny_folder  # noqa: E402
+from common import training
+from common.files import load_array, load_arrays
+from tests.helpers import ROOT, tiny_folder
 
 FOLDER = ["--dataset", "folder", "--workers", "1", "--device", "cpu"]
 TRAINING = {                               # --save-minutes 0 saves after every step, so that a kill finds something half done

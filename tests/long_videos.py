@@ -13,13 +13,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import cv2
+import numpy as np
+from tqdm import tqdm
 
-from common.files import UserError, replacing, run  # noqa: E402
-from common.pictures import resize  # noqa: E402
-from common.video import Decoder, list_videos  # noqa: E402
+from common.files import UserError, replacing, run
+from common.pictures import resize
+from common.video import Decoder, list_videos
 
 FPS = 25.0
 

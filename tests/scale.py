@@ -13,10 +13,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from tests.faults import command_of, jobs, start  # noqa: E402
-from tests.helpers import save_video, walkers  # noqa: E402
+from tests.faults import command_of, jobs, start
+from tests.helpers import save_video, walkers
 
 FRAMES, SIZE = 100, (240, 320)
 

@@ -15,10 +15,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import training  # noqa: E402
-from common.files import UserError, run  # noqa: E402
-from sdmae import eval as evaluation  # noqa: E402
-from sdmae import live  # noqa: E402
+from common import training
+from common.files import UserError, run
+from sdmae import eval as evaluation
+from sdmae import live
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
 

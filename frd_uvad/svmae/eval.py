@@ -10,17 +10,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import numpy as np  # noqa: E402
+import numpy as np
 
-from common import evaluation, smoothing, training  # noqa: E402
-from common.datasets import report_skipped  # noqa: E402
-from common.features import FeatureVideo, add_label_flags, find_features, frames_of_clips  # noqa: E402
-from common.files import UserError, first_line, load_array, run, safe, writable_folder  # noqa: E402
-from common.kept import Kept, seconds_of  # noqa: E402
-from common.late import Late, torch  # noqa: E402
-from common.parallel import add_shard_flag  # noqa: E402
-from common.video import decoded, open_video  # noqa: E402
-from frd_uvad.svmae.preprocess import features_of_video  # noqa: E402
+from common import evaluation, smoothing, training
+from common.datasets import report_skipped
+from common.features import FeatureVideo, add_label_flags, find_features, frames_of_clips
+from common.files import UserError, first_line, load_array, run, safe, writable_folder
+from common.kept import Kept, seconds_of
+from common.late import Late, torch
+from common.parallel import add_shard_flag
+from common.video import decoded, open_video
+from frd_uvad.svmae.preprocess import features_of_video
 
 detector = Late("frd_uvad.svmae.detector")
 

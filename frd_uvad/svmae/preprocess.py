@@ -15,21 +15,21 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import numpy as np  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import numpy as np
+from tqdm import tqdm
 
-from common import datasets, training  # noqa: E402
-from common.ahead import ReadAhead  # noqa: E402
-from common.cache import VideoFiles  # noqa: E402
-from common.clip import ClipEncoder  # noqa: E402
-from common.features import CLIP  # noqa: E402
-from common.files import UserError, read_json, replacing, run, safe, writable_folder, write_json  # noqa: E402
-from common.late import Late, torch  # noqa: E402
-from common.parallel import add_shard_flag, cores, share_out  # noqa: E402
-from common.pictures import resize  # noqa: E402
-from common.video import Decoder, print_warnings  # noqa: E402
-from frd_uvad.preprocess import clips_of, describe  # noqa: E402
-from frd_uvad.svmae.clips import DEPTHS, WHOLE, Depth, cut  # noqa: E402
+from common import datasets, training
+from common.ahead import ReadAhead
+from common.cache import VideoFiles
+from common.clip import ClipEncoder
+from common.features import CLIP
+from common.files import UserError, read_json, replacing, run, safe, writable_folder, write_json
+from common.late import Late, torch
+from common.parallel import add_shard_flag, cores, share_out
+from common.pictures import resize
+from common.video import Decoder, print_warnings
+from frd_uvad.preprocess import clips_of, describe
+from frd_uvad.svmae.clips import DEPTHS, WHOLE, Depth, cut
 
 m = Late("frd_uvad.svmae.model")
 PRESETS = ("tiny", "vit_s", "vit_b", "vit_l")   # of m, which --help need not load

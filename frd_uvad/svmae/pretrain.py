@@ -12,18 +12,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import numpy as np  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import numpy as np
+from tqdm import tqdm
 
-from common import benchmark, datasets, plots, training  # noqa: E402
-from common.batches import parts_of  # noqa: E402
-from common.cache import FrameCache  # noqa: E402
-from common.files import UserError, run  # noqa: E402
-from common.late import Late, torch  # noqa: E402
-from common.parallel import share_out  # noqa: E402
-from common.video import Decoder  # noqa: E402
-from frd_uvad.svmae.clips import DEPTHS, WHOLE, Clips, Depth, cut, random_crops  # noqa: E402
-from frd_uvad.svmae.preprocess import PRESETS  # noqa: E402
+from common import benchmark, datasets, plots, training
+from common.batches import parts_of
+from common.cache import FrameCache
+from common.files import UserError, run
+from common.late import Late, torch
+from common.parallel import share_out
+from common.video import Decoder
+from frd_uvad.svmae.clips import DEPTHS, WHOLE, Clips, Depth, cut, random_crops
+from frd_uvad.svmae.preprocess import PRESETS
 
 m = Late("frd_uvad.svmae.model")
 

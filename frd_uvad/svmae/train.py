@@ -9,16 +9,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import numpy as np  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import numpy as np
+from tqdm import tqdm
 
-from common import training  # noqa: E402
-from common.features import find_features, listed_names  # noqa: E402
-from common.files import UserError, run  # noqa: E402
-from common.late import Late, torch  # noqa: E402
-from common.steps import StepTrainer  # noqa: E402
-from frd_uvad.svmae.eval import FUSIONS, GROUPS, METHOD, add_data_flags, add_eval_flags, evaluate, text_of  # noqa: E402
-from frd_uvad.svmae.preprocess import settings_of  # noqa: E402
+from common import training
+from common.features import find_features, listed_names
+from common.files import UserError, run
+from common.late import Late, torch
+from common.steps import StepTrainer
+from frd_uvad.svmae.eval import FUSIONS, GROUPS, METHOD, add_data_flags, add_eval_flags, evaluate, text_of
+from frd_uvad.svmae.preprocess import settings_of
 
 detector = Late("frd_uvad.svmae.detector")
 SEGMENTS, ITERATIONS, BAGS, LR, DECAY = 32, 1000, 32, 1e-3, 5e-3
