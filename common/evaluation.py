@@ -1,20 +1,15 @@
-"""From frame scores to results: smoothing, metrics, table, metrics.json, curves; and comparison of finished runs.
-
-    python common/evaluation.py compare runs/a/strict runs/b/strict --dataset ped2
-"""
-import sys
+"""From frame scores to results: smoothing, metrics, table, metrics.json, curves."""
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
 import numpy as np
 from tqdm import tqdm
 
-from common import metrics, plots, ranking, smoothing
-from common import report as html
-from common.files import UserError, load_arrays, run, safe, save_arrays, writable_folder, write_json, writing_table
+from common import metrics, smoothing
+from common.files import UserError, load_arrays, safe, save_arrays, writable_folder, write_json, writing_table
+from common.report import page as html
+from common.report import plots, ranking
 
 BASELINE_FILTER = "median:17"
 SUSPICIOUS = 0.02                   # gain of micro AUC by moving the labels from which on they are reported
@@ -407,13 +402,3 @@ def remarks(result, others):
         out.append(f"RBDC, TBDC and pixel-level AUC: not defined here ({result['undefined_localization']})")
     out += [f"regions of video {name} are left out: {why}" for name, why in result.get("unreadable_regions", {}).items()]
     return out + [f"{name}: not defined here ({why})" for name, why in result.get("undefined", {}).items()]
-
-
-def main(argv=None):
-    from common.compare import main as compare
-    argv = sys.argv[1:] if argv is None else argv
-    compare(argv[1:] if argv[:1] == ["compare"] else argv)
-
-
-if __name__ == "__main__":
-    run(main)

@@ -16,12 +16,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from tqdm import tqdm
 
-from common import benchmark, plots, training
+from common import benchmark, training
 from common.batches import parts_of
 from common.features import CLIP
 from common.files import UserError, run
 from common.late import Late, torch
 from common.pictures import as_channels, resize
+from common.report import plots
 from common.video import Decoder
 from frd_uvad import preprocess, scoring
 from frd_uvad.windows import Bank, Windows

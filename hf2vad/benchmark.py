@@ -6,9 +6,9 @@ import numpy as np
 from common import training
 from common.batches import Batches
 from common.benchmark import line, matrix_rate, rate, rates, synchronize, where
-from common.flow import PairFlow
-from common.foreground import cubes_of_video, flow_of_video, motion_boxes, object_boxes
 from common.late import torch
+from common.objects.cubes import cubes_of_video, flow_of_video, motion_boxes, object_boxes
+from common.objects.flow import PairFlow
 from common.parallel import cores
 from common.video import Decoder
 from hf2vad import preprocess, scoring

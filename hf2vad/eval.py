@@ -12,11 +12,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from common import benchmark, evaluation, metrics, objects, smoothing, training
+from common import benchmark, evaluation, metrics, smoothing, training
 from common.batches import Batches
 from common.datasets import Dataset
 from common.files import UserError, run, safe, writable_folder
 from common.kept import Kept, seconds_of
+from common.objects import pipeline
 from common.parallel import add_shard_flag
 from common.video import Video, open_video
 from hf2vad import preprocess, scoring
@@ -73,7 +74,7 @@ def cube_errors(scorer, net, ready, videos, folder, r, batch_size, among=None, s
 
 def per_video(ready, errors, stats, weights):
     """-> {video: frame scores}, {video: detections} of the test videos; a frame without cubes scores as one without error."""
-    return objects.per_video(ready, ready.test, scoring.combine(errors, stats, *weights), scoring.empty_score(stats, *weights))
+    return pipeline.per_video(ready, ready.test, scoring.combine(errors, stats, *weights), scoring.empty_score(stats, *weights))
 
 
 def red(weights):
@@ -115,7 +116,7 @@ def evaluate(args, ready, checkpoint, r, batch_size=None):
     out = folder / args.protocol
     report = evaluation.evaluate(
         out, ready.data, scores, method="HF2-VAD", protocol=protocol_of(args, ready.data.name), detections=detections,
-        red=red(weights), baselines=objects.baselines(ready, ready.test), pictures=ready.pictures, args=args,
+        red=red(weights), baselines=pipeline.baselines(ready, ready.test), pictures=ready.pictures, args=args,
         curve_top=red(weights),
         extra={**training.about(checkpoint, state, [net], seconds, ready.skipped, r), "weights": weights, "statistics": stats,
                "stage": state.get("stage"), "epochs": state.get("epoch"), "foreground": vars(ready.store.s)})
@@ -135,7 +136,7 @@ def quick_auc(net, ready, records, rows, training_records, every, args, r):
         frames, number = ready.frames(v), number[number % every == 0]
         s = scoring.combine(errors[start:start + len(number)], stats, *weights_of(args, ready.data.name))
         start += len(number)
-        ss.append(objects.frame_scores(number, s, frames, float(s.min(initial=0)))[::every])
+        ss.append(pipeline.frame_scores(number, s, frames, float(s.min(initial=0)))[::every])
         ys.append(ready.data.labels(v, frames)[::every])
     return {f"auc_every_{every}": metrics.micro_auc(ys, ss)}
 
@@ -147,7 +148,7 @@ def score_video(args, r):
     scorer = scoring.Scorer(net, r)
     stats = training_statistics(state, net, scorer, args, r, args.checkpoint, args.batch_size)
     ready = preprocess.prepare(args, r, data=Dataset("video", video.path.resolve().parent, [], [video]),
-                               trained=objects.for_own_video(state.get("foreground"), args.boxes))
+                               trained=pipeline.for_own_video(state.get("foreground"), args.boxes))
     out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / safe(video.name))
     if r.main:
         errors = scorer.errors_of(ready.store.records(video), args.batch_size)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import datasets, objects
+from common import datasets
 from common.files import run
+from common.objects import pipeline
 
-# Constants of the paper's configuration: areas in square pixels, the rest as in common.foreground.Settings.
+# Constants of the paper's configuration: areas in square pixels, the rest as in common.objects.cubes.Settings.
 PUBLISHED = {
     "ped1":         dict(min_score=0.5, min_area=10**2, covered=0.6, motion_blur=3, motion_threshold=18, motion_area=10**2),
     "ped2":         dict(min_score=0.5, min_area=10**2, covered=0.6, motion_blur=3, motion_threshold=18, motion_area=10**2),
@@ -24,16 +25,16 @@ PUBLISHED = {
 
 def add_data_flags(parser):
     datasets.add_flags(parser)
-    objects.add_difference_flags(objects.add_foreground_flags(parser))
+    pipeline.add_difference_flags(pipeline.add_foreground_flags(parser))
 
 
 def prepare(args, r, **how):
-    """-> common.objects.Prepared; what is missing of decoding, detection, flow and cubes is done first."""
-    return objects.prepare(args, PUBLISHED, r, **how)
+    """-> common.objects.pipeline.Prepared; what is missing of decoding, detection, flow and cubes is done first."""
+    return pipeline.prepare(args, PUBLISHED, r, **how)
 
 
 def main(argv=None):
-    objects.preprocess_alone(prepare, add_data_flags, argv, __doc__, "hf2vad/train.py")
+    pipeline.preprocess_alone(prepare, add_data_flags, argv, __doc__, "hf2vad/train.py")
 
 
 if __name__ == "__main__":

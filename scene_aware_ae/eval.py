@@ -12,12 +12,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from common import benchmark, datasets, evaluation, metrics, objects, plots, smoothing, training
+from common import benchmark, datasets, evaluation, metrics, smoothing, training
 from common.cache import FrameCache
 from common.files import UserError, run, safe, writable_folder
 from common.kept import Kept, seconds_of
 from common.late import torch
+from common.objects import pipeline
 from common.parallel import add_shard_flag, cores
+from common.report import plots
 from common.video import decoded, open_video
 from scene_aware_ae import preprocess, scoring
 
@@ -96,7 +98,7 @@ def evaluate(args, ready, checkpoint, r):
 def baselines(args, ready):
     cache = FrameCache(ready.features.folder.parent / "frames-small", (120, 180))
     usable, _ = cache.build(ready.test, args.workers or cores())
-    return objects.frame_baselines(cache, usable, args.workers or cores()) if len(usable) == len(ready.test) else {}
+    return pipeline.frame_baselines(cache, usable, args.workers or cores()) if len(usable) == len(ready.test) else {}
 
 
 def scene_points(net, ready, labels, r):

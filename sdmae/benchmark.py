@@ -8,11 +8,12 @@ import numpy as np
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from common import plots, training
+from common import training
 from common.benchmark import line, rate, rates, where
 from common.files import UserError
 from common.late import torch
 from common.pictures import as_channels
+from common.report import plots
 from common.video import Decoder, open_video
 from sdmae import live, scoring
 from sdmae.frames import STEPS, Frames, image_of

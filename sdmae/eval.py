@@ -13,9 +13,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from common import benchmark, datasets, evaluation, objects, smoothing, training
+from common import benchmark, datasets, evaluation, smoothing, training
 from common.files import UserError, run, writable_folder
 from common.kept import seconds_of
+from common.objects import pipeline
 from common.parallel import add_shard_flag, cores
 from common.video import decoded
 from sdmae import preprocess, scoring
@@ -121,7 +122,7 @@ def evaluate(args, ready, checkpoint, r):
     out = folder / args.protocol
     report = evaluation.evaluate(
         out, ready.data, scores, method="AED-MAE", protocol=protocol, detections=detections,
-        baselines=objects.frame_baselines(ready.cache, ready.test, args.workers or cores()),
+        baselines=pipeline.frame_baselines(ready.cache, ready.test, args.workers or cores()),
         red=3 * threshold if threshold else None, pictures=decoded, args=args, maps=maps,
         map_range=map_range_of(maps, threshold),
         extra={**training.about(checkpoint, model.state, [model.net], seconds_of(found), ready.skipped, r),

@@ -23,11 +23,12 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from common import plots, ranking, report, training
+from common import training
 from common.container import Clock, claimed_frames, open_capture, rate_of
 from common.files import UserError, replacing, safe, writable_folder
 from common.late import torch
 from common.pictures import as_channels, resize
+from common.report import page, plots, ranking
 from common.video import Decoder, decoded, open_video, print_warnings, without_secrets
 from sdmae import scoring
 from sdmae.frames import SEEN
@@ -454,7 +455,7 @@ def _watch(args, model, r, source, frames, stop, stats, out):
         name, own_clock = source.name, Clock(fps, np.array(times)) if source.live else source.clock
         shown = (lambda _: (None, own_clock) if source.live else (decoded(source.video)[0], own_clock))
         ranking.write_ranking({name: smooth}, out, pictures=shown)
-        report.write(out / "report.html", f"AED-MAE on {name}", {name: raw}, {name: smooth}, threshold=threshold, pictures=shown,
+        page.write(out / "report.html", f"AED-MAE on {name}", {name: raw}, {name: smooth}, threshold=threshold, pictures=shown,
                      facts=[f"mean of {args.window:g} s", f"event from {threshold:.4g} on {why}"], overlays={name: "overlay.mp4"})
     print(f"{stopped}{done} frames in {seconds:.1f} s ({done / seconds:.0f} frames/s with overlay), {events.count} events"
           + (f", {source.dropped} frames dropped" if source.dropped else "") + f", peak memory {training.peak_memory():.0f} MiB")

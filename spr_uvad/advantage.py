@@ -11,8 +11,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from common import plots
 from common.files import UserError, run
+from common.report import plots
 
 
 def cube_labels(ready, videos, share=0.2):

@@ -12,8 +12,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from common import datasets, evaluation, metrics, objects, smoothing, training
+from common import datasets, evaluation, metrics, smoothing, training
 from common.files import UserError, run, safe, writable_folder
+from common.objects import pipeline
 from common.parallel import add_shard_flag
 from common.video import open_video
 from spr_uvad import preprocess, scoring
@@ -116,12 +117,12 @@ def evaluate(args, ready, checkpoint, r):
         return None
     errors, block, seconds = found
     weights = weights_of(args, ready.data.name)
-    scores, detections = objects.per_video(ready, ready.test, scoring.combine(errors, block, stats, *weights), scoring.NO_BOX)
+    scores, detections = pipeline.per_video(ready, ready.test, scoring.combine(errors, block, stats, *weights), scoring.NO_BOX)
     out = folder / args.protocol
     red = red_of(detections)
     report = evaluation.evaluate(
         out, ready.data, scores, method="LBR-SPR", protocol=protocol_of(args), detections=detections, red=red, curve_top=red, args=args,
-        baselines=objects.baselines(ready, ready.test), pictures=ready.pictures,
+        baselines=pipeline.baselines(ready, ready.test), pictures=ready.pictures,
         extra={**training.about(checkpoint, model.state, model.nets.values(), seconds, ready.skipped, r),
                "weights": weights if model.use_flow else None, "statistics": stats, "with_motion": model.use_flow,
                "epochs": model.state.get("at", {}).get("epoch"), "foreground": vars(ready.store.s)})
@@ -144,7 +145,7 @@ def quick_auc(trainer, ready, videos, records, block, args, r):
     for v, number in zip(videos, frames):
         if v.split == "test":
             number = number[number % args.monitor == 0]
-            ss.append(objects.frame_scores(number, values[start:start + len(number)], ready.frames(v),
+            ss.append(pipeline.frame_scores(number, values[start:start + len(number)], ready.frames(v),
                                            scoring.NO_BOX)[::args.monitor])
             ys.append(ready.data.labels(v, ready.frames(v))[::args.monitor])
             start += len(number)
@@ -155,14 +156,14 @@ def score_video(args, r):
     """One's own footage: scores.csv, curve.png, overlay.mp4, ranking.csv."""
     video, model = open_video(args.video), Scored(args.checkpoint)
     ready = preprocess.prepare(args, r, data=datasets.Dataset("video", video.path.resolve().parent, [], [video]),
-                               trained=objects.for_own_video(model.foreground, args.boxes))
+                               trained=pipeline.for_own_video(model.foreground, args.boxes))
     out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / safe(video.name))
     stats = model.statistics(args, ready, out, r)
     found = scoring.kept_score(model.nets, model.grid, ready, ready.test, out, r)
     if found:
         errors, block, _ = found
         values = scoring.combine(errors, block, stats, *weights_of(args, model.state.get("identity", {}).get("dataset")))
-        scores, detections = objects.per_video(ready, ready.test, values, scoring.NO_BOX)
+        scores, detections = pipeline.per_video(ready, ready.test, values, scoring.NO_BOX)
         s, d = scores[video.name], detections[video.name]
         red = red_of(detections)
         evaluation.write_own_video(video.name, *ready.pictures(video), s, args.smoothing, "LBR-SPR", out, d, red, args.top)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import datasets, flow, objects
+from common import datasets
 from common.files import run
+from common.objects import flow, pipeline
 
 SHARED = dict(min_score=0.2, covered=0.6, frames=(-2, -1, 0, 1, 2), flows=(-2, -1, 0, 1, 2), motion="flow", motion_threshold=1.0,
               first_pair=(0, 1))
@@ -19,19 +20,19 @@ PUBLISHED = {name: {**SHARED, "min_area": area, "motion_area": area} for name, a
 
 def add_data_flags(parser):
     datasets.add_flags(parser)
-    g = objects.add_foreground_flags(parser)
+    g = pipeline.add_foreground_flags(parser)
     g.add_argument("--motion-threshold", type=float, help="least squared flow of a moving pixel, px² (default: 1)")
     g.add_argument("--flow", nargs="?", const="dis", help=f"with motion: predict the cube's optical flow too. {flow.HELP} "
                    "(--flow alone: dis). Without it appearance alone is scored; motion boxes use dis then")
 
 
 def prepare(args, r, **how):
-    """-> common.objects.Prepared; what is missing of decoding, detection, flow and cubes is done first."""
-    return objects.prepare(args, PUBLISHED, r, **how)
+    """-> common.objects.pipeline.Prepared; what is missing of decoding, detection, flow and cubes is done first."""
+    return pipeline.prepare(args, PUBLISHED, r, **how)
 
 
 def main(argv=None):
-    objects.preprocess_alone(prepare, add_data_flags, argv, __doc__, "spr_uvad/train.py")
+    pipeline.preprocess_alone(prepare, add_data_flags, argv, __doc__, "spr_uvad/train.py")
 
 
 if __name__ == "__main__":

@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from scipy import io
 
-from common import datasets, detectors, evaluation, labels, training, ubnormal
+from common import datasets, evaluation, labels, training, ubnormal
 from common.features import FeatureVideo, find_features, listed_names
 from common.files import load_array, read_json
-from common.flow import FlowFiles
+from common.objects import detectors
+from common.objects.flow import FlowFiles
 from common.pictures import read_image
 from common.shanghaitech_sd import build
 from common.video import Decoder, Video, list_videos, open_video

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from common import compare
 from common.files import UserError
+from common.report import compare
 from tests.helpers import refused, script, tiny_folder
 
 
@@ -46,7 +46,7 @@ def test_compare_runs_of_one_dataset(tmp_path):
         (tmp_path / name / "metrics.json").write_text(json.dumps(report))
     runs = [tmp_path / "good" / "strict", tmp_path / "good" / "official" / "scores.npz", tmp_path / "bad" / "strict"]
     common = ("--dataset", "folder", "--data-root", root, "--smoothing", "none", "--resamples", "200")
-    done = script("common/evaluation.py", "compare", *runs, *common, "--fuse", "--out", tmp_path / "out")
+    done = script("common/report/compare.py", *runs, *common, "--fuse", "--out", tmp_path / "out")
     assert "frames/s, scoring" in done.stdout and "123" in done.stdout
     assert "good/strict − good/official" in done.stdout and "within noise" in done.stdout
     assert "good/strict − bad/strict" in done.stdout and "good/strict is better" in done.stdout
@@ -59,8 +59,8 @@ def test_compare_runs_of_one_dataset(tmp_path):
     tex = (tmp_path / "out" / "comparison.tex").read_text()
     assert tex.startswith("\\begin{tabular}{l") and "95 \\% interval" in tex
     assert (tmp_path / "out" / "roc.png").stat().st_size > 1000 and len(list((tmp_path / "out" / "curves").iterdir())) == 6
-    refused(script("common/evaluation.py", "compare", *runs, *common, "--fuse", "--fuse-weights", "1,x,1", check=False), "--fuse-weights")
-    refused(script("common/evaluation.py", "compare", runs[0], runs[0], *common, check=False), "twice")
-    refused(script("common/evaluation.py", "compare", tmp_path, *common, check=False), "scores.npz")
+    refused(script("common/report/compare.py", *runs, *common, "--fuse", "--fuse-weights", "1,x,1", check=False), "--fuse-weights")
+    refused(script("common/report/compare.py", runs[0], runs[0], *common, check=False), "twice")
+    refused(script("common/report/compare.py", tmp_path, *common, check=False), "scores.npz")
     np.savez(tmp_path / "bad" / "strict" / "scores.npz", b0=np.zeros(24))
-    refused(script("common/evaluation.py", "compare", *runs, *common, check=False), "different videos")
+    refused(script("common/report/compare.py", *runs, *common, check=False), "different videos")

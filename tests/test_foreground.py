@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from common import detectors
 from common.batches import Batches
 from common.cache import FrameCache
 from common.files import UserError
-from common.flow import PairFlow, make_flow
-from common.foreground import CubeStore, Settings, cubes_of_video, drop_covered, motion_boxes, object_boxes
+from common.objects import detectors
+from common.objects.cubes import CubeStore, Settings, cubes_of_video, drop_covered, motion_boxes, object_boxes
+from common.objects.flow import PairFlow, make_flow
 from common.video import Video, open_video
 from tests.helpers import refused, save_frames, script, walkers
 
@@ -198,8 +198,8 @@ def test_batches_gather_rows_across_files():
 
 
 def test_detections_are_made_anew_when_the_video_was_replaced(tmp_path, monkeypatch):
-    from common import foreground
-    monkeypatch.setattr(foreground, "_detector", lambda *_: lambda frames: [EVERYTHING] * len(frames))
+    from common.objects import cubes
+    monkeypatch.setattr(cubes, "_detector", lambda *_: lambda frames: [EVERYTHING] * len(frames))
     monkeypatch.setattr(detectors, "check", lambda spec: "onnx")
     monkeypatch.setattr(detectors, "fingerprint", lambda spec: [spec])
     video, store = store_of(tmp_path, walkers(4), Settings(boxes="onnx:x", motion_threshold=255))

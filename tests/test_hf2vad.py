@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from common import objects, training
+from common import training
 from common.files import load_arrays
+from common.objects import pipeline
 from hf2vad import scoring
 from hf2vad.model import HF2VAD, dropout, fold
 from tests.helpers import (
@@ -290,7 +291,7 @@ def test_frame_scores_by_hand():
     assert s.tolist() == pytest.approx([2.1, 0.0])
     empty = scoring.empty_score(stats, 1.0, 0.1)
     assert empty == pytest.approx(-5.2)
-    assert objects.frame_scores(np.array([1, 1]), s, 3, empty).tolist() == pytest.approx([-5.2, 2.1, -5.2])
+    assert pipeline.frame_scores(np.array([1, 1]), s, 3, empty).tolist() == pytest.approx([-5.2, 2.1, -5.2])
 
 
 @pytest.mark.kernels

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import scipy.io
 
-from common import datasets, detectors, evaluation
+from common import datasets, evaluation
 from common.features import CLIP, annotations, find_features
 from common.files import UserError
-from common.flow import FlowFiles
 from common.labels import matlab_ranges
+from common.objects import detectors
+from common.objects.flow import FlowFiles
 from scene_aware_ae.encoder import GivenFeatures
 from tests.helpers import refused, save_frames, save_video, script, walkers
 

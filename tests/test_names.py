@@ -13,12 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common import container, datasets, detectors, evaluation, flow, objects, plots, ranking, report
+from common import container, datasets, evaluation
 from common.cache import FrameCache, VideoFiles
 from common.container import Clock
 from common.files import UserError, load_arrays, original, read_table, safe, save_arrays, writing_table
-from common.foreground import CubeStore, Settings
 from common.kept import Kept
+from common.objects import detectors, flow, pipeline
+from common.objects.cubes import CubeStore, Settings
+from common.report import page as report
+from common.report import plots, ranking
 from common.video import Decoder, Video, list_videos, open_video
 from frd_uvad.preprocess import ClipFiles
 from frd_uvad.svmae import clips
@@ -274,10 +277,10 @@ def test_kept_scores_and_baselines_notice(exchanged, tmp_path):
     kept = Kept(tmp_path / "kept", {}, Video.fingerprint, __file__)
     r = SimpleNamespace(main=True, rank=0, world=1, barrier=lambda: None, say=print)
     kept.make([video()], lambda v, tick: {"scores": np.ones(3)}, r, size=lambda v: 1, unit="video")
-    baseline = objects._baseline_file(SimpleNamespace(folder=tmp_path), video())
+    baseline = pipeline._baseline_file(SimpleNamespace(folder=tmp_path), video())
     assert kept.load(video()) is not None
     rename()
-    assert kept.load(video()) is None and objects._baseline_file(SimpleNamespace(folder=tmp_path), video()) != baseline
+    assert kept.load(video()) is None and pipeline._baseline_file(SimpleNamespace(folder=tmp_path), video()) != baseline
 
 
 def test_depth_by_midas_notices(exchanged, tmp_path, monkeypatch):

@@ -10,9 +10,9 @@ from common.batches import parts_of, take_rows
 from common.features import frames_of_clips
 from common.files import UserError, load_array, stream_npy
 from common.labels import csv_ranges
-from common.plots import ranges
-from common.ranking import moments
-from common.report import rounded
+from common.report.page import rounded
+from common.report.plots import ranges
+from common.report.ranking import moments
 from common.video import pick
 
 MANY = settings(max_examples=150, deadline=None)

@@ -8,9 +8,9 @@ import subprocess
 import numpy as np
 import pytest
 
-from common import report
 from common.container import Clock
-from common.report import key_frames, write
+from common.report import page as report
+from common.report.page import key_frames, write
 from tests.helpers import walkers
 
 BROWSER = next((b for b in ("chromium", "chromium-browser", "google-chrome") if shutil.which(b)), None)

@@ -10,8 +10,8 @@ import torch
 
 from common import training
 from common.files import UserError, load_arrays
-from common.foreground import Settings, flow_boxes
-from common.ranking import moments
+from common.objects.cubes import Settings, flow_boxes
+from common.report.ranking import moments
 from spr_uvad import advantage, scoring
 from spr_uvad.model import LBR, cube_errors, self_paced_weights
 from tests.helpers import killed_after, refused, same_losses, save_frames, scored_by_shards, script, tiny_folder, trained_by_two, walkers

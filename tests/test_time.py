@@ -10,11 +10,12 @@ import cv2
 import numpy as np
 import pytest
 
-from common import evaluation, plots, ranking, report
+from common import evaluation
 from common.cache import FrameCache
 from common.container import Clock, read_container
 from common.files import UserError
 from common.pictures import read_image
+from common.report import page, plots, ranking
 from common.video import Decoder, Video, decoded, list_videos, open_video
 from tests.corpus import LACKING, PLAIN, RATES, X264
 from tests.helpers import save_frames
@@ -254,7 +255,7 @@ def test_a_page_and_a_ranking_of_footage_that_is_gone(tmp_path):
     scores = {"a": np.array([0.0, 0.1, 1.0])}
     found = ranking.write_ranking(scores, tmp_path, pictures=lambda _: (None, clock), top=1)
     assert found[0][3] == 2 and ",30.00,30.00," in (tmp_path / "ranking.csv").read_text()
-    report.write(tmp_path / "r.html", "t", scores, scores, pictures=lambda _: (None, clock))
+    page.write(tmp_path / "r.html", "t", scores, scores, pictures=lambda _: (None, clock))
     assert content(tmp_path / "r.html")["videos"][0]["times"] == [0.0, 0.04, 30.0]
 
 

@@ -15,12 +15,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 from tqdm import tqdm
 
-from common import benchmark, datasets, plots, training
+from common import benchmark, datasets, training
 from common.batches import parts_of
 from common.cache import FrameCache
 from common.files import UserError, run
 from common.late import Late, torch
 from common.parallel import share_out
+from common.report import plots
 from common.video import Decoder
 from frd_uvad.svmae.clips import DEPTHS, WHOLE, Clips, Depth, cut, random_crops
 from frd_uvad.svmae.preprocess import PRESETS

@@ -14,8 +14,8 @@ from tqdm import tqdm
 
 from common.container import Clock
 from common.files import replacing
-from common.plots import ranges
-from common.ranking import boxes_at, picture
+from common.report.plots import ranges
+from common.report.ranking import boxes_at, picture
 from common.video import pick
 
 LIMIT = 12e6                   # bytes of pictures in one page, over all videos

@@ -13,11 +13,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from common import detectors
-from common import flow as optical_flow
 from common.cache import VideoFiles
 from common.files import load_arrays, safe, save_arrays, write_json
-from common.flow import gray
+from common.objects import detectors
+from common.objects import flow as optical_flow
+from common.objects.flow import gray
 from common.parallel import map_videos, tick
 
 
@@ -201,7 +201,7 @@ def _flow(method, device):
 
 
 def flow_of_video(frames, video, s, device="cpu"):
-    """common.flow's PairFlow or FlowFiles of one video."""
+    """common.objects.flow's PairFlow or FlowFiles of one video."""
     if s.flow.startswith(optical_flow.FILES):
         return optical_flow.FlowFiles(s.flow.removeprefix(optical_flow.FILES), video, frames.shape, s.first_pair)
     return optical_flow.PairFlow(frames, _flow(s.flow, device), s.first_pair, optical_flow.batch_of(s.flow))

@@ -1,6 +1,6 @@
 """Object boxes for every frame, from whichever detector is at hand.
 
-    motion                              none here: motion boxes alone (see common.foreground)
+    motion                              none here: motion boxes alone (see common.objects.cubes)
     file:BOXES.npz                      `<training|testing>.<video>.boxes` [n, 5] and `.count` [frames]
     onnx:YOLOX.onnx                     YOLOX through cv2.dnn
     torchvision[:MODEL]                 a torchvision detection model, weights from torchvision's own hub

@@ -1,16 +1,20 @@
 """Compare finished runs on one dataset, with confidence intervals over videos; or put them together.
 
-    python common/evaluation.py compare runs/a/strict runs/b/strict --dataset ped2 --out compared
-    python common/evaluation.py compare runs/*/strict --dataset ped2 --fuse --fuse-weights 1,2
+    python common/report/compare.py runs/a/strict runs/b/strict --dataset ped2 --out compared
+    python common/report/compare.py runs/*/strict --dataset ped2 --fuse --fuse-weights 1,2
 """
 import argparse
+import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 from tqdm import tqdm
 
-from common import datasets, evaluation, metrics, plots, smoothing
-from common.files import UserError, read_json, replacing, safe, writable_folder, writing_table
+from common import datasets, evaluation, metrics, smoothing
+from common.files import UserError, read_json, replacing, run, safe, writable_folder, writing_table
+from common.report import plots
 
 COLUMNS = [("micro_auc", "micro AUC"), ("macro_auc", "macro AUC"), ("ap", "AP"), ("eer", "EER"), ("rbdc", "RBDC"), ("tbdc", "TBDC")]
 COSTS = [("frames_per_second", "frames/s, scoring", "{:.0f}", 1), ("parameters", "parameters, M", "{:.1f}", 1e6),
@@ -44,12 +48,12 @@ def auc(labels, scores):
 def bootstrap(columns, labels, resamples, seed):
     """Micro AUC of every run on the same resamples of videos: {run: float64 [resamples]}, NaN where a resample has one class."""
     names, rng = sorted(labels), np.random.default_rng(seed)
-    out = {run: np.empty(resamples) for run in columns}
+    out = {title: np.empty(resamples) for title in columns}
     for i in tqdm(range(resamples), desc="bootstrap", unit="resample", dynamic_ncols=True, mininterval=2, leave=False):
         drawn = [names[k] for k in rng.integers(0, len(names), len(names))]
         y = np.concatenate([labels[k] for k in drawn])
-        for run, scores in columns.items():
-            out[run][i] = auc(y, np.concatenate([scores[k] for k in drawn]))
+        for title, scores in columns.items():
+            out[title][i] = auc(y, np.concatenate([scores[k] for k in drawn]))
     return out
 
 
@@ -195,3 +199,7 @@ def write_tables(out, measured, reports):
     with replacing(out / "comparison.tex") as tmp:
         tmp.write_text("\n".join([r"\begin{tabular}{l" + "r" * (len(columns) - 1) + "}", r"\toprule", body[0], r"\midrule", *body[1:],
                                   r"\bottomrule", r"\end{tabular}"]) + "\n", encoding="utf-8", errors="backslashreplace")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -10,10 +10,11 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from common import datasets, detectors, evaluation, flow, training
+from common import datasets, evaluation, training
 from common.cache import FrameCache
 from common.files import UserError, load_arrays, safe, save_arrays
-from common.foreground import CubeStore, Settings, motion_boxes
+from common.objects import detectors, flow
+from common.objects.cubes import CubeStore, Settings, motion_boxes
 from common.parallel import add_shard_flag, map_videos, share_out, tick
 
 FLAGS = ("boxes", "tile", "flow", "min_score", "min_area", "covered", "motion_blur", "motion_threshold", "motion_area",

@@ -5,7 +5,7 @@ import numpy as np
 from common.container import Clock
 from common.files import writing_table
 from common.pictures import as_channels
-from common.plots import contact_sheet, heat, write_image
+from common.report.plots import contact_sheet, heat, write_image
 from common.video import pick
 
 
