@@ -1,15 +1,13 @@
 """From frame scores to results: smoothing, metrics, table, metrics.json, curves."""
+import importlib
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from common import metrics, smoothing
-from common.files import UserError, load_arrays, safe, save_arrays, writable_folder, write_json, writing_table
-from common.report import page as html
-from common.report import plots, ranking
+from common.files import UserError, load_arrays, save_arrays, writable_folder, write_json, writing_table
 
 BASELINE_FILTER = "median:17"
 SUSPICIOUS = 0.02                   # gain of micro AUC by moving the labels from which on they are reported
@@ -197,14 +195,27 @@ def localization(data, detections, frames, skip=0):
     return out
 
 
-def evaluate(out, data, scores, *, protocol, method, detections=None, red=None, baselines=None, extra=None, pictures=None,
-             args=None, curve_top=None, maps=None, map_range=None):
-    """Write scores.npz, detections.npz, metrics.json, report.html, ranking.csv, contact_sheet.png, curves/*.png and roc.png into `out`,
-    and print the table. -> metrics.
+@dataclass
+class Evaluation:
+    """What one run found: metrics is what metrics.json holds; the rest is what pictures are made of."""
+    method: str
+    data: object                        # the Dataset
+    protocol: Protocol
+    scores: dict                        # video -> float [T], raw
+    smoothed: dict                      # video -> float64 [T]; NaN where a frame is left out
+    labels: dict                        # video -> uint8 [T]; {} without labels
+    detections: dict                    # video -> float32 [n, 6]: frame, x1, y1, x2, y2, score; or None
+    columns: dict                       # method, then baselines: title -> {measure: number}
+    baselines: dict                     # title -> {video: smoothed scores}
+    remarks: list                       # sentences
+    metrics: dict
 
-    scores {video: float [T]} raw, higher is more abnormal; baselines {title: scores}, smoothed with a median of 17; pictures(video) ->
-    (frames, Clock) for key frames, thumbnails and overlays; args: --top and --overlay. Boxes go from green at 0 to red at `red`, the curve
-    under an overlay up to at least `curve_top` (default: the run's highest score); maps {video: [T, rows, columns]}: heat over map_range.
+
+def evaluate(out, data, scores, *, protocol, method, detections=None, baselines=None, extra=None):
+    """Measure scores {video: float [T]}, higher is more abnormal; write scores.npz, detections.npz and metrics.json into `out`, and
+    print the table. -> Evaluation.
+
+    baselines {title: scores}, smoothed with a median of 17; extra: what else metrics.json shall hold.
     """
     out = writable_folder(out)
     labels, began = labels_of(scores, data), time.perf_counter()
@@ -219,12 +230,14 @@ def evaluate(out, data, scores, *, protocol, method, detections=None, red=None, 
         gain, frames = shift_gain(smoothed, labels)
         if gain > SUSPICIOUS:
             result["labels_look_shifted"] = {"frames": frames, "micro_auc_would_rise_by": gain}
-    result["metrics_seconds"], others = time.perf_counter() - began, {}
+    result["metrics_seconds"] = time.perf_counter() - began
+    columns, filtered = {method: result}, {}
     for title, s in (baselines or {}).items():
-        others[title], _ = measure(s, labels, Protocol("strict", BASELINE_FILTER))
+        columns[title], filtered[title] = measure(s, labels, Protocol("strict", BASELINE_FILTER))
     save_scores(out / "scores.npz", scores)
     if detections:
         save_scores(out / "detections.npz", detections)
+    others = {title: numbers for title, numbers in columns.items() if title != method}
     report = {"method": method, "dataset": data.name, "protocol": protocol.name, "smoothing": protocol.smoothing,
               "left_out_frames_per_video": protocol.skip, "liberties": protocol.liberties,
               "label_source": data.label_source if labels else None, "mask_source": data.mask_source, **result,
@@ -233,29 +246,34 @@ def evaluate(out, data, scores, *, protocol, method, detections=None, red=None, 
     if report.get("scoring_seconds"):
         report["frames_per_second"] = sum(map(len, scores.values())) / report["scoring_seconds"]
     write_json(out / "metrics.json", report)
-    filtered = {k: {n: smoothing.parse(BASELINE_FILTER)(x) for n, x in v.items()} for k, v in (baselines or {}).items()}
+    said = remarks(result, others)
     if labels:
-        print_table({method: result, **others}, data, protocol)
-        print("\n".join([*remarks(result, others), ""]))
-        plots.roc({method: smoothed, "raw": scores, **filtered}, labels, out / "roc.png")
+        print_table(columns, data, protocol)
+        print("\n".join([*said, ""]))
     else:
         print(f"\n{data.no_labels()}")
-    by_name, span = {v.name: v for v in data.test}, (0.0, red or 1.0)
-    shown = pictures and (lambda name: pictures(by_name[name]))
-    ranking.write_ranking(smoothed, out, pictures=shown, detections=detections, span=span, top=args.top if args else 20)
-    for name in sorted(scores):
-        plots.curve(scores[name], smoothed[name], labels.get(name), f"{method} · {data.name} · {name}",
-                    out / "curves" / f"{safe(name)}.png")
-    notes = [f"liberty taken: {x}" for x in protocol.liberties] + remarks(result, others)
-    html.write(out / "report.html", f"{method} on {data.name}, {protocol.name}", scores, smoothed, facts=facts_of(report, result),
-               notes=[("warn" if "BELOW" in x or "WARNING" in x else "soft", x) for x in notes],
-               labels=labels, columns={method: result, **others}, rows=ROWS, curves={method: smoothed, **filtered},
-               auc_per_video=result.get("auc_per_video"), detections=detections, span=span, pictures=shown,
-               overlays={k: f"overlay/{safe(k)}.mp4" for k in scores} if args and args.overlay and shown else None)
-    print(f"wrote {out}/report.html, metrics.json, scores.npz, curves/ ({len(scores)} videos)" + (", roc.png" if labels else ""))
-    if args and args.overlay:
-        write_overlays(out, smoothed, labels, shown, detections, span, curve_top, maps, map_range)
-    return report
+    return Evaluation(method, data, protocol, scores, smoothed, labels, detections, columns, filtered, said, report)
+
+
+def report_folder():
+    """common.report, or None where that folder was left out of a copy: scores and measures need no pictures."""
+    try:
+        return importlib.import_module("common.report")
+    except ModuleNotFoundError as e:
+        if e.name != "common.report":
+            raise
+        return None
+
+
+def show(out, evaluation, **options):
+    """Page, plots, ranking and overlays of an Evaluation, see common.report.write_results; a line where there is no common/report."""
+    report = report_folder()
+    if report:
+        report.write_results(out, evaluation, **options)
+        print(f"wrote {out}/report.html, metrics.json, scores.npz, curves/ ({len(evaluation.scores)} videos)"
+              + (", roc.png" if evaluation.labels else ""))
+    else:
+        print(f"wrote {out}/metrics.json, scores.npz; there is no common/report here, which would write a page, plots and overlays")
 
 
 def say_next(script, checkpoint, out, args, more="", pictures=True):
@@ -264,37 +282,8 @@ def say_next(script, checkpoint, out, args, more="", pictures=True):
           + f"python {script} --video FILE --checkpoint {checkpoint} scores your own footage")
 
 
-def write_overlays(out, smoothed, labels, pictures, detections, span, curve_top, maps, map_range):
-    """One mp4 per video; colours and the curve's height are the same in all of them."""
-    if not pictures:
-        return print("note: --overlay needs the videos, and there are features alone")
-    if curve_top is None:
-        curve_top = max(float(np.nanmax(s, initial=0)) for s in smoothed.values())
-    for name in tqdm(sorted(smoothed), desc="overlay", unit="video", dynamic_ncols=True, mininterval=2):
-        frames, clock = pictures(name)
-        plots.overlay(frames, (detections or {}).get(name), smoothed[name], labels.get(name),
-                      out / "overlay" / f"{safe(name)}.mp4", clock, span,
-                      plots.score_range(smoothed[name], curve_top), maps=(maps or {}).get(name), map_range=map_range)
-    print(f"wrote {len(smoothed)} videos into {out}/overlay")
-
-
-def facts_of(report, result):
-    """What stands under the report's title."""
-    counts = [f"{result['frames']} frames of {result['videos']} videos, {result['abnormal_frames']} abnormal"] if "frames" in result else []
-    said = [("labels", report["label_source"] or "none"), ("smoothing", report["smoothing"]), ("seed", report.get("seed")),
-            ("checkpoint", report.get("checkpoint")), ("scored at", speed_of(report))]
-    return counts + [f"{k}: {v}" for k, v in said if v is not None]
-
-
-def speed_of(report):
-    """How fast the prepared input was scored, in words; None where it is not known."""
-    if not report.get("frames_per_second"):
-        return None
-    return f"{report['frames_per_second']:.0f} frames/s ({report.get('device')}, {report.get('precision')}), preparation not counted"
-
-
 def write_own_video(name, frames, clock, scores, filter_, method, out, boxes=None, red=0.0, top=20):
-    """scores.csv, curve.png, overlay.mp4, ranking.csv, contact_sheet.png and report.html of one's own footage.
+    """scores.csv of one's own footage, and what common.report.write_own_video makes of it.
 
     frames: uint8 [H, W, C] each, shown at the times of common.container.Clock `clock`; boxes [n, 6]: frame, x1, y1, x2, y2, score,
     coloured from green at 0 to red at `red`; or None.
@@ -306,14 +295,13 @@ def write_own_video(name, frames, clock, scores, filter_, method, out, boxes=Non
         for t in range(len(scores)):
             table.writerow([t, clock.text(t, 3), f"{scores[t]:.6g}", f"{smoothed[t]:.6g}",
                             *([] if counts is None else [counts[t]])])
-    plots.curve(scores, smoothed, None, f"{method} · {name}", out / "curve.png")
-    plots.overlay(frames, boxes, smoothed, None, out / "overlay.mp4", clock, (0.0, red), plots.score_range(smoothed, red))
     print(f"{name}: {len(scores)} frames" + ("" if boxes is None else f", {len(boxes)} objects"))
-    shown, found, span = (lambda _: (frames, clock)), None if boxes is None else {name: boxes}, (0.0, red or 1.0)
-    ranking.write_ranking({name: smoothed}, out, pictures=shown, detections=found, span=span, top=top)
-    html.write(out / "report.html", f"{method} on {name}", {name: scores}, {name: smoothed}, facts=[f"smoothing: {filter_}", "no labels"],
-               detections=found, span=span, pictures=shown, overlays={name: "overlay.mp4"})
-    print(f"wrote {out}/report.html, scores.csv, curve.png, overlay.mp4")
+    report = report_folder()
+    if report:
+        report.write_own_video(name, frames, clock, scores, smoothed, filter_, method, out, boxes, red, top)
+        print(f"wrote {out}/report.html, scores.csv, curve.png, overlay.mp4")
+    else:
+        print(f"wrote {out}/scores.csv; there is no common/report here, which would write a page, a plot and an overlay")
 
 
 def per_event(smoothed, labels, events):

@@ -118,9 +118,9 @@ def evaluate(args, data, checkpoint, r):
     if errors and labels:   # the column beside it has the baselines' filter
         alone, _ = evaluation.measure(errors, labels, evaluation.Protocol("strict", args.smoothing))
         extra["reconstruction_micro_auc"] = alone.get("micro_auc")
-    report = evaluation.evaluate(out, dataset, scores, method="FRD-UVAD", protocol=protocol, extra=extra,
-                                 baselines={"reconstruction error": errors} if errors else {},
-                                 pictures=(lambda v: decoded(sources[v.name])) if sources else None, args=args)
+    result = evaluation.evaluate(out, dataset, scores, method="FRD-UVAD", protocol=protocol, extra=extra,
+                                 baselines={"reconstruction error": errors} if errors else {})
+    evaluation.show(out, result, pictures=(lambda v: decoded(sources[v.name])) if sources else None, top=args.top, overlay=args.overlay)
     if extra.get("reconstruction_micro_auc"):
         print(f"reconstruction error with the scorer's smoothing ({args.smoothing}): micro AUC "
               f"{100 * extra['reconstruction_micro_auc']:.2f}")
@@ -133,7 +133,7 @@ def evaluate(args, data, checkpoint, r):
     report_skipped(data.skipped)
     evaluation.say_next("frd_uvad/eval.py", checkpoint, out, args, f"python frd_uvad/train.py --dataset {args.dataset} --auxiliary "
                         f"frd:{checkpoint} --out {folder}-2 trains a second round; ", pictures=bool(sources))
-    return report
+    return result.metrics
 
 
 def score_video(args, r):

@@ -114,15 +114,15 @@ def evaluate(args, ready, checkpoint, r, batch_size=None):
         print("this checkpoint is stage one alone: scores are flow errors")
     scores, detections = per_video(ready, errors, stats, weights)
     out = folder / args.protocol
-    report = evaluation.evaluate(
+    result = evaluation.evaluate(
         out, ready.data, scores, method="HF2-VAD", protocol=protocol_of(args, ready.data.name), detections=detections,
-        red=red(weights), baselines=pipeline.baselines(ready, ready.test), pictures=ready.pictures, args=args,
-        curve_top=red(weights),
+        baselines=pipeline.baselines(ready, ready.test),
         extra={**training.about(checkpoint, state, [net], seconds, ready.skipped, r), "weights": weights, "statistics": stats,
                "stage": state.get("stage"), "epochs": state.get("epoch"), "foreground": vars(ready.store.s)})
+    evaluation.show(out, result, pictures=ready.pictures, red=red(weights), curve_top=red(weights), top=args.top, overlay=args.overlay)
     ready.report_skipped()
     evaluation.say_next("hf2vad/eval.py", checkpoint, out, args)
-    return report
+    return result.metrics
 
 
 def quick_auc(net, ready, records, rows, training_records, every, args, r):

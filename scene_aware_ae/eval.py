@@ -83,16 +83,17 @@ def evaluate(args, ready, checkpoint, r):
     scores = {v.name: found[v.key]["scores"] for v in ready.test}
     labels = evaluation.labels_of(scores, ready.data)
     protocol, out = protocol_of(args, scores, labels), folder / args.protocol
-    report = evaluation.evaluate(
-        out, ready.data, scores, method=METHOD, protocol=protocol, baselines=baselines(args, ready), pictures=decoded, args=args,
+    result = evaluation.evaluate(
+        out, ready.data, scores, method=METHOD, protocol=protocol, baselines=baselines(args, ready),
         extra={**training.about(checkpoint, state, [net], seconds_of(found), ready.skipped, r), "encoder": state.get("encoder"),
                "scenes": state.get("scenes")})
+    evaluation.show(out, result, pictures=decoded, top=args.top, overlay=args.overlay)
     if args.tsne is not None:
         draw_tsne([Path(checkpoint), *args.tsne], ready, labels, r, out / "tsne.png")
     ready.report_skipped()
     evaluation.say_next("scene_aware_ae/eval.py", checkpoint, out, args,
                         "" if args.tsne is not None else "add --tsne for a picture of the scenes; ")
-    return report
+    return result.metrics
 
 
 def baselines(args, ready):

@@ -120,17 +120,17 @@ def evaluate(args, ready, checkpoint, r):
         detections = {v.name: scoring.boxes_of_maps(maps[v.name].astype(np.float32), threshold,
                                                     ready.cache.info(v)["source_size"]) for v in ready.test}
     out = folder / args.protocol
-    report = evaluation.evaluate(
+    result = evaluation.evaluate(
         out, ready.data, scores, method="AED-MAE", protocol=protocol, detections=detections,
         baselines=pipeline.frame_baselines(ready.cache, ready.test, args.workers or cores()),
-        red=3 * threshold if threshold else None, pictures=decoded, args=args, maps=maps,
-        map_range=map_range_of(maps, threshold),
         extra={**training.about(checkpoint, model.state, [model.net], seconds_of(found), ready.skipped, r),
                "rule": {**rule, "parts": list(rule["parts"])}, "mask_draws": args.mask_draws, "size": list(model.size),
                "patch": model.patch, "token_threshold": threshold})
+    evaluation.show(out, result, pictures=decoded, red=3 * threshold if threshold else None, maps=maps,
+                    map_range=map_range_of(maps, threshold), top=args.top, overlay=args.overlay)
     ready.report_skipped()
     evaluation.say_next("sdmae/eval.py", checkpoint, out, args, "--video takes cameras too, as their frames arrive; ")
-    return report
+    return result.metrics
 
 
 def map_range_of(maps, threshold):

@@ -120,15 +120,16 @@ def evaluate(args, ready, checkpoint, r):
     scores, detections = pipeline.per_video(ready, ready.test, scoring.combine(errors, block, stats, *weights), scoring.NO_BOX)
     out = folder / args.protocol
     red = red_of(detections)
-    report = evaluation.evaluate(
-        out, ready.data, scores, method="LBR-SPR", protocol=protocol_of(args), detections=detections, red=red, curve_top=red, args=args,
-        baselines=pipeline.baselines(ready, ready.test), pictures=ready.pictures,
+    result = evaluation.evaluate(
+        out, ready.data, scores, method="LBR-SPR", protocol=protocol_of(args), detections=detections,
+        baselines=pipeline.baselines(ready, ready.test),
         extra={**training.about(checkpoint, model.state, model.nets.values(), seconds, ready.skipped, r),
                "weights": weights if model.use_flow else None, "statistics": stats, "with_motion": model.use_flow,
                "epochs": model.state.get("at", {}).get("epoch"), "foreground": vars(ready.store.s)})
+    evaluation.show(out, result, pictures=ready.pictures, red=red, curve_top=red, top=args.top, overlay=args.overlay)
     ready.report_skipped()
     evaluation.say_next("spr_uvad/eval.py", checkpoint, out, args)
-    return report
+    return result.metrics
 
 
 def quick_auc(trainer, ready, videos, records, block, args, r):

@@ -1,1 +1,4 @@
-"""What a run shows: page, plots, ranking, overlay, comparison. Evaluation works where this folder is missing."""
+"""What a run shows: page, plots, ranking, overlays, comparison. Evaluation works where this folder is missing."""
+from common.report.results import write_own_video, write_results
+
+__all__ = ["write_own_video", "write_results"]

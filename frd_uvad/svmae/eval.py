@@ -155,12 +155,13 @@ def evaluate(args, data, checkpoint, r):
         scores[v.name] = data.frame_scores(v, found[v.key]["scores"])
     out = folder / args.protocol
     protocol = evaluation.Protocol(args.protocol, args.smoothing, probabilities=True)
-    report = evaluation.evaluate(
-        out, dataset, scores, method="SVMAE", protocol=protocol, args=args,
+    result = evaluation.evaluate(
+        out, dataset, scores, method="SVMAE", protocol=protocol,
         extra=training.about(checkpoint, state, [net], seconds_of(found), data.skipped, r))
+    evaluation.show(out, result, top=args.top, overlay=args.overlay)
     report_skipped(data.skipped)
     evaluation.say_next("frd_uvad/svmae/eval.py", checkpoint, out, args, pictures=False)
-    return report
+    return result.metrics
 
 
 def score_video(args, r):
