@@ -4,7 +4,7 @@ import re
 import cv2
 import numpy as np
 
-from common.files import UserError
+from common.files import UserError, replacing
 
 MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")     # of a JPEG's segments and its end, as pixels never look
 
@@ -85,3 +85,9 @@ def resize(frame, size):
         return frame
     way = cv2.INTER_AREA if frame.shape[0] > size[0] else cv2.INTER_CUBIC
     return cv2.resize(frame, tuple(size)[::-1], interpolation=way).reshape(*size, -1)
+
+
+def write_image(path, image):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as tmp:
+        tmp.write_bytes(cv2.imencode(path.suffix, image)[1].tobytes())

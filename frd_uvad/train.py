@@ -18,11 +18,11 @@ from tqdm import tqdm
 
 from common import benchmark, training
 from common.batches import parts_of
+from common.evaluation import report_folder
 from common.features import CLIP
 from common.files import UserError, run
 from common.late import Late, torch
 from common.pictures import as_channels, resize
-from common.report import plots
 from common.video import Decoder
 from frd_uvad import preprocess, scoring
 from frd_uvad.windows import Bank, Windows
@@ -230,7 +230,10 @@ def observer(data, windows):
 
 
 def bank_sheet(bank, windows, data, path, most=24):
-    """The middle frame of what the bank holds, where there are videos to look at."""
+    """The middle frame of what the bank holds, where there are videos to look at and there is a common/report."""
+    report = report_folder()
+    if report is None:
+        return
     wanted, tiles = {}, []
     for row in np.unique(bank.first)[:most]:
         v = int(np.searchsorted(windows.starts, row, side="right")) - 1
@@ -245,7 +248,7 @@ def bank_sheet(bank, windows, data, path, most=24):
             if not left:
                 break
         tiles += [(thumbnail(last), f"{'/'.join(key)} clip {c}") for c in left.values()]   # a last clip shorter than half
-    plots.contact_sheet(path, tiles, 4)
+    report.plots.contact_sheet(path, tiles, 4)
 
 
 def thumbnail(frame, width=320):
@@ -255,9 +258,10 @@ def thumbnail(frame, width=320):
 def plot_pseudo_labels(log, path):
     """Precision and recall of pseudo labels over the epochs."""
     kept = [x for x in map(json.loads, Path(log).read_text().splitlines()) if "pseudo_precision" in x]
-    if kept:
+    report = report_folder()
+    if kept and report:
         epochs = [x["epoch"] for x in kept]
-        plots.lines({label: (epochs, [x[key] for x in kept]) for key, label in (
+        report.plots.lines({label: (epochs, [x[key] for x in kept]) for key, label in (
             ("pseudo_precision", "precision"), ("pseudo_recall", "recall"), ("pseudo_share", "share of clips labelled"))},
             "pseudo labels of test clips (true labels serve this plot alone)", path, xlabel="epoch", ylim=(0, 1.02))
 

@@ -19,7 +19,6 @@ from common.kept import Kept, seconds_of
 from common.late import torch
 from common.objects import pipeline
 from common.parallel import add_shard_flag, cores
-from common.report import plots
 from common.video import decoded, open_video
 from scene_aware_ae import preprocess, scoring
 
@@ -116,6 +115,9 @@ def scene_points(net, ready, labels, r):
 
 def draw_tsne(checkpoints, ready, labels, r, path):
     """Scene features of one or several checkpoints side by side: colours are scenes, crosses abnormal test segments."""
+    report = evaluation.report_folder()
+    if report is None:
+        return print("note: --tsne needs common/report, which is not here")
     panels = {}
     for checkpoint in checkpoints:
         net, state = scoring.load_model(checkpoint)
@@ -127,7 +129,7 @@ def draw_tsne(checkpoints, ready, labels, r, path):
         panels[title] = scene_points(net.eval().to(r.device), ready, labels, r)
     if min(len(points) for points, _, _ in panels.values()) < 5:
         return print(f"note: too few segments for {path.name}")
-    plots.tsne(panels, path)
+    report.plots.tsne(panels, path)
     print(f"wrote {path}")
 
 

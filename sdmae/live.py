@@ -25,10 +25,10 @@ import numpy as np
 
 from common import training
 from common.container import Clock, claimed_frames, open_capture, rate_of
+from common.evaluation import report_folder
 from common.files import UserError, replacing, safe, writable_folder
 from common.late import torch
 from common.pictures import as_channels, resize
-from common.report import page, plots, ranking
 from common.video import Decoder, decoded, open_video, print_warnings, without_secrets
 from sdmae import scoring
 from sdmae.frames import SEEN
@@ -316,8 +316,8 @@ def token_errors(scorer, samples):
 class Overlay:
     """An mp4 written frame by frame: heat map over the picture, the last scores under it."""
 
-    def __init__(self, path, tmp, fps, threshold, map_range):
-        self.path, self.tmp, self.fps = path, tmp, fps
+    def __init__(self, path, tmp, fps, threshold, map_range, plots):
+        self.path, self.tmp, self.fps, self.plots = path, tmp, fps, plots
         self.threshold, self.map_range = threshold, map_range
         self.writer, self.scores = None, collections.deque(maxlen=HISTORY)
 
@@ -327,10 +327,10 @@ class Overlay:
             scale = min(2.0, max(480 / w, min(1.0, 960 / w)))
             self.size = round(w * scale) // 2 * 2, round(h * scale) // 2 * 2
             self.strip = max(60, self.size[1] // 4) // 2 * 2
-            self.writer = plots.open_mp4(self.tmp, self.path, self.fps, (self.size[0], self.size[1] + self.strip))
+            self.writer = self.plots.open_mp4(self.tmp, self.path, self.fps, (self.size[0], self.size[1] + self.strip))
         self.scores.append(now.score)
         image = cv2.resize(as_channels(frame, 3), self.size)
-        image = plots.blend_map(image, errors, self.map_range)
+        image = self.plots.blend_map(image, errors, self.map_range)
         if now.score > self.threshold:
             cv2.rectangle(image, (0, 0), (self.size[0] - 1, self.size[1] - 1), (61, 69, 214), 4)
         text = f"{clock(now.seconds)} {now.arrival[:19]}  {now.score / self.threshold:.2f} x threshold"
@@ -398,11 +398,14 @@ def _watch(args, model, r, source, frames, stop, stats, out):
     window, batch, size = Window(model.size), [], 1 if source.live else 16
     raw, smoothed, latency, times = array.array("f"), array.array("f"), array.array("f"), array.array("d")
     began, done = time.perf_counter(), 0
-    with replacing(out / "scores.csv") as s, replacing(out / "events.csv") as e, replacing(out / "overlay.mp4") as video, \
+    report = report_folder()
+    with replacing(out / "scores.csv") as s, replacing(out / "events.csv") as e, \
+            replacing(out / "overlay.mp4") if report else contextlib.nullcontext() as video, \
             open(s, "w", newline="") as sf, open(e, "w", newline="") as ef:
         table, events = csv.writer(sf), Events(threshold, fps, ef, lambda x: print(x, flush=True))
         table.writerow(["frame", "seconds", "score", "smoothed", "event", "arrival"])
-        overlay = Overlay(out / "overlay.mp4", video, fps, threshold, (tokens / 2, 2 * tokens) if tokens else (0, 4 * threshold))
+        map_range = (tokens / 2, 2 * tokens) if tokens else (0, 4 * threshold)
+        overlay = Overlay(out / "overlay.mp4", video, fps, threshold, map_range, report.plots) if report else None
 
         def score():
             maps = token_errors(model.scorer, batch)
@@ -411,7 +414,8 @@ def _watch(args, model, r, source, frames, stop, stats, out):
                 moment = Moment(t, seconds, arrival, mean.add(seconds, own))
                 events.add(moment)
                 table.writerow([t, f"{seconds:.3f}", f"{own:.6g}", f"{moment.score:.6g}", int(events.first is not None), arrival])
-                overlay.add(moment, frame, m)
+                if overlay:
+                    overlay.add(moment, frame, m)
                 if len(raw) < KEPT:
                     raw.append(own)
                     smoothed.append(moment.score)
@@ -447,20 +451,22 @@ def _watch(args, model, r, source, frames, stop, stats, out):
             done += score()
             batch += rest
         events.end()
-        overlay.close()
+        if overlay:
+            overlay.close()
     seconds = time.perf_counter() - began
-    if raw:
+    if raw and report:
         raw, smooth = np.array(raw), np.array(smoothed)
-        plots.curve(raw, smooth, None, f"AED-MAE · {source.name}", out / "curve.png", threshold)
+        report.plots.curve(raw, smooth, None, f"AED-MAE · {source.name}", out / "curve.png", threshold)
         name, own_clock = source.name, Clock(fps, np.array(times)) if source.live else source.clock
         shown = (lambda _: (None, own_clock) if source.live else (decoded(source.video)[0], own_clock))
-        ranking.write_ranking({name: smooth}, out, pictures=shown)
-        page.write(out / "report.html", f"AED-MAE on {name}", {name: raw}, {name: smooth}, threshold=threshold, pictures=shown,
-                     facts=[f"mean of {args.window:g} s", f"event from {threshold:.4g} on {why}"], overlays={name: "overlay.mp4"})
+        report.ranking.write_ranking({name: smooth}, out, pictures=shown)
+        report.page.write(out / "report.html", f"AED-MAE on {name}", {name: raw}, {name: smooth}, threshold=threshold, pictures=shown,
+                          facts=[f"mean of {args.window:g} s", f"event from {threshold:.4g} on {why}"], overlays={name: "overlay.mp4"})
     print(f"{stopped}{done} frames in {seconds:.1f} s ({done / seconds:.0f} frames/s with overlay), {events.count} events"
           + (f", {source.dropped} frames dropped" if source.dropped else "") + f", peak memory {training.peak_memory():.0f} MiB")
     if latency:
         waits = np.percentile(latency, (50, 95, 99)) * 1000
         print("latency, from the third frame after it to a frame's score and picture: half {:.0f}, 95 % {:.0f}, 99 % {:.0f} ms".format(
             *waits) + (f" ({size} frames of a file are scored at once)" if size > 1 else ""))
-    print(f"wrote {out}/report.html, scores.csv, events.csv, overlay.mp4, curve.png")
+    print(f"wrote {out}/scores.csv, events.csv" + (", report.html, overlay.mp4, curve.png" if report else
+          "; there is no common/report here, which would write a page, a plot and an overlay"))

@@ -18,7 +18,7 @@ from common.cache import FrameCache
 from common.files import UserError, run, writable_folder
 from common.late import torch
 from common.parallel import add_shard_flag, share_out
-from common.report.plots import write_image
+from common.pictures import write_image
 from common.ubnormal import ubnormal
 from sdmae import frames as input_
 from sdmae import pseudo

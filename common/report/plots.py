@@ -5,7 +5,7 @@ import cv2
 import numpy as np
 
 from common.files import UserError, opencv_path, printable, replacing
-from common.pictures import as_channels
+from common.pictures import as_channels, write_image
 
 BLUE, GREY, RED = "#1f5fa8", "#9aa5b1", "#d6453d"
 
@@ -115,12 +115,6 @@ def roc(runs, labels, path):
     ax.legend(loc="lower right", fontsize=8, frameon=False)
     ax.spines[["top", "right"]].set_visible(False)
     save(figure, path)
-
-
-def write_image(path, image):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as tmp:
-        tmp.write_bytes(cv2.imencode(path.suffix, image)[1].tobytes())
 
 
 def enlarged(image, width):

@@ -4,8 +4,8 @@ import numpy as np
 
 from common.container import Clock
 from common.files import writing_table
-from common.pictures import as_channels
-from common.report.plots import contact_sheet, heat, write_image
+from common.pictures import as_channels, write_image
+from common.report.plots import contact_sheet, heat
 from common.video import pick
 
 

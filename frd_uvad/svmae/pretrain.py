@@ -18,10 +18,10 @@ from tqdm import tqdm
 from common import benchmark, datasets, training
 from common.batches import parts_of
 from common.cache import FrameCache
+from common.evaluation import report_folder
 from common.files import UserError, run
 from common.late import Late, torch
 from common.parallel import share_out
-from common.report import plots
 from common.video import Decoder
 from frd_uvad.svmae.clips import DEPTHS, WHOLE, Clips, Depth, cut, random_crops
 from frd_uvad.svmae.preprocess import PRESETS
@@ -294,6 +294,9 @@ def pretrain(args, r):
 @training.inference
 def preview(trainer, path, count=4):
     """One picture: for `count` clips the middle frame, its depth, cube difference, mask probability, mask and reconstruction."""
+    report = report_folder()
+    if report is None:
+        return print("note: the preview needs common/report, which is not here")
     plan, net, grid = trainer.plan, trainer.net.eval(), trainer.net.grid
     order = trainer.clips.epoch(plan["seed"], 0)[:count]
     frames, near = trainer.clips.to_device(trainer.clips.read(order))
@@ -323,8 +326,8 @@ def preview(trainer, path, count=4):
                "cube difference": map_of(difference), "mask probability": map_of(probability),
                f"masked {100 * plan['mask_ratio']:.0f} %": picture(m.untokenize(seen, grid)),
                "reconstruction": picture(m.untokenize(whole, grid))}
-    tiles = [(plots.enlarged(x[i], 224), name) for i in range(len(frames)) for name, x in columns.items()]
-    plots.contact_sheet(path, tiles, len(columns))
+    tiles = [(report.plots.enlarged(x[i], 224), name) for i in range(len(frames)) for name, x in columns.items()]
+    report.plots.contact_sheet(path, tiles, len(columns))
     net.train()
     print(f"wrote {path}: input, nearness, cube difference, mask probability, mask and reconstruction of {len(frames)} clips")
 
