@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from common.batches import copy_rows
-from common.datasets import Dataset, plain
+from common.dataset import Dataset, plain
 from common.files import UserError, first_line, load_array, load_arrays, original, read_text, stamp
 from common.labels import csv_ranges, frame_labels
 from common.video import Video, natural

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from common import evaluation, metrics, smoothing, training
-from common.datasets import report_skipped
+from common.dataset import report_skipped
 from common.features import CLIP, FeatureVideo, canonical_features, frames_of_clips
 from common.files import UserError, run, safe, writable_folder, write_json
 from common.kept import Kept, seconds_of

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from common import datasets, training
 from common.cache import VideoFiles
+from common.dataset import Usable, report_skipped
 from common.features import CLIP, FeatureData, FeatureVideo, add_label_flags, canonical_features, find_features
 from common.files import UserError, first_line, run
 from common.late import torch
@@ -215,7 +216,7 @@ def prepare(args, r, splits=("train", "test")):
     files = ClipFiles(data.cache_folder(args.cache) / f"clips-{own}")
     wanted = [v for s in splits for v in getattr(data, s)]
     videos, failed = share_out(files, wanted, partial(build, files=files, args=args, r=r), args, r)
-    ready = datasets.Usable(data, videos, failed)
+    ready = Usable(data, videos, failed)
 
     def feature(v):
         return FeatureVideo(v.name, v.split, [files.array(v)], path=v.path)
@@ -239,7 +240,7 @@ def main(argv=None):
     for split in ("train", "test"):
         videos = getattr(data, split)
         print(f"{split}: {len(videos)} videos, {sum(map(len, videos))} clips of {data.crops} crops, width {data.width}")
-    datasets.report_skipped(data.skipped)
+    report_skipped(data.skipped)
     print(f"next: python frd_uvad/train.py --dataset {args.dataset}")
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from common import benchmark, evaluation, metrics, smoothing, training
 from common.batches import Batches
-from common.datasets import Dataset
+from common.dataset import Dataset
 from common.files import UserError, run, safe, writable_folder
 from common.kept import Kept, seconds_of
 from common.objects import pipeline

@@ -14,6 +14,7 @@ import numpy as np
 
 from common import benchmark, datasets, evaluation, metrics, smoothing, training
 from common.cache import FrameCache
+from common.dataset import Dataset
 from common.files import UserError, run, safe, writable_folder
 from common.kept import Kept, seconds_of
 from common.late import torch
@@ -138,7 +139,7 @@ def score_video(args, net, state, r):
     video = open_video(args.video)
     own = (state.get("encoder") or {}).get("encoder", "").startswith("none:")  # the stand-in lies beside its dataset's features
     home = datasets.find(args.dataset, args.data_root, args.labels) if own else None
-    data = datasets.Dataset("video", video.path.resolve().parent, [], [video])
+    data = Dataset("video", video.path.resolve().parent, [], [video])
     encoder = None
     if home is not None:
         encoder = preprocess.encoder_of(args, home, r, state.get("encoder"))

@@ -20,6 +20,7 @@ from common import datasets, training
 from common.ahead import ReadAhead
 from common.cache import VideoFiles
 from common.clip import RANDOM, ClipEncoder
+from common.dataset import Usable
 from common.files import UserError, read_table, run
 from common.parallel import add_shard_flag, share_out
 from scene_aware_ae import encoder as encoders
@@ -95,7 +96,7 @@ class Features(VideoFiles):
             bar.update(len(waiting))
 
 
-class Prepared(datasets.Usable):
+class Prepared(Usable):
     """A dataset with its features. train, test: the videos that are usable."""
 
     def __init__(self, data, videos, failed, features):

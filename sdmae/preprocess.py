@@ -15,6 +15,7 @@ import numpy as np
 
 from common import datasets, training
 from common.cache import FrameCache
+from common.dataset import Usable
 from common.files import UserError, run, writable_folder
 from common.late import torch
 from common.parallel import add_shard_flag, share_out
@@ -58,7 +59,7 @@ def input_of(args, dataset):
     return size, patch
 
 
-class Prepared(datasets.Usable):
+class Prepared(Usable):
     """A dataset with its frames decoded at the network's size. train, test: the videos that are usable."""
 
     def __init__(self, data, videos, failed, cache):

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from common import datasets, evaluation, metrics, smoothing, training
+from common.dataset import Dataset
 from common.files import UserError, run, safe, writable_folder
 from common.objects import pipeline
 from common.parallel import add_shard_flag
@@ -156,7 +157,7 @@ def quick_auc(trainer, ready, videos, records, block, args, r):
 def score_video(args, r):
     """One's own footage: scores.csv, curve.png, overlay.mp4, ranking.csv."""
     video, model = open_video(args.video), Scored(args.checkpoint)
-    ready = preprocess.prepare(args, r, data=datasets.Dataset("video", video.path.resolve().parent, [], [video]),
+    ready = preprocess.prepare(args, r, data=Dataset("video", video.path.resolve().parent, [], [video]),
                                trained=pipeline.for_own_video(model.foreground, args.boxes))
     out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / safe(video.name))
     stats = model.statistics(args, ready, out, r)

@@ -10,6 +10,7 @@ import pytest
 import scipy.io
 
 from common import datasets, evaluation
+from common.dataset import Usable
 from common.features import CLIP, annotations, find_features
 from common.files import UserError
 from common.labels import matlab_ranges
@@ -472,7 +473,7 @@ def test_an_unreadable_track_file_costs_one_video(tmp_path, capsys, text):
     data = datasets.find("ubnormal", tmp_path)
     assert [v.name for v in data.test] == ["abnormal_scene_2_scenario_10", "abnormal_scene_3_scenario_1", "normal_scene_2_scenario_1"]
     tracks_are_right(data)
-    usable = datasets.Usable(data, data.train + data.test, {})
+    usable = Usable(data, data.train + data.test, {})
     assert len(usable.train) == 2 and len(usable.test) == 3
     usable.report_skipped()
     said = capsys.readouterr().out

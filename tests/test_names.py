@@ -13,9 +13,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common import container, datasets, evaluation
+from common import container, evaluation
 from common.cache import FrameCache, VideoFiles
 from common.container import Clock
+from common.dataset import Dataset, Usable
 from common.files import UserError, load_arrays, original, read_table, safe, save_arrays, writing_table
 from common.kept import Kept
 from common.objects import detectors, flow, pipeline
@@ -327,6 +328,6 @@ def test_features_of_svmae_and_their_labels_have_one_name(tmp_path):
     """What preprocess.py writes beside each other."""
     files, video = svmae.Features(tmp_path / "out"), Video("a#b", save_frames(tmp_path / "a#b", walkers(2)), files=["000.png", "001.png"])
     files.write(video, iter([np.zeros((1, 1, 4), np.float16)]), lambda shape: {"frames": 2, "width": 4})
-    data = datasets.Dataset("folder", tmp_path, [], [video], _arrays={"a#b": lambda: np.array([0, 1])})
-    svmae.finish(tmp_path / "out", files, datasets.Usable(data, [video], {}), SimpleNamespace(crops=[0]))
+    data = Dataset("folder", tmp_path, [], [video], _arrays={"a#b": lambda: np.array([0, 1])})
+    svmae.finish(tmp_path / "out", files, Usable(data, [video], {}), SimpleNamespace(crops=[0]))
     assert files.path(video).name == "a%23b.npy" and (tmp_path / "out" / "labels" / "a%23b.npy").exists()

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from common import datasets, evaluation, training
 from common.cache import FrameCache
+from common.dataset import Usable
 from common.files import UserError, load_arrays, safe, save_arrays
 from common.objects import detectors, flow
 from common.objects.cubes import CubeStore, Settings, motion_boxes
@@ -63,7 +64,7 @@ def settings_of(args, published, dataset, trained=None):
     return Settings(**{**base, **chosen})
 
 
-class Prepared(datasets.Usable):
+class Prepared(Usable):
     """A dataset with its frames decoded and its cubes cut. train, test: the videos that are usable."""
 
     def __init__(self, data, videos, failed, cache, store):

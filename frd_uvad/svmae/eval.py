@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 
 from common import evaluation, smoothing, training
-from common.datasets import report_skipped
+from common.dataset import report_skipped
 from common.features import FeatureVideo, add_label_flags, find_features, frames_of_clips
 from common.files import UserError, first_line, load_array, run, safe, writable_folder
 from common.kept import Kept, seconds_of

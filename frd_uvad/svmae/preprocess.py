@@ -22,6 +22,7 @@ from common import datasets, training
 from common.ahead import ReadAhead
 from common.cache import VideoFiles
 from common.clip import ClipEncoder
+from common.dataset import Usable
 from common.features import CLIP
 from common.files import UserError, read_json, replacing, run, safe, writable_folder, write_json
 from common.late import Late, torch
@@ -193,7 +194,7 @@ def main(argv=None):
     files, videos = Features(out), data.train + data.test
     videos, failed = share_out(files, videos, partial(build, files=files, encoder=encoder, args=args, r=r), args, r)
     if r.main:
-        finish(out, files, datasets.Usable(data, videos, failed), encoder)
+        finish(out, files, Usable(data, videos, failed), encoder)
     r.close()
 
 

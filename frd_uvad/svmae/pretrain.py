@@ -18,6 +18,7 @@ from tqdm import tqdm
 from common import benchmark, datasets, training
 from common.batches import parts_of
 from common.cache import FrameCache
+from common.dataset import Usable
 from common.evaluation import report_folder
 from common.files import UserError, run
 from common.late import Late, torch
@@ -92,7 +93,7 @@ def prepare(args, r, size):
     folder = data.cache_folder(args.cache)
     cache = FrameCache(folder / f"frames-{shape[0]}x{shape[1]}", shape)
     usable, failed = share_out(cache, videos, cache.build, args, r)
-    ready = datasets.Usable(data, videos, failed)
+    ready = Usable(data, videos, failed)
     other = [v for v in usable if abs(cache.info(v)["source_size"][1] / cache.info(v)["source_size"][0] * h / w - 1) > 0.05]
     if other:
         r.say(f"note: {len(other)} videos of another shape than {w}×{h}, such as {other[0].name}, are squeezed to it")
