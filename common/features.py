@@ -199,17 +199,18 @@ def split_of(root, split):
     if arrays[split]:
         other = arrays["train" if split == "test" else "test"]
         return concatenated(arrays[split][0], root, split, other[0] if other else None)
-    return per_video(feature_folders(root, split), split, own=(root / "settings.json").exists())
+    beside = feature_folders(root, "train" if split == "test" else "test", say=False)
+    return per_video(feature_folders(root, split), split, own=(root / "settings.json").exists(), beside=beside)
 
 
-def feature_folders(root, split):
+def feature_folders(root, split, say=True):
     """The folders of a split's features. Of several kinds of features (RGB, Flow, …) those of RGB are taken, and the others named."""
     folders = [p for p in sorted(root.iterdir()) if p.is_dir() and not re.search("mask|label", p.name, re.I) and npy_files(p)]
     matching = [p for p in folders if re.search(split, p.name, re.I)]
     if split == "train" and not matching:       # XD-Violence: RGB/ beside RGBTest/
         matching = [p for p in folders if any(q.name.lower() == f"{p.name}test".lower() for q in folders)]
     taken = [p for p in matching if re.search("rgb", p.name, re.I)] or matching
-    if len(matching) > 1:
+    if say and len(matching) > 1:
         left = [p.name for p in matching if p not in taken]
         rest = f"; not read: {', '.join(left)}" if left else ""
         print(f"note: {split} features are those of {', '.join(p.name for p in taken)}{rest}", flush=True)
@@ -293,7 +294,7 @@ def name_in(text, known):
     return next((x for x in spellings if x in known), None)
 
 
-def per_video(folders, split, own=False):
+def per_video(folders, split, own=False, beside=()):
     """Videos of one .npy each, or of one per crop (name__0.npy … name__9.npy, each [clips, width], in one folder). own: the files were
     written by this toolkit, under the names that the videos have."""
     files = sorted((p for folder in folders for p in npy_files(folder)), key=lambda p: (natural(p), str(p)))
@@ -306,7 +307,7 @@ def per_video(folders, split, own=False):
     groups.update({(p.parent, p.stem): [p] for p in files if p not in joined})
     short = {} if own else names_of_files({stem for _, stem in groups})
     names = {key: short.get(key[1]) or original(key[1]) for key in groups}
-    videos, swapped = {}, not own and crops_first([x for x in arrays.values() if x.ndim == 3], files)
+    videos, swapped = {}, not own and crops_first([x for x in arrays.values() if x.ndim == 3], files, beside)
     for key, paths in sorted(groups.items(), key=lambda item: files.index(item[1][0])):
         name, parts = names[key], [arrays[p] for p in paths]
         if len({x.shape for x in parts}) > 1:
@@ -336,9 +337,13 @@ def crop_files(files, arrays):
     return {key: [paths[i] for i in range(len(paths))] for key, paths in groups.items() if set(paths) == set(range(len(paths)))}
 
 
-def crops_first(arrays, files):
-    """Whether arrays are [crops, clips, width], not [clips, crops, width]: all videos have the same number of crops, and not of clips."""
+def crops_first(arrays, files, beside):
+    """Whether arrays are [crops, clips, width], not [clips, crops, width]: all videos have the same number of crops, and not of clips.
+    Where these few do not tell, those of the other split do."""
     first, second = ({x.shape[axis] for x in arrays} for axis in (0, 1))
+    if first != {1} and max(len(first), len(second)) == 1 and first | second <= CROPS - {1}:
+        arrays = arrays + [load_array(p, "features", mmap=True) for folder in beside for p in npy_files(folder)]
+        first, second = ({x.shape[axis] for x in arrays if x.ndim == 3} for axis in (0, 1))
     if len(first) != 1 or not first <= CROPS:
         return False
     if first != {1} and len(second) == 1 and second <= CROPS - {1}:

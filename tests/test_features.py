@@ -476,3 +476,13 @@ def test_the_toolkits_own_features_of_odd_names(tmp_path):
     (tmp_path / "settings.json").write_text("{}")
     data = find_features("features", tmp_path)
     assert sorted(v.name for v in data.test) == ["50%", "a#b", "視频"] and all(data.labels(v).all() for v in data.test)
+
+
+@pytest.mark.parametrize("train, test, clips, crops", [((5, 10), [(7, 10), (4, 10)], 5, 10), ((5, 10), [(5, 7), (5, 4)], 10, 5),
+                                                       ((10, 10), [(10, 3), (10, 4)], 10, 10)])
+def test_the_other_split_tells_axes_apart(tmp_path, train, test, clips, crops):
+    for split, shapes in (("train", [train]), ("test", test)):
+        for i, shape in enumerate(shapes):
+            save(tmp_path / split / f"{split}{i}.npy", rows(*shape, 8))
+    data = find_features("features", tmp_path)
+    assert [len(v) for v in data.train] == [clips] and data.crops == crops
