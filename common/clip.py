@@ -15,7 +15,7 @@ from common.late import torch
 from common.pictures import resize
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-RANDOM = "random"              # weights for --benchmark: speed does not depend on them
+RANDOM = "random"              # weights for tests/perf/bench.py: speed does not depend on them
 
 
 def uses_quick_gelu(path):

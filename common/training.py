@@ -20,7 +20,7 @@ from common.files import UserError, claim, first_line, replacing, writable_folde
 from common.late import torch
 
 
-def add_flags(parser, *, out, epochs=None, batch_size=None, lr=None, number=None, profile=True):
+def add_flags(parser, *, out, epochs=None, batch_size=None, lr=None, number=None):
     """The flags that mean the same in every script. `number` reads numbers of stages: one or several. -> the group "run" """
     g = run = parser.add_argument_group("run")
     g.add_argument("--out", "--model_save_path", type=Path, default=None, help=f"folder of this run (default: {out})")
@@ -28,9 +28,6 @@ def add_flags(parser, *, out, epochs=None, batch_size=None, lr=None, number=None
     g.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto",
                    help="auto: bf16 autocast on a GPU that has it, fp32 elsewhere (CPUs with AMX gain from bf16 too)")
     g.add_argument("--seed", type=int, default=0)
-    if profile:
-        g.add_argument("--profile", type=int, nargs="?", const=10, default=None, metavar="STEPS",
-                       help="show where the time of that many steps goes, then stop (default: 10)")
     g.add_argument("--workers", type=int, default=None, help="processes that read and crop (default: one per core)")
     if lr:
         g = parser.add_argument_group("optimisation")
@@ -63,8 +60,6 @@ def seed_everything(seed):
 class Run:
     """Where a script runs: device, precision, and its place among torchrun's processes."""
 
-    profiler = None
-
     def __init__(self, device="auto", precision="auto"):
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         local = int(os.environ.get("LOCAL_RANK", 0))
@@ -88,25 +83,7 @@ class Run:
     @classmethod
     def of(cls, args):
         """As a script's flags say."""
-        steps = getattr(args, "profile", None)
-        if steps is not None and steps < 1:
-            raise UserError(f"--profile {steps}: the number of steps must be at least 1")
-        run = cls(args.device, args.precision)
-        if steps:
-            from common.profiling import StepProfiler
-            run.profiler = StepProfiler(run, steps, training=hasattr(args, "lr"))
-        return run
-
-    @contextmanager
-    def unprofiled(self):
-        """What is done in here is not what --profile was asked about."""
-        if self.profiler:
-            self.profiler.asleep = True
-        try:
-            yield
-        finally:
-            if self.profiler:
-                self.profiler.asleep = False
+        return cls(args.device, args.precision)
 
     @property
     def main(self):
@@ -208,8 +185,6 @@ class Run:
         return array if self.world == 1 else np.concatenate(self.everyone(array))
 
     def close(self):
-        if self.profiler and self.profiler.left:
-            self.say(f"--profile: the run ended {self.profiler.left} steps too early for a table; give fewer STEPS, or more to do")
         if self.world > 1 and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from tqdm import tqdm
 
-from common import benchmark, training
+from common import training
 from common.batches import parts_of
 from common.evaluation import report_folder
 from common.features import CLIP
@@ -64,7 +64,6 @@ def parse(argv=None):
                    "(default: %(default)s)")
     g.add_argument("--auxiliary", default="none", help="a scorer that must agree: none, c2fpl:FILE, frd:FILE or labels:FILE.npz "
                    "(default: %(default)s)")
-    benchmark.add_flag(g, "the speed of training")
     g.add_argument("--rounds", type=int, default=1, help="2: train again with the first scorer as auxiliary (default: %(default)s)")
     from frd_uvad.eval import add_eval_flags
     add_eval_flags(parser)
@@ -306,48 +305,6 @@ def train(args, data, r, folder, auxiliary_spec, title):
     return trainer.path
 
 
-def measure(args, data, r):
-    """Windows/s of training steps with features on the device and read from disk, and what the steps wait for."""
-    plan = plan_of(args)
-    windows = Windows(data.train + data.test, plan["cross_clip"], r)
-    trainer = Trainer(plan, model_args_of(args, data), windows, None, r, None, {}, args.seed)
-    trainer.net.train()
-    order, whole = training.epoch_order(len(windows), args.seed, 0), windows.whole
-    print(f"\nFRD-UVAD on {benchmark.where(r)}: {len(windows)} windows of {plan['cross_clip']} clips, {data.crops} crops of width "
-          f"{data.width}, batch {plan['batch_size']}")
-    for name, features in (("features on the device", whole), ("features read from disk", None)):
-        if name.endswith("device") and whole is None:
-            print(f"  {name}: they do not fit")
-            continue
-        windows.whole, windows.waited, n, began = features, 0.0, 0, None
-        for i, (first, batch) in enumerate(windows.iterate(parts_of(order, plan["batch_size"]) * 1000)):
-            trainer.step(first, batch, np.random.default_rng(i))
-            if began is None:                         # the first step does not count
-                benchmark.synchronize(r.device)
-                began, windows.waited = time.perf_counter(), 0.0
-                continue
-            n += len(first)
-            benchmark.synchronize(r.device)
-            if time.perf_counter() - began > args.benchmark:
-                break
-        seconds = time.perf_counter() - began
-        benchmark.line(name, n / seconds, "windows/s", f"waits for data {100 * windows.waited / seconds:.1f} %")
-    rows = order[:plan["batch_size"]]
-
-    def reading(features, size):
-        def read():
-            windows.whole = features
-            return torch.cat([windows.get(rows[i:i + size]) for i in range(0, len(rows), size)])
-        return read
-    ways = {"one window at a time": reading(None, 1), "a batch at once": reading(None, len(rows))}
-    if whole is not None:
-        ways["a batch at once, on the device"] = reading(whole, len(rows))
-    found = benchmark.rates(list(ways.values()), len(rows), r.device, args.benchmark)
-    for name, value in zip(ways, found):
-        benchmark.line(f"reading alone, {name}", value, "windows/s", f"{value / found[0]:.1f}×")
-    print(f"  peak memory {training.peak_memory():.0f} MiB")
-
-
 def main(argv=None):
     args = parse(argv)
     began = time.perf_counter()
@@ -355,8 +312,6 @@ def main(argv=None):
     scoring.load_auxiliary(args.auxiliary)   # a wrong file is refused before any work
     r = training.Run.of(args)
     data = preprocess.prepare(args, r)
-    if args.benchmark:
-        return measure(args, data, r)
     out = args.out or Path("runs/frd_uvad") / data.name
     checkpoint = train(args, data, r, out if args.rounds == 1 else out / "round1", args.auxiliary, "round 1")
     for i in range(2, args.rounds + 1):

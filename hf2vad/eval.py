@@ -2,7 +2,6 @@
 
     python hf2vad/eval.py --dataset ped2 --checkpoint runs/hf2vad/ped2/cvae.pt --protocol official --overlay
     python hf2vad/eval.py --video my.mp4 --checkpoint runs/hf2vad/ped2/cvae.pt
-    python hf2vad/eval.py --dataset demo --benchmark
 """
 import argparse
 import sys
@@ -12,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from common import benchmark, evaluation, metrics, smoothing, training
+from common import evaluation, metrics, smoothing, training
 from common.batches import Batches
 from common.dataset import Dataset
 from common.files import UserError, run, safe, writable_folder
@@ -44,7 +43,6 @@ def parse(argv=None):
     add_shard_flag(g, scoring=True)
     g.add_argument("--batch-size", type=int, default=None, help="cubes at once; scores do not depend on it "
                    "(default: 256 on GPUs; on CPUs 64, which stay in the processor's cache)")
-    benchmark.add_flag(g, "speed and memory of every step")
     add_eval_flags(parser)
     return parser.parse_args(argv)
 
@@ -173,9 +171,6 @@ def main(argv=None):
         raise UserError("--batch-size must be at least 1")
     smoothing.parse(args.smoothing)
     r = training.Run.of(args)
-    if args.benchmark:
-        from hf2vad.benchmark import benchmark_evaluation
-        return benchmark_evaluation(args, r)
     from common.datasets import canonical
     args.checkpoint = args.checkpoint or newest_checkpoint(args.out or Path("runs/hf2vad") / canonical(args.dataset))
     if args.video:

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from tqdm import tqdm
 
-from common import benchmark, training
+from common import training
 from common.batches import Batches, copy_rows
 from common.files import UserError, load_array, read_json, replacing, run, write_json
 from common.late import Late, torch
@@ -45,7 +45,6 @@ def parse(argv=None):
                    "paper's steps, or (short schedules) in a line to 0 over the last third (default: published; demo: cooldown)")
     g.add_argument("--monitor", type=int, default=0, metavar="N", help="after every epoch score each N-th test frame and log "
                    "its AUC, to look at: nothing is chosen by it (default: off)")
-    benchmark.add_flag(g, "the speed of training")
     from hf2vad.eval import add_eval_flags
     add_eval_flags(parser)
     return parser.parse_args(argv)
@@ -330,9 +329,6 @@ def main(argv=None):
     began = time.perf_counter()
     r = training.Run.of(args)
     ready = preprocess.prepare(args, r)
-    if args.benchmark:
-        from hf2vad.benchmark import benchmark_training
-        return benchmark_training(args, ready, r)
     checkpoint = train(args, ready, r)
     r.say(f"trained in {(time.perf_counter() - began) / 60:.1f} min with everything before; checkpoint {checkpoint}")
     from hf2vad.eval import evaluate

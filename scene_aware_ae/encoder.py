@@ -121,8 +121,7 @@ class StandIn:
             if not videos:
                 raise UserError(f"--clip {STAND_IN} is trained on training videos, and there are none")
             print(f"note: {self.name} is a stand-in for CLIP that knows nothing but this dataset's training videos", flush=True)
-            with r.unprofiled():
-                self.train(videos)
+            self.train(videos)
             training.save_checkpoint(path, {"method": "scene_aware_ae", "encoder": self.net.state_dict(), "mean": self.mean,
                                             "std": self.std})
         self.net.eval().requires_grad_(False).to(r.device)

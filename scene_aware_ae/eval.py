@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from common import benchmark, datasets, evaluation, metrics, smoothing, training
+from common import datasets, evaluation, metrics, smoothing, training
 from common.cache import FrameCache
 from common.dataset import Dataset
 from common.files import UserError, run, safe, writable_folder
@@ -40,7 +40,6 @@ def parse(argv=None):
     g = evaluation.add_source_flags(parser, "runs/scene_aware_ae/<dataset>/scene_aware_ae.pt")
     add_shard_flag(g, scoring=True)
     g.add_argument("--scene", default=None, help="with --video: the scene it shows, for the report of how alike they are")
-    benchmark.add_flag(g, "the speed of encoding, training and scoring")
     add_eval_flags(parser)
     return parser.parse_args(argv)
 
@@ -162,9 +161,6 @@ def main(argv=None):
     smoothing.parse(args.smoothing)
     r = training.Run.of(args)
     name = datasets.canonical(args.dataset)
-    if args.benchmark:
-        from scene_aware_ae.benchmark import measure
-        return measure(args, r)
     args.checkpoint = args.checkpoint or Path("runs/scene_aware_ae") / name / "scene_aware_ae.pt"
     net, state = scoring.load_model(args.checkpoint)  # a wrong file is refused before any work
     if args.video:

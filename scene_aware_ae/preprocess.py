@@ -35,7 +35,7 @@ def add_data_flags(parser):
     g.add_argument("--clip", default=None, help=f"an open_clip model; {encoders.STAND_IN}, which needs no download; or "
                    f"{encoders.FILES}DIR, features made elsewhere, such as svmae's (default: {CLIP}; on demo {encoders.STAND_IN})")
     g.add_argument("--pretrained", default=PRETRAINED, help="open_clip's name of weights, a local file, or with "
-                   "--benchmark random (default: %(default)s)")
+                   "tests/perf/bench.py random (default: %(default)s)")
     g.add_argument("--preprocess", choices=encoders.PREPROCESS, default=None,
                    help="clip: as the model was trained; paper: whole frames, BGR, in [-1, 1], as the authors (default: clip)")
     g.add_argument("--stand-in-steps", type=int, default=encoders.StandIn.STEPS, help=f"training steps of {encoders.STAND_IN} "
@@ -129,8 +129,8 @@ def read_scenes(path, data):
         v.scene = known[v.name]
 
 
-def make_encoder(args, data, folder, r, trained=None):
-    """The encoder that the flags name, or that a checkpoint was `trained` on."""
+def make_encoder(args, data, folder, r, trained=None, measuring=False):
+    """The encoder that the flags name, or that a checkpoint was `trained` on. measuring: its speed alone, for which random weights do."""
     name = args.clip or (trained or {}).get("encoder") or DEFAULT_CLIP.get(data.name, CLIP)
     preprocess = args.preprocess or (trained or {}).get("preprocess")
     preprocess = preprocess if preprocess in encoders.PREPROCESS else "clip"
@@ -139,13 +139,13 @@ def make_encoder(args, data, folder, r, trained=None):
         seed, steps = ((trained or {}).get(k, v) for k, v in (("seed", args.seed), ("steps", args.stand_in_steps)))
         encoder = encoders.StandIn(folder, r, data.train or data.test, seed, steps)
     elif name.startswith(encoders.FILES):
-        if getattr(args, "video", None) or getattr(args, "benchmark", None):
+        if getattr(args, "video", None) or measuring:
             raise UserError(f"--clip {name} holds features, and no network that could encode a video: make the video's features alike, as "
                             "a dataset of its own")
         encoder = encoders.GivenFeatures(name.removeprefix(encoders.FILES))
     else:
-        if args.pretrained == RANDOM and not getattr(args, "benchmark", None):
-            raise UserError("--pretrained random is for --benchmark alone: features of random weights say nothing")
+        if args.pretrained == RANDOM and not measuring:
+            raise UserError("--pretrained random is for tests/perf/bench.py: features of random weights say nothing")
         encoder = ClipEncoder(name, args.pretrained, preprocess, r, f"; or take --clip {encoders.STAND_IN}")
     if trained and trained["weights"] != encoder.hash:
         raise UserError(f"the checkpoint was trained on features of {trained['encoder']} with other weights "
@@ -156,11 +156,11 @@ def make_encoder(args, data, folder, r, trained=None):
     return encoder
 
 
-def encoder_of(args, data, r, trained=None):
+def encoder_of(args, data, r, trained=None, measuring=False):
     """The encoder of a dataset; under torchrun the first process trains a stand-in and the others wait."""
     if not r.main:
         r.barrier()
-    encoder = make_encoder(args, data, data.cache_folder(args.cache), r, trained)
+    encoder = make_encoder(args, data, data.cache_folder(args.cache), r, trained, measuring)
     if r.main:
         r.barrier()
     return encoder

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from common import benchmark, training
+from common import training
 from common.batches import take_rows
 from common.files import UserError, run
 from common.late import Late, torch
@@ -39,7 +39,6 @@ def parse(argv=None):
     g.add_argument("--iterations", type=int, default=None, help=f"training steps (default: {ITERATIONS})")
     g.add_argument("--segments-per-scene", type=int, default=None, help=f"in each step (default: {PER_SCENE})")
     g.add_argument("--variational", action="store_true", help="a variational autoencoder instead")
-    benchmark.add_flag(g, "the speed of encoding, training and scoring")
     from scene_aware_ae.eval import add_eval_flags
     add_eval_flags(parser)
     return parser.parse_args(argv)
@@ -140,9 +139,6 @@ def main(argv=None):
     args = parse(argv)
     began = time.perf_counter()
     r = training.Run.of(args)
-    if args.benchmark:
-        from scene_aware_ae.benchmark import measure
-        return measure(args, r)
     ready, encoder = preprocess.prepare(args, r, with_encoder=True)
     checkpoint = train(args, ready, encoder, r)
     r.say(f"trained in {(time.perf_counter() - began) / 60:.1f} min with everything before; checkpoint {checkpoint}")

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from common import benchmark, datasets, evaluation, smoothing, training
+from common import datasets, evaluation, smoothing, training
 from common.files import UserError, run, writable_folder
 from common.kept import seconds_of
 from common.objects import pipeline
@@ -45,9 +45,8 @@ def parse(argv=None):
     g.add_argument("--video", default=None, help="a video file, a folder of frames, a camera's number or a stream's address "
                    "instead of the dataset's test set")
     add_shard_flag(g, scoring=True)
-    g.add_argument("--batch-size", type=int, default=None, help="frames scored at once (default: 64, with --benchmark 32)")
+    g.add_argument("--batch-size", type=int, default=None, help="frames scored at once (default: 64)")
     g.add_argument("--compile", action="store_true", help="torch.compile the model")
-    benchmark.add_flag(g, "the speed of scoring and training")
     add_eval_flags(parser)
     from sdmae.live import add_live_flags
     add_live_flags(parser)
@@ -145,10 +144,6 @@ def main(argv=None):
     r = training.Run.of(args)
     name = datasets.canonical(args.dataset)
     args.checkpoint = args.checkpoint or Path("runs/sdmae") / name / "sdmae.pt"
-    if args.benchmark:
-        from sdmae.benchmark import measure
-        size, patch = preprocess.input_of(args, name)
-        return measure(args, preprocess.prepare(args, size, r, splits=("test",)), size, patch, r)
     if args.video is not None:
         from sdmae.live import watch
         watch(args, Scored(args, name, r), r)

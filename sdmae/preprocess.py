@@ -147,7 +147,7 @@ def framed(t):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_flags(parser)
-    add_shard_flag(training.add_flags(parser, out="runs/sdmae/<dataset>", profile=False))
+    add_shard_flag(training.add_flags(parser, out="runs/sdmae/<dataset>"))
     add_pseudo_flags(parser)
     args = parser.parse_args(argv)
     r = training.Run.of(args)

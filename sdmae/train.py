@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from tqdm import tqdm
 
-from common import benchmark, datasets, metrics, training
+from common import datasets, metrics, training
 from common.batches import parts_of
 from common.files import UserError, run
 from common.late import Late, torch
@@ -50,7 +50,6 @@ def parse(argv=None):
                    help="every --monitor-epochs score each N-th test frame and log the AUC, to look at: nothing is chosen by it "
                    "(default: off)")
     g.add_argument("--monitor-epochs", type=int, default=1, help="epochs between two of these (default: %(default)s)")
-    benchmark.add_flag(g, "the speed of training and scoring")
     from sdmae.eval import add_eval_flags
     add_eval_flags(parser)
     return parser.parse_args(argv)
@@ -298,9 +297,6 @@ def main(argv=None):
     if args.preview:
         return preprocess.preview(preprocess.bank_of(args, ready, size, r), ready, args,
                                   args.out or Path("runs/sdmae") / name)
-    if args.benchmark:
-        from sdmae.benchmark import measure
-        return measure(args, ready, size, patch, r)
     checkpoint = train(args, ready, size, patch, r)
     r.say(f"trained in {(time.perf_counter() - began) / 60:.1f} min with everything before; checkpoint {checkpoint}")
     from sdmae.eval import evaluate

@@ -134,8 +134,8 @@ def test_videos_to_features_to_scores(tmp_path):
     assert len(table) == 6 and abs(float(table[1].split(",")[2]) - scores["b9"][0]) < 1e-4
     state = training.load_checkpoint(tmp_path / "run" / "frd.pt")
     assert state["bank"] is None or (tmp_path / "run" / "bank.png").stat().st_size > 1000
-    speed = script("frd_uvad/train.py", "--dataset", "folder", "--data-root", root, "--cache", tmp_path / "cache", *SMALL,
-                   "--benchmark", "0.2")
+    speed = script("tests/perf/bench.py", "frd_uvad", "--seconds", 0.2, "--dataset", "folder", "--data-root", root, "--cache",
+                   tmp_path / "cache", *SMALL)
     assert "on the device" in speed.stdout and "read from disk" in speed.stdout
 
 

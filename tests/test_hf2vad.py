@@ -95,11 +95,11 @@ def test_scores_depend_neither_on_batch_size_nor_on_workers(trained, tmp_path):
 def test_benchmark(trained):
     base, root, _ = trained
     where = ("--dataset", "folder", "--data-root", root, "--cache", base / "cache", "--motion-area", "60", "--device", "cpu",
-             "--benchmark", 0.05)
-    done = script("hf2vad/eval.py", *where, "--checkpoint", base / "run" / "finetune.pt")
+             "--seconds", 0.05)
+    done = script("tests/perf/bench.py", "hf2vad", *where, "--checkpoint", base / "run" / "finetune.pt")
     for text in ("plain eager model", "optimised path", "decode", "optical flow", "flow, boxes, cubes together", "peak memory"):
         assert text in done.stdout, done.stdout
-    done = script("hf2vad/train.py", *where, "--size", "small", "--batch-size", "16")
+    done = script("tests/perf/bench.py", "hf2vad", "train", *where, "--size", "small", "--batch-size", "16")
     for text in ("memae", "cvae", "finetune", "waiting for data"):
         assert text in done.stdout, done.stdout
 

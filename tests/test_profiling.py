@@ -1,4 +1,4 @@
-"""--profile: its parts add up to the step, its FLOPs are right, and the scripts carry the flag."""
+"""tests/perf/profile.py: its parts add up to the step, its FLOPs are right, and it stops any script."""
 import re
 
 from tests.helpers import ROOT, python, script, tiny_folder
@@ -8,7 +8,7 @@ import sys
 sys.path.insert(0, {root!r})
 import torch
 from common import training
-from common.profiling import StepProfiler
+from tests.perf.profile import StepProfiler
 run = training.Run("cpu", "fp32")
 StepProfiler(run, 3, training={training})
 net = torch.nn.Sequential(torch.nn.Linear(512, 1024), torch.nn.ReLU(), torch.nn.Linear(1024, 256))
@@ -56,17 +56,19 @@ def test_scripts_profile_themselves(tmp_path):
     root = tiny_folder(tmp_path)
     where = ("--dataset", "folder", "--data-root", root, "--cache", tmp_path / "cache", "--device", "cpu")
     small = ("--size", "small", "--image-size", "32x64", "--patch", "8", "--epochs", "2", "--batch-size", "4")
-    done = script("sdmae/train.py", *where, *small, "--out", tmp_path / "a", "--profile", "2")
+    done = script("tests/perf/profile.py", "--steps", 2, ROOT / "sdmae/train.py", *where, *small, "--out", tmp_path / "a")
     assert "one step of training, mean of 2" in done.stdout and table(done.stdout)[0]["optimizer"] > 0
     assert not (tmp_path / "a/sdmae.pt").exists()
     script("sdmae/train.py", *where, *small, "--out", tmp_path / "a")
-    done = script("sdmae/eval.py", *where, "--checkpoint", tmp_path / "a/sdmae.pt", "--out", tmp_path / "b", "--profile", "50")
+    done = script("tests/perf/profile.py", "--steps", 50, ROOT / "sdmae/eval.py", *where, "--checkpoint", tmp_path / "a/sdmae.pt", "--out",
+                  tmp_path / "b")
     assert "steps too early for a table" in done.stdout
 
 
 def test_training_of_the_stand_in_encoder_is_not_what_is_profiled(tmp_path):
     root = tiny_folder(tmp_path)
-    done = script("scene_aware_ae/train.py", "--dataset", "folder", "--data-root", root, "--cache", tmp_path / "cache", "--device", "cpu",
-                  "--mode", "0", "--stand-in-steps", "20", "--clip", "none:autoencoder", "--out", tmp_path / "a", "--profile", "2")
+    done = script("tests/perf/profile.py", "--steps", 2, ROOT / "scene_aware_ae/train.py", "--dataset", "folder", "--data-root", root,
+                  "--cache", tmp_path / "cache", "--device", "cpu", "--mode", "0", "--stand-in-steps", "20",
+                  "--clip", "none:autoencoder", "--out", tmp_path / "a")
     operators = next(line for line in done.stdout.splitlines() if line.startswith("operators by"))
     assert "mean of 2" in done.stdout and "convolution" not in operators, operators

@@ -64,8 +64,8 @@ def test_one_command_goes_from_videos_to_scores(trained):
 
 def test_benchmark(trained):
     base, root, _ = trained
-    where = ("--dataset", "folder", "--data-root", root, "--cache", base / "cache", *STAND_IN, "--device", "cpu", "--benchmark", 0.05)
-    done = script("scene_aware_ae/eval.py", *where)
+    where = ("--dataset", "folder", "--data-root", root, "--cache", base / "cache", *STAND_IN, "--device", "cpu", "--seconds", 0.05)
+    done = script("tests/perf/bench.py", "scene_aware_ae", *where)
     for text in ("encoder alone", "videos to features", "one segment at a time", "training, mode 1", "peak memory"):
         assert text in done.stdout, done.stdout
 

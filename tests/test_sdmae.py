@@ -136,8 +136,8 @@ def test_authors_two_files(trained, tmp_path):
 
 def test_benchmark(trained):
     base, root, _ = trained
-    done = script("sdmae/eval.py", "--dataset", "folder", "--data-root", root, "--cache", base / "cache", "--image-size", "32x64",
-                  "--patch", "8", "--batch-size", "4", "--benchmark", "0.2", "--device", "cpu")
+    done = script("tests/perf/bench.py", "sdmae", "--seconds", 0.2, "--dataset", "folder", "--data-root", root, "--cache", base / "cache",
+                  "--image-size", "32x64", "--patch", "8", "--batch-size", "4", "--device", "cpu")
     for text in ("eager", "optimised", "bf16", "frame cache", "mp4", "peak memory", "GFLOP"):
         assert text in done.stdout, done.stdout
     differ = [float(x.split("differ by")[1]) for x in done.stdout.splitlines() if "differ by" in x and "fp32" in x]

@@ -53,7 +53,7 @@ def test_one_command_goes_from_videos_to_a_ranking(trained):
 
 def test_benchmark(trained):
     base, root, _ = trained
-    done = script("spr_uvad/train.py", *SMALL, "--data-root", root, "--cache", base / "cache", "--benchmark", 0.05)
+    done = script("tests/perf/bench.py", "spr_uvad", *SMALL, "--data-root", root, "--cache", base / "cache", "--seconds", 0.05)
     for text in ("step without refinement", "step with refinement", "scoring pass as published", "peak memory"):
         assert text in done.stdout, done.stdout
 

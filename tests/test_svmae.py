@@ -99,7 +99,7 @@ def test_every_part_can_be_switched_off(trained, tmp_path):
     refused(pretrain(root, tmp_path / "x", "--depth", maps, check=False), "a9.npy")
     refused(pretrain(root, tmp_path / "x", "--mask-ratio", "1.5", check=False), "--mask-ratio")
     refused(pretrain(root, tmp_path / "x", "--size", "33", check=False), "multiple of 16")
-    speed = pretrain(root, tmp_path / "x", "--benchmark", "0.2")
+    speed = script("tests/perf/bench.py", "svmae", "--seconds", 0.2, *SMALL, "--data-root", root, "--cache", root.parent / "cache")
     assert "tokens/s" in speed.stdout and "visible tokens" in speed.stdout and "% of a step" in speed.stdout
 
 

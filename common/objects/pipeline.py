@@ -117,7 +117,7 @@ def preprocess_alone(prepare, add_data_flags, argv, about, script):
     """A method's preprocess.py as a command of its own: cubes in the cache. prepare, add_data_flags: the method's."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_flags(parser)
-    add_shard_flag(training.add_flags(parser, out="not used here", profile=False))
+    add_shard_flag(training.add_flags(parser, out="not used here"))
     args = parser.parse_args(argv)
     start, r = time.perf_counter(), training.Run.of(args)
     ready = prepare(args, r)

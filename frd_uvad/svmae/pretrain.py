@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 from tqdm import tqdm
 
-from common import benchmark, datasets, training
+from common import datasets, training
 from common.batches import parts_of
 from common.cache import FrameCache
 from common.dataset import Usable
@@ -57,7 +57,6 @@ def parse(argv=None):
                    "the one before it (default: %(default)s)")
     g.add_argument("--preview", action="store_true", help="draw input, depth, cube difference, probability, mask and reconstruction of "
                    "four clips with the newest checkpoint, and stop")
-    benchmark.add_flag(g, "the speed of a step and what it waits for")
     return parser.parse_args(argv)
 
 
@@ -333,50 +332,9 @@ def preview(trainer, path, count=4):
     print(f"wrote {path}: input, nearness, cube difference, mask probability, mask and reconstruction of {len(frames)} clips")
 
 
-def measure(args, r):
-    """Seconds of a step from disk and on data that lie on the device; what masking takes; encoding visible against all tokens."""
-    trainer, _ = build(args, r)
-    plan, net, clips = trainer.plan, trainer.net, trainer.clips
-    net.train()
-    n, length = plan["batch_size"], int(np.prod(net.grid))
-    order = clips.epoch(0, 0)
-    part = order[np.arange(n) % len(order)]
-    frames, near = clips.to_device(clips.read(part))
-    tokens, nearness, mask = trainer.input(frames, near, np.random.default_rng(0))
-    noise = torch.rand(n, length, device=r.device)
-    visible = mask.to(torch.uint8).argsort(dim=1, stable=True)[:, :length - int(mask[0].sum())]
-
-    def encode(places):
-        with torch.inference_mode(), r.autocast():
-            net.encoder(tokens if places is None else m.take(tokens, places), places)
-    resident, masking, seen, everything = benchmark.rates(
-        [lambda: trainer.step(frames, near, np.random.default_rng(0)), lambda: trainer.mask(tokens, nearness, noise),
-         lambda: encode(visible), lambda: encode(None)], n, r.device, args.benchmark)
-    clips.waited, done, began = 0.0, 0, None
-    for _, frames, near in clips.iterate([part] * 1000):
-        trainer.step(frames, near, np.random.default_rng(0))
-        benchmark.synchronize(r.device)
-        if began is None:
-            began, clips.waited = time.perf_counter(), 0.0
-            continue
-        done += n
-        if time.perf_counter() - began > 3 * args.benchmark:
-            break
-    streamed = done / (time.perf_counter() - began)
-    print(f"\nSVMAE pre-training on {benchmark.where(r)}, batch {n}")
-    benchmark.line("steps on clips that lie on the device", resident, "clips/s", f"{resident * length:.0f} tokens/s")
-    benchmark.line("steps on clips read from the frame cache", streamed, "clips/s", f"{100 * streamed / resident:.0f} % of that, waits "
-                   f"{100 * clips.waited / (time.perf_counter() - began):.1f} %")
-    benchmark.line(f"masking ({plan['masking']})", masking, "clips/s", f"{100 * resident / masking:.2f} % of a step")
-    benchmark.line("encoder on visible tokens", seen, "clips/s", f"{seen / everything:.1f}× the encoder on all tokens")
-    print(f"  peak memory {training.peak_memory():.0f} MiB")
-
-
 def main(argv=None):
     args = parse(argv)
     r = training.Run.of(args)
-    if args.benchmark:
-        return measure(args, r)
     if args.preview:
         trainer, out = build(args, r)
         trainer.load()

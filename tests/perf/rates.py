@@ -1,21 +1,8 @@
-"""Rates for --benchmark: several ways measured in turn, after one call of each that does not count."""
-import argparse
+"""Rates: several ways measured in turn, after one call of each that does not count."""
 import statistics
 import time
 
-from common.late import torch
-
-
-def add_flag(group, what):
-    group.add_argument("--benchmark", type=_seconds, nargs="?", const=2.0, default=None, metavar="SECONDS",
-                       help=f"measure {what} and stop; each measurement takes so many seconds (default: 2)")
-
-
-def _seconds(text):
-    value = float(text)
-    if not 0 < value < 3600:
-        raise argparse.ArgumentTypeError(f"{text} seconds must be above 0")
-    return value
+import torch
 
 
 def synchronize(device):

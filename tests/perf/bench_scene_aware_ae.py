@@ -1,4 +1,4 @@
-"""What train.py --benchmark and eval.py --benchmark print: encoding, training and scoring rates, waiting, memory."""
+"""Scene-aware autoencoder: encoding, training and scoring rates, waiting, memory."""
 import itertools
 import time
 
@@ -6,7 +6,6 @@ import numpy as np
 
 from common import datasets, training
 from common.ahead import ReadAhead
-from common.benchmark import line, rate, where
 from common.clip import RANDOM
 from common.files import UserError
 from common.parallel import cores
@@ -15,17 +14,18 @@ from scene_aware_ae import preprocess, scoring
 from scene_aware_ae.encoder import STAND_IN
 from scene_aware_ae.model import SceneAwareAE
 from scene_aware_ae.train import ITERATIONS, LR, PER_SCENE, Segments, Trainer
+from tests.perf.rates import line, rate, where
 
 
-def measure(args, r):
+def measure_eval(args, seconds, r):
     data = datasets.find(args.dataset, args.data_root, args.labels)
-    encoder = preprocess.encoder_of(args, data, r)
+    encoder = preprocess.encoder_of(args, data, r, measuring=True)
     videos = (data.train or data.test)[:4]
     print(f"\n{encoder.name} and the scene-aware autoencoder on {where(r)}")
     batch = np.stack([encoder.fit(f) for f in itertools.islice(Decoder(videos[0]), args.encode_batch)])
-    alone = rate(lambda: encoder.encode(batch).cpu(), len(batch), r.device, args.benchmark)
+    alone = rate(lambda: encoder.encode(batch).cpu(), len(batch), r.device, seconds)
     line("the encoder alone, the same batch again", alone, "frames/s")
-    read = rate(lambda: [encoder.fit(f) for f, _ in zip(Decoder(videos[0]), range(64))], 64, r.device, args.benchmark)
+    read = rate(lambda: [encoder.fit(f) for f, _ in zip(Decoder(videos[0]), range(64))], 64, r.device, seconds)
     line("decoding and resizing, one thread", read, "frames/s")
     began, n = time.perf_counter(), 0
     for _, one in ReadAhead(videos, encoder.fit, args.workers or cores()):
@@ -36,12 +36,12 @@ def measure(args, r):
 
     net = SceneAwareAE(input_dim=encoder.width).eval().to(r.device)
     many = np.random.default_rng(0).normal(size=(8192, encoder.width)).astype(np.float16)
-    one = rate(lambda: scoring.score_features(net, many[:64], r, batch_size=1), 64 // scoring.LENGTH, r.device, args.benchmark)
-    fast = rate(lambda: scoring.score_features(net, many, r), len(many) // scoring.LENGTH, r.device, args.benchmark)
+    one = rate(lambda: scoring.score_features(net, many[:64], r, batch_size=1), 64 // scoring.LENGTH, r.device, seconds)
+    fast = rate(lambda: scoring.score_features(net, many, r), len(many) // scoring.LENGTH, r.device, seconds)
     line("scoring, one segment at a time", one, "segments/s")
     line("scoring, 512 at a time", fast, "segments/s", f"{fast / one:.1f}×")
     if args.pretrained != RANDOM or encoder.name == STAND_IN:
-        training_rate(preprocess.prepare(args, r, data=data, encoder=encoder), encoder, args.benchmark, r)
+        training_rate(preprocess.prepare(args, r, data=data, encoder=encoder), encoder, seconds, r)
     print(f"  peak memory {training.peak_memory():.0f} MiB")
 
 
@@ -66,3 +66,6 @@ def training_rate(ready, encoder, seconds, r):
 class _Count:
     def update(self, n):
         pass
+
+
+measure_train = measure_eval

@@ -1,17 +1,18 @@
-"""What eval.py --benchmark and train.py --benchmark print: speed of every step, agreement of the fast path, memory."""
+"""HF2-VAD: speed of every step, agreement of the fast path, memory."""
 import time
 
 import numpy as np
+import torch
 
 from common import training
 from common.batches import Batches
-from common.benchmark import line, matrix_rate, rate, rates, synchronize, where
-from common.late import torch
 from common.objects.cubes import cubes_of_video, flow_of_video, motion_boxes, object_boxes
 from common.objects.flow import PairFlow
 from common.parallel import cores
 from common.video import Decoder
 from hf2vad import preprocess, scoring
+from hf2vad.train import STAGES, Stage, plan_of
+from tests.perf.rates import line, matrix_rate, rate, rates, synchronize, where
 
 CPU = torch.device("cpu")
 
@@ -32,7 +33,7 @@ def model_of(args):
     return scoring.build(scoring.SIZES["full"], "finetune"), "published size, random weights"
 
 
-def benchmark_evaluation(args, r):
+def measure_eval(args, seconds, r):
     ready = preprocess.prepare(args, r, splits=("test",))
     net, what = model_of(args)
     records = ready.records(ready.test)
@@ -52,7 +53,7 @@ def benchmark_evaluation(args, r):
 
     whole = plain.whole
     eager = one_by_one if whole else lambda: float(plain.score(batch)[0].sum())
-    slow, quick = rates([eager, lambda: float(fast.score(batch)[0].sum())], n, r.device, args.benchmark)
+    slow, quick = rates([eager, lambda: float(fast.score(batch)[0].sum())], n, r.device, seconds)
     print(f"\nHF2-VAD on {where(r)}; model: {what}; {n} cubes a batch")
     line("plain eager model", slow, "cubes/s", "flows in turn, prior drawn, no folding")
     line("optimised path", quick, "cubes/s", f"{quick / slow:.2f}×; folded norms, batched flows, no prior, channels_last")
@@ -69,7 +70,7 @@ def benchmark_evaluation(args, r):
     synchronize(r.device)
     share = 100 * data.waited / (time.perf_counter() - start)
     line("waiting for data", share, "%", f"over {len(order)} cubes from the memory map")
-    steps_of_preprocessing(ready, args.benchmark)
+    steps_of_preprocessing(ready, seconds)
     line("peak memory of this process", training.peak_memory(), "MiB")
 
 
@@ -113,8 +114,8 @@ def steps_of_preprocessing(ready, seconds, frames=60):
     line("flow, boxes, cubes together", rate(all_of_it, n, CPU, seconds), "frames/s")
 
 
-def benchmark_training(args, ready, r):
-    from hf2vad.train import STAGES, Stage, plan_of
+def measure_train(args, _seconds, r):
+    ready = preprocess.prepare(args, r)
     plan, size = plan_of(args, ready.data.name), args.size or ("small" if ready.data.name == "demo" else "full")
     records = ready.records(ready.train)
     fields = {"memae": {"flow": slice(-1, None)}, "cvae": scoring.FIELDS, "finetune": scoring.FIELDS}

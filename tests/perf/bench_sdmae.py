@@ -1,23 +1,24 @@
-"""What train.py --benchmark and eval.py --benchmark print: frames/s of the model and end to end, agreement, memory."""
+"""AED-MAE: frames/s of the model and end to end, agreement, memory."""
 import itertools
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from common import training
-from common.benchmark import line, rate, rates, where
+from common import datasets, training
 from common.files import UserError
-from common.late import torch
 from common.pictures import as_channels
 from common.report import plots
 from common.video import Decoder, open_video
-from sdmae import live, scoring
+from sdmae import live, preprocess, scoring
 from sdmae.frames import STEPS, Frames, image_of
 from sdmae.model import SDMAE, error_maps
+from sdmae.train import Trainer
+from tests.perf.rates import line, rate, rates, where
 
 
 def graphed(function, *inputs):
@@ -41,7 +42,17 @@ def graphed(function, *inputs):
     return run
 
 
-def measure(args, ready, size, patch, r):
+def measure_eval(args, seconds, r):
+    size, patch = preprocess.input_of(args, datasets.canonical(args.dataset))
+    measure(args, preprocess.prepare(args, size, r, splits=("test",)), size, patch, seconds, r)
+
+
+def measure_train(args, seconds, r):
+    size, patch = preprocess.input_of(args, datasets.canonical(args.dataset))
+    measure(args, preprocess.prepare(args, size, r), size, patch, seconds, r)
+
+
+def measure(args, ready, size, patch, seconds, r):
     batch, device = args.batch_size or 32, r.device
     training.seed_everything(args.seed)
     if getattr(args, "checkpoint", None) and Path(args.checkpoint).exists():
@@ -52,7 +63,7 @@ def measure(args, ready, size, patch, r):
     net = net.eval().to(device)
     videos = ready.test or ready.train
     if not videos:
-        raise UserError("--benchmark needs a video to read")
+        raise UserError("there is no video to read")
     noise = torch.rand(batch, net.tokens, device=device)
     pixels = torch.randint(0, 256, (batch, 3, *size, 3), dtype=torch.uint8, device=device).permute(0, 1, 4, 2, 3)
     image = image_of(pixels)
@@ -61,7 +72,7 @@ def measure(args, ready, size, patch, r):
         net(image[:1], noise[:1])
     print(f"  {counter.get_total_flops() / 1e9:.2f} GFLOP per frame")
     ways, own = ways_of(net, image, pixels, noise, args, r)
-    found = dict(zip(ways, rates(list(ways.values()), batch, device, args.benchmark)))
+    found = dict(zip(ways, rates(list(ways.values()), batch, device, seconds)))
     target = torch.cat([image[:, 3:6], torch.full_like(image[:, :1], -1)], dim=1)
     reference, norm = None, scoring.rule_of(ready.data.name)["norm"]
     for name, function in ways.items():
@@ -69,8 +80,8 @@ def measure(args, ready, size, patch, r):
         reference = scores if reference is None else reference
         difference = float(((scores - reference).abs() / reference.abs()).max())
         line(name, found[name], "frames/s", f"{found[name] / found[EAGER]:.2f}× eager, scores differ by {difference:.1e}")
-    from_uint8(net, ready, videos, size, batch, found[own], args.benchmark, r)
-    training_rates(ready, size, patch, args.benchmark, r)
+    from_uint8(net, ready, videos, size, batch, found[own], seconds, r)
+    training_rates(ready, size, patch, seconds, r)
     print(f"  best of the model: {max(found.values()):.0f} frames/s; peak memory {training.peak_memory():.0f} MiB"
           + (f", {torch.cuda.max_memory_allocated(device) / 2 ** 20:.0f} MiB on the device" if device.type == "cuda" else ""))
 
@@ -139,7 +150,6 @@ def from_file(scorer, path, size, batch):
 
 def training_rates(ready, size, patch, seconds, r):
     """Frames/s of training steps of both phases."""
-    from sdmae.train import Trainer
     plan = dict(epochs=1, batch_size=8, lr=1e-4, student_from=0, pseudo="none", pseudo_share=0.0, gradient_weights=True)
     frames = Frames(ready.arrays((ready.train or ready.test)[:4]), r.device, STEPS)
     trainer = Trainer(plan, {"patch_size": patch, "image_size": list(size)}, frames, None, r, None, {}, 0, {"parts": []})
