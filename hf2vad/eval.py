@@ -11,8 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from common import evaluation, metrics, smoothing, training
-from common.batches import Batches
+from common import evaluation, smoothing, training
 from common.dataset import Dataset
 from common.files import UserError, run, safe, writable_folder
 from common.kept import Kept, seconds_of
@@ -121,22 +120,6 @@ def evaluate(args, ready, checkpoint, r, batch_size=None):
     ready.report_skipped()
     evaluation.say_next("hf2vad/eval.py", checkpoint, out, args)
     return result.metrics
-
-
-def quick_auc(net, ready, records, rows, training_records, every, args, r):
-    """AUC of unsmoothed scores on every N-th test frame, normalised by 1024 of the training cubes. For looking only."""
-    scorer, sample = scoring.Scorer(net, r), Batches(training_records, scoring.FIELDS, r.device)
-    some = np.unique(np.linspace(0, len(sample) - 1, 1024, dtype=int))
-    stats = scoring.statistics(scorer.shared_errors(sample, some, "monitor"))
-    errors = scorer.shared_errors(Batches(records, scoring.FIELDS, r.device), rows, "monitor")
-    start, ss, ys = 0, [], []
-    for v, number in zip(ready.test, ready.column(ready.test, "frame")):
-        frames, number = ready.frames(v), number[number % every == 0]
-        s = scoring.combine(errors[start:start + len(number)], stats, *weights_of(args, ready.data.name))
-        start += len(number)
-        ss.append(pipeline.frame_scores(number, s, frames, float(s.min(initial=0)))[::every])
-        ys.append(ready.data.labels(v, frames)[::every])
-    return {f"auc_every_{every}": metrics.micro_auc(ys, ss)}
 
 
 def score_video(args, r):

@@ -43,8 +43,6 @@ def parse(argv=None):
                    "(default: full, small on demo)")
     g.add_argument("--decay", choices=["published", "cooldown"], default=None, help="how the learning rate falls: in the "
                    "paper's steps, or (short schedules) in a line to 0 over the last third (default: published; demo: cooldown)")
-    g.add_argument("--monitor", type=int, default=0, metavar="N", help="after every epoch score each N-th test frame and log "
-                   "its AUC, to look at: nothing is chosen by it (default: off)")
     from hf2vad.eval import add_eval_flags
     add_eval_flags(parser)
     return parser.parse_args(argv)
@@ -148,7 +146,7 @@ class Stage:
         self.optimizer.step()
         return losses
 
-    def train(self, data, args, log, after_epoch):
+    def train(self, data, args, log):
         r, size = self.run, self.plan["batch_size"]
         steps = -(-len(data) // size)
         done = self.epoch * steps + self.step
@@ -185,14 +183,12 @@ class Stage:
             self.epoch, self.step, self.sums = self.epoch + 1, 0, {}
             r.sync_buffers(self.net)
             self.save()
-            extra = after_epoch(self)
-            self.mode()
             if r.main:
                 log.write(stage=self.name, epoch=self.epoch, **means, lr=self.optimizer.param_groups[0]["lr"],
                           seconds=self.seconds, cubes_per_second=(len(data) - first * size) / (now - began),
-                          waited_share=data.waited / (now - began), **extra)
+                          waited_share=data.waited / (now - began))
                 bar.write(f"{self.name} epoch {self.epoch}/{self.plan['epochs']}: " + ", ".join(
-                    f"{k} {v:.5g}" for k, v in {**means, **extra}.items()))
+                    f"{k} {v:.5g}" for k, v in means.items()))
         bar.close()
 
 
@@ -246,18 +242,6 @@ def stage_data(name, net, records, r, folder):
     return WithReconstructions(records, reconstructions(net, records, r, folder / "reconstructed_flows.npy"), r.device)
 
 
-def monitor(ready, records, training_records, every, args, r):
-    """-> function(stage) giving the AUC on every N-th test frame: a look, not a choice."""
-    from hf2vad.eval import quick_auc
-    if not every or not ready.data.has_labels or not sum(map(len, records)):
-        return lambda stage: {}
-    rows = np.flatnonzero(np.concatenate(ready.column(ready.test, "frame")) % every == 0)
-
-    def after(stage):
-        return quick_auc(stage.net, ready, records, rows, training_records, every, args, r)
-    return after
-
-
 def train(args, ready, r):
     """Run the stages that are missing. -> path of the newest complete checkpoint."""
     dataset = ready.data.name
@@ -277,7 +261,6 @@ def train(args, ready, r):
     log, newest = training.Log(folder / "log.jsonl"), None
     r.say(f"{dataset}: {len(ready.train)} training videos, {cubes} cubes ({'grey' if channels == {1} else 'colour'}), "
           f"model {size}, {r.device}, {r.precision}")
-    after = monitor(ready, ready.records(ready.test), records, args.monitor, args, r)
     for name in STAGES:
         if plan[name]["epochs"] == 0 or (args.stage and name != args.stage):
             if (folder / f"{name}.pt").exists():
@@ -307,7 +290,7 @@ def train(args, ready, r):
                 (net.vunet if name == "cvae" else net).compile()
             data = stage_data(name, net, records, r, folder)
             stage.statistics = None
-            stage.train(data, args, log, after)
+            stage.train(data, args, log)
             if not last:
                 stage.save(done=True)
         if last and stage.statistics is None:

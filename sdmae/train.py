@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from tqdm import tqdm
 
-from common import datasets, metrics, training
+from common import datasets, training
 from common.batches import parts_of
 from common.files import UserError, run
 from common.late import Late, torch
@@ -46,10 +46,6 @@ def parse(argv=None):
                    help="weigh tokens by motion gradients in the teacher's loss (default: yes)")
     g.add_argument("--mask-ratio", type=float, default=0.5, help="share of tokens removed (default: %(default)s)")
     g.add_argument("--size", choices=scoring.SIZES, default=None, help="model size (default: full; on demo small)")
-    g.add_argument("--monitor", type=int, default=0, metavar="N",
-                   help="every --monitor-epochs score each N-th test frame and log the AUC, to look at: nothing is chosen by it "
-                   "(default: off)")
-    g.add_argument("--monitor-epochs", type=int, default=1, help="epochs between two of these (default: %(default)s)")
     from sdmae.eval import add_eval_flags
     add_eval_flags(parser)
     return parser.parse_args(argv)
@@ -174,7 +170,7 @@ class Trainer:
         self.optimizer.step()
         return losses
 
-    def train(self, args, log, after_epoch):
+    def train(self, args, log):
         r, plan, at = self.run, self.plan, self.at
         steps = -(-len(self.frames) // plan["batch_size"])
         bar = tqdm(total=plan["epochs"] * steps, initial=at["epoch"] * steps + at["step"], desc="train", unit="step",
@@ -183,10 +179,10 @@ class Trainer:
             self.net.compile()
         while at["epoch"] < plan["epochs"]:
             self.enter(1 if at["epoch"] < plan["student_from"] else 2)
-            self.epoch(steps, args, log, after_epoch, bar)
+            self.epoch(steps, args, log, bar)
         bar.close()
 
-    def epoch(self, steps, args, log, after_epoch, bar):
+    def epoch(self, steps, args, log, bar):
         r, plan, at = self.run, self.plan, self.at
         order = training.epoch_order(len(self.frames), self.seed, at["epoch"])
         size, first = plan["batch_size"], at["step"]
@@ -216,33 +212,11 @@ class Trainer:
         at["epoch"], at["step"], self.sums = at["epoch"] + 1, 0, {}
         if now - self.saved > 60 or at["epoch"] in (plan["student_from"], plan["epochs"]):
             self.save()
-        extra = after_epoch(self)
         if r.main:
             log.write(stage="teacher" if self.phase == 1 else "student", epoch=at["epoch"], **means, seconds=self.seconds,
                       frames_per_second=(len(self.frames) - first * plan["batch_size"]) / (now - began),
-                      waited_share=self.frames.waited / (now - began), **extra)
-            bar.write(f"epoch {at['epoch']}/{plan['epochs']}: "
-                      + ", ".join(f"{k} {v:.5g}" for k, v in {**means, **extra}.items()))
-
-
-def observer(args, ready, rule, r):
-    """-> function(trainer) with the AUC of each N-th test frame. Labels are looked at, nothing depends on them."""
-    if not args.monitor or not ready.data.has_labels or not ready.test:
-        return lambda trainer: {}
-    frames = Frames(ready.arrays(ready.test), r.device)
-    rows = np.flatnonzero(frames.number % args.monitor == 0)
-    labels = np.concatenate([ready.data.labels(v, ready.length(v)) for v in ready.test])[rows]
-
-    def after(trainer):
-        if trainer.at["epoch"] % args.monitor_epochs and trainer.at["epoch"] != trainer.plan["epochs"]:
-            return {}
-        scorer = scoring.Scorer(trainer.net, {**rule, "parts": ("distillation", "reconstruction")}, r)
-        errors = scoring.shared_score(scorer, frames, rows, "monitor").mean(2)
-        out = {"auc_teacher": metrics.auc(labels, errors[:, 1])}
-        if trainer.phase == 2:      # before, the student knows nothing
-            out.update({"auc_student": metrics.auc(labels, errors[:, 0]), f"auc_every_{args.monitor}": metrics.auc(labels, errors.sum(1))})
-        return out
-    return after
+                      waited_share=self.frames.waited / (now - began))
+            bar.write(f"epoch {at['epoch']}/{plan['epochs']}: " + ", ".join(f"{k} {v:.5g}" for k, v in means.items()))
 
 
 def train(args, ready, size, patch, r):
@@ -278,7 +252,7 @@ def train(args, ready, size, patch, r):
             for stage in ("teacher", "student"):
                 log.drop_after(stage, trainer.at["epoch"])
     trainer.done = False
-    trainer.train(args, log, observer(args, ready, rule, r))
+    trainer.train(args, log)
     trainer.statistics = scoring.statistics(scoring.Scorer(trainer.net, rule, r), Frames(ready.arrays(ready.train), r.device))
     trainer.done = True
     trainer.save()

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from common import datasets, evaluation, metrics, smoothing, training
+from common import datasets, evaluation, smoothing, training
 from common.dataset import Dataset
 from common.files import UserError, run, safe, writable_folder
 from common.objects import pipeline
@@ -131,27 +131,6 @@ def evaluate(args, ready, checkpoint, r):
     ready.report_skipped()
     evaluation.say_next("spr_uvad/eval.py", checkpoint, out, args)
     return result.metrics
-
-
-def quick_auc(trainer, ready, videos, records, block, args, r):
-    """AUC of strict scores on every N-th test frame, unsmoothed, statistics of the same cubes. For looking only."""
-    frames = ready.column(videos, "frame")
-    test = np.concatenate([np.full(len(x), v.split == "test") for v, x in zip(videos, frames)])
-    frame = np.concatenate(frames)
-    rows = np.flatnonzero(test & (frame % args.monitor == 0))
-    errors = scoring.shared_score(trainer.nets, records, rows, block[rows], r, "monitor")
-    own = [k for k in trainer.nets if (block[rows] == k).any()]
-    stats = scoring.statistics(errors, block[rows], own)
-    values = scoring.combine(errors, block[rows], stats, *weights_of(args, ready.data.name))
-    start, ss, ys = 0, [], []
-    for v, number in zip(videos, frames):
-        if v.split == "test":
-            number = number[number % args.monitor == 0]
-            ss.append(pipeline.frame_scores(number, values[start:start + len(number)], ready.frames(v),
-                                           scoring.NO_BOX)[::args.monitor])
-            ys.append(ready.data.labels(v, ready.frames(v))[::args.monitor])
-            start += len(number)
-    return metrics.micro_auc(ys, ss)
 
 
 def score_video(args, r):

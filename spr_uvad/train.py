@@ -49,9 +49,6 @@ def parse(argv=None):
                    help="one model per block of the frame (default: 4x1 on ped1, else 1x1)")
     g.add_argument("--size", choices=scoring.SIZES, default="full",
                    help="model size; small is for tests (default: %(default)s)")
-    g.add_argument("--monitor", type=int, default=0, metavar="N",
-                   help="after every epoch score the cubes of each N-th test frame and log the AUC, to look "
-                   "at: nothing is chosen by it (default: off)")
     from spr_uvad.eval import add_eval_flags
     add_eval_flags(parser)
     return parser.parse_args(argv)
@@ -271,7 +268,7 @@ def train(args, ready, r):
         if r.main:
             log.drop_after(f"block {trainer.at['block']}", trainer.at["epoch"])
     trainer.done = False
-    trainer.train(args, log, observer(args, ready, videos, records, block, r))
+    trainer.train(args, log, observer(ready, videos, r))
     nets = trainer.nets
     r.say("training statistics")
     if found := scoring.kept_score(nets, plan["grid"], ready, videos, folder, r):
@@ -284,18 +281,12 @@ def train(args, ready, r):
     return trainer.path
 
 
-def observer(args, ready, videos, records, block, r):
+def observer(ready, videos, r):
     """-> function(trainer, block, errors) with what is logged after an epoch. Labels are looked at, nothing depends on them."""
     labels = advantage.cube_labels(ready, videos) if ready.data.has_labels and r.main else None
 
     def after(trainer, number, errors):
-        extra = {}
-        if labels is not None:
-            extra = advantage.means(errors / trainer.size, labels[trainer.rows])
-        if args.monitor and ready.data.has_labels:
-            from spr_uvad.eval import quick_auc
-            extra[f"auc_every_{args.monitor}"] = quick_auc(trainer, ready, videos, records, block, args, r)
-        return extra
+        return {} if labels is None else advantage.means(errors / trainer.size, labels[trainer.rows])
     return after
 
 

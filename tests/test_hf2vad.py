@@ -42,7 +42,7 @@ def trained(tmp_path_factory):
     """A dataset in a path with spaces and umlauts, trained on once."""
     base = tmp_path_factory.mktemp("übung mit leerzeichen")
     root = tiny_folder(base / "data")
-    done = train(root, base / "run", "--monitor", "3")
+    done = train(root, base / "run")
     return base, root, done
 
 
@@ -59,7 +59,7 @@ def test_one_command_goes_from_videos_to_results(trained):
     assert (out / "roc.png").stat().st_size > 5000 and sorted(p.name for p in (out / "curves").iterdir()) == ["b0.png", "b1.png"]
     lines = [json.loads(x) for x in (base / "run" / "log.jsonl").read_text().splitlines()]
     assert [(x["stage"], x["epoch"]) for x in lines] == [("memae", 1), ("memae", 2), ("cvae", 1), ("finetune", 1)]
-    assert all(x["cubes_per_second"] > 0 and 0 <= x["auc_every_3"] <= 1 for x in lines)
+    assert all(x["cubes_per_second"] > 0 for x in lines)
 
 
 def test_nothing_is_done_twice(trained):

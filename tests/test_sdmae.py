@@ -55,7 +55,7 @@ def trained(tmp_path_factory):
         mask = np.zeros((24, 64, 96), bool)
         mask[12:, 20:44, 40:54] = True
         np.save(root / "masks" / f"b{i}.npy", mask)
-    return base, root, train(root, base / "run", "--monitor", "4", "--overlay")
+    return base, root, train(root, base / "run", "--overlay")
 
 
 def small_net(**more):
@@ -73,7 +73,7 @@ def test_one_command_goes_from_videos_to_scores(trained):
     assert 0 <= report["micro_auc"] <= 1 and report["patch"] == 8 and report["token_threshold"] > 0
     lines = [json.loads(x) for x in (base / "run" / "log.jsonl").read_text().splitlines()]
     assert [(x["stage"], x["epoch"]) for x in lines] == [("teacher", 1), ("teacher", 2), ("student", 3), ("student", 4)]
-    assert all("auc_teacher" in x and ("auc_every_4" in x) == (x["stage"] == "student") and x["frames_per_second"] > 0 for x in lines)
+    assert all(x["frames_per_second"] > 0 for x in lines)
     for name in ("scores.npz", "roc.png", "curves/b0.png", "overlay/b1.mp4"):
         assert (base / "run" / "strict" / name).stat().st_size > 500, name
 
