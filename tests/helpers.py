@@ -191,7 +191,7 @@ def torchrun(path, *args, processes=2):
 
 def killed_after(written, path, *args):
     """Run a script that the system kills once it has written a file so many times ("*/cvae.pt:2"), however fast or slow the machine is."""
-    done = script("tests/still.py", "--kill-after", written, ROOT / path, *args, check=False)
+    done = script("tests/tools/still.py", "--kill-after", written, ROOT / path, *args, check=False)
     assert done.returncode == -signal.SIGKILL, (done.returncode, done.stdout[-3000:], done.stderr[-3000:])
 
 
@@ -207,13 +207,13 @@ def trained_by_two(method, checkpoint, small, where, tmp_path):
 def same_losses(script_name, flags, where):
     """One process and two have the same losses and the same averaged gradients in every step, to 1e-4 and 1e-3.
 
-    Each step begins at the same weights (tests/still.py leaves them as they are) with batch norms and dropout at rest: after
+    Each step begins at the same weights (tests/tools/still.py leaves them as they are) with batch norms and dropout at rest: after
     steps of training, rounding decides what is picked, and other kernels decide otherwise.
     """
     logs, steps = [], []
     for processes in (1, 2):
         out, gradients = where / str(processes), where / f"gradients{processes}"
-        argv = (ROOT / "tests" / "still.py", "--gradients", gradients, ROOT / script_name, *flags, "--out", out)
+        argv = (ROOT / "tests" / "tools" / "still.py", "--gradients", gradients, ROOT / script_name, *flags, "--out", out)
         if processes == 1:
             script(*argv)
         else:

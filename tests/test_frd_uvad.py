@@ -314,7 +314,7 @@ def test_long_videos_out_of_clips(tmp_path):
     for kind, n in (("fight", 3), ("noFight", 12)):
         for i in range(n):
             save_video(tmp_path / "clips" / kind / f"{kind}{i}.avi", walkers(4, seed=i))
-    done = script("tests/long_videos.py", "--clips", tmp_path / "clips", "--out", tmp_path / "long", "--videos", 3, "--size", 32, 48)
+    done = script("tests/tools/long_videos.py", "--clips", tmp_path / "clips", "--out", tmp_path / "long", "--videos", 3, "--size", 32, 48)
     assert "3 videos" in done.stdout
     labels = [np.load(tmp_path / "long" / "labels" / f"long0{i}.npy") for i in range(3)]
     assert labels[0].sum() in (4, 8, 12) and labels[1].sum() == 0 and all(40 <= len(y) <= 80 for y in labels)

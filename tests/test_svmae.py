@@ -362,7 +362,8 @@ def test_long_videos_with_a_training_split(tmp_path):
     for kind, n in (("fight", 6), ("noFight", 24)):
         for i in range(n):
             save_video(tmp_path / "clips" / kind / f"{kind}{i}.avi", walkers(3, seed=i))
-    script("tests/long_videos.py", "--clips", tmp_path / "clips", "--out", tmp_path / "long", "--videos", 2, "--train", 4, "--size", 32, 48)
+    script("tests/tools/long_videos.py", "--clips", tmp_path / "clips", "--out", tmp_path / "long", "--videos", 2, "--train", 4,
+           "--size", 32, 48)
     normal, abnormal = ((tmp_path / "long" / f"{k}.txt").read_text().split() for k in ("normal", "abnormal"))
     assert sorted(normal + abnormal) == [f"train{i:02d}" for i in range(4)] and "train00" in abnormal and "train01" in normal
     assert {p.stem for p in (tmp_path / "long" / "labels").iterdir()} == {"long00", "long01"}

@@ -1,8 +1,10 @@
 """Run a script with something of it held still, so that a test compares what it means to compare.
 
-    python tests/still.py --gradients FILE hf2vad/train.py …     batch norms and dropout at rest, weights never changed: every step begins
-                                                                 at the same weights. A line per step: norms of the parameters' gradients
-    python tests/still.py --kill-after "*/cvae.pt:2" hf2vad/train.py …   killed by the system as soon as such a file is written twice
+    python tests/tools/still.py --gradients FILE hf2vad/train.py …
+        batch norms and dropout at rest, weights never changed: every step begins at the same weights. A line per step: norms of the
+        parameters' gradients
+    python tests/tools/still.py --kill-after "*/cvae.pt:2" hf2vad/train.py …
+        killed by the system as soon as such a file is written twice
 
 A process of torchrun sees its part of a batch only, and would normalise and drop by that.
 """

@@ -1,8 +1,8 @@
 """Kill every script again and again at random moments, start it anew each time, and compare what it ends with to an uninterrupted run:
 weights, features, cubes and scores must be equal to the last bit (CPU, one thread).
 
-    python tests/faults.py --kills 20                   # all scripts; 25 minutes on one core
-    python tests/faults.py --kills 20 --only hf2vad spr_uvad/train.py
+    python tests/tools/faults.py --kills 20                   # all scripts; 25 minutes on one core
+    python tests/tools/faults.py --kills 20 --only hf2vad spr_uvad/train.py
 """
 import argparse
 import os
@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 import torch

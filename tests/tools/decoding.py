@@ -1,6 +1,6 @@
 """How fast videos are decoded and the frame cache is made, beside what cv2 alone decodes by as many processes.
 
-    python tests/decoding.py --data-root my_videos
+    python tests/tools/decoding.py --data-root my_videos
 """
 import argparse
 import sys
@@ -8,7 +8,7 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import cv2
 

@@ -2,7 +2,7 @@
 
 Not part of the suite:
 
-    python tests/soak.py --video my.mp4 --checkpoint runs/sdmae/folder/sdmae.pt --minutes 60
+    python tests/tools/soak.py --video my.mp4 --checkpoint runs/sdmae/folder/sdmae.pt --minutes 60
 """
 import argparse
 import csv
@@ -13,7 +13,7 @@ import threading
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from common import training
 from common.files import UserError, run

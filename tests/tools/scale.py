@@ -1,7 +1,7 @@
 """Peak memory of every script on N videos and on four times as many: they must differ by less than a tenth. Not part of the suite.
 
-    python tests/scale.py --videos 6                    # all scripts
-    python tests/scale.py --videos 6 --only hf2vad spr_uvad/train.py
+    python tests/tools/scale.py --videos 6                    # all scripts
+    python tests/tools/scale.py --videos 6 --only hf2vad spr_uvad/train.py
 """
 import argparse
 import os
@@ -11,12 +11,12 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from tests.faults import command_of, jobs, start
 from tests.helpers import save_video, walkers
+from tests.tools.faults import command_of, jobs, start
 
 FRAMES, SIZE = 100, (240, 320)
 
