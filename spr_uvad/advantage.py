@@ -11,8 +11,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from common.evaluation import report_folder
 from common.files import UserError, run
-from common.report import plots
 
 
 def cube_labels(ready, videos, share=0.2):
@@ -54,11 +54,13 @@ def read(path):
 
 
 def plot(logs, path):
-    """logs {title: log.jsonl} -> PNG: the losses above, their ratio below."""
+    """logs {title: log.jsonl} -> PNG: the losses above, their ratio below; nothing where there is no common/report."""
+    report = report_folder()
     curves = {title: read(log) for title, log in logs.items()}
     curves = {k: v for k, v in curves.items() if v}
-    if not curves:
+    if not curves or report is None:
         return
+    plots = report.plots
     figure, (above, below) = plots.pyplot().subplots(2, 1, figsize=(7, 6), sharex=True, layout="constrained")
     for i, (title, points) in enumerate(curves.items()):
         epochs, style = list(points), ("-", "--", ":", "-.")[i % 4]

@@ -40,6 +40,53 @@ def test_common_knows_no_method_and_methods_know_no_other():
             assert not imports(path) & (set(METHODS) - {name}), path
 
 
+def module_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def import_graph():
+    """{module of common or a method: the modules of these that it imports anywhere in it}"""
+    paths = {module_of(p): p for folder in ("common", *METHODS) for p in files(folder)}
+    graph = {}
+    for name, path in paths.items():
+        used = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                used |= {a.name for a in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                used |= {f"{node.module}.{a.name}" if f"{node.module}.{a.name}" in paths else node.module for a in node.names}
+        graph[name] = used & set(paths)
+    return graph
+
+
+def closure(graph, starts):
+    """The modules and all that they import, and so on."""
+    out, waiting = set(), list(starts)
+    while waiting:
+        name = waiting.pop()
+        if name not in out:
+            out.add(name)
+            waiting += graph[name]
+    return out
+
+
+def test_no_import_cycle():
+    graph = import_graph()
+    for name in graph:
+        assert name not in closure(graph, graph[name]), f"{name} imports itself in a circle"
+
+
+def test_methods_and_common_need_no_report():
+    """What draws is asked for where it is used."""
+    graph = import_graph()
+    for name in METHODS:
+        scripts = [m for m in graph if m.startswith(f"{name}.") and m.split(".")[-1] in ("preprocess", "train", "eval", "pretrain")]
+        for module in closure(graph, scripts):
+            drawn = {m for m in graph[module] if m.startswith("common.report")}
+            assert module.startswith("common.report") or not drawn, (module, drawn)
+
+
 def test_a_clock_that_jumps_changes_nothing():
     """Durations are measured by clocks that run on when somebody sets the date, and no file is judged by its age."""
     for path in [p for folder in ("common", *METHODS) for p in files(folder)]:
@@ -96,10 +143,11 @@ def test_a_model_can_be_pasted_anywhere(model):
     assert imports(ROOT / model) <= {"torch", "math"}, model
 
 
-def test_one_method_copied_out_runs_elsewhere(tmp_path):
+@pytest.mark.parametrize("left_out", ["nothing", "report"])
+def test_one_method_copied_out_runs_elsewhere(tmp_path, left_out):
     place = tmp_path / "ihr projekt"
     for folder in ("frd_uvad", "common"):
-        shutil.copytree(ROOT / folder, place / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / folder, place / folder, ignore=shutil.ignore_patterns("__pycache__", left_out))
     root = tiny_folder(tmp_path / "data", frames=40)
     flags = ("--dataset", "folder", "--data-root", root, "--cache", tmp_path / "cache", "--out", tmp_path / "run", "--epochs", 1,
              "--batch-size", 8, "--num-blocks", 2, "--workers", 1, "--device", "cpu")
@@ -110,6 +158,8 @@ def test_one_method_copied_out_runs_elsewhere(tmp_path):
                           text=True, timeout=PATIENCE)
     assert done.returncode == 0 and "micro AUC" in done.stdout, done.stderr[-2000:]
     assert str(ROOT) not in done.stderr and (tmp_path / "run" / "strict" / "scores.npz").exists()
+    assert (tmp_path / "run" / "strict" / "report.html").exists() == (left_out == "nothing")
+    assert ("there is no common/report here" in done.stdout) == (left_out == "report")
     after = everything()                 # nothing is written but what --out and --cache say
     own = {p for p in after if p.relative_to(tmp_path).parts[0] in ("run", "cache")}
     assert {p for p in after if after[p] != before.get(p)} == own and before.keys() <= after.keys()
