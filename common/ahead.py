@@ -2,20 +2,20 @@
 import queue
 import threading
 
-from common.files import UserError, first_line
+from common.io import UserError, first_line
 from common.video import Decoder
 
 AHEAD = 256                    # decoded frames that wait per video
 
 
-class ReadAhead:
+class VideoPrefetcher:
     """Decode and resize several videos in threads (OpenCV lets go of Python's lock); yields (video, its frames in order)."""
 
-    def __init__(self, videos, fit, threads):
-        self.videos, self.fit, self.threads = videos, fit, threads
+    def __init__(self, videos, preprocess_frame, threads):
+        self.videos, self.preprocess_frame, self.threads = videos, preprocess_frame, threads
 
     def __iter__(self):
-        sources = [Source(v, self.fit) for v in self.videos]
+        sources = [Source(v, self.preprocess_frame) for v in self.videos]
         for i, s in enumerate(sources):
             for ahead in sources[i:i + self.threads]:
                 ahead.start()
@@ -28,8 +28,8 @@ class ReadAhead:
 class Source:
     """One video's frames, resized, from a thread of its own into a bounded queue."""
 
-    def __init__(self, video, fit):
-        self.video, self.fit, self.decoder = video, fit, Decoder(video)
+    def __init__(self, video, preprocess_frame):
+        self.video, self.preprocess_frame, self.decoder = video, preprocess_frame, Decoder(video)
         self.queue, self.thread, self.stopped = queue.Queue(AHEAD), None, threading.Event()
 
     def start(self):
@@ -48,7 +48,7 @@ class Source:
     def _read(self):
         try:
             for frame in self.decoder:
-                self._put(self.fit(frame))
+                self._put(self.preprocess_frame(frame))
                 if self.stopped.is_set():
                     return
             self._put(None)

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from common.files import UserError
+from common.io import UserError
 from common.late import torch
 
 

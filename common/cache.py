@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 
 from common.container import Clock
-from common.files import UserError, load_array, read_json, replacing, safe, stream_npy, write_json
-from common.parallel import map_videos, tick
+from common.io import UserError, atomic_write, load_array, read_json, safe_filename, stream_npy, write_json
 from common.pictures import resize
+from common.pool import map_videos, tick
 from common.video import Decoder, print_warnings
 
 
@@ -18,7 +18,7 @@ class VideoFiles:
         self.folder = Path(folder)
 
     def path(self, video):
-        return self.folder / video.split / f"{safe(video.name)}.npy"
+        return self.folder / video.split / f"{safe_filename(video.name)}.npy"
 
     def info(self, video):
         """What was written with it, or None where it is missing or its source has changed since."""
@@ -47,12 +47,12 @@ class VideoFiles:
         for v in videos:
             print_warnings(v, (self.info(v) or {}).get("warnings", ()))
 
-    def gathered(self, videos, failed, sharded, r):
+    def collect(self, videos, failed, sharded, r):
         """What there is once every process of Run `r` has done its share. sharded: what is not there is other jobs' work, no failure.
 
         -> (videos that count, {video key: why} of all that failed).
         """
-        failed = {k: why for part in r.everyone(failed) for k, why in part.items()}
+        failed = {k: why for part in r.all_gather_object(failed) for k, why in part.items()}
         rest = {v.key for v in self.missing([v for v in videos if v.key not in failed])[0]}
         if sharded:
             return [v for v in videos if v.key not in rest], failed
@@ -116,7 +116,7 @@ def _decode(job):
         times = cache.times_path(video)
         times.unlink(missing_ok=True)
         if decoder.clock.times is not None:
-            with replacing(times) as tmp, open(tmp, "wb") as f:
+            with atomic_write(times) as tmp, open(tmp, "wb") as f:
                 np.save(f, decoder.clock.times)
         return {**dict(zip(("frames", "height", "width", "channels"), shape)), "source_size": source_size, "fps": decoder.clock.fps,
                 "damaged": decoder.damaged, "lost": decoder.lost, "resized": decoder.resized, "warnings": decoder.warnings}

@@ -1,7 +1,7 @@
 """Frozen image encoders of CLIP through open_clip: uint8 frames in, embeddings out.
 
     encoder = ClipEncoder("ViT-B-16-quickgelu", "openai", "clip", run)
-    encoder.encode(np.stack([encoder.fit(f) for f in frames]))      # float32 [n, encoder.width]
+    encoder.encode(np.stack([encoder.preprocess_frame(f) for f in frames]))      # float32 [n, encoder.width]
 """
 import pickle
 import zipfile
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from common import training
-from common.files import UserError, first_line
+from common.io import UserError, first_line
 from common.late import torch
 from common.pictures import resize
 
@@ -83,7 +83,7 @@ class ClipEncoder:
         with torch.inference_mode():
             self.width = int(self.encode(np.zeros((1, *self.size, 3), np.uint8)).shape[1])
 
-    def fit(self, frame):
+    def preprocess_frame(self, frame):
         """A frame of any size to the encoder's input, in the reading process. uint8 [H, W, C] -> [S, S, C]"""
         h, w = frame.shape[:2]
         th, tw = self.size

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
-from common.files import opencv_path
+from common.io import opencv_path
 
 PATIENCE = 1000                # failures in a row after which nothing more is expected of a file
 UNEVEN = 0.25                  # frames by which a time may differ from the even rate before the rate is no longer believed

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.files import UserError, first_line, read_table, writable_folder
+from common.io import UserError, first_line, read_table, writable_folder
 
 
 def plain(name):

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from common.dataset import Dataset, plain, search
-from common.files import UserError, load_array, load_arrays
+from common.io import UserError, load_array, load_arrays
 from common.labels import any_masks, csv_ranges, frame_labels, mask_images, mat_ranges, matlab_ranges, npz_names, packed_masks, volume_masks
 from common.ubnormal import ubnormal
 from common.video import list_videos, natural
@@ -77,16 +77,17 @@ def use_labels(data, path):
     names = {v.name for v in data.test}
     data._ranges, data._arrays, data._other_labels, data.label_source = {}, {}, (), str(path)
     if path.suffix.lower() == ".csv":
-        data._ranges = csv_ranges(path, names, lambda video: normal(data.name, video))
+        data._ranges = csv_ranges(path, names, lambda video: canonical_video_name(data.name, video))
         return
     if not path.is_dir():
         arrays = load_arrays(path, "label file")
-        data._arrays = {name: (lambda k=k: arrays[k]) for name, k in named_once(path, [(normal(data.name, k), k) for k in arrays]).items()}
+        entries = named_once(path, [(canonical_video_name(data.name, k), k) for k in arrays])
+        data._arrays = {name: (lambda k=k: arrays[k]) for name, k in entries.items()}
         return
     entries, masks = sorted(path.iterdir()), {}
     if any(p.is_dir() and p.name.lower().endswith("_gt") for p in entries):       # UCSD: folders of frames lie beside those of masks
         entries = [p for p in entries if not p.is_dir() or p.name.lower().endswith("_gt")]
-    named = [(normal(data.name, p.name if p.is_dir() else p.stem), p.name) for p in entries
+    named = [(canonical_video_name(data.name, p.name if p.is_dir() else p.stem), p.name) for p in entries
              if p.is_dir() or p.suffix in (".npy", ".txt", ".mat", ".npz")]
     per_frame = {k: path / x for k, x in named_once(path, [(k, x) for k, x in named if k in names]).items()}
     for name, p in list(per_frame.items()):
@@ -165,7 +166,7 @@ def locate(name, data_root):
         f"or folders of frames; found {', '.join(found[:12]) or 'nothing'}{' …' if len(found) > 12 else ''}")
 
 
-def normal(name, video):
+def canonical_video_name(name, video):
     """A video's one name in every copy of a dataset: Test001 -> 01 (ped), 1 -> 01 (avenue); others unchanged."""
     digits = re.findall(r"\d+", video)
     if name in ("ped1", "ped2", "avenue") and digits:
@@ -184,7 +185,7 @@ def videos(name, folders, split):
                   flush=True)
         here = {}
         for v in found:
-            v.name = normal(name, v.name)
+            v.name = canonical_video_name(name, v.name)
             if v.name in here:
                 raise UserError(f"{folder_}: several videos are called {v.name}; keep one of each")
             here[v.name] = v
@@ -201,7 +202,7 @@ def ucsd(name, root, train, test):
     """UCSD Ped1 and Ped2 (Mahadevan et al. 2010)."""
     data = Dataset(name, root, videos(name, train, "train"), videos(name, test, "test"),
                    label_forms=f"{name}.mat, UCSD{name}.m, or a folder Test*_gt of masks for every test video")
-    mask_folders = {normal(name, p.name[:-3]): p for p in search(root, r"test\d+_gt") if p.is_dir()}
+    mask_folders = {canonical_video_name(name, p.name[:-3]): p for p in search(root, r"test\d+_gt") if p.is_dir()}
     data._masks = {k: (lambda p=p: mask_images(p)) for k, p in mask_folders.items()}
     if mask_folders:
         data.mask_source = "Test*_gt images"
@@ -227,7 +228,8 @@ def avenue(name, root, train, test):
                    label_forms="testing_label_mask/1_label.mat … (in it, or in ground_truth_demo/ beside it), or avenue.mat")
     around = [place for p in (root.resolve(), root.absolute()) for place in (p.parent.parent, p.parent)]      # the nearest counts
     beside = [p for place in around for p in (place / "ground_truth_demo", place / "testing_label_mask") if p.is_dir()]
-    files = {normal(name, p.name.split("_")[0]): p for place in (*beside, root) for p in search(place, r"\d+_label\.mat", depth=4)}
+    files = {canonical_video_name(name, p.name.split("_")[0]): p
+             for place in (*beside, root) for p in search(place, r"\d+_label\.mat", depth=4)}
     data._masks = {k: (lambda p=p: volume_masks(p)) for k, p in files.items()}
     mat = search(root, r"avenue\.mat")
     if files:
@@ -282,9 +284,9 @@ def folder(root, name="folder"):
         found = sorted(p.name for p in root.iterdir())
         raise UserError(f"--data-root {root} holds no videos: looked for train/ and test/ with videos or folders of "
                         f"frames; found {', '.join(found[:12]) or 'nothing'}")
-    everyone = data.train + data.test
-    if all("_" in v.name for v in everyone):
-        for v in everyone:
+    global_batch = data.train + data.test
+    if all("_" in v.name for v in global_batch):
+        for v in global_batch:
             v.scene = v.name.split("_")[0]
     names = {v.name for v in data.test}
     places = [p for p in (child(root, "labels"), child(root, "test_labels"), child(root, "test_frame_mask"))

@@ -3,7 +3,7 @@
     python common/demo.py --out data/demo        # done by itself when --dataset demo is first used
 
 Same files on every run of one OpenCV version. An ordinary folder layout: train/*.avi, test/*.avi, labels/<video>.npy,
-masks/<video>.npz, tracks/<video>.csv, events.csv (which event is where). Scenes: `plaza`, where everyone walks along
+masks/<video>.npz, tracks/<video>.csv, events.csv (which event is where). Scenes: `plaza`, where global_batch walks along
 two crossing ways; `arcade`, a one-way passage; `park`, where cyclists are as normal as walkers.
 """
 import argparse
@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import cv2
 import numpy as np
 
-from common.files import UserError, opencv_path, read_json, replacing, run, writable_folder, write_json, writing_table
-from common.parallel import cores, map_videos, tick
+from common.io import UserError, atomic_write, opencv_path, read_json, run, writable_folder, write_json, writing_table
+from common.pool import cores, map_videos, tick
 
 VERSION = 1
 WIDTH, HEIGHT, FPS = 320, 192, 12.5
@@ -265,7 +265,7 @@ def render(name, index, split, path):
     light, period, gain = rng.uniform(0, 6), rng.uniform(80, 160), rng.uniform(0, 6)
     tint = rng.uniform(0.97, 1.03, 3).astype(np.float32)
     masks, tracks = np.zeros((frames, HEIGHT, WIDTH), bool), []
-    with replacing(path) as tmp:
+    with atomic_write(path) as tmp:
         writer = cv2.VideoWriter(opencv_path(tmp), cv2.VideoWriter_fourcc(*"MJPG"), FPS, (WIDTH, HEIGHT))
         writer.set(cv2.VIDEOWRITER_PROP_QUALITY, 90)
         if not writer.isOpened():
@@ -294,11 +294,11 @@ def render(name, index, split, path):
         writer.release()
     if split == "test":
         root = path.parent.parent
-        with replacing(root / "labels" / f"{path.stem}.npy") as tmp:
+        with atomic_write(root / "labels" / f"{path.stem}.npy") as tmp:
             np.save(tmp, masks.any((1, 2)).astype(np.uint8))
-        with replacing(root / "masks" / f"{path.stem}.npz") as tmp:
+        with atomic_write(root / "masks" / f"{path.stem}.npz") as tmp:
             np.savez_compressed(tmp, masks=masks)
-        with replacing(root / "tracks" / f"{path.stem}.csv") as tmp:
+        with atomic_write(root / "tracks" / f"{path.stem}.csv") as tmp:
             tmp.write_text("# id,frame,x1,y1,x2,y2\n" + "".join(",".join(map(str, row)) + "\n" for row in tracks))
     spans = [(a.kind, min(f), max(f) + 1) for i, a in enumerate(actors) if a.abnormal
              and (f := [row[1] for row in tracks if row[0] == i])]

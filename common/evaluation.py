@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from common import metrics, smoothing
-from common.files import UserError, load_arrays, save_arrays, writable_folder, write_json, writing_table
+from common.io import UserError, load_arrays, save_arrays, writable_folder, write_json, writing_table
 
 BASELINE_FILTER = "median:17"
 SUSPICIOUS = 0.02                   # gain of micro AUC by moving the labels from which on they are reported
@@ -276,7 +276,7 @@ def show(out, evaluation, **options):
         print(f"wrote {out}/metrics.json, scores.npz; there is no common/report here, which would write a page, plots and overlays")
 
 
-def say_next(script, checkpoint, out, args, more="", pictures=True):
+def print_next_steps(script, checkpoint, out, args, more="", pictures=True):
     """What one can do after an evaluation. more: a method's own next step, ending in '; '; pictures: whether there are any."""
     print(f"next: look at {out}/report.html; " + ("" if args.overlay or not pictures else "add --overlay for videos with scores; ") + more
           + f"python {script} --video FILE --checkpoint {checkpoint} scores your own footage")

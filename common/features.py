@@ -18,7 +18,7 @@ import numpy as np
 
 from common.batches import copy_rows
 from common.dataset import Dataset, plain
-from common.files import UserError, first_line, load_array, load_arrays, original, read_text, stamp
+from common.io import UserError, first_line, load_array, load_arrays, original_name, read_text, stamp
 from common.labels import csv_ranges, frame_labels
 from common.video import Video, natural
 
@@ -92,11 +92,11 @@ class FeatureData:
         self.wanted = train + test              # those that were to be here, in the order by which jobs of an array share them
         self.videos = {}                        # (split, name): Video, where the features were made from videos
         self.dataset = None                     # the Dataset of those videos
-        everyone = train + test
-        if not everyone:
+        global_batch = train + test
+        if not global_batch:
             raise UserError(f"no features were found under {root}")
         shapes = {}
-        for v in everyone:
+        for v in global_batch:
             shapes.setdefault(v.shape, v.name)
         if len(shapes) > 1:
             (a, x), (b, y) = list(shapes.items())[:2]
@@ -290,7 +290,7 @@ def name_in(text, known):
     stem = re.sub(r"\.(npy|mp4|avi|mkv)$", "", re.split(r"[/\\]", text)[-1])
     short = name_of_file(stem)
     spellings = [text, stem, re.sub(r"__\d+$", "", stem), short, re.sub(r"_\d$", "", short), re.sub(r"_\d$", "", stem),
-                 original(stem)]
+                 original_name(stem)]
     return next((x for x in spellings if x in known), None)
 
 
@@ -306,7 +306,7 @@ def per_video(folders, split, own=False, beside=()):
     joined = {p for paths in groups.values() for p in paths}
     groups.update({(p.parent, p.stem): [p] for p in files if p not in joined})
     short = {} if own else names_of_files({stem for _, stem in groups})
-    names = {key: short.get(key[1]) or original(key[1]) for key in groups}
+    names = {key: short.get(key[1]) or original_name(key[1]) for key in groups}
     videos, swapped = {}, not own and crops_first([x for x in arrays.values() if x.ndim == 3], files, beside)
     for key, paths in sorted(groups.items(), key=lambda item: files.index(item[1][0])):
         name, parts = names[key], [arrays[p] for p in paths]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from common.files import UserError, load_arrays, safe, save_arrays
-from common.parallel import shard_of
+from common.io import UserError, load_arrays, safe_filename, save_arrays
+from common.pool import shard_of
 
 
 class Kept:
@@ -24,7 +24,7 @@ class Kept:
         self.folder, self.source = folder / f"scored-{known.hexdigest()[:10]}", source
 
     def path(self, video):
-        return self.folder / video.split / f"{safe(video.name)}.npz"
+        return self.folder / video.split / f"{safe_filename(video.name)}.npz"
 
     def load(self, video):
         """-> {name: array}, "seconds" that scoring took among them; None where it is missing, damaged or of an older input."""
@@ -46,17 +46,17 @@ class Kept:
         first, step = shard_of(shard, r)
         mine = {v.key for v in (among or videos)[first::step]}
         left = [v for v in videos if v.key in mine and self.load(v) is None]
-        with tqdm(total=sum(map(size, left)), desc="score", unit=unit, disable=not r.main, dynamic_ncols=True, mininterval=2) as bar:
+        with tqdm(total=sum(map(size, left)), desc="score", unit=unit, disable=not r.is_main, dynamic_ncols=True, mininterval=2) as bar:
             for v in left:
                 began, source = time.perf_counter(), json.dumps(self.source(v))
                 arrays = score(v, bar.update)
                 save_arrays(self.path(v), {**arrays, "seconds": time.perf_counter() - began, "source": source})
         r.barrier()
         if shard:
-            r.say(f"shard {shard}: {sum(v.key in mine for v in videos)} videos are scored, in {self.folder}\n"
+            r.print(f"shard {shard}: {sum(v.key in mine for v in videos)} videos are scored, in {self.folder}\n"
                   "next: once every shard is done, the same command without --shard shows the results")
             return None
-        if not r.main:
+        if not r.is_main:
             return None
         found = {v.key: self.load(v) for v in videos}
         if lost := [k for k, x in found.items() if x is None]:

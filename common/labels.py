@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.files import UserError, first_line, load_array, load_arrays, read_table, read_text
+from common.io import UserError, first_line, load_array, load_arrays, read_table, read_text
 from common.pictures import read_grey
 from common.video import Video, list_frames, numbered
 

@@ -4,7 +4,7 @@ import re
 import cv2
 import numpy as np
 
-from common.files import UserError, replacing
+from common.io import UserError, atomic_write
 
 MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")     # of a JPEG's segments and its end, as pixels never look
 
@@ -89,5 +89,5 @@ def resize(frame, size):
 
 def write_image(path, image):
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as tmp:
+    with atomic_write(path) as tmp:
         tmp.write_bytes(cv2.imencode(path.suffix, image)[1].tobytes())

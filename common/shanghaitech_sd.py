@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from common.datasets import find
-from common.files import UserError, read_text, replacing, run
+from common.io import UserError, atomic_write, read_text, run
 
 
 def build(listed, source, out):
@@ -39,7 +39,7 @@ def build(listed, source, out):
             masks = data._masks[name]() if name in data._masks else None
             for folder_, array in (("test_frame_mask", labels), ("test_pixel_mask", masks)):
                 if array is not None:
-                    with replacing(out / folder_ / f"{name}.npy") as tmp:
+                    with atomic_write(out / folder_ / f"{name}.npy") as tmp:
                         np.save(tmp, array)
     return len(lines)
 

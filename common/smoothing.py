@@ -4,7 +4,7 @@ A filter is written `name:parameters` on the command line, for example median:17
 """
 import numpy as np
 
-from common.files import UserError
+from common.io import UserError
 
 
 def median(x, width=17):

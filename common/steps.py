@@ -25,7 +25,7 @@ class StepTrainer:
         self.step, self.seconds, self.done, self.waited = 0, 0.0, False, 0.0
 
     def save(self):
-        if self.run.main:
+        if self.run.is_main:
             training.save_checkpoint(self.path, {
                 "method": self.method, "done": self.done, "model_args": self.model_args, "plan": self.plan, "identity": self.identity,
                 "model_state_dict": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step,
@@ -54,22 +54,22 @@ class StepTrainer:
         """Say what is trained, resume where there is something to resume, and train the steps that are left."""
         r, total = self.run, self.plan["iterations"]
         resumed = self.load() if args.resume else False
-        if r.main and not resumed:
+        if r.is_main and not resumed:
             log.path.unlink(missing_ok=True)
-        r.say(f"{about}, {r.device}, {r.precision}")
+        r.print(f"{about}, {r.device}, {r.precision}")
         if self.step >= total:
-            r.say(f"{self.step} steps done before ({self.path})")
+            r.print(f"{self.step} steps done before ({self.path})")
             return
         if resumed:
-            r.say(f"going on at step {self.step + 1}")
-            if r.main:
+            r.print(f"going on at step {self.step + 1}")
+            if r.is_main:
                 log.drop_after("train", self.step)
         self._loop(args, log)
         r.barrier()
 
     def _loop(self, args, log):
         r, plan = self.run, self.plan
-        bar = tqdm(total=plan["iterations"], initial=self.step, desc="train", unit="step", disable=not r.main, dynamic_ncols=True,
+        bar = tqdm(total=plan["iterations"], initial=self.step, desc="train", unit="step", disable=not r.is_main, dynamic_ncols=True,
                    mininterval=1 if sys.stderr.isatty() else 15)
         if args.compile:
             self.net.compile()
@@ -87,7 +87,7 @@ class StepTrainer:
                 means = {k: float(v) / count for k, v in sums.items()}
                 training.check_finite(means["total"], f"near step {self.step}")
                 bar.set_postfix(loss=f"{means['total']:.4f}")
-                if r.main:
+                if r.is_main:
                     log.write(stage="train", epoch=self.step, **means, seconds=self.seconds, steps_per_second=count / (now - last),
                               waited_share=self.waited / (now - last))
                 sums, count, last, self.waited = {}, 0, now, 0.0

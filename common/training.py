@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from common.batches import own_part
-from common.files import UserError, claim, first_line, replacing, writable_folder
+from common.io import UserError, atomic_write, first_line, lock_dir, writable_folder
 from common.late import torch
 
 
@@ -61,7 +61,7 @@ class Run:
     """Where a script runs: device, precision, and its place among torchrun's processes."""
 
     def __init__(self, device="auto", precision="auto"):
-        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.rank, self.world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         local = int(os.environ.get("LOCAL_RANK", 0))
         if device == "auto":
             device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
@@ -76,116 +76,116 @@ class Run:
             torch.backends.cudnn.benchmark = True
         bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
         self.precision = ("bf16" if bf16 else "fp32") if precision == "auto" else precision
-        if self.world > 1 and not torch.distributed.is_initialized():
+        if self.world_size > 1 and not torch.distributed.is_initialized():
             # one process may prepare for hours while the others wait; torchrun itself notices one that has died
             torch.distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=timedelta(days=7))
 
     @classmethod
-    def of(cls, args):
+    def from_args(cls, args):
         """As a script's flags say."""
         return cls(args.device, args.precision)
 
     @property
-    def main(self):
+    def is_main(self):
         return self.rank == 0
 
     def autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
-    def say(self, text):
-        if self.main:
+    def print(self, text):
+        if self.is_main:
             print(text, flush=True)
 
-    def output(self, folder):
+    def open_output_dir(self, folder):
         """The folder that this run writes into, which no other run may use meanwhile."""
         folder = writable_folder(folder)
-        return claim(folder) if self.main else folder
+        return lock_dir(folder) if self.is_main else folder
 
     @contextmanager
     def main_first(self):
         """What is done in here the first process does before the others, who find it done."""
-        if not self.main:
+        if not self.is_main:
             self.barrier()
         yield
-        if self.main:
+        if self.is_main:
             self.barrier()
 
     def barrier(self):
-        if self.world > 1:
+        if self.world_size > 1:
             torch.distributed.barrier()
 
     def average_gradients(self, parameters):
         """Mean of the gradients over the processes, in one flat message."""
-        if self.world == 1:
+        if self.world_size == 1:
             return
         grads = [p.grad for p in parameters if p.grad is not None]
         flat = torch._utils._flatten_dense_tensors(grads)
         torch.distributed.all_reduce(flat)
-        flat /= self.world
+        flat /= self.world_size
         for g, f in zip(grads, torch._utils._unflatten_dense_tensors(flat, grads)):
             g.copy_(f)
 
     def sync_buffers(self, module):
         """Rank 0's buffers (batch-norm statistics) on every process."""
-        if self.world > 1:
+        if self.world_size > 1:
             for b in module.buffers():
                 torch.distributed.broadcast(b, 0)
 
-    def sum(self, array):
+    def all_reduce_sum(self, array):
         """Sum of every process's array, on every process."""
-        if self.world == 1:
+        if self.world_size == 1:
             return array
         total = torch.from_numpy(np.array(array)).to(self.device)
         torch.distributed.all_reduce(total)
         return total.cpu().numpy()
 
-    def part(self, n):
+    def batch_slice(self, n):
         """This process's part of a batch of n samples, and what the mean loss over it counts in the mean over the processes, so that
         both together are the mean over the batch. -> slice, float"""
-        own = own_part(n, self.rank, self.world)
-        return own, (len(range(n)[own]) * self.world / n if n >= self.world else 1.0)
+        own = own_part(n, self.rank, self.world_size)
+        return own, (len(range(n)[own]) * self.world_size / n if n >= self.world_size else 1.0)
 
-    def whole(self, x, n, dim=0):
-        """Every process's rows of a batch of n, as part() shared them out, in the batch's order, on every process. x [n_i, …], or with
-        the batch at `dim`.
+    def all_gather_batch(self, x, n, dim=0):
+        """Every process's rows of a batch of n, as batch_slice() cut it, in the batch's order, on every process. x [n_i, …], or with the
+        batch at `dim`.
 
         For losses that need the whole batch: each process computes all of the loss, whose gradient reaches its own rows alone. It counts
         there as often as there are processes, because average_gradients() divides by that.
         """
-        if self.world == 1 or n < self.world:
+        if self.world_size == 1 or n < self.world_size:
             return x
         x = x.movedim(dim, 0)
-        own = own_part(n, self.rank, self.world)
+        own = own_part(n, self.rank, self.world_size)
         every = torch.zeros(n, *x.shape[1:], dtype=x.dtype, device=x.device)
         every[own] = x.detach()
         torch.distributed.all_reduce(every)
         if x.requires_grad:
-            every[own] = x + (self.world - 1) * (x - x.detach())
+            every[own] = x + (self.world_size - 1) * (x - x.detach())
         return every.movedim(0, dim)
 
-    def mean(self, values):
+    def mean_over_ranks(self, values):
         """{name: mean over the processes} of each process's {name: number}."""
-        every = self.everyone(values)
+        every = self.all_gather_object(values)
         return {k: sum(x[k] for x in every) / len(every) for k in values}
 
-    def share(self, n):
+    def contiguous_share(self, n):
         """This process's contiguous part of range(n)."""
-        return range(n * self.rank // self.world, n * (self.rank + 1) // self.world)
+        return range(n * self.rank // self.world_size, n * (self.rank + 1) // self.world_size)
 
-    def everyone(self, value):
+    def all_gather_object(self, value):
         """Every process's value, in rank order, on every process."""
-        if self.world == 1:
+        if self.world_size == 1:
             return [value]
-        values = [None] * self.world
+        values = [None] * self.world_size
         torch.distributed.all_gather_object(values, value)
         return values
 
     def gather(self, array):
         """Concatenate every process's array [n_i, ...] in rank order, on every process."""
-        return array if self.world == 1 else np.concatenate(self.everyone(array))
+        return array if self.world_size == 1 else np.concatenate(self.all_gather_object(array))
 
     def close(self):
-        if self.world > 1 and torch.distributed.is_initialized():
+        if self.world_size > 1 and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
 
@@ -209,7 +209,7 @@ def set_rng(state):
 
 def save_checkpoint(path, state):
     """Tensors, numbers, strings, lists and dicts only, so that weights_only loading accepts it; written, then renamed."""
-    with replacing(path) as tmp:
+    with atomic_write(path) as tmp:
         torch.save(state, tmp)
 
 
@@ -256,7 +256,7 @@ class Log:
             return
         lines = [json.loads(line) for line in self.path.read_text().splitlines() if line.strip().endswith("}")]
         kept = [x for x in lines if not (x.get("stage") == stage and x.get("epoch", 0) > epoch)]
-        with replacing(self.path) as tmp:
+        with atomic_write(self.path) as tmp:
             tmp.write_text("".join(json.dumps(x) + "\n" for x in kept))
 
 
@@ -291,4 +291,4 @@ def about(checkpoint, state, nets, seconds, skipped, r):
     return {"checkpoint": str(checkpoint), "seed": identity.get("seed"), "plan": state.get("plan"),
             "training_seconds": state.get("seconds"), "scoring_seconds": seconds,
             "parameters": sum(p.numel() for n in nets for p in n.parameters()), "device": str(r.device), "precision": r.precision,
-            "processes": r.world, "skipped_videos": skipped, "peak_memory_mib": round(peak_memory())}
+            "processes": r.world_size, "skipped_videos": skipped, "peak_memory_mib": round(peak_memory())}

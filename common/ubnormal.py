@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 
 from common.dataset import Dataset, search
-from common.files import UserError, first_line, opencv_path, read_table, read_text
+from common.io import UserError, first_line, opencv_path, read_table, read_text
 from common.pictures import read_grey
 from common.video import VIDEOS, Video, natural
 

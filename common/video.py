@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from common.container import COUNTED, PATIENCE, Clock, claimed_frames, open_capture, read_container
-from common.files import UserError, opencv_path, stamp
+from common.io import UserError, opencv_path, stamp
 from common.pictures import as_channels, eight_bits, read_any_image
 
 IMAGES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"}

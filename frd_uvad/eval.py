@@ -15,10 +15,10 @@ import numpy as np
 from common import evaluation, metrics, smoothing, training
 from common.dataset import report_skipped
 from common.features import CLIP, FeatureVideo, canonical_features, frames_of_clips
-from common.files import UserError, run, safe, writable_folder, write_json
+from common.io import UserError, run, safe_filename, writable_folder, write_json
 from common.kept import Kept, seconds_of
 from common.late import torch
-from common.parallel import add_shard_flag
+from common.pool import add_shard_flag
 from common.video import decoded, open_video
 from frd_uvad import preprocess, scoring
 
@@ -131,7 +131,7 @@ def evaluate(args, data, checkpoint, r):
               f"{100 * extra['far_abnormal_batches']:.2f} %")
     write_json(out / "clip_scores.json", {v.name: [round(float(x), 5) for x in scores[v.name][::CLIP]] for v in videos})
     report_skipped(data.skipped)
-    evaluation.say_next("frd_uvad/eval.py", checkpoint, out, args, f"python frd_uvad/train.py --dataset {args.dataset} --auxiliary "
+    evaluation.print_next_steps("frd_uvad/eval.py", checkpoint, out, args, f"python frd_uvad/train.py --dataset {args.dataset} --auxiliary "
                         f"frd:{checkpoint} --out {folder}-2 trains a second round; ", pictures=bool(sources))
     return result.metrics
 
@@ -146,7 +146,7 @@ def score_video(args, r):
     if features.shape[2] != net.scorer.fc1.in_features:
         raise UserError(f"checkpoint {args.checkpoint} is for features of width {net.scorer.fc1.in_features}, those of {args.video} have "
                         f"{features.shape[2]}")
-    out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / safe(video.name))
+    out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / safe_filename(video.name))
     scores = score(net.eval().to(r.device), FeatureVideo(video.name, "test", [features], path=video.path), r)["scores"]
     evaluation.write_own_video(video.name, *decoded(video), frames_of_clips(scores, frames), args.smoothing, "FRD-UVAD", out,
                                top=args.top)
@@ -155,7 +155,7 @@ def score_video(args, r):
 def main(argv=None):
     args = parse(argv)
     smoothing.parse(args.smoothing)
-    r = training.Run.of(args)
+    r = training.Run.from_args(args)
     name = canonical_features(args.dataset) or args.dataset
     args.checkpoint = args.checkpoint or Path("runs/frd_uvad") / name / "frd.pt"
     scoring.load_model(args.checkpoint)  # a wrong file is refused before any work

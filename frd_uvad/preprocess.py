@@ -19,9 +19,9 @@ from common import datasets, training
 from common.cache import VideoFiles
 from common.dataset import Usable, report_skipped
 from common.features import CLIP, FeatureData, FeatureVideo, add_label_flags, canonical_features, find_features
-from common.files import UserError, first_line, run
+from common.io import UserError, first_line, run
 from common.late import torch
-from common.parallel import add_shard_flag, map_videos, share_out, tick
+from common.pool import add_shard_flag, map_videos, prepare_videos, tick
 from common.video import Decoder, print_warnings
 
 STAND_IN = "statistics"        # of motion and appearance; no network
@@ -215,7 +215,7 @@ def prepare(args, r, splits=("train", "test")):
     own = f"{args.backbone}-{args.crops}" + ("" if args.backbone == STAND_IN else "-" + Path(str(args.weights)).stem)
     files = ClipFiles(data.cache_folder(args.cache) / f"clips-{own}")
     wanted = [v for s in splits for v in getattr(data, s)]
-    videos, failed = share_out(files, wanted, partial(build, files=files, args=args, r=r), args, r)
+    videos, failed = prepare_videos(files, wanted, partial(build, files=files, args=args, r=r), args, r)
     ready = Usable(data, videos, failed)
 
     def feature(v):
@@ -235,7 +235,7 @@ def main(argv=None):
     add_data_flags(parser)
     add_shard_flag(training.add_flags(parser, out="runs/frd_uvad/<dataset>"))
     args = parser.parse_args(argv)
-    r = training.Run.of(args)
+    r = training.Run.from_args(args)
     data = prepare(args, r)
     for split in ("train", "test"):
         videos = getattr(data, split)

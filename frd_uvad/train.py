@@ -20,7 +20,7 @@ from common import training
 from common.batches import parts_of
 from common.evaluation import report_folder
 from common.features import CLIP
-from common.files import UserError, run
+from common.io import UserError, run
 from common.late import Late, torch
 from common.pictures import as_channels, resize
 from common.video import Decoder
@@ -104,7 +104,7 @@ class Trainer:
             auxiliary.net.to(r.device)
 
     def save(self):
-        if self.run.main:
+        if self.run.is_main:
             training.save_checkpoint(self.path, {
                 "method": "frd_uvad", "done": self.done, "model_args": self.model_args, "plan": self.plan, "identity": self.identity,
                 "model_state_dict": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "epoch": self.epoch,
@@ -131,7 +131,7 @@ class Trainer:
         if self.labels is not None:
             return self.labels[torch.from_numpy(self.windows.rows(first)).to(self.labels.device)]
         with torch.no_grad():
-            return self.run.whole(self.auxiliary.net(features)[..., 0], len(first))
+            return self.run.all_gather_batch(self.auxiliary.net(features)[..., 0], len(first))
 
     def step(self, first, features, rng):
         """One step on the windows `first` [n], of which this process has the features of its part. -> ({loss: value}, pseudo labels
@@ -140,7 +140,8 @@ class Trainer:
         with r.autocast():
             out = self.net(features)
             bank_error = self.net.error(bank) if bank is not None else None
-        out = {"error": r.whole(out["error"], n), "score": r.whole(out["score"].float(), n)}   # the threshold is the batch's
+        out = {"error": r.all_gather_batch(out["error"], n),           # as the threshold is the whole batch's
+               "score": r.all_gather_batch(out["score"].float(), n)}
         parts = model.losses(out, self.agreement(first, features), bank_error, plan["weights"])
         self.optimizer.zero_grad(set_to_none=True)
         parts["total"].backward()
@@ -157,7 +158,7 @@ class Trainer:
     def train(self, args, log, observe):
         r, plan = self.run, self.plan
         steps = -(-len(self.windows) // plan["batch_size"])
-        bar = tqdm(total=plan["epochs"] * steps, initial=self.epoch * steps, desc="train", unit="step", disable=not r.main,
+        bar = tqdm(total=plan["epochs"] * steps, initial=self.epoch * steps, desc="train", unit="step", disable=not r.is_main,
                    dynamic_ncols=True, mininterval=1 if sys.stderr.isatty() else 15)
         self.net.train()
         while self.epoch < plan["epochs"]:
@@ -165,7 +166,7 @@ class Trainer:
             self.windows.waited = 0.0
             order = training.epoch_order(len(self.windows), self.seed, self.epoch)
             batches = parts_of(order, plan["batch_size"])
-            own = self.windows.iterate([first[r.part(len(first))[0]] for first in batches])
+            own = self.windows.iterate([first[r.batch_slice(len(first))[0]] for first in batches])
             for i, (first, (_, features)) in enumerate(zip(batches, own)):
                 rng = np.random.default_rng([self.seed, self.epoch, i, 0])
                 values, pseudo = self.step(first, features, rng)
@@ -183,7 +184,7 @@ class Trainer:
             self.save()
             extra = {**observe(self, seen), "bank_size": 0 if self.bank.windows is None else len(self.bank.windows),
                      "pseudo_share": float(np.mean(list(seen.values())))}
-            if r.main:
+            if r.is_main:
                 log.write(stage="train", epoch=self.epoch, **means, seconds=self.seconds, windows_per_second=len(order) / (now - began),
                           waited_share=self.windows.waited / (now - began), **extra)
                 bar.write(f"epoch {self.epoch}/{plan['epochs']}: " + ", ".join(f"{k} {v:.4g}" for k, v in {**means, **extra}.items()))
@@ -280,26 +281,26 @@ def train(args, data, r, folder, auxiliary_spec, title):
     auxiliary = scoring.load_auxiliary(auxiliary_spec)
     model_args = model_args_of(args, data)
     identity = {"model_args": model_args, "dataset": data.name, "clips": len(windows), "seed": args.seed, "precision": r.precision,
-                "processes": r.world, "auxiliary": auxiliary_spec.split(":")[0], **{k: v for k, v in plan.items() if k != "epochs"}}
-    trainer = Trainer(plan, model_args, windows, auxiliary, r, r.output(folder) / "frd.pt", identity, args.seed)
+                "processes": r.world_size, "auxiliary": auxiliary_spec.split(":")[0], **{k: v for k, v in plan.items() if k != "epochs"}}
+    trainer = Trainer(plan, model_args, windows, auxiliary, r, r.open_output_dir(folder) / "frd.pt", identity, args.seed)
     trainer.features = data.settings
     log = training.Log(folder / "log.jsonl")
     resumed = trainer.load() if args.resume else False
-    if r.main and not resumed:
+    if r.is_main and not resumed:
         log.path.unlink(missing_ok=True)
-    r.say(f"{title}: {len(videos)} videos, {len(windows)} windows of {plan['cross_clip']} clips, {data.crops} crops of width {data.width}"
+    r.print(f"{title}: {len(videos)} videos, {len(windows)} windows of {plan['cross_clip']} clips, {data.crops} crops of width {data.width}"
           f", auxiliary {auxiliary_spec}, {'on the device' if windows.whole is not None else 'read from disk'}, {r.device}, {r.precision}")
     if trainer.epoch >= plan["epochs"]:
-        r.say(f"{trainer.epoch} epochs done before ({trainer.path})")
+        r.print(f"{trainer.epoch} epochs done before ({trainer.path})")
         return trainer.path
     if resumed:
-        r.say(f"going on at epoch {trainer.epoch + 1}")
-        if r.main:
+        r.print(f"going on at epoch {trainer.epoch + 1}")
+        if r.is_main:
             log.drop_after("train", trainer.epoch)
     trainer.train(args, log, observer(data, windows))
-    if r.main and data.has_labels:
+    if r.is_main and data.has_labels:
         plot_pseudo_labels(log.path, folder / "pseudo_labels.png")
-    if r.main and data.videos:
+    if r.is_main and data.videos:
         bank_sheet(trainer.bank, windows, data, folder / "bank.png")
     r.barrier()
     return trainer.path
@@ -310,14 +311,14 @@ def main(argv=None):
     began = time.perf_counter()
     plan_of(args)
     scoring.load_auxiliary(args.auxiliary)   # a wrong file is refused before any work
-    r = training.Run.of(args)
+    r = training.Run.from_args(args)
     data = preprocess.prepare(args, r)
     out = args.out or Path("runs/frd_uvad") / data.name
     checkpoint = train(args, data, r, out if args.rounds == 1 else out / "round1", args.auxiliary, "round 1")
     for i in range(2, args.rounds + 1):
         folder = out if i == args.rounds else out / f"round{i}"
         checkpoint = train(args, data, r, folder, f"frd:{checkpoint}", f"round {i}")
-    r.say(f"trained in {(time.perf_counter() - began) / 60:.1f} min with everything before; checkpoint {checkpoint}")
+    r.print(f"trained in {(time.perf_counter() - began) / 60:.1f} min with everything before; checkpoint {checkpoint}")
     from frd_uvad.eval import evaluate
     evaluate(args, data, checkpoint, r)
     r.close()

@@ -2,7 +2,7 @@
 import numpy as np
 
 from common.batches import read_ahead
-from common.files import UserError
+from common.io import UserError
 from common.late import torch
 
 

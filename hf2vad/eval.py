@@ -13,10 +13,10 @@ import numpy as np
 
 from common import evaluation, smoothing, training
 from common.dataset import Dataset
-from common.files import UserError, run, safe, writable_folder
+from common.io import UserError, run, safe_filename, writable_folder
 from common.kept import Kept, seconds_of
 from common.objects import pipeline
-from common.parallel import add_shard_flag
+from common.pool import add_shard_flag
 from common.video import Video, open_video
 from hf2vad import preprocess, scoring
 
@@ -83,7 +83,7 @@ def training_statistics(state, net, scorer, args, r, checkpoint, batch_size):
     """The checkpoint's own statistics, or those of the dataset's training cubes where it has none (on the first process)."""
     if state.get("statistics"):
         return state["statistics"]
-    r.say(f"{checkpoint} has no training statistics: scoring the training cubes of {args.dataset}")
+    r.print(f"{checkpoint} has no training statistics: scoring the training cubes of {args.dataset}")
     ready = preprocess.prepare(args, r, splits=("train",), trained=state.get("foreground"))
     if not ready.train:
         raise UserError(f"{checkpoint} has no training statistics and {args.dataset} no training videos: the scores cannot "
@@ -118,7 +118,7 @@ def evaluate(args, ready, checkpoint, r, batch_size=None):
                "stage": state.get("stage"), "epochs": state.get("epoch"), "foreground": vars(ready.store.s)})
     evaluation.show(out, result, pictures=ready.pictures, red=red(weights), curve_top=red(weights), top=args.top, overlay=args.overlay)
     ready.report_skipped()
-    evaluation.say_next("hf2vad/eval.py", checkpoint, out, args)
+    evaluation.print_next_steps("hf2vad/eval.py", checkpoint, out, args)
     return result.metrics
 
 
@@ -130,8 +130,8 @@ def score_video(args, r):
     stats = training_statistics(state, net, scorer, args, r, args.checkpoint, args.batch_size)
     ready = preprocess.prepare(args, r, data=Dataset("video", video.path.resolve().parent, [], [video]),
                                trained=pipeline.for_own_video(state.get("foreground"), args.boxes))
-    out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / safe(video.name))
-    if r.main:
+    out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / safe_filename(video.name))
+    if r.is_main:
         errors = scorer.errors_of(ready.store.records(video), args.batch_size)
         weights = weights_of(args, state.get("identity", {}).get("dataset"))
         scores, detections = per_video(ready, errors, stats, weights)
@@ -153,7 +153,7 @@ def main(argv=None):
     if args.batch_size is not None and args.batch_size < 1:
         raise UserError("--batch-size must be at least 1")
     smoothing.parse(args.smoothing)
-    r = training.Run.of(args)
+    r = training.Run.from_args(args)
     from common.datasets import canonical
     args.checkpoint = args.checkpoint or newest_checkpoint(args.out or Path("runs/hf2vad") / canonical(args.dataset))
     if args.video:

@@ -8,7 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import datasets
-from common.files import run
+from common.io import run
 from common.objects import pipeline
 
 # Constants of the paper's configuration: areas in square pixels, the rest as in common.objects.cubes.Settings.

@@ -6,7 +6,7 @@ from tqdm import tqdm
 
 from common import training
 from common.batches import Batches
-from common.files import UserError
+from common.io import UserError
 from common.late import Late, torch
 
 model = Late("hf2vad.model")
@@ -66,8 +66,8 @@ class Scorer:
 
     def shared_errors(self, data, rows, label):
         """errors() of which torchrun's processes compute a part each."""
-        share = self.run.share(len(rows))
-        with tqdm(total=len(share), desc=label, unit="cube", disable=not self.run.main, dynamic_ncols=True, mininterval=2) as bar:
+        share = self.run.contiguous_share(len(rows))
+        with tqdm(total=len(share), desc=label, unit="cube", disable=not self.run.is_main, dynamic_ncols=True, mininterval=2) as bar:
             return self.run.gather(self.errors(data, rows[share.start:share.stop], tick=bar.update))
 
 

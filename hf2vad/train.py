@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from common import training
 from common.batches import Batches, copy_rows
-from common.files import UserError, load_array, read_json, replacing, run, write_json
+from common.io import UserError, atomic_write, load_array, read_json, run, write_json
 from common.late import Late, torch
 from hf2vad import preprocess, scoring
 
@@ -94,7 +94,7 @@ class Stage:
         return self.folder / f"{self.name}.pt"
 
     def save(self, done=False):
-        if not self.run.main:
+        if not self.run.is_main:
             return
         state = {"method": "hf2vad", "stage": self.name, "done": done, "epoch": self.epoch, "step": self.step,
                  "model_args": self.identity["model_args"], "identity": self.identity,
@@ -150,7 +150,7 @@ class Stage:
         r, size = self.run, self.plan["batch_size"]
         steps = -(-len(data) // size)
         done = self.epoch * steps + self.step
-        bar = tqdm(total=self.plan["epochs"] * steps, initial=done, desc=self.name, unit="step", disable=not r.main,
+        bar = tqdm(total=self.plan["epochs"] * steps, initial=done, desc=self.name, unit="step", disable=not r.is_main,
                    dynamic_ncols=True, mininterval=1 if sys.stderr.isatty() else 30)
         self.mode()
         while self.epoch < self.plan["epochs"]:
@@ -158,7 +158,7 @@ class Stage:
             saved = began = time.perf_counter()
             data.waited, spent, first = 0.0, self.seconds, self.step
             for rows, batch in data.iterate(order, size, start=self.step):
-                part, share = r.part(len(rows))
+                part, share = r.batch_slice(len(rows))
                 batch = {k: v[part] for k, v in batch.items()}
                 for g in self.optimizer.param_groups:
                     g["lr"] = self.plan["lr"] * self.plan["decay"](self.epoch + self.step / steps)
@@ -179,11 +179,11 @@ class Stage:
                     saved = time.perf_counter()
             now = time.perf_counter()
             self.seconds = spent + now - began
-            means = r.mean({k: float(v) / steps for k, v in self.sums.items()})
+            means = r.mean_over_ranks({k: float(v) / steps for k, v in self.sums.items()})
             self.epoch, self.step, self.sums = self.epoch + 1, 0, {}
             r.sync_buffers(self.net)
             self.save()
-            if r.main:
+            if r.is_main:
                 log.write(stage=self.name, epoch=self.epoch, **means, lr=self.optimizer.param_groups[0]["lr"],
                           seconds=self.seconds, cubes_per_second=(len(data) - first * size) / (now - began),
                           waited_share=data.waited / (now - began))
@@ -198,11 +198,11 @@ def reconstructions(net, records, r, path):
     Stage `cvae` would compute it anew in every epoch; the file is named by the weights it comes from.
     """
     side, key = path.with_suffix(".json"), {"weights": training.weights_hash(net.memAE), "cubes": sum(map(len, records))}
-    if r.main and not (path.exists() and side.exists() and read_json(side, "reconstructions' entry") == key):
+    if r.is_main and not (path.exists() and side.exists() and read_json(side, "reconstructions' entry") == key):
         frozen = scoring.Scorer(net.memAE, r)
         data = Batches(records, {"flow": slice(None)}, r.device)
         n, f, c, s, _ = (len(data), *records[0].dtype["flow"].shape)
-        with replacing(path) as tmp:
+        with atomic_write(path) as tmp:
             out = np.lib.format.open_memmap(tmp, "w+", np.float16, (n, f * c, s, s))
             for rows, batch in tqdm(data.iterate(np.arange(n), 256), total=-(-n // 256), desc="reconstruct flows",
                                     unit="batch", dynamic_ncols=True, mininterval=1 if sys.stderr.isatty() else 30):
@@ -246,7 +246,7 @@ def train(args, ready, r):
     """Run the stages that are missing. -> path of the newest complete checkpoint."""
     dataset = ready.data.name
     plan, size = plan_of(args, dataset), args.size or ("small" if dataset == "demo" else "full")
-    folder = r.output(args.out or Path("runs/hf2vad") / dataset)
+    folder = r.open_output_dir(args.out or Path("runs/hf2vad") / dataset)
     if not ready.train:
         raise UserError(f"{dataset} has no training videos under {ready.data.root}: HF2-VAD learns from normal videos in a "
                         "training folder; add one with videos of ordinary days")
@@ -257,9 +257,9 @@ def train(args, ready, r):
                         f"another detector with --boxes (now {ready.store.s.boxes})")
     channels = {x.dtype["appearance"].shape[1] for x in records}
     identity = {"model_args": dict(scoring.SIZES[size]), "dataset": dataset, "cubes": [ready.store.s.key(), cubes],
-                "seed": args.seed, "precision": r.precision, "processes": r.world}
+                "seed": args.seed, "precision": r.precision, "processes": r.world_size}
     log, newest = training.Log(folder / "log.jsonl"), None
-    r.say(f"{dataset}: {len(ready.train)} training videos, {cubes} cubes ({'grey' if channels == {1} else 'colour'}), "
+    r.print(f"{dataset}: {len(ready.train)} training videos, {cubes} cubes ({'grey' if channels == {1} else 'colour'}), "
           f"model {size}, {r.device}, {r.precision}")
     for name in STAGES:
         if plan[name]["epochs"] == 0 or (args.stage and name != args.stage):
@@ -280,11 +280,11 @@ def train(args, ready, r):
         stage, data = Stage(name, plan[name], net, r, folder, own, vars(ready.store.s)), None
         last = name == "finetune" or args.stage or not any(plan[s]["epochs"] for s in STAGES[STAGES.index(name) + 1:])
         if args.resume and stage.load():
-            r.say(f"stage {name}: {stage.epoch} epochs done before ({stage.path})")
+            r.print(f"stage {name}: {stage.epoch} epochs done before ({stage.path})")
         else:
             if stage.epoch or stage.step:
-                r.say(f"stage {name}: going on at epoch {stage.epoch + 1}, step {stage.step}")
-            if r.main:
+                r.print(f"stage {name}: going on at epoch {stage.epoch + 1}, step {stage.step}")
+            if r.is_main:
                 log.drop_after(name, stage.epoch)
             if args.compile:
                 (net.vunet if name == "cvae" else net).compile()
@@ -310,10 +310,10 @@ def train(args, ready, r):
 def main(argv=None):
     args = parse(argv)
     began = time.perf_counter()
-    r = training.Run.of(args)
+    r = training.Run.from_args(args)
     ready = preprocess.prepare(args, r)
     checkpoint = train(args, ready, r)
-    r.say(f"trained in {(time.perf_counter() - began) / 60:.1f} min with everything before; checkpoint {checkpoint}")
+    r.print(f"trained in {(time.perf_counter() - began) / 60:.1f} min with everything before; checkpoint {checkpoint}")
     from hf2vad.eval import evaluate
     evaluate(args, ready, checkpoint, r)
     r.close()

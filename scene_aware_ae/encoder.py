@@ -13,7 +13,7 @@ from tqdm import tqdm
 from common import training
 from common.clip import config_of
 from common.features import CLIP
-from common.files import UserError, first_line, load_array, read_json, safe, stamp
+from common.io import UserError, first_line, load_array, read_json, safe_filename, stamp
 from common.late import Late, torch
 from common.pictures import as_channels, resize
 from common.video import Decoder
@@ -75,7 +75,7 @@ class GivenFeatures:
         """float16 [frames, width]"""
         path = self.folder / video.split / f"{video.name}.npy"
         if not path.exists():
-            path = path.with_name(f"{safe(video.name)}.npy")          # as this toolkit calls them
+            path = path.with_name(f"{safe_filename(video.name)}.npy")          # as this toolkit calls them
         side = path.with_suffix(".json")
         frames = read_json(side, "the features' entry")["frames"] if side.exists() else video.expected_frames()
         x = load_array(path, "features")
@@ -131,7 +131,7 @@ class StandIn:
     def sample(self, video, most):
         """Up to `most` small frames of a video, spread over all; more where its length is not known beforehand."""
         step = -(-video.expected_frames() // most) or 1
-        return np.stack([self.fit(f) for f in itertools.islice(Decoder(video), 0, 20 * most * step, step)])
+        return np.stack([self.preprocess_frame(f) for f in itertools.islice(Decoder(video), 0, 20 * most * step, step)])
 
     def train(self, videos):
         rng = np.random.default_rng(self.seed)
@@ -167,7 +167,7 @@ class StandIn:
             codes = torch.cat([net.encoder(self.tensor(a[::10])).flatten(1).cpu() for a in small])
         self.mean, self.std = codes.mean(0), codes.std(0).clamp(min=1e-3)
 
-    def fit(self, frame):
+    def preprocess_frame(self, frame):
         return as_channels(resize(frame, self.size), 3)
 
     def tensor(self, frames):

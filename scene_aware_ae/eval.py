@@ -15,11 +15,11 @@ import numpy as np
 from common import datasets, evaluation, metrics, smoothing, training
 from common.cache import FrameCache
 from common.dataset import Dataset
-from common.files import UserError, run, safe, writable_folder
+from common.io import UserError, run, safe_filename, writable_folder
 from common.kept import Kept, seconds_of
 from common.late import torch
 from common.objects import pipeline
-from common.parallel import add_shard_flag, cores
+from common.pool import add_shard_flag, cores
 from common.video import decoded, open_video
 from scene_aware_ae import preprocess, scoring
 
@@ -90,7 +90,7 @@ def evaluate(args, ready, checkpoint, r):
     if args.tsne is not None:
         draw_tsne([Path(checkpoint), *args.tsne], ready, labels, r, out / "tsne.png")
     ready.report_skipped()
-    evaluation.say_next("scene_aware_ae/eval.py", checkpoint, out, args,
+    evaluation.print_next_steps("scene_aware_ae/eval.py", checkpoint, out, args,
                         "" if args.tsne is not None else "add --tsne for a picture of the scenes; ")
     return result.metrics
 
@@ -143,7 +143,7 @@ def score_video(args, net, state, r):
     if home is not None:
         encoder = preprocess.encoder_of(args, home, r, state.get("encoder"))
     ready = preprocess.prepare(args, r, splits=("test",), data=data, trained=state.get("encoder"), encoder=encoder)
-    out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / safe(video.name))
+    out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / safe_filename(video.name))
     scores, features = scoring.score_features(net, ready.features.array(video), r)
     evaluation.write_own_video(video.name, *decoded(video), scores, args.smoothing, METHOD, out, top=args.top)
     if (state.get("plan") or {}).get("mode") == 2:
@@ -159,7 +159,7 @@ def score_video(args, net, state, r):
 def main(argv=None):
     args = parse(argv)
     smoothing.parse(args.smoothing)
-    r = training.Run.of(args)
+    r = training.Run.from_args(args)
     name = datasets.canonical(args.dataset)
     args.checkpoint = args.checkpoint or Path("runs/scene_aware_ae") / name / "scene_aware_ae.pt"
     net, state = scoring.load_model(args.checkpoint)  # a wrong file is refused before any work

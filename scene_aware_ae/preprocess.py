@@ -17,12 +17,12 @@ import numpy as np
 from tqdm import tqdm
 
 from common import datasets, training
-from common.ahead import ReadAhead
+from common.ahead import VideoPrefetcher
 from common.cache import VideoFiles
 from common.clip import RANDOM, ClipEncoder
 from common.dataset import Usable
-from common.files import UserError, read_table, run
-from common.parallel import add_shard_flag, share_out
+from common.io import UserError, read_table, run
+from common.pool import add_shard_flag, prepare_videos
 from scene_aware_ae import encoder as encoders
 
 CLIP, PRETRAINED = "ViT-L-14-quickgelu", "openai"
@@ -75,7 +75,7 @@ class Features(VideoFiles):
             return
         total = sum(v.expected_frames() for v in fresh)
         with tqdm(total=total, desc="encode", unit="frame", dynamic_ncols=True, mininterval=2, disable=not show) as bar:
-            for video, source in ReadAhead(fresh, encoder.fit, max(1, min(workers, 4))):
+            for video, source in VideoPrefetcher(fresh, encoder.preprocess_frame, max(1, min(workers, 4))):
                 try:
                     self.write(video, self._encoded(source, encoder, batch, bar),
                                lambda shape, d=source.decoder: {"frames": shape[0], **self.description, "warnings": d.warnings})
@@ -158,10 +158,10 @@ def make_encoder(args, data, folder, r, trained=None, measuring=False):
 
 def encoder_of(args, data, r, trained=None, measuring=False):
     """The encoder of a dataset; under torchrun the first process trains a stand-in and the others wait."""
-    if not r.main:
+    if not r.is_main:
         r.barrier()
     encoder = make_encoder(args, data, data.cache_folder(args.cache), r, trained, measuring)
-    if r.main:
+    if r.is_main:
         r.barrier()
     return encoder
 
@@ -175,7 +175,7 @@ def prepare(args, r, splits=("train", "test"), data=None, trained=None, encoder=
     encoder = encoder or encoder_of(args, data, r, trained)
     features = Features(data.cache_folder(args.cache), encoder.describe(), getattr(encoder, "stamp", None))
     videos = [v for s in splits for v in getattr(data, s)]
-    videos, failed = share_out(features, videos, partial(features.build, encoder=encoder, batch=args.encode_batch), args, r)
+    videos, failed = prepare_videos(features, videos, partial(features.build, encoder=encoder, batch=args.encode_batch), args, r)
     ready = Prepared(data, videos, failed, features)
     return (ready, encoder) if with_encoder else ready
 
@@ -190,9 +190,9 @@ def main(argv=None):
     if args.save_weights:
         encoders.check(args.clip or CLIP, "clip")
         return encoders.save_weights(args.clip or CLIP, args.pretrained, args.save_weights)
-    r = training.Run.of(args)
+    r = training.Run.from_args(args)
     ready = prepare(args, r)
-    if r.main:
+    if r.is_main:
         ready.summary()
         ready.report_skipped()
         print(f"next: python scene_aware_ae/train.py --dataset {ready.data.name}")

@@ -2,7 +2,7 @@
 import numpy as np
 
 from common import training
-from common.files import UserError, first_line
+from common.io import UserError, first_line
 from common.late import Late, torch
 
 model = Late("scene_aware_ae.model")

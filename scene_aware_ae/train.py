@@ -15,7 +15,7 @@ import numpy as np
 
 from common import training
 from common.batches import take_rows
-from common.files import UserError, run
+from common.io import UserError, run
 from common.late import Late, torch
 from common.steps import StepTrainer
 from scene_aware_ae import preprocess, scoring
@@ -91,12 +91,12 @@ class Trainer(StepTrainer):
 
     def one(self, rng):
         began, r, n = time.perf_counter(), self.run, len(self.segments.labels)
-        batch = self.segments.draw(rng, r.part(n)[0])
+        batch = self.segments.draw(rng, r.batch_slice(n)[0])
         self.waited += time.perf_counter() - began
         with r.autocast():
             out = self.net(batch)
-        out = {k: r.whole(v.float(), n) for k, v in out.items()}   # the contrast is between all segments
-        parts = model.losses(out, r.whole(batch, n), self.segments.labels, mode=self.plan["mode"])
+        out = {k: r.all_gather_batch(v.float(), n) for k, v in out.items()}   # the contrast is between all segments
+        parts = model.losses(out, r.all_gather_batch(batch, n), self.segments.labels, mode=self.plan["mode"])
         self.descend(parts["total"])
         return {k: v.detach() for k, v in parts.items()}
 
@@ -104,7 +104,7 @@ class Trainer(StepTrainer):
 def train(args, ready, encoder, r):
     """-> path of the finished checkpoint."""
     dataset = ready.data.name
-    folder = r.output(args.out or Path("runs/scene_aware_ae") / dataset)
+    folder = r.open_output_dir(args.out or Path("runs/scene_aware_ae") / dataset)
     if not ready.train:
         raise UserError(f"{dataset} has no training videos under {ready.data.root}: put normal videos into train/")
     for key in ("iterations", "segments_per_scene", "epochs", "batch_size"):
@@ -128,7 +128,7 @@ def train(args, ready, encoder, r):
     model_args = dict(input_dim=encoder.width, hidden_dim=HIDDEN, latent_dim=LATENT, num_scenes=max(2, scenes),
                       variational=args.variational)
     identity = {"model_args": model_args, "dataset": dataset, "features": encoder.describe(), "frames": segments.frames,
-                "precision": r.precision, "processes": r.world, **{k: v for k, v in plan.items() if k != "iterations"}}
+                "precision": r.precision, "processes": r.world_size, **{k: v for k, v in plan.items() if k != "iterations"}}
     trainer = Trainer(plan, model_args, segments, r, folder / "scene_aware_ae.pt", identity, encoder.describe())
     trainer.start(args, training.Log(folder / "log.jsonl"), f"{dataset}: {len(ready.train)} training videos of {scenes} scenes, "
                   f"{segments.frames} frames, mode {mode}{', variational' if args.variational else ''}")
@@ -138,10 +138,10 @@ def train(args, ready, encoder, r):
 def main(argv=None):
     args = parse(argv)
     began = time.perf_counter()
-    r = training.Run.of(args)
+    r = training.Run.from_args(args)
     ready, encoder = preprocess.prepare(args, r, with_encoder=True)
     checkpoint = train(args, ready, encoder, r)
-    r.say(f"trained in {(time.perf_counter() - began) / 60:.1f} min with everything before; checkpoint {checkpoint}")
+    r.print(f"trained in {(time.perf_counter() - began) / 60:.1f} min with everything before; checkpoint {checkpoint}")
     from scene_aware_ae.eval import evaluate
     evaluate(args, ready, checkpoint, r)
     r.close()

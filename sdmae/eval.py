@@ -14,10 +14,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from common import datasets, evaluation, smoothing, training
-from common.files import UserError, run, writable_folder
+from common.io import UserError, run, writable_folder
 from common.kept import seconds_of
 from common.objects import pipeline
-from common.parallel import add_shard_flag, cores
+from common.pool import add_shard_flag, cores
 from common.video import decoded
 from sdmae import preprocess, scoring
 from sdmae.frames import Frames
@@ -94,7 +94,7 @@ class Scored:
             return None
         if not ready.train:
             return None
-        r.say("the checkpoint has no training statistics of these errors: scoring training frames")
+        r.print("the checkpoint has no training statistics of these errors: scoring training frames")
         return scoring.statistics(self.scorer, Frames(ready.arrays(ready.train), r.device))
 
 
@@ -128,7 +128,7 @@ def evaluate(args, ready, checkpoint, r):
     evaluation.show(out, result, pictures=decoded, red=3 * threshold if threshold else None, maps=maps,
                     map_range=map_range_of(maps, threshold), top=args.top, overlay=args.overlay)
     ready.report_skipped()
-    evaluation.say_next("sdmae/eval.py", checkpoint, out, args, "--video takes cameras too, as their frames arrive; ")
+    evaluation.print_next_steps("sdmae/eval.py", checkpoint, out, args, "--video takes cameras too, as their frames arrive; ")
     return result.metrics
 
 
@@ -141,7 +141,7 @@ def map_range_of(maps, threshold):
 def main(argv=None):
     args = parse(argv)
     smoothing.parse(args.smoothing)
-    r = training.Run.of(args)
+    r = training.Run.from_args(args)
     name = datasets.canonical(args.dataset)
     args.checkpoint = args.checkpoint or Path("runs/sdmae") / name / "sdmae.pt"
     if args.video is not None:

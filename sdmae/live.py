@@ -26,7 +26,7 @@ import numpy as np
 from common import training
 from common.container import Clock, claimed_frames, open_capture, rate_of
 from common.evaluation import report_folder
-from common.files import UserError, replacing, safe, writable_folder
+from common.io import UserError, atomic_write, safe_filename, writable_folder
 from common.late import torch
 from common.pictures import as_channels, resize
 from common.video import Decoder, decoded, open_video, print_warnings, without_secrets
@@ -360,7 +360,7 @@ def watch(args, model, r):
         raise UserError(f"{args.checkpoint} has no scores of normal frames to set a threshold by: give --threshold, or "
                         "--dataset and --data-root of its training videos")
     source = source_of(args.video, args.reconnect, args.fps)
-    out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / safe(source.name))
+    out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / safe_filename(source.name))
     stop = threading.Event()
     frames = source.frames(stop)
     with stopping(stop):
@@ -399,8 +399,8 @@ def _watch(args, model, r, source, frames, stop, stats, out):
     raw, smoothed, latency, times = array.array("f"), array.array("f"), array.array("f"), array.array("d")
     began, done = time.perf_counter(), 0
     report = report_folder()
-    with replacing(out / "scores.csv") as s, replacing(out / "events.csv") as e, \
-            replacing(out / "overlay.mp4") if report else contextlib.nullcontext() as video, \
+    with atomic_write(out / "scores.csv") as s, atomic_write(out / "events.csv") as e, \
+            atomic_write(out / "overlay.mp4") if report else contextlib.nullcontext() as video, \
             open(s, "w", newline="") as sf, open(e, "w", newline="") as ef:
         table, events = csv.writer(sf), Events(threshold, fps, ef, lambda x: print(x, flush=True))
         table.writerow(["frame", "seconds", "score", "smoothed", "event", "arrival"])

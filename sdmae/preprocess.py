@@ -16,10 +16,10 @@ import numpy as np
 from common import datasets, training
 from common.cache import FrameCache
 from common.dataset import Usable
-from common.files import UserError, run, writable_folder
+from common.io import UserError, run, writable_folder
 from common.late import torch
-from common.parallel import add_shard_flag, share_out
 from common.pictures import write_image
+from common.pool import add_shard_flag, prepare_videos
 from common.ubnormal import ubnormal
 from sdmae import frames as input_
 from sdmae import pseudo
@@ -84,7 +84,7 @@ def prepare(args, size, r, splits=("train", "test"), data=None):
         data = data or datasets.find(args.dataset, args.data_root, args.labels)
     cache = FrameCache(data.cache_folder(args.cache) / f"frames-{size[0]}x{size[1]}", size)
     videos = [v for s in splits for v in getattr(data, s)]
-    return Prepared(data, *share_out(cache, videos, cache.build, args, r), cache)
+    return Prepared(data, *prepare_videos(cache, videos, cache.build, args, r), cache)
 
 
 def add_pseudo_flags(parser):
@@ -111,9 +111,9 @@ def bank_of(args, ready, size, r):
     else:
         bank = pseudo.from_training(ready.arrays(ready.train), args.seed)
         if bank is None:
-            r.say("note: nothing moves in the training videos, so there is nothing to paste: trained without pseudo anomalies")
+            r.print("note: nothing moves in the training videos, so there is nothing to paste: trained without pseudo anomalies")
             return None
-    r.say(f"pseudo anomalies: {len(bank)} sequences of objects ({bank.source})")
+    r.print(f"pseudo anomalies: {len(bank)} sequences of objects ({bank.source})")
     return bank
 
 
@@ -150,13 +150,13 @@ def main(argv=None):
     add_shard_flag(training.add_flags(parser, out="runs/sdmae/<dataset>"))
     add_pseudo_flags(parser)
     args = parser.parse_args(argv)
-    r = training.Run.of(args)
+    r = training.Run.from_args(args)
     name = datasets.canonical(args.dataset)
     size, patch = input_of(args, name)
     ready = prepare(args, size, r)
     if args.preview:
         preview(bank_of(args, ready, size, r), ready, args, args.out or Path("runs/sdmae") / name)
-    if r.main:
+    if r.is_main:
         ready.summary()
         ready.report_skipped()
         print(f"next: python sdmae/train.py --dataset {name}")

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from common.files import UserError
+from common.io import UserError
 from common.late import torch
 from common.pictures import as_channels, resize
 from common.video import Decoder

@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from common import training
 from common.batches import parts_of
-from common.files import UserError, first_line
+from common.io import UserError, first_line
 from common.kept import Kept
 from common.late import Late, torch
 from common.video import Video
@@ -84,8 +84,8 @@ def score(scorer, frames, rows, batch_size=64, tick=lambda n: None):
 
 def shared_score(scorer, frames, rows, label):
     """score() of which torchrun's processes compute a part each."""
-    r, share = scorer.run, scorer.run.share(len(rows))
-    with tqdm(total=len(share), desc=label, unit="frame", disable=not r.main, dynamic_ncols=True, mininterval=2) as bar:
+    r, share = scorer.run, scorer.run.contiguous_share(len(rows))
+    with tqdm(total=len(share), desc=label, unit="frame", disable=not r.is_main, dynamic_ncols=True, mininterval=2) as bar:
         return r.gather(score(scorer, frames, rows[share.start:share.stop], tick=bar.update))
 
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from common import datasets, training
 from common.batches import parts_of
-from common.files import UserError, run
+from common.io import UserError, run
 from common.late import Late, torch
 from sdmae import preprocess, pseudo, scoring
 from sdmae.frames import STEPS, Frames, gradient_of, image_of, target_of
@@ -114,7 +114,7 @@ class Trainer:
 
     def save(self):
         self.saved = time.perf_counter()
-        if self.run.main:
+        if self.run.is_main:
             training.save_checkpoint(self.path, {
                 "method": "sdmae", "done": self.done, "model_args": self.model_args, "identity": self.identity, "plan": self.plan,
                 "model_state_dict": self.net.state_dict(), "optimizer": self.optimizer.state_dict() if self.optimizer else None,
@@ -136,27 +136,27 @@ class Trainer:
         training.set_rng(state["rng"])
         return True
 
-    def input(self, five, rng, noise, everyone=None):
+    def input(self, five, rng, noise, global_batch=None):
         """Samples with pseudo anomalies -> network input, target, gradient, masking noise, all on the device.
 
-        What is random is drawn for the whole batch of `everyone`'s, so that it does not depend on the number of processes.
+        What is random is drawn for the whole batch of `global_batch`'s, so that it does not depend on the number of processes.
         """
-        chosen = pseudo.choose(self.bank, everyone or len(five), self.plan["pseudo_share"], self.frames.size, rng)
-        chosen = pseudo.of_part(chosen, self.run.part(everyone or len(five))[0])
+        chosen = pseudo.choose(self.bank, global_batch or len(five), self.plan["pseudo_share"], self.frames.size, rng)
+        chosen = pseudo.of_part(chosen, self.run.batch_slice(global_batch or len(five))[0])
         seen, mask = pseudo.paste(five, self.bank, chosen, STEPS)
         return image_of(seen[:, ::2]), target_of(five[:, 2], mask), gradient_of(seen), noise.to(five.device, non_blocking=True)
 
-    def step(self, five, rng, noise, everyone=None):
-        """One step of the present phase on this process's samples, of a batch of `everyone`'s. -> {name: loss}, detached."""
-        image, target, gradient, noise = self.input(five, rng, noise, everyone)
+    def step(self, five, rng, noise, global_batch=None):
+        """One step of the present phase on this process's samples, of a batch of `global_batch`'s. -> {name: loss}, detached."""
+        image, target, gradient, noise = self.input(five, rng, noise, global_batch)
         net, n = self.net, len(five)
-        share = self.run.part(everyone or n)[1]
+        share = self.run.batch_slice(global_batch or n)[1]
         if self.phase == 1:
             with self.run.autocast():
                 out = net(image, noise, student=False)
             loss = model.teacher_loss(out["teacher"], target, gradient, net.patch_size, weighted=self.plan["gradient_weights"])
             losses = {"teacher": loss.detach() / n * share}
-            loss = loss * (share * (everyone or n) / n)   # a sum over the whole batch, once the processes' gradients are averaged
+            loss = loss * (share * (global_batch or n) / n)   # a sum over the whole batch, once the processes' gradients are averaged
         else:
             with self.run.autocast():
                 with torch.no_grad():
@@ -174,7 +174,7 @@ class Trainer:
         r, plan, at = self.run, self.plan, self.at
         steps = -(-len(self.frames) // plan["batch_size"])
         bar = tqdm(total=plan["epochs"] * steps, initial=at["epoch"] * steps + at["step"], desc="train", unit="step",
-                   disable=not r.main, dynamic_ncols=True, mininterval=1 if sys.stderr.isatty() else 30)
+                   disable=not r.is_main, dynamic_ncols=True, mininterval=1 if sys.stderr.isatty() else 30)
         if args.compile:
             self.net.compile()
         while at["epoch"] < plan["epochs"]:
@@ -188,11 +188,11 @@ class Trainer:
         size, first = plan["batch_size"], at["step"]
         began = time.perf_counter()
         spent, self.frames.waited = self.seconds, 0.0
-        for _, five in self.frames.iterate(parts_of(order, size, first, r.rank, r.world)):
-            rng, everyone = np.random.default_rng([self.seed, at["epoch"], at["step"], 0]), min(size, len(order) - at["step"] * size)
-            noise = torch.from_numpy(rng.random((everyone, self.net.tokens), np.float32)[r.part(everyone)[0]])
+        for _, five in self.frames.iterate(parts_of(order, size, first, r.rank, r.world_size)):
+            rng, global_batch = np.random.default_rng([self.seed, at["epoch"], at["step"], 0]), min(size, len(order) - at["step"] * size)
+            noise = torch.from_numpy(rng.random((global_batch, self.net.tokens), np.float32)[r.batch_slice(global_batch)[0]])
             self.set_rate(steps)
-            for k, v in self.step(five, rng, noise, everyone).items():
+            for k, v in self.step(five, rng, noise, global_batch).items():
                 self.sums[k] = self.sums.get(k, 0.0) + v
             at["step"] += 1
             bar.update()
@@ -207,12 +207,12 @@ class Trainer:
                 self.save()
         now = time.perf_counter()
         self.seconds = spent + now - began
-        means = r.mean({k: float(v) / at["step"] for k, v in self.sums.items()})
+        means = r.mean_over_ranks({k: float(v) / at["step"] for k, v in self.sums.items()})
         r.sync_buffers(self.net)
         at["epoch"], at["step"], self.sums = at["epoch"] + 1, 0, {}
         if now - self.saved > 60 or at["epoch"] in (plan["student_from"], plan["epochs"]):
             self.save()
-        if r.main:
+        if r.is_main:
             log.write(stage="teacher" if self.phase == 1 else "student", epoch=at["epoch"], **means, seconds=self.seconds,
                       frames_per_second=(len(self.frames) - first * plan["batch_size"]) / (now - began),
                       waited_share=self.frames.waited / (now - began))
@@ -222,33 +222,33 @@ class Trainer:
 def train(args, ready, size, patch, r):
     """-> path of the finished checkpoint."""
     dataset = ready.data.name
-    plan, folder = plan_of(args, dataset), r.output(args.out or Path("runs/sdmae") / dataset)
+    plan, folder = plan_of(args, dataset), r.open_output_dir(args.out or Path("runs/sdmae") / dataset)
     if not ready.train:
         raise UserError(f"{dataset} has no training videos under {ready.data.root}: put normal videos into train/")
     frames = Frames(ready.arrays(ready.train), r.device, STEPS)
-    if 1 < r.world and len(frames) < r.world:
-        raise UserError(f"{len(frames)} training frames are too few for {r.world} processes")
+    if 1 < r.world_size and len(frames) < r.world_size:
+        raise UserError(f"{len(frames)} training frames are too few for {r.world_size} processes")
     rule = scoring.rule_of(dataset, args.norm, args.parts, args.student_on)
     model_args = {**scoring.SIZES[args.size or ("small" if dataset == "demo" else "full")], "patch_size": patch,
                   "image_size": list(size), "mask_ratio": args.mask_ratio}
     identity = {"model_args": model_args, "dataset": dataset, "frames": len(frames), "seed": args.seed, "precision": r.precision,
-                "processes": r.world, **{k: v for k, v in plan.items() if k != "epochs"}}   # a run may go on for more
+                "processes": r.world_size, **{k: v for k, v in plan.items() if k != "epochs"}}   # a run may go on for more
     trainer = Trainer(plan, model_args, frames, preprocess.bank_of(args, ready, size, r), r, folder / "sdmae.pt", identity,
                       args.seed, rule)
     log, resumed = training.Log(folder / "log.jsonl"), False
     if args.resume:
         resumed = trainer.load()
-    elif r.main:
+    elif r.is_main:
         log.path.unlink(missing_ok=True)
     parameters = sum(p.numel() for p in trainer.net.parameters()) / 1e6
-    r.say(f"{dataset}: {len(ready.train)} training videos, {len(frames)} frames at {size[0]}×{size[1]}, "
+    r.print(f"{dataset}: {len(ready.train)} training videos, {len(frames)} frames at {size[0]}×{size[1]}, "
           f"{trainer.net.tokens} tokens of {patch}×{patch} px, {parameters:.1f} M parameters, {r.device}, {r.precision}")
     if trainer.done and trainer.at["epoch"] >= plan["epochs"]:
-        r.say(f"{plan['epochs']} epochs done before ({trainer.path})")
+        r.print(f"{plan['epochs']} epochs done before ({trainer.path})")
         return trainer.path
     if resumed:
-        r.say(f"going on at epoch {trainer.at['epoch'] + 1}, step {trainer.at['step']}")
-        if r.main:
+        r.print(f"going on at epoch {trainer.at['epoch'] + 1}, step {trainer.at['step']}")
+        if r.is_main:
             for stage in ("teacher", "student"):
                 log.drop_after(stage, trainer.at["epoch"])
     trainer.done = False
@@ -263,7 +263,7 @@ def train(args, ready, size, patch, r):
 def main(argv=None):
     args = parse(argv)
     began = time.perf_counter()
-    r = training.Run.of(args)
+    r = training.Run.from_args(args)
     name = datasets.canonical(args.dataset)
     plan_of(args, name)
     size, patch = preprocess.input_of(args, name)
@@ -272,7 +272,7 @@ def main(argv=None):
         return preprocess.preview(preprocess.bank_of(args, ready, size, r), ready, args,
                                   args.out or Path("runs/sdmae") / name)
     checkpoint = train(args, ready, size, patch, r)
-    r.say(f"trained in {(time.perf_counter() - began) / 60:.1f} min with everything before; checkpoint {checkpoint}")
+    r.print(f"trained in {(time.perf_counter() - began) / 60:.1f} min with everything before; checkpoint {checkpoint}")
     from sdmae.eval import evaluate
     evaluate(args, ready, checkpoint, r)
     r.close()

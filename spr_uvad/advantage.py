@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from common.evaluation import report_folder
-from common.files import UserError, run
+from common.io import UserError, run
 
 
 def cube_labels(ready, videos, share=0.2):

@@ -14,9 +14,9 @@ import numpy as np
 
 from common import datasets, evaluation, smoothing, training
 from common.dataset import Dataset
-from common.files import UserError, run, safe, writable_folder
+from common.io import UserError, run, safe_filename, writable_folder
 from common.objects import pipeline
-from common.parallel import add_shard_flag
+from common.pool import add_shard_flag
 from common.video import open_video
 from spr_uvad import preprocess, scoring
 
@@ -80,7 +80,7 @@ class Scored:
         if args.training_scores:
             return statistics_of_files(args.training_scores, self.grid, self.use_flow, self.nets)
         merge = args.setting == "merge"
-        r.say(f"{self.path} has no training statistics: scoring the cubes of setting {args.setting or 'test'}")
+        r.print(f"{self.path} has no training statistics: scoring the cubes of setting {args.setting or 'test'}")
         everything = preprocess.prepare(args, r, splits=("train", "test"), trained=self.foreground) if merge else ready
         found = scoring.kept_score(self.nets, self.grid, everything, everything.train + everything.test if merge else ready.test, folder, r)
         if not found:
@@ -129,7 +129,7 @@ def evaluate(args, ready, checkpoint, r):
                "epochs": model.state.get("at", {}).get("epoch"), "foreground": vars(ready.store.s)})
     evaluation.show(out, result, pictures=ready.pictures, red=red, curve_top=red, top=args.top, overlay=args.overlay)
     ready.report_skipped()
-    evaluation.say_next("spr_uvad/eval.py", checkpoint, out, args)
+    evaluation.print_next_steps("spr_uvad/eval.py", checkpoint, out, args)
     return result.metrics
 
 
@@ -138,7 +138,7 @@ def score_video(args, r):
     video, model = open_video(args.video), Scored(args.checkpoint)
     ready = preprocess.prepare(args, r, data=Dataset("video", video.path.resolve().parent, [], [video]),
                                trained=pipeline.for_own_video(model.foreground, args.boxes))
-    out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / safe(video.name))
+    out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / safe_filename(video.name))
     stats = model.statistics(args, ready, out, r)
     found = scoring.kept_score(model.nets, model.grid, ready, ready.test, out, r)
     if found:
@@ -154,7 +154,7 @@ def score_video(args, r):
 def main(argv=None):
     args = parse(argv)
     smoothing.parse(args.smoothing)
-    r = training.Run.of(args)
+    r = training.Run.from_args(args)
     args.checkpoint = args.checkpoint or Path("runs/spr_uvad") / datasets.canonical(args.dataset) / "spr.pt"
     if args.video:
         return score_video(args, r)

@@ -8,7 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import datasets
-from common.files import run
+from common.io import run
 from common.objects import flow, pipeline
 
 SHARED = dict(min_score=0.2, covered=0.6, frames=(-2, -1, 0, 1, 2), flows=(-2, -1, 0, 1, 2), motion="flow", motion_threshold=1.0,

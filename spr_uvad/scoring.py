@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from common import training
 from common.batches import Batches
-from common.files import UserError, first_line
+from common.io import UserError, first_line
 from common.kept import Kept, seconds_of
 from common.late import Late, torch
 from common.video import Video
@@ -74,9 +74,9 @@ def use_flow(nets):
 
 def shared_score(nets, records, rows, block, r, label):
     """score() of the cubes `rows` of many videos, of which torchrun's processes compute a part each."""
-    share = r.share(len(rows))
+    share = r.contiguous_share(len(rows))
     mine, data = rows[share.start:share.stop], Batches(records, fields(use_flow(nets)), r.device)
-    with tqdm(total=len(mine), desc=label, unit="cube", disable=not r.main, dynamic_ncols=True, mininterval=2) as bar:
+    with tqdm(total=len(mine), desc=label, unit="cube", disable=not r.is_main, dynamic_ncols=True, mininterval=2) as bar:
         return r.gather(score(nets, data, mine, block[share.start:share.stop], r, bar.update))
 
 

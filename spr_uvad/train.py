@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from common import training
 from common.batches import Batches
-from common.files import UserError, run
+from common.io import UserError, run
 from common.late import Late, torch
 from spr_uvad import advantage, preprocess, scoring
 
@@ -108,7 +108,7 @@ class Trainer:
         self.nets[number] = self.net
 
     def save(self):
-        if not self.run.main:
+        if not self.run.is_main:
             return
         state = {"method": "spr_uvad", "done": self.done, "model_args": self.model_args, "grid": list(self.plan["grid"]),
                  "model_state_dicts": {str(k): n.state_dict() for k, n in self.nets.items()}, "plan": self.plan,
@@ -132,8 +132,8 @@ class Trainer:
         """Self-paced weights of this process's cubes; mean and deviation are those of the whole batch."""
         with torch.no_grad(), self.run.autocast():
             raw = self.net.folded(cubes, flow=False)["raw"]
-        everyone = self.run.whole(model.cube_errors(raw, cubes), count)
-        return model.self_paced_weights(everyone, t, mode=self.plan["self_paced"], shrink=self.plan["shrink"],
+        global_batch = self.run.all_gather_batch(model.cube_errors(raw, cubes), count)
+        return model.self_paced_weights(global_batch, t, mode=self.plan["self_paced"], shrink=self.plan["shrink"],
                                         init_std_range=self.plan["std_range"])[part]
 
     def train_step(self, batch, part, count, t, share=1.0):
@@ -163,7 +163,7 @@ class Trainer:
         r, plan = self.run, self.plan
         numbers, counts = np.unique(self.block, return_counts=True)
         total = sum(-(-int(n) // plan["batch_size"]) * plan["epochs"] for n in counts)
-        bar = tqdm(total=total, desc="train", unit="step", disable=not r.main, dynamic_ncols=True,
+        bar = tqdm(total=total, desc="train", unit="step", disable=not r.is_main, dynamic_ncols=True,
                    mininterval=1 if sys.stderr.isatty() else 30)
         for number, n in zip(numbers.tolist(), counts.tolist()):
             steps = -(-n // plan["batch_size"])
@@ -188,12 +188,12 @@ class Trainer:
         self.net.train()
         size, start = plan["batch_size"], first * plan["batch_size"]
         for rows, batch in data.iterate(self.rows[order], size, start=first):
-            where, (part, share) = order[start:start + size], r.part(len(rows))
+            where, (part, share) = order[start:start + size], r.batch_slice(len(rows))
             start += size
             batch = {k: v[part] for k, v in batch.items()}
             t = (at["epoch"] - plan["warmup"]) * steps + at["step"] if refined else None
             losses, raw = self.train_step(batch, part, len(rows), t, share)
-            if r.main or len(rows) >= r.world:      # they are summed over the processes
+            if r.is_main or len(rows) >= r.world_size:      # they are summed over the processes
                 self.errors[where[part]] = raw.cpu().numpy()
             for k, v in losses.items():
                 self.sums[k] = self.sums.get(k, 0.0) + v
@@ -211,13 +211,13 @@ class Trainer:
                 saved = time.perf_counter()
         now = time.perf_counter()
         self.seconds = spent + now - began
-        means = r.mean({k: float(v) / steps for k, v in self.sums.items()})
+        means = r.mean_over_ranks({k: float(v) / steps for k, v in self.sums.items()})
         r.sync_buffers(self.net)
-        errors = r.sum(self.errors)
+        errors = r.all_reduce_sum(self.errors)
         at["epoch"], at["step"], self.sums, self.errors = at["epoch"] + 1, 0, {}, np.zeros_like(self.errors)
         self.save()
         extra = after_epoch(self, number, errors)
-        if r.main:
+        if r.is_main:
             log.write(stage=f"block {number}", epoch=at["epoch"], **means, seconds=self.seconds,
                       cubes_per_second=(len(self.rows) - first * plan["batch_size"]) / (now - began),
                       waited_share=data.waited / (now - began), **extra)
@@ -232,7 +232,7 @@ def videos_of(ready, setting):
 def train(args, ready, r):
     """-> path of the finished checkpoint."""
     dataset = ready.data.name
-    plan, folder = plan_of(args, dataset), r.output(args.out or Path("runs/spr_uvad") / dataset)
+    plan, folder = plan_of(args, dataset), r.open_output_dir(args.out or Path("runs/spr_uvad") / dataset)
     if not ready.test:
         raise UserError(f"{dataset} has no test videos under {ready.data.root}: this method trains on the videos that it scores; "
                         "put them into test/, or straight into the folder")
@@ -247,7 +247,7 @@ def train(args, ready, r):
     block = scoring.blocks(ready.column(videos, "box"), ready.sizes(videos), plan["grid"])
     model_args = {**scoring.SIZES[args.size], "num_frames": len(ready.store.s.frames), "use_flow": args.flow is not None}
     identity = {"model_args": model_args, "dataset": dataset, "cubes": [ready.store.s.key(), cubes], "seed": args.seed,
-                "precision": r.precision, "processes": r.world,
+                "precision": r.precision, "processes": r.world_size,
                 **{k: list(v) if isinstance(v, tuple) else v for k, v in plan.items()}}
     if len(np.unique(block)) == 1:
         del identity["epochs"]  # one block can go on for more; several are trained one after another
@@ -256,34 +256,34 @@ def train(args, ready, r):
     log = training.Log(folder / "log.jsonl")
     if args.resume:
         trainer.load()
-    elif r.main:
+    elif r.is_main:
         log.path.unlink(missing_ok=True)
-    r.say(f"{dataset}, setting {args.setting}: {len(videos)} videos, {cubes} cubes in {len(np.unique(block))} blocks, "
+    r.print(f"{dataset}, setting {args.setting}: {len(videos)} videos, {cubes} cubes in {len(np.unique(block))} blocks, "
           f"{'with' if args.flow else 'without'} motion, refinement {plan['self_paced']}, {r.device}, {r.precision}")
     if trainer.done and trainer.at["epoch"] >= plan["epochs"]:
-        r.say(f"{plan['epochs']} epochs done before ({trainer.path})")
+        r.print(f"{plan['epochs']} epochs done before ({trainer.path})")
         return trainer.path
     if trainer.pending:
-        r.say(f"going on in block {trainer.at['block']} at epoch {trainer.at['epoch'] + 1}, step {trainer.at['step']}")
-        if r.main:
+        r.print(f"going on in block {trainer.at['block']} at epoch {trainer.at['epoch'] + 1}, step {trainer.at['step']}")
+        if r.is_main:
             log.drop_after(f"block {trainer.at['block']}", trainer.at["epoch"])
     trainer.done = False
     trainer.train(args, log, observer(ready, videos, r))
     nets = trainer.nets
-    r.say("training statistics")
+    r.print("training statistics")
     if found := scoring.kept_score(nets, plan["grid"], ready, videos, folder, r):
         trainer.statistics = {str(k): v for k, v in scoring.statistics(found[0], block, nets).items()}
     trainer.done = True
     trainer.save()
     r.barrier()
-    if r.main and ready.data.has_labels:
+    if r.is_main and ready.data.has_labels:
         advantage.plot({f"refinement {plan['self_paced']}": log.path}, folder / "normality_advantage.png")
     return trainer.path
 
 
 def observer(ready, videos, r):
     """-> function(trainer, block, errors) with what is logged after an epoch. Labels are looked at, nothing depends on them."""
-    labels = advantage.cube_labels(ready, videos) if ready.data.has_labels and r.main else None
+    labels = advantage.cube_labels(ready, videos) if ready.data.has_labels and r.is_main else None
 
     def after(trainer, number, errors):
         return {} if labels is None else advantage.means(errors / trainer.size, labels[trainer.rows])
@@ -293,10 +293,10 @@ def observer(ready, videos, r):
 def main(argv=None):
     args = parse(argv)
     began = time.perf_counter()
-    r = training.Run.of(args)
+    r = training.Run.from_args(args)
     ready = preprocess.prepare(args, r, splits=("train", "test") if args.setting == "merge" else ("test",))
     checkpoint = train(args, ready, r)
-    r.say(f"trained in {(time.perf_counter() - began) / 60:.1f} min with everything before; checkpoint {checkpoint}")
+    r.print(f"trained in {(time.perf_counter() - began) / 60:.1f} min with everything before; checkpoint {checkpoint}")
     from spr_uvad.eval import evaluate
     evaluate(args, ready, checkpoint, r)
     r.close()

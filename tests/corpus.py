@@ -15,7 +15,7 @@ from scipy import io
 
 from common import datasets, evaluation, labels, training, ubnormal
 from common.features import FeatureVideo, find_features, listed_names
-from common.files import load_array, read_json
+from common.io import load_array, read_json
 from common.objects import detectors
 from common.objects.flow import FlowFiles
 from common.pictures import read_image

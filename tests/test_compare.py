@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from common.files import UserError
+from common.io import UserError
 from common.report import compare
 from tests.helpers import refused, script, tiny_folder
 

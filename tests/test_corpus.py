@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from common import datasets
-from common.files import UserError
+from common.io import UserError
 from tests.corpus import HARMLESS, KINDS, SITUATIONS, SPECIAL, SPOILED, marker
 from tests.helpers import ROOT, refused, save_frames, script, tiny_folder, walkers
 
@@ -76,8 +76,8 @@ def test_a_bad_file_is_one_sentence_or_no_harm(kind, title, sound, tmp_path):
 OPENS = {
     "common/batches.py copy_rows": "tests/test_frd_uvad.py", "common/clip.py uses_quick_gelu": "tests/test_scene_aware_ae.py",
     "common/objects/detectors.py _onnx": "tests/test_foreground.py",
-    "common/files.py read_text": "labels.txt", "common/files.py read_json": "side.json", "common/files.py load_array": "array.npy",
-    "common/files.py load_arrays": "scores.npz", "common/files.py stamp": "tests/test_names.py",
+    "common/io.py read_text": "labels.txt", "common/io.py read_json": "side.json", "common/io.py load_array": "array.npy",
+    "common/io.py load_arrays": "scores.npz", "common/io.py stamp": "tests/test_names.py",
     "common/objects/cubes.py CubeStore._has_boxes": "scores.npz",
     "common/kept.py Kept.__init__": "tests/test_training.py",
     "common/labels.py read_mat": "ped2.mat", "common/labels.py npz_names": "packed.npz", "common/labels.py matlab_ranges": "UCSDped2.m",

@@ -4,7 +4,7 @@ import pytest
 import scipy.io
 
 from common import datasets
-from common.files import UserError, load_arrays
+from common.io import UserError, load_arrays
 from tests.helpers import save_frames, save_video, walkers
 
 pytestmark = pytest.mark.usefixtures("listing")

@@ -8,7 +8,7 @@ import pytest
 
 from common import training
 from common.features import CLIP, FeatureVideo, find_features, per_video
-from common.files import UserError, safe
+from common.io import UserError, safe_filename
 from common.video import Video
 from frd_uvad.preprocess import prepare
 from frd_uvad.svmae.clips import Depth
@@ -471,8 +471,8 @@ def test_exchanged_files_are_another_source(tmp_path):
 
 def test_the_toolkits_own_features_of_odd_names(tmp_path):
     for name in ("a#b", "50%", "視频"):
-        save(tmp_path / "test" / f"{safe(name)}.npy", rows(4, 1, 8))
-        save(tmp_path / "labels" / f"{safe(name)}.npy", np.ones(64))
+        save(tmp_path / "test" / f"{safe_filename(name)}.npy", rows(4, 1, 8))
+        save(tmp_path / "labels" / f"{safe_filename(name)}.npy", np.ones(64))
     (tmp_path / "settings.json").write_text("{}")
     data = find_features("features", tmp_path)
     assert sorted(v.name for v in data.test) == ["50%", "a#b", "視频"] and all(data.labels(v).all() for v in data.test)

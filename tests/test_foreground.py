@@ -8,7 +8,7 @@ import torch
 
 from common.batches import Batches
 from common.cache import FrameCache
-from common.files import UserError
+from common.io import UserError
 from common.objects import detectors
 from common.objects.cubes import CubeStore, Settings, cubes_of_video, drop_covered, motion_boxes, object_boxes
 from common.objects.flow import PairFlow, make_flow

@@ -15,7 +15,7 @@ import torch
 from common import datasets, training
 from common.batches import parts_of
 from common.features import FeatureVideo, find_features, frames_of_clips
-from common.files import UserError, load_arrays
+from common.io import UserError, load_arrays
 from common.video import open_video
 from frd_uvad import preprocess, scoring
 from frd_uvad.eval import published_measures

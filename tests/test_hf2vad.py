@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from common import training
-from common.files import load_arrays
+from common.io import load_arrays
 from common.objects import pipeline
 from hf2vad import scoring
 from hf2vad.model import HF2VAD, dropout, fold

@@ -12,7 +12,7 @@ import scipy.io
 from common import datasets, evaluation
 from common.dataset import Usable
 from common.features import CLIP, annotations, find_features
-from common.files import UserError
+from common.io import UserError
 from common.labels import matlab_ranges
 from common.objects import detectors
 from common.objects.flow import FlowFiles
@@ -815,7 +815,7 @@ def test_scores_in_any_order(tmp_path, seed):
 
 # -------------------------------------------------------------------------------------- annotation files as published
 
-def original(shared, pattern):
+def original_name(shared, pattern):
     found = sorted(shared.rglob(pattern))
     if not found:
         pytest.skip(f"{pattern} is not in {shared}")
@@ -823,28 +823,28 @@ def original(shared, pattern):
 
 
 def test_published_ranges_of_ped1(shared_data):
-    ranges = matlab_ranges(original(shared_data, "UCSDped1.m"))
+    ranges = matlab_ranges(original_name(shared_data, "UCSDped1.m"))
     assert len(ranges) == 36 and sum(last - first + 1 for pairs in ranges.values() for first, last in pairs) == 4045
 
 
 def test_published_masks_of_avenue(shared_data):
-    folder = original(shared_data, "testing_label_mask")
+    folder = original_name(shared_data, "testing_label_mask")
     y = [datasets.volume_masks(p).any((1, 2)) for p in sorted(folder.glob("*_label.mat"))]
     assert (len(y), sum(map(len, y)), sum(int(x.sum()) for x in y)) == (21, 15324, 3712)
 
 
 def test_published_masks_of_shanghaitech(shared_data):
-    y = [np.load(p) for p in sorted(original(shared_data, "test_frame_mask").glob("*.npy"))]
+    y = [np.load(p) for p in sorted(original_name(shared_data, "test_frame_mask").glob("*.npy"))]
     assert (len(y), sum(map(len, y)), sum(int(x.sum()) for x in y)) == (107, 40791, 17326)
 
 
 def test_published_annotations_of_ucf_crime(shared_data):
-    found = annotations(original(shared_data, "Temporal_Anomaly_Annotation*.txt"))
+    found = annotations(original_name(shared_data, "Temporal_Anomaly_Annotation*.txt"))
     assert len(found) == 290 and sum(map(bool, found.values())) == 140
 
 
 def test_published_annotations_of_xd_violence(shared_data):
-    found = annotations(original(shared_data, "annotations.txt"))
+    found = annotations(original_name(shared_data, "annotations.txt"))
     assert len(found) == 500 and all(found.values())
 
 

@@ -4,7 +4,7 @@ import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from common import evaluation, metrics, smoothing
-from common.files import UserError
+from common.io import UserError
 
 
 def test_auc_with_ties_is_scikit_learns():

@@ -17,7 +17,7 @@ from common import container, evaluation
 from common.cache import FrameCache, VideoFiles
 from common.container import Clock
 from common.dataset import Dataset, Usable
-from common.files import UserError, load_arrays, original, read_table, safe, save_arrays, writing_table
+from common.io import UserError, load_arrays, original_name, read_table, safe_filename, save_arrays, writing_table
 from common.kept import Kept
 from common.objects import detectors, flow, pipeline
 from common.objects.cubes import CubeStore, Settings
@@ -50,7 +50,7 @@ def able(path, make):
 
 def score_page(folder, name):
     """A report on one video with a link to its overlay, a file that is there."""
-    scores, file = {name: np.linspace(0, 1, FRAMES)}, folder / "overlay" / f"{safe(name)}.mp4"
+    scores, file = {name: np.linspace(0, 1, FRAMES)}, folder / "overlay" / f"{safe_filename(name)}.mp4"
     file.parent.mkdir(exist_ok=True)
     file.write_bytes(b"")
     report.write(folder / "report.html", f"method on {name}", scores, scores, overlays={name: f"overlay/{file.name}"})
@@ -65,17 +65,18 @@ def test_there_are_many_names():
 
 def test_ordinary_names_stay_and_no_two_become_one():
     for name in ("01", "Test001", "01_0014", "normal_scene_1_scenario_2", "Abuse028_x264", "a b", "a.b.c", "视频", "Straße-3"):
-        assert safe(name) == name
+        assert safe_filename(name) == name
     hard = [*NAMES, "a/b", "a_b", "a%2Fb", "a%252Fb", "..", ".", "n" * 201, "n" * 199 + "m" * 2, "caf\u00e9", "caf%E9", "cam/1?user=…"]
-    assert len({safe(name) for name in hard}) == len(set(hard))
-    assert safe("a/b") == "a%2Fb" and safe("..") == "%2E%2E" and safe("CON") == "%43ON" and safe("trail ") == "trail%20"
+    assert len({safe_filename(name) for name in hard}) == len(set(hard))
+    for name, filename in (("a/b", "a%2Fb"), ("..", "%2E%2E"), ("CON", "%43ON"), ("trail ", "trail%20")):
+        assert safe_filename(name) == filename
 
 
 @given(st.text(st.characters(categories=("L", "N", "P", "S", "Z", "C")), max_size=30))
 @settings(max_examples=200, deadline=None)
 def test_a_name_comes_back(name):
-    stem = safe(name)
-    assert original(stem) == name and stem.isprintable() and not set(stem) & set('/\\:*?"<>|') and stem == stem.strip(" .")
+    stem = safe_filename(name)
+    assert original_name(stem) == name and stem.isprintable() and not set(stem) & set('/\\:*?"<>|') and stem == stem.strip(" .")
     assert len(stem.encode()) <= 300
 
 
@@ -101,7 +102,7 @@ def test_every_name_works(name, tmp_path, capsys):
     assert list(found) == [name, "other"] and all(np.array_equal(found[k], scores[k]) for k in scores)
     assert np.array_equal(load_arrays(tmp_path / "scores.npz", "scores", [name])[name], scores[name])
 
-    sys.stdout.reconfigure(errors="backslashreplace")           # as common.files.run does
+    sys.stdout.reconfigure(errors="backslashreplace")           # as common.io.run does
     ranking.write_ranking(scores, tmp_path)
     with open(tmp_path / "ranking.csv", encoding="utf-8", newline="") as f:
         assert [row["video"] for row in csv.DictReader(f)] == [name if name != NOT_UTF8 else "caf\\udce9"]
@@ -112,7 +113,7 @@ def test_every_name_works(name, tmp_path, capsys):
     assert (page.parent / urllib.parse.unquote(video["overlay"])).is_file() and not set(video["overlay"]) & set("#?<>\"' :\\")
     assert page.read_bytes().count(b"</script>") == 2
 
-    r = SimpleNamespace(main=True, rank=0, world=1, barrier=lambda: None, say=print)
+    r = SimpleNamespace(is_main=True, rank=0, world_size=1, barrier=lambda: None, print=print)
     for video in (folder, file):
         kept = Kept(tmp_path / "kept" / video.path.parent.name, {"weights": "w"}, Video.fingerprint, __file__)
         made = kept.make([video], lambda v, tick: {"scores": scores[v.name]}, r, size=lambda v: 1, unit="video")
@@ -164,7 +165,7 @@ def test_titles_of_plots(name, tmp_path):
 @pytest.mark.parametrize("name", ["$x_1$", NOT_UTF8, "a#b"], ids=ascii)
 def test_results_of_ones_own_video(name, tmp_path, capsys):
     sys.stdout.reconfigure(errors="backslashreplace")
-    out = tmp_path / safe(name)
+    out = tmp_path / safe_filename(name)
     evaluation.write_own_video(name, walkers(FRAMES), Clock(10.0), np.arange(4.0), "none", "method", out)
     (video,) = content(out / "report.html")["videos"]
     assert video["name"] == name and (out / video["overlay"]).stat().st_size > 500 and (out / "curve.png").stat().st_size > 1000
@@ -192,7 +193,7 @@ def test_an_opencv_that_takes_no_bytes_skips_the_video(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_a_terminal_that_cannot_show_a_name(encoding):
-    code = ("from common.files import UserError, run\n"
+    code = ("from common.io import UserError, run\n"
             "def main():\n    print('64×96 ± … 视频 caf\\udce9')\n    raise UserError('no video a\\nb 视频')\nrun(main)")
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding})
     assert done.returncode == 2 and b"\\u89c6\\u9891 caf\\udce9" in done.stdout and b"96" in done.stdout
@@ -219,7 +220,7 @@ def test_a_script_over_all_names_at_once(tmp_path):
     assert "micro AUC" in done.stdout and done.stdout.isascii() and "Traceback" not in done.stderr
     page = content(out / "strict" / "report.html")
     assert set(load_arrays(out / "strict" / "scores.npz", "scores")) == {v["name"] for v in page["videos"]} == set(there)
-    assert {p.stem for p in (out / "strict" / "curves").iterdir()} == {safe(name) for name in there}
+    assert {p.stem for p in (out / "strict" / "curves").iterdir()} == {safe_filename(name) for name in there}
     with open(out / "strict" / "ranking.csv", encoding="utf-8", newline="") as f:
         assert {row["video"] for row in csv.DictReader(f)} <= {n.encode("utf-8", "backslashreplace").decode() for n in there}
 
@@ -276,7 +277,7 @@ def test_detected_boxes_notice(exchanged, tmp_path):
 def test_kept_scores_and_baselines_notice(exchanged, tmp_path):
     video, rename = exchanged
     kept = Kept(tmp_path / "kept", {}, Video.fingerprint, __file__)
-    r = SimpleNamespace(main=True, rank=0, world=1, barrier=lambda: None, say=print)
+    r = SimpleNamespace(is_main=True, rank=0, world_size=1, barrier=lambda: None, print=print)
     kept.make([video()], lambda v, tick: {"scores": np.ones(3)}, r, size=lambda v: 1, unit="video")
     baseline = pipeline._baseline_file(SimpleNamespace(folder=tmp_path), video())
     assert kept.load(video()) is not None

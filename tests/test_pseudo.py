@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from common import datasets
-from common.files import UserError
+from common.io import UserError
 from sdmae import pseudo
 from sdmae.frames import STEPS
 from tests.helpers import cached, save_video, walkers

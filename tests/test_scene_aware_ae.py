@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from common import clip, datasets, training
-from common.files import UserError, load_arrays
-from common.parallel import share_out
+from common.io import UserError, load_arrays
+from common.pool import prepare_videos
 from common.video import open_video
 from scene_aware_ae import encoder as encoders
 from scene_aware_ae import preprocess, scoring
@@ -213,7 +213,7 @@ class Brightness:
     """An encoder whose features can be checked by hand."""
     name, size, width, hash, batches = "brightness", (8, 8), 2, "0", []
 
-    def fit(self, frame):
+    def preprocess_frame(self, frame):
         return frame[:8, :8]
 
     def encode(self, frames):
@@ -233,7 +233,7 @@ def test_features_are_written_once_per_video_and_shards_share_them(tmp_path):
     features = preprocess.Features(tmp_path / "f", encoder.describe())
     build = partial(features.build, encoder=encoder, batch=4)
     args = SimpleNamespace(shard="0/2", workers=2)
-    there, failed = share_out(features, videos, build, args, r)
+    there, failed = prepare_videos(features, videos, build, args, r)
     assert [v.name for v in there] == ["v0", "v2", "v4"] and list(failed) == [videos[6].key]
     done = [features.info(v) is not None for v in videos]
     assert done == [True, False, True, False, True, False, False]
@@ -245,7 +245,7 @@ def test_features_are_written_once_per_video_and_shards_share_them(tmp_path):
     before = len(encoder.batches)
     build(videos[:6], 2)
     args.shard = "1/2"                     # the other job finds its own done, and counts what is there
-    there, failed = share_out(features, videos, build, args, r)
+    there, failed = prepare_videos(features, videos, build, args, r)
     assert len(there) == 6 and not failed
     assert len(encoder.batches) == before
     other = preprocess.Features(tmp_path / "f", {**encoder.describe(), "weights": "1"})
@@ -268,13 +268,13 @@ def test_clip_of_open_clip_random_weights(tmp_path):
         rgb = torch.from_numpy(frame[:, 38:262, ::-1].copy()).permute(2, 0, 1).float() / 255
         mean, std = (torch.tensor(x).view(3, 1, 1) for x in (clip.MEAN, clip.STD))
         wanted = model.eval().encode_image(((rgb - mean) / std)[None])
-    assert torch.allclose(a.encode(a.fit(frame)[None]), wanted, atol=1e-4)
+    assert torch.allclose(a.encode(a.preprocess_frame(frame)[None]), wanted, atol=1e-4)
     b = clip.ClipEncoder("RN50", tmp_path / "weights.pt", "paper", r)
     square = frame[:, :224]
     with torch.no_grad():
         wanted = model.encode_image(torch.from_numpy(square.copy()).permute(2, 0, 1).float()[None] / 127.5 - 1)
-    assert torch.allclose(b.encode(b.fit(square)[None]), wanted, atol=1e-4) and a.hash == b.hash
-    assert a.fit(walkers(1, size=(50, 30))[0]).shape == (224, 224, 3)
+    assert torch.allclose(b.encode(b.preprocess_frame(square)[None]), wanted, atol=1e-4) and a.hash == b.hash
+    assert a.preprocess_frame(walkers(1, size=(50, 30))[0]).shape == (224, 224, 3)
 
 
 def test_shanghaitech_sd_is_read_and_built(tmp_path):

@@ -15,7 +15,7 @@ import torch
 
 from common import training
 from common.batches import parts_of
-from common.files import UserError, load_arrays
+from common.io import UserError, load_arrays
 from sdmae import scoring
 from sdmae.frames import STEPS, Frames, gradient_of, image_of, noise_table, target_of
 from sdmae.model import SDMAE, error_maps, pixel_errors, teacher_loss, token_weights

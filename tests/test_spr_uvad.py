@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from common import training
-from common.files import UserError, load_arrays
+from common.io import UserError, load_arrays
 from common.objects.cubes import Settings, flow_boxes
 from common.report.ranking import moments
 from spr_uvad import advantage, scoring

@@ -11,7 +11,7 @@ import torch
 from common import training
 from common.batches import parts_of
 from common.features import find_features
-from common.files import UserError, load_arrays
+from common.io import UserError, load_arrays
 from frd_uvad.svmae import detector
 from frd_uvad.svmae import model as m
 from frd_uvad.svmae.clips import WHOLE, Clips, Depth, cut, random_crops

@@ -13,7 +13,7 @@ import pytest
 from common import evaluation
 from common.cache import FrameCache
 from common.container import Clock, read_container
-from common.files import UserError
+from common.io import UserError
 from common.pictures import read_image
 from common.report import page, plots, ranking
 from common.video import Decoder, Video, decoded, list_videos, open_video

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 
-from common import files, training
+from common import io, training
 from common.batches import Batches
-from common.files import UserError, claim, load_array, replacing
+from common.io import UserError, atomic_write, load_array, lock_dir
 from tests.helpers import ROOT
 
 
@@ -68,14 +68,14 @@ def test_what_a_killed_process_left_is_cleaned_up(tmp_path):
     path = tmp_path / ("ü" * 120 + ".npy")
     dead = subprocess.Popen([sys.executable, "-c", "pass"])
     dead.wait()
-    with replacing(tmp_path / "x" / path.name) as tmp:
+    with atomic_write(tmp_path / "x" / path.name) as tmp:
         assert len(tmp.name.encode()) < 120
         tmp.write_bytes(b"x")
         left = {who: tmp.name.replace(f"-{os.getpid()}.", f"-{pid}.") for who, pid in (("dead", dead.pid), ("alive", os.getppid()))}
-    left["elsewhere"] = left["dead"].replace(f".{files._HOST}-", ".elsewhere-")
+    left["elsewhere"] = left["dead"].replace(f".{io._HOST}-", ".elsewhere-")
     for name in left.values():
         (tmp_path / name).write_bytes(b"x")
-    with replacing(path) as tmp:
+    with atomic_write(path) as tmp:
         tmp.write_bytes(b"y")
     assert {p.name for p in tmp_path.iterdir()} == {"x", path.name, left["alive"], left["elsewhere"]}
 
@@ -100,7 +100,7 @@ def full_gpu():
                                       lambda: cv2.copyMakeBorder(np.zeros((4, 4), np.uint8), 0, 2 ** 30, 0, 2 ** 30, cv2.BORDER_CONSTANT)])
 def test_out_of_memory_says_which_flag_to_lower(allocate, capsys):
     with pytest.raises(SystemExit) as end:
-        files.run(allocate)
+        io.run(allocate)
     assert end.value.code == 2 and "--batch-size" in capsys.readouterr().err
 
 
@@ -141,17 +141,17 @@ def test_batches_read_long_memory_maps_in_little_memory(tmp_path):
 
 
 def test_a_second_run_in_one_folder_is_refused_until_the_first_ends(tmp_path):
-    code = ("import sys, time; from common.files import claim; claim(sys.argv[1]); claim(sys.argv[1])\n"
+    code = ("import sys, time; from common.io import lock_dir; lock_dir(sys.argv[1]); lock_dir(sys.argv[1])\n"
             "print('mine', flush=True); time.sleep(60)")
     first = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     try:
         assert first.stdout.readline() == "mine\n"
         with pytest.raises(UserError, match=f"process {first.pid} on .*another --out"):
-            claim(tmp_path)
+            lock_dir(tmp_path)
     finally:
         first.kill()
         first.wait()
-    assert claim(tmp_path) == tmp_path
+    assert lock_dir(tmp_path) == tmp_path
 
 
 def test_kept_scores_are_made_again_when_anything_they_stand_for_changes(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from common.cache import FrameCache
-from common.files import UserError
+from common.io import UserError
 from common.video import Decoder, Video, list_videos, natural, open_video
 from tests.helpers import save_frames, save_video, walkers
 

@@ -14,11 +14,11 @@ import cv2
 import numpy as np
 
 from common.cache import VideoFiles
-from common.files import load_arrays, safe, save_arrays, write_json
+from common.io import load_arrays, safe_filename, save_arrays, write_json
 from common.objects import detectors
 from common.objects import flow as optical_flow
 from common.objects.flow import gray
-from common.parallel import map_videos, tick
+from common.pool import map_videos, tick
 
 
 @dataclass
@@ -253,7 +253,7 @@ class CubeStore(VideoFiles):
         return [v for v in videos if v.key not in failed], failed
 
     def _boxes_path(self, video):
-        return self.boxes_folder / video.split / f"{safe(video.name)}.npz"
+        return self.boxes_folder / video.split / f"{safe_filename(video.name)}.npz"
 
     def _has_boxes(self, video):
         path = self._boxes_path(video)

@@ -14,7 +14,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from common.files import UserError, first_line, load_arrays, opencv_path
+from common.io import UserError, first_line, load_arrays, opencv_path
 
 KINDS = "motion, file:BOXES.npz, onnx:YOLOX.onnx, torchvision[:MODEL], mmdet:CONFIG:CHECKPOINT"
 NONE = np.zeros((0, 5), np.float32)

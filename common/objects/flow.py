@@ -4,7 +4,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from common.files import UserError, load_array, stamp
+from common.io import UserError, load_array, stamp
 from common.video import natural
 
 METHODS = ("dis", "dis-fast", "dis-fine", "raft-small", "raft-large")
@@ -23,7 +23,7 @@ def check(method):
 
 
 def fingerprint(method):
-    """What makes cubes of one flow differ from another's: its name; of files also common.files.stamp."""
+    """What makes cubes of one flow differ from another's: its name; of files also common.io.stamp."""
     check(method)
     if not method.startswith(FILES):
         return method

@@ -13,10 +13,10 @@ from tqdm import tqdm
 from common import datasets, evaluation, training
 from common.cache import FrameCache
 from common.dataset import Usable
-from common.files import UserError, load_arrays, safe, save_arrays
+from common.io import UserError, load_arrays, safe_filename, save_arrays
 from common.objects import detectors, flow
 from common.objects.cubes import CubeStore, Settings, motion_boxes
-from common.parallel import add_shard_flag, map_videos, share_out, tick
+from common.pool import add_shard_flag, map_videos, prepare_videos, tick
 
 FLAGS = ("boxes", "tile", "flow", "min_score", "min_area", "covered", "motion_blur", "motion_threshold", "motion_area",
          "motion_close")
@@ -108,8 +108,8 @@ def prepare(args, published, r, splits=("train", "test"), data=None, trained=Non
     videos = [v for s in splits for v in getattr(data, s)]
     cache = FrameCache(folder / "frames")
     store = CubeStore(cache, folder, settings)      # refuses wrong settings before any work
-    usable, failed = share_out(cache, videos, cache.build, args, r)
-    there, lost = share_out(store, usable, partial(store.build, device=r.device), args, r, among=videos)
+    usable, failed = prepare_videos(cache, videos, cache.build, args, r)
+    there, lost = prepare_videos(store, usable, partial(store.build, device=r.device), args, r, among=videos)
     return Prepared(data, there, {**failed, **lost}, cache, store)
 
 
@@ -119,9 +119,9 @@ def preprocess_alone(prepare, add_data_flags, argv, about, script):
     add_data_flags(parser)
     add_shard_flag(training.add_flags(parser, out="not used here"))
     args = parser.parse_args(argv)
-    start, r = time.perf_counter(), training.Run.of(args)
+    start, r = time.perf_counter(), training.Run.from_args(args)
     ready = prepare(args, r)
-    if r.main:
+    if r.is_main:
         ready.summary()
         print(f"cubes are in {ready.store.folder} ({time.perf_counter() - start:.1f} s)")
         ready.report_skipped()
@@ -181,7 +181,7 @@ def frame_baselines(cache, videos, workers):
 
 def _baseline_file(cache, video):
     stamp = hashlib.sha256(json.dumps(video.fingerprint()).encode()).hexdigest()[:8]
-    return cache.folder / "baselines" / video.split / f"{safe(video.name)}-{stamp}.npz"
+    return cache.folder / "baselines" / video.split / f"{safe_filename(video.name)}-{stamp}.npz"
 
 
 def _baseline(job):

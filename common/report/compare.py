@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common import datasets, evaluation, metrics, smoothing
-from common.files import UserError, read_json, replacing, run, safe, writable_folder, writing_table
+from common.io import UserError, atomic_write, read_json, run, safe_filename, writable_folder, writing_table
 from common.report import plots
 
 COLUMNS = [("micro_auc", "micro AUC"), ("macro_auc", "macro AUC"), ("ap", "AP"), ("eer", "EER"), ("rbdc", "RBDC"), ("tbdc", "TBDC")]
@@ -139,7 +139,7 @@ def main(argv=None):
         plots.roc(smoothed, labels, out / "roc.png")
         for name in labels:
             plots.curves({t: s[name] for t, s in smoothed.items()}, labels[name], f"{data.name} · {name}",
-                         out / "curves" / f"{safe(name)}.png")
+                         out / "curves" / f"{safe_filename(name)}.png")
         print(f"wrote {out}/comparison.csv, .md, .tex, roc.png and curves/")
 
 
@@ -192,11 +192,11 @@ def write_tables(out, measured, reports):
         table.writerows([columns, *([r[c] for c in columns] for r in rows)])
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(r[c].replace("|", "\\|") for c in columns) + " |" for r in rows]
-    with replacing(out / "comparison.md") as tmp:
+    with atomic_write(out / "comparison.md") as tmp:
         tmp.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
     special = str.maketrans({c: "\\" + c for c in "&%$#_{}"})
     body = [" & ".join(x.translate(special) for x in line) + r" \\" for line in (columns, *([r[c] for c in columns] for r in rows))]
-    with replacing(out / "comparison.tex") as tmp:
+    with atomic_write(out / "comparison.tex") as tmp:
         tmp.write_text("\n".join([r"\begin{tabular}{l" + "r" * (len(columns) - 1) + "}", r"\toprule", body[0], r"\midrule", *body[1:],
                                   r"\bottomrule", r"\end{tabular}"]) + "\n", encoding="utf-8", errors="backslashreplace")
 

@@ -13,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.container import Clock
-from common.files import replacing
+from common.io import atomic_write
 from common.report.plots import ranges
 from common.report.ranking import boxes_at, picture
 from common.video import pick
@@ -105,6 +105,6 @@ def write(path, title, scores, smoothed, *, facts=(), notes=(), labels=None, col
             "threshold": threshold, "videos": videos}
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     page = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-    with replacing(path) as tmp:      # a name of a video may hold "</script>"
+    with atomic_write(path) as tmp:      # a name of a video may hold "</script>"
         page = page.replace("/*DATA*/", text.replace("<", "\\u003c"))
         tmp.write_text(page, encoding="utf-8", errors="backslashreplace")       # of a name that is not UTF-8, as JSON escapes it

@@ -4,7 +4,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from common.files import UserError, opencv_path, printable, replacing
+from common.io import UserError, atomic_write, opencv_path, printable
 from common.pictures import as_channels, write_image
 
 BLUE, GREY, RED = "#1f5fa8", "#9aa5b1", "#d6453d"
@@ -27,7 +27,7 @@ def ranges(labels):
 
 def save(figure, path):
     path = Path(path)
-    with replacing(path) as tmp:
+    with atomic_write(path) as tmp:
         figure.savefig(tmp, format=path.suffix[1:], dpi=110)
     pyplot().close(figure)
 
@@ -170,7 +170,7 @@ def overlay(frames, boxes, smoothed, labels, path, clock, box_range, score_range
     t, order = len(smoothed), boxes[np.argsort(boxes[:, 0], kind="stable")]
     edges = np.searchsorted(order[:, 0], np.arange(t + 1))
     writer = None
-    with replacing(path) as tmp:
+    with atomic_write(path) as tmp:
         for i, image in zip(range(t), frames):
             if writer is None:
                 h, w = image.shape[:2]

@@ -3,7 +3,7 @@ import cv2
 import numpy as np
 
 from common.container import Clock
-from common.files import writing_table
+from common.io import writing_table
 from common.pictures import as_channels, write_image
 from common.report.plots import contact_sheet, heat
 from common.video import pick

@@ -3,7 +3,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common.evaluation import ROWS
-from common.files import safe
+from common.io import safe_filename
 from common.report import page, plots, ranking
 
 
@@ -21,13 +21,13 @@ def write_results(out, evaluation, *, pictures=None, red=None, top=20, overlay=F
     ranking.write_ranking(e.smoothed, out, pictures=shown, detections=e.detections, span=span, top=top)
     for name in sorted(e.scores):
         plots.curve(e.scores[name], e.smoothed[name], e.labels.get(name), f"{e.method} · {e.data.name} · {name}",
-                    out / "curves" / f"{safe(name)}.png")
+                    out / "curves" / f"{safe_filename(name)}.png")
     notes = [f"liberty taken: {x}" for x in e.protocol.liberties] + e.remarks
     page.write(out / "report.html", f"{e.method} on {e.data.name}, {e.protocol.name}", e.scores, e.smoothed, facts=facts_of(e.metrics),
                notes=[("warn" if "BELOW" in x or "WARNING" in x else "soft", x) for x in notes],
                labels=e.labels, columns=e.columns, rows=ROWS, curves={e.method: e.smoothed, **e.baselines},
                auc_per_video=e.metrics.get("auc_per_video"), detections=e.detections, span=span, pictures=shown,
-               overlays={k: f"overlay/{safe(k)}.mp4" for k in e.scores} if overlay and shown else None)
+               overlays={k: f"overlay/{safe_filename(k)}.mp4" for k in e.scores} if overlay and shown else None)
     if overlay:
         write_overlays(out, e, shown, span, curve_top, maps, map_range)
 
@@ -42,7 +42,7 @@ def write_overlays(out, evaluation, pictures, span, curve_top, maps, map_range):
     for name in tqdm(sorted(e.smoothed), desc="overlay", unit="video", dynamic_ncols=True, mininterval=2):
         frames, clock = pictures(name)
         plots.overlay(frames, (e.detections or {}).get(name), e.smoothed[name], e.labels.get(name),
-                      out / "overlay" / f"{safe(name)}.mp4", clock, span,
+                      out / "overlay" / f"{safe_filename(name)}.mp4", clock, span,
                       plots.score_range(e.smoothed[name], curve_top), maps=(maps or {}).get(name), map_range=map_range)
     print(f"wrote {len(e.smoothed)} videos into {out}/overlay")
 

@@ -4,7 +4,7 @@ from tqdm import tqdm
 
 from common.batches import read_ahead, take_rows
 from common.cache import VideoFiles
-from common.files import UserError, first_line, load_array
+from common.io import UserError, first_line, load_array
 from common.late import torch
 from common.pictures import read_image, resize
 

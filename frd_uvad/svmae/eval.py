@@ -15,10 +15,10 @@ import numpy as np
 from common import evaluation, smoothing, training
 from common.dataset import report_skipped
 from common.features import FeatureVideo, add_label_flags, find_features, frames_of_clips
-from common.files import UserError, first_line, load_array, run, safe, writable_folder
+from common.io import UserError, first_line, load_array, run, safe_filename, writable_folder
 from common.kept import Kept, seconds_of
 from common.late import Late, torch
-from common.parallel import add_shard_flag
+from common.pool import add_shard_flag
 from common.video import decoded, open_video
 from frd_uvad.svmae.preprocess import features_of_video
 
@@ -160,7 +160,7 @@ def evaluate(args, data, checkpoint, r):
         extra=training.about(checkpoint, state, [net], seconds_of(found), data.skipped, r))
     evaluation.show(out, result, top=args.top, overlay=args.overlay)
     report_skipped(data.skipped)
-    evaluation.say_next("frd_uvad/svmae/eval.py", checkpoint, out, args, pictures=False)
+    evaluation.print_next_steps("frd_uvad/svmae/eval.py", checkpoint, out, args, pictures=False)
     return result.metrics
 
 
@@ -174,7 +174,7 @@ def score_video(args, r):
     if wanted["feature_group"] != "vis" and not args.text:
         raise UserError(f"checkpoint {args.checkpoint} needs caption embeddings: give --text DIR with {video.name}.npy")
     features, frames = features_of_video(video, made, args, r)
-    out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / safe(video.name))
+    out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / safe_filename(video.name))
     scores = score(net.eval().to(r.device), FeatureVideo(video.name, "test", [features], path=video.path), args.text, r)
     evaluation.write_own_video(video.name, *decoded(video), frames_of_clips(scores, frames), args.smoothing, "SVMAE", out, red=1.0,
                                top=args.top)
@@ -185,7 +185,7 @@ def main(argv=None):
     smoothing.parse(args.smoothing)
     if not args.video and not args.features:
         raise UserError("nothing to score: give --features DIR, or --video FILE")
-    r = training.Run.of(args)
+    r = training.Run.from_args(args)
     args.checkpoint = args.checkpoint or Path("runs/svmae") / f"{args.dataset}-detector" / "detector.pt"
     load_detector(args.checkpoint, *authors_flags(args))   # a wrong file is refused before any work
     if args.video:

@@ -19,15 +19,15 @@ import numpy as np
 from tqdm import tqdm
 
 from common import datasets, training
-from common.ahead import ReadAhead
+from common.ahead import VideoPrefetcher
 from common.cache import VideoFiles
 from common.clip import ClipEncoder
 from common.dataset import Usable
 from common.features import CLIP
-from common.files import UserError, read_json, replacing, run, safe, writable_folder, write_json
+from common.io import UserError, atomic_write, read_json, run, safe_filename, writable_folder, write_json
 from common.late import Late, torch
-from common.parallel import add_shard_flag, cores, share_out
 from common.pictures import resize
+from common.pool import add_shard_flag, cores, prepare_videos
 from common.video import Decoder, print_warnings
 from frd_uvad.preprocess import clips_of, describe
 from frd_uvad.svmae.clips import DEPTHS, WHOLE, Depth, cut
@@ -79,7 +79,7 @@ def load_encoder(args, r):
         except (RuntimeError, TypeError, KeyError) as e:
             raise UserError(f"checkpoint {args.checkpoint} does not fit this model ({str(e).splitlines()[0]}…)") from None
         if not state["done"]:
-            r.say(f"note: the pre-training of {args.checkpoint} has not finished")
+            r.print(f"note: the pre-training of {args.checkpoint} has not finished")
         return net, training.weights_hash(net.encoder)
     if "method" in state:
         raise UserError(f"checkpoint {args.checkpoint} belongs to the method {state['method']}, this script is {METHOD}")
@@ -104,7 +104,7 @@ class Encoder:
             self.crops = np.array(views + [(x, y, -a, b) for x, y, a, b in views], np.float32)
         self.clip = ClipEncoder(args.clip, args.pretrained, "clip", r) if args.clip else None
 
-    def fit(self, frame):
+    def preprocess_frame(self, frame):
         """A frame with 8/7 of the encoder's input along its shorter side, in the reading thread. uint8 [H, W, C] -> alike"""
         scale = self.size * 8 / 7 / min(frame.shape[:2])
         return resize(frame, tuple(round(s * scale) for s in frame.shape[:2]))
@@ -116,7 +116,7 @@ class Encoder:
         near = torch.from_numpy(near).to(r.device)
         out = torch.stack([self.view(*cut(frames, near, np.repeat(crop[None], n, axis=0), self.size)) for crop in self.crops], dim=1)
         if self.clip:
-            images = np.stack([self.clip.fit(f) for clip in clips for f in clip])
+            images = np.stack([self.clip.preprocess_frame(f) for clip in clips for f in clip])
             own = torch.cat([self.clip.encode(part) for part in np.array_split(images, -(-len(images) // 64))]).view(n, CLIP, -1).mean(1)
             out = torch.cat([out, own[:, None].expand(-1, k, -1)], dim=2)
         return out.cpu().numpy()
@@ -171,7 +171,7 @@ def build(videos, workers, show=True, *, files, encoder, args, r):
     fresh, failed = files.missing(videos)
     with tqdm(total=sum(v.expected_frames() for v in fresh), desc="features", unit="frame", dynamic_ncols=True, mininterval=5,
               disable=not show) as bar:
-        for v, source in ReadAhead(fresh, encoder.fit, max(1, min(workers, 4))):
+        for v, source in VideoPrefetcher(fresh, encoder.preprocess_frame, max(1, min(workers, 4))):
             count = [0]
             try:
                 files.write(v, encoded(source, encoder, args, r, files.folder, count, bar),
@@ -184,7 +184,7 @@ def build(videos, workers, show=True, *, files, encoder, args, r):
 
 def main(argv=None):
     args = parse(argv)
-    r = training.Run.of(args)
+    r = training.Run.from_args(args)
     net, source = load_encoder(args, r)
     with r.main_first():
         data = datasets.find(args.dataset, args.data_root, args.labels)
@@ -192,8 +192,8 @@ def main(argv=None):
     out = writable_folder(args.out or Path("features/svmae") / data.name)
     check_settings(out, {"encoder": source, **{k: getattr(args, k) for k in SETTINGS}}, args.checkpoint, r)
     files, videos = Features(out), data.train + data.test
-    videos, failed = share_out(files, videos, partial(build, files=files, encoder=encoder, args=args, r=r), args, r)
-    if r.main:
+    videos, failed = prepare_videos(files, videos, partial(build, files=files, encoder=encoder, args=args, r=r), args, r)
+    if r.is_main:
         finish(out, files, Usable(data, videos, failed), encoder)
     r.close()
 
@@ -202,7 +202,7 @@ def finish(out, files, ready, encoder):
     """What the detector needs beside the features: labels of the test videos, lists of bags."""
     data, videos = ready.data, ready.train + ready.test
     for v in ready.test if data.has_labels else ():
-        with replacing(out / "labels" / f"{safe(v.name)}.npy") as tmp:
+        with atomic_write(out / "labels" / f"{safe_filename(v.name)}.npy") as tmp:
             np.save(tmp, data.labels(v, files.info(v)["frames"]))
     for name in ("normal.txt", "abnormal.txt"):
         if (Path(data.root) / name).exists():
@@ -227,7 +227,7 @@ def features_of_video(video, settings, args, r):
     encoder, count = Encoder(net, said, r), [0]
     with tempfile.TemporaryDirectory() as folder, tqdm(total=video.expected_frames(), desc="features", unit="frame", dynamic_ncols=True,
                                                        mininterval=2) as bar:
-        for _, source in ReadAhead([video], encoder.fit, args.workers or cores()):
+        for _, source in VideoPrefetcher([video], encoder.preprocess_frame, args.workers or cores()):
             parts = list(encoded(source, encoder, said, r, Path(folder), count, bar))
             print_warnings(video, source.decoder.warnings)
     return np.concatenate(parts), count[0]
@@ -246,7 +246,7 @@ def check_settings(out, said, checkpoint, r):
         for k, v in said.items():
             if known.get(k) != v:
                 raise UserError(f"{out} holds features with {k} = {known.get(k)}, now it is {v}: choose another --out")
-    elif r.main:
+    elif r.is_main:
         write_json(out / "settings.json", {**said, "checkpoint": str(checkpoint)})
     r.barrier()
 

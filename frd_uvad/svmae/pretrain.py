@@ -20,9 +20,9 @@ from common.batches import parts_of
 from common.cache import FrameCache
 from common.dataset import Usable
 from common.evaluation import report_folder
-from common.files import UserError, run
+from common.io import UserError, run
 from common.late import Late, torch
-from common.parallel import share_out
+from common.pool import prepare_videos
 from common.video import Decoder
 from frd_uvad.svmae.clips import DEPTHS, WHOLE, Clips, Depth, cut, random_crops
 from frd_uvad.svmae.preprocess import PRESETS
@@ -91,12 +91,12 @@ def prepare(args, r, size):
     shape = round(h * scale), round(w * scale)
     folder = data.cache_folder(args.cache)
     cache = FrameCache(folder / f"frames-{shape[0]}x{shape[1]}", shape)
-    usable, failed = share_out(cache, videos, cache.build, args, r)
+    usable, failed = prepare_videos(cache, videos, cache.build, args, r)
     ready = Usable(data, videos, failed)
     other = [v for v in usable if abs(cache.info(v)["source_size"][1] / cache.info(v)["source_size"][0] * h / w - 1) > 0.05]
     if other:
-        r.say(f"note: {len(other)} videos of another shape than {w}×{h}, such as {other[0].name}, are squeezed to it")
-    if r.main:
+        r.print(f"note: {len(other)} videos of another shape than {w}×{h}, such as {other[0].name}, are squeezed to it")
+    if r.is_main:
         ready.report_skipped()
     return data, usable, [cache.frames(v) for v in usable], folder
 
@@ -110,7 +110,7 @@ class Trainer:
         self.at, self.sums, self.seconds, self.done = {"epoch": 0, "step": 0}, {}, 0.0, False
 
     def save(self):
-        if self.run.main:
+        if self.run.is_main:
             training.save_checkpoint(self.path, {
                 "method": METHOD, "done": self.done, "model_args": self.model_args, "plan": self.plan, "identity": self.identity,
                 "model_state_dict": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "at": self.at, "sums": self.sums,
@@ -134,16 +134,16 @@ class Trainer:
             return epoch / warm
         return 0.5 * (1 + math.cos(math.pi * (epoch - warm) / max(1e-9, whole - warm)))
 
-    def input(self, frames, near, rng, everyone=None):
+    def input(self, frames, near, rng, global_batch=None):
         """Raw clips -> tokens [n, L, 3, 512], nearness [n, L], mask [n, L]; cropped and masked anew by rng.
 
-        Crops and masks are drawn for the whole batch of `everyone`'s, so that they do not depend on the number of processes.
+        Crops and masks are drawn for the whole batch of `global_batch`'s, so that they do not depend on the number of processes.
         """
-        everyone = everyone or len(frames)
-        part, _ = self.run.part(everyone)
-        clips, near = cut(frames, near, random_crops(everyone, frames.shape[2:4], rng)[part], self.plan["size"])
+        global_batch = global_batch or len(frames)
+        part, _ = self.run.batch_slice(global_batch)
+        clips, near = cut(frames, near, random_crops(global_batch, frames.shape[2:4], rng)[part], self.plan["size"])
         tokens, near = m.tokenize(clips), m.pool(near, self.net.grid)
-        noise = torch.from_numpy(rng.random((everyone, tokens.shape[1]), np.float32)[part]).to(tokens.device, non_blocking=True)
+        noise = torch.from_numpy(rng.random((global_batch, tokens.shape[1]), np.float32)[part]).to(tokens.device, non_blocking=True)
         return tokens, near, self.mask(tokens, near, noise)
 
     def mask(self, tokens, near, noise):
@@ -155,13 +155,13 @@ class Trainer:
         p = m.mask_probability(m.cube_difference(tokens, self.net.grid), near, plan["space"], plan["time"])
         return m.draw_mask(p, plan["mask_ratio"], noise)
 
-    def step(self, frames, near, rng, everyone=None):
-        """One step on this process's raw clips, of a batch of `everyone`'s. -> loss, detached."""
-        tokens, near, mask = self.input(frames, near, rng, everyone)
+    def step(self, frames, near, rng, global_batch=None):
+        """One step on this process's raw clips, of a batch of `global_batch`'s. -> loss, detached."""
+        tokens, near, mask = self.input(frames, near, rng, global_batch)
         with self.run.autocast():
             prediction, hidden = self.net(tokens, mask)
         weights = m.perspective_weights(near) if self.plan["loss"] == "perspective" else None
-        loss = m.reconstruction_loss(prediction, tokens, hidden, weights) * self.run.part(everyone or len(frames))[1]
+        loss = m.reconstruction_loss(prediction, tokens, hidden, weights) * self.run.batch_slice(global_batch or len(frames))[1]
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.run.average_gradients([p for p in self.net.parameters() if p.grad is not None])
@@ -173,7 +173,7 @@ class Trainer:
         steps = -(-len(self.clips) // plan["batch_size"])
         length = int(np.prod(self.net.grid))
         bar = tqdm(total=plan["epochs"] * steps, initial=at["epoch"] * steps + at["step"], desc="pre-train", unit="step",
-                   disable=not r.main, dynamic_ncols=True, mininterval=1 if sys.stderr.isatty() else 30)
+                   disable=not r.is_main, dynamic_ncols=True, mininterval=1 if sys.stderr.isatty() else 30)
         if args.compile:
             self.net.compile()
         self.net.train()
@@ -182,12 +182,12 @@ class Trainer:
             order = self.clips.epoch(plan["seed"], at["epoch"])
             began, spent, first = time.perf_counter(), self.seconds, at["step"]
             self.clips.waited = 0.0
-            for _, frames, near in self.clips.iterate(parts_of(order, plan["batch_size"], first, r.rank, r.world)):
+            for _, frames, near in self.clips.iterate(parts_of(order, plan["batch_size"], first, r.rank, r.world_size)):
                 factor = self.lr(at["epoch"] + at["step"] / steps)
                 for g in self.optimizer.param_groups:
                     g["lr"] = plan["lr"] * g["scale"] * factor
-                everyone = min(plan["batch_size"], len(order) - at["step"] * plan["batch_size"])
-                loss = self.step(frames, near, np.random.default_rng([plan["seed"], at["epoch"], at["step"], 0]), everyone)
+                global_batch = min(plan["batch_size"], len(order) - at["step"] * plan["batch_size"])
+                loss = self.step(frames, near, np.random.default_rng([plan["seed"], at["epoch"], at["step"], 0]), global_batch)
                 self.sums["loss"] = self.sums.get("loss", 0.0) + loss
                 at["step"] += 1
                 bar.update()
@@ -202,13 +202,13 @@ class Trainer:
                     self.save()
                     saved = time.perf_counter()
             now = time.perf_counter()
-            self.seconds, mean = spent + now - began, r.mean({"loss": float(self.sums["loss"]) / at["step"]})["loss"]
+            self.seconds, mean = spent + now - began, r.mean_over_ranks({"loss": float(self.sums["loss"]) / at["step"]})["loss"]
             at["epoch"], at["step"], self.sums = at["epoch"] + 1, 0, {}
             self.done = at["epoch"] == plan["epochs"]
             if self.done or now - saved > 60:
                 self.save()
                 saved = now
-            if r.main:
+            if r.is_main:
                 clips = len(order) - first * plan["batch_size"]
                 log.write(stage="pretrain", epoch=at["epoch"], loss=mean, lr=self.optimizer.param_groups[0]["lr"], seconds=self.seconds,
                           clips_per_second=clips / (now - began), tokens_per_second=clips * length / (now - began),
@@ -244,7 +244,7 @@ def load_init(net, path, r):
             lost, kept = [], []
         except RuntimeError:
             pass
-    r.say(f"--init {path}: {len(net.encoder.state_dict()) - len(kept)} of {len(net.encoder.state_dict())} entries of the encoder are set"
+    r.print(f"--init {path}: {len(net.encoder.state_dict()) - len(kept)} of {len(net.encoder.state_dict())} entries of the encoder are set"
           + (f"; stayed as they were: {', '.join(kept[:6])}" if kept else "") + (f"; left out of the file: {', '.join(lost[:6])}"
                                                                                  f"{' …' if len(lost) > 6 else ''}" if lost else ""))
 
@@ -258,11 +258,11 @@ def build(args, r):
     clips = Clips(arrays, Depth(source, videos, arrays, folder, r.device), plan["frames"], plan["stride"], r.device)
     preset = args.preset or ("tiny" if dataset == "demo" else "vit_b")
     model_args = {**m.PRESETS[preset], "frames": plan["frames"], "size": plan["size"]}
-    identity = {"model_args": model_args, "dataset": dataset, "clips": len(clips), "precision": r.precision, "processes": r.world,
+    identity = {"model_args": model_args, "dataset": dataset, "clips": len(clips), "precision": r.precision, "processes": r.world_size,
                 "init": str(args.init) if args.init else None, **plan}
-    out = r.output(args.out or Path("runs/svmae") / dataset)
+    out = r.open_output_dir(args.out or Path("runs/svmae") / dataset)
     trainer = Trainer(plan, model_args, clips, r, out / "pretrain.pt", identity)
-    r.say(f"{dataset}: {len(videos)} videos, {len(clips)} clips of {plan['frames']} frames an epoch, {clips.size[0]}×{clips.size[1]} cut "
+    r.print(f"{dataset}: {len(videos)} videos, {len(clips)} clips of {plan['frames']} frames an epoch, {clips.size[0]}×{clips.size[1]} cut "
           f"to {plan['size']}², {int(np.prod(trainer.net.grid))} tokens, {sum(p.numel() for p in trainer.net.parameters()) / 1e6:.1f} M "
           f"parameters ({preset}), masking {plan['masking']}, loss {plan['loss']}, {r.device}, {r.precision}")
     return trainer, out
@@ -275,18 +275,18 @@ def pretrain(args, r):
     if not resumed:
         if args.init:
             load_init(trainer.net, args.init, r)
-        if r.main:
+        if r.is_main:
             log.path.unlink(missing_ok=True)
     if trainer.done:
-        r.say(f"{trainer.plan['epochs']} epochs done before ({trainer.path})")
+        r.print(f"{trainer.plan['epochs']} epochs done before ({trainer.path})")
     else:
         if resumed:
-            r.say(f"going on at epoch {trainer.at['epoch'] + 1}, step {trainer.at['step']}")
-            if r.main:
+            r.print(f"going on at epoch {trainer.at['epoch'] + 1}, step {trainer.at['step']}")
+            if r.is_main:
                 log.drop_after("pretrain", trainer.at["epoch"])
         trainer.train(args, log)
     r.barrier()
-    if r.main:
+    if r.is_main:
         preview(trainer, out / "preview.png")
     return trainer.path
 
@@ -334,15 +334,15 @@ def preview(trainer, path, count=4):
 
 def main(argv=None):
     args = parse(argv)
-    r = training.Run.of(args)
+    r = training.Run.from_args(args)
     if args.preview:
         trainer, out = build(args, r)
         trainer.load()
         return preview(trainer, out / "preview.png")
     began = time.perf_counter()
     path = pretrain(args, r)
-    r.say(f"pre-trained in {(time.perf_counter() - began) / 60:.1f} min with everything before; checkpoint {path}")
-    r.say(f"next: python frd_uvad/svmae/preprocess.py --dataset {args.dataset} --checkpoint {path}")
+    r.print(f"pre-trained in {(time.perf_counter() - began) / 60:.1f} min with everything before; checkpoint {path}")
+    r.print(f"next: python frd_uvad/svmae/preprocess.py --dataset {args.dataset} --checkpoint {path}")
     r.close()
 
 

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from common import training
 from common.features import find_features, listed_names
-from common.files import UserError, run
+from common.io import UserError, run
 from common.late import Late, torch
 from common.steps import StepTrainer
 from frd_uvad.svmae.eval import FUSIONS, GROUPS, METHOD, add_data_flags, add_eval_flags, evaluate, text_of
@@ -114,10 +114,10 @@ class Trainer(StepTrainer):
 
     def one(self, rng):
         r, n = self.run, self.plan["batch_size"]
-        rows = self.bags.draw(rng, n // 2)[r.part(n)[0]]
+        rows = self.bags.draw(rng, n // 2)[r.batch_slice(n)[0]]
         with r.autocast():
             out = self.net(self.bags.visual[rows], None if self.bags.text is None else self.bags.text[rows])
-        out = {k: r.whole(v.float(), n, 1 if k == "features" else 0) for k, v in out.items()}   # the losses span bags
+        out = {k: r.all_gather_batch(v.float(), n, 1 if k == "features" else 0) for k, v in out.items()}   # the losses span bags
         parts = detector.losses(out, top_k=self.plan["top_k"], dropout=0.7)
         self.descend(parts["total"])
         return {k: parts[k].detach() for k in ("total", "rtfm", "smooth", "sparsity")}
@@ -149,8 +149,8 @@ def train(args, data, r):
     model_args = {"feature_size": data.width, "fusion": args.fusion, "feature_group": group,
                   "text_dim": bags.text.shape[3] if args.text else 768, "aggregate_text": args.aggregate_text}
     identity = {"model_args": model_args, "features": str(args.features.resolve()), "bags": bags.count, "precision": r.precision,
-                "processes": r.world, **{k: v for k, v in plan.items() if k != "iterations"}}
-    out = r.output(args.out or Path("runs/svmae") / f"{args.dataset}-detector")
+                "processes": r.world_size, **{k: v for k, v in plan.items() if k != "iterations"}}
+    out = r.open_output_dir(args.out or Path("runs/svmae") / f"{args.dataset}-detector")
     try:
         trainer = Trainer(plan, model_args, bags, r, out / "detector.pt", identity, {"features": settings_of(args.features)})
     except RuntimeError as e:
@@ -164,10 +164,10 @@ def train(args, data, r):
 
 def main(argv=None):
     args = parse(argv)
-    r = training.Run.of(args)
+    r = training.Run.from_args(args)
     data = find_features(args.dataset, args.features, args.labels, args.order, args.segments)
     checkpoint = train(args, data, r)
-    r.say(f"checkpoint {checkpoint}")
+    r.print(f"checkpoint {checkpoint}")
     evaluate(args, data, checkpoint, r)
     r.close()
 

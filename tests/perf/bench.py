@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.pop(0)                         # this folder, whose profile.py is not Python's
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common.files import UserError, run
+from common.io import UserError, run
 
 PARTS = {"hf2vad": ("eval", "train"), "spr_uvad": ("train",), "sdmae": ("eval", "train"), "scene_aware_ae": ("eval", "train"),
          "frd_uvad": ("train",), "svmae": ("pretrain",)}       # the first one by default
@@ -38,7 +38,7 @@ def main(argv=None):
     package = "frd_uvad.svmae" if args.method == "svmae" else args.method
     flags = importlib.import_module(f"{package}.{part}").parse(rest)
     measure = getattr(importlib.import_module(f"tests.perf.bench_{args.method}"), f"measure_{part}")
-    r = training.Run.of(flags)
+    r = training.Run.from_args(flags)
     measure(flags, args.seconds, r)
     r.close()
 

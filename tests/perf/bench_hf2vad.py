@@ -8,7 +8,7 @@ from common import training
 from common.batches import Batches
 from common.objects.cubes import cubes_of_video, flow_of_video, motion_boxes, object_boxes
 from common.objects.flow import PairFlow
-from common.parallel import cores
+from common.pool import cores
 from common.video import Decoder
 from hf2vad import preprocess, scoring
 from hf2vad.train import STAGES, Stage, plan_of

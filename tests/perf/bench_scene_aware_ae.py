@@ -5,10 +5,10 @@ import time
 import numpy as np
 
 from common import datasets, training
-from common.ahead import ReadAhead
+from common.ahead import VideoPrefetcher
 from common.clip import RANDOM
-from common.files import UserError
-from common.parallel import cores
+from common.io import UserError
+from common.pool import cores
 from common.video import Decoder
 from scene_aware_ae import preprocess, scoring
 from scene_aware_ae.encoder import STAND_IN
@@ -22,13 +22,13 @@ def measure_eval(args, seconds, r):
     encoder = preprocess.encoder_of(args, data, r, measuring=True)
     videos = (data.train or data.test)[:4]
     print(f"\n{encoder.name} and the scene-aware autoencoder on {where(r)}")
-    batch = np.stack([encoder.fit(f) for f in itertools.islice(Decoder(videos[0]), args.encode_batch)])
+    batch = np.stack([encoder.preprocess_frame(f) for f in itertools.islice(Decoder(videos[0]), args.encode_batch)])
     alone = rate(lambda: encoder.encode(batch).cpu(), len(batch), r.device, seconds)
     line("the encoder alone, the same batch again", alone, "frames/s")
-    read = rate(lambda: [encoder.fit(f) for f, _ in zip(Decoder(videos[0]), range(64))], 64, r.device, seconds)
+    read = rate(lambda: [encoder.preprocess_frame(f) for f, _ in zip(Decoder(videos[0]), range(64))], 64, r.device, seconds)
     line("decoding and resizing, one thread", read, "frames/s")
     began, n = time.perf_counter(), 0
-    for _, one in ReadAhead(videos, encoder.fit, args.workers or cores()):
+    for _, one in VideoPrefetcher(videos, encoder.preprocess_frame, args.workers or cores()):
         for part in preprocess.Features._encoded(one, encoder, args.encode_batch, _Count()):
             n += len(part)
     whole = n / (time.perf_counter() - began)

@@ -10,7 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from common import datasets, training
-from common.files import UserError
+from common.io import UserError
 from common.pictures import as_channels
 from common.report import plots
 from common.video import Decoder, open_video

@@ -4,7 +4,7 @@ import torch
 
 from common import training
 from common.batches import Batches
-from common.files import UserError
+from common.io import UserError
 from spr_uvad import model, preprocess, scoring
 from spr_uvad.train import Trainer, plan_of, videos_of
 from tests.perf.rates import line, rates, where

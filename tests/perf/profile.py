@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from common import training
-from common.files import UserError, run
+from common.io import UserError, run
 from tests.perf.rates import bandwidth, matrix_rate, where
 
 WARM = 3                # steps before, of which the last one is counted: its FLOPs and bytes
@@ -161,7 +161,7 @@ class StepProfiler:
             if self.left:
                 return self.mark()
             self.profiler.__exit__(None, None, None)
-            if self.run.main:
+            if self.run.is_main:
                 print(self.table(), flush=True)
             self.run.close()
             sys.exit(0)
@@ -224,19 +224,19 @@ class StepProfiler:
 
 def watched(cls, steps):
     """Make the Run of every script a profiled one."""
-    plain_of, plain_close = cls.of.__func__, cls.close
+    plain_from_args, plain_close = cls.from_args.__func__, cls.close
 
-    def of(cls, args):
-        r = plain_of(cls, args)
+    def from_args(cls, args):
+        r = plain_from_args(cls, args)
         r.profiler = StepProfiler(r, steps, training=hasattr(args, "lr"))
         return r
 
     def close(self):
         profiler = getattr(self, "profiler", None)
         if profiler and profiler.left:
-            self.say(f"the run ended {profiler.left} steps too early for a table; give fewer --steps, or more to do")
+            self.print(f"the run ended {profiler.left} steps too early for a table; give fewer --steps, or more to do")
         plain_close(self)
-    cls.of, cls.close = classmethod(of), close
+    cls.from_args, cls.close = classmethod(from_args), close
 
 
 def without_stand_in():

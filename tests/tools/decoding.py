@@ -14,7 +14,7 @@ import cv2
 
 from common.cache import FrameCache
 from common.datasets import find
-from common.parallel import cores, map_videos, tick
+from common.pool import cores, map_videos, tick
 from common.video import Decoder
 
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from common import training
-from common.files import load_array, load_arrays
+from common.io import load_array, load_arrays
 from tests.helpers import ROOT, tiny_folder
 
 FOLDER = ["--dataset", "folder", "--workers", "1", "--device", "cpu"]

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from common.files import UserError, replacing, run
+from common.io import UserError, atomic_write, run
 from common.pictures import resize
 from common.video import Decoder, list_videos
 
@@ -38,7 +38,7 @@ def plan(fights, calm, videos, rng, shortest=10, longest=20):
 def join(video, clips, out, size, split="test"):
     """Write one video and its labels. -> frames."""
     labels = []
-    with replacing(out / split / f"{video}.avi") as tmp:
+    with atomic_write(out / split / f"{video}.avi") as tmp:
         writer = cv2.VideoWriter(str(tmp), cv2.VideoWriter_fourcc(*"MJPG"), FPS, size[::-1])
         for clip, fight in clips:
             for frame in Decoder(clip):
@@ -48,7 +48,7 @@ def join(video, clips, out, size, split="test"):
         writer.release()
     if split == "train":
         return len(labels)
-    with replacing(out / "labels" / f"{video}.npy") as tmp:
+    with atomic_write(out / "labels" / f"{video}.npy") as tmp:
         np.save(tmp, np.array(labels, np.uint8))
     return len(labels)
 

@@ -7,7 +7,7 @@ import sys
 
 from tqdm import tqdm
 
-from common.files import UserError, first_line
+from common.io import UserError, first_line
 
 _counter = None  # in a worker: frames done by all workers; in a single process: the bar's update function
 
@@ -87,7 +87,7 @@ def cores():
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def share_out(files, videos, build, args, r, among=None):
+def prepare_videos(files, videos, build, args, r, among=None):
     """Let every process build its share of `videos`, or a job of an array (--shard) its own.
 
     files: common.cache.VideoFiles that build(videos, workers, show) fills -> (…, {video key: why} of those that failed); among: the list
@@ -97,8 +97,8 @@ def share_out(files, videos, build, args, r, among=None):
     sharded = getattr(args, "shard", None)
     first, step = shard_of(sharded, r)
     mine = {v.key for v in (among or videos)[first::step]}
-    _, failed = build([v for v in videos if v.key in mine], args.workers or max(1, cores() // r.world), r.main)
-    videos, failed = files.gathered(videos, failed, sharded, r)
+    _, failed = build([v for v in videos if v.key in mine], args.workers or max(1, cores() // r.world_size), r.is_main)
+    videos, failed = files.collect(videos, failed, sharded, r)
     return [v for v in videos if v.key not in failed], failed
 
 
@@ -115,4 +115,4 @@ def shard_of(text, r):
         first, count = 0, 0
     if not 0 <= first < count:
         raise UserError(f"--shard {text}: expected I/N with 0 <= I < N")
-    return first + count * r.rank, count * r.world
+    return first + count * r.rank, count * r.world_size

@@ -78,11 +78,11 @@ def printable(text):
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
-def safe(name):
+def safe_filename(name):
     """A video's name as that of a file without suffix, on every file system; an ordinary name is itself, and no two become one.
 
     What is no letter, digit or one of `-._ ` is percent-encoded, as are dots and spaces at its ends, and one letter of a device's name
-    such as CON. Of more than LONGEST bytes the end becomes a hash. original() gives the name back unless it was cut.
+    such as CON. Of more than LONGEST bytes the end becomes a hash. original_name() gives the name back unless it was cut.
     """
     name = str(name)
     device = name.split(".")[0].strip().lower() in DEVICES
@@ -96,8 +96,8 @@ def safe(name):
     return out
 
 
-def original(stem):
-    """The video's name that safe() made `stem` of."""
+def original_name(stem):
+    """The video's name that safe_filename() made `stem` of."""
     return urllib.parse.unquote(stem, errors="surrogatepass")
 
 
@@ -142,7 +142,7 @@ def writable_folder(path):
 _claimed = {}
 
 
-def claim(folder):
+def lock_dir(folder):
     """Keep `folder` for this process until it ends; a second run that would write there is refused, naming the first. -> folder"""
     path = Path(folder).resolve() / ".running"
     if fcntl is None or path in _claimed:
@@ -180,7 +180,7 @@ _HOST = socket.gethostname()[:40].replace(".", "_")
 _tidied = set()
 
 
-def tidy(folder):
+def remove_stale_parts(folder):
     """Remove what killed processes of this machine left half written in a folder; once per folder and process."""
     if folder in _tidied:
         return
@@ -192,11 +192,11 @@ def tidy(folder):
 
 
 @contextlib.contextmanager
-def replacing(path):
+def atomic_write(path):
     """Yield a temporary path beside `path`; renamed onto it on success, removed on any error."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    tidy(path.parent)
+    remove_stale_parts(path.parent)
     name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]      # short, as the name itself may be as long as names can be
     tmp = path.with_name(f".{name}.{_HOST}-{os.getpid()}.part{path.suffix}")
     try:
@@ -217,7 +217,7 @@ def stream_npy(path, parts, dtype=None):
     `dtype` is needed where there may be no part at all.
     """
     n, rest, start = 0, (), None
-    with replacing(path) as tmp, open(tmp, "wb") as f:
+    with atomic_write(path) as tmp, open(tmp, "wb") as f:
         def header():
             np.lib.format.write_array_header_1_0(
                 f, {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": (n, *rest)})
@@ -238,12 +238,12 @@ def stream_npy(path, parts, dtype=None):
 @contextlib.contextmanager
 def writing_table(path):
     """A csv.writer of the file `path`: UTF-8 whatever the machine's own encoding is; names that are not UTF-8 are escaped."""
-    with replacing(path) as tmp, open(tmp, "w", newline="", encoding="utf-8", errors="backslashreplace") as f:
+    with atomic_write(path) as tmp, open(tmp, "w", newline="", encoding="utf-8", errors="backslashreplace") as f:
         yield csv.writer(f)
 
 
 def write_json(path, obj):
-    with replacing(path) as tmp:
+    with atomic_write(path) as tmp:
         tmp.write_text(json.dumps(obj, indent=1, allow_nan=False) + "\n")
 
 
@@ -295,7 +295,7 @@ def load_array(path, what, mmap=False):
 def save_arrays(path, arrays):
     """{name: array} -> an .npz archive, whatever the names: np.savez takes `file` for an argument of its own. A name that is not UTF-8 is
     escaped, and stands in its member's comment as it is."""
-    with replacing(path) as tmp, zipfile.ZipFile(tmp, "w") as z:
+    with atomic_write(path) as tmp, zipfile.ZipFile(tmp, "w") as z:
         for name, x in arrays.items():
             shown = name.encode("utf-8", "backslashreplace").decode()
             member = zipfile.ZipInfo(f"{shown}.npy")
