@@ -249,7 +249,7 @@ def evaluated(data, out, box=(4, 4, 7, 7)):
     """Perfect scores, and one box a frame where the masks of these tests are."""
     scores = {v.name: data.labels(v, FRAMES).astype(np.float32) for v in data.test}
     found = {k: np.array([(t, *box, s) for t, s in enumerate(y)], np.float32) for k, y in scores.items()}
-    return evaluation.evaluate(out, data, scores, protocol=evaluation.Protocol("strict", "none"), method="m", detections=found)
+    return evaluation.evaluate(out, data, scores, protocol=evaluation.Protocol("strict", "none"), method="m", detections=found).metrics
 
 
 def test_ped1_measures_regions_of_the_videos_that_have_masks(tmp_path, capsys):
