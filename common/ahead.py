@@ -1,11 +1,12 @@
 """Videos decoded ahead of whoever uses them, in threads: OpenCV lets go of Python's lock while it decodes and resizes."""
+
 import queue
 import threading
 
 from common.io import UserError, first_line
 from common.video import Decoder
 
-AHEAD = 256                    # decoded frames that wait per video
+AHEAD = 256  # decoded frames that wait per video
 
 
 class VideoPrefetcher:
@@ -17,7 +18,7 @@ class VideoPrefetcher:
     def __iter__(self):
         sources = [Source(v, self.preprocess_frame) for v in self.videos]
         for i, s in enumerate(sources):
-            for ahead in sources[i:i + self.threads]:
+            for ahead in sources[i : i + self.threads]:
                 ahead.start()
             try:
                 yield s.video, s

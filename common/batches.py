@@ -1,4 +1,5 @@
 """Batches of cube records: rows gathered from memory maps, or from device memory where they all fit."""
+
 import mmap
 import os
 import time
@@ -19,7 +20,9 @@ def copy_rows(array, rows, out, places, field=None, part=slice(None)):
     if field is not None:
         sub, start = array.dtype.fields[field]
         start += part.indices(sub.shape[0])[0] * (sub.itemsize // sub.shape[0])
-    whole = array.flags.c_contiguous and (field is not None or array.shape[1:] == out.shape[1:])   # rows lie one after another
+    whole = array.flags.c_contiguous and (
+        field is not None or array.shape[1:] == out.shape[1:]
+    )  # rows lie one after another
     if not isinstance(array.base, mmap.mmap) or not hasattr(os, "preadv") or not whole:
         out[places] = array[rows] if field is None else array[field][rows][:, part]
         return
@@ -27,7 +30,9 @@ def copy_rows(array, rows, out, places, field=None, part=slice(None)):
     try:
         for place, row in zip(places.tolist(), rows.tolist()):
             if os.preadv(file, [out[place]], array.offset + row * array.strides[0] + start) != out[place].nbytes:
-                raise UserError(f"{array.filename} is shorter than its header says: delete it, and run the same command again")
+                raise UserError(
+                    f"{array.filename} is shorter than its header says: delete it, and run the same command again"
+                )
     finally:
         os.close(file)
 
@@ -62,7 +67,7 @@ def own_part(n, rank, world):
 
 def parts_of(order, size, start=0, rank=0, world=1):
     """Batches of `size` rows, from number `start` on, as far as they are this process's."""
-    parts = [order[i:i + size] for i in range(start * size, len(order), size)]
+    parts = [order[i : i + size] for i in range(start * size, len(order), size)]
     return [p[own_part(len(p), rank, world)] for p in parts]
 
 
@@ -85,8 +90,12 @@ class Batches:
         if self.device.type == "cuda" and not once:
             free, _ = torch.cuda.mem_get_info(self.device)
             if self.bytes() < 0.5 * free:
-                self.resident = {k: torch.cat([torch.from_numpy(np.ascontiguousarray(r[k][:, s])).to(self.device)
-                                               for r in self.records]) for k, s in fields.items()}
+                self.resident = {
+                    k: torch.cat(
+                        [torch.from_numpy(np.ascontiguousarray(r[k][:, s])).to(self.device) for r in self.records]
+                    )
+                    for k, s in fields.items()
+                }
 
     def __len__(self):
         return int(self.starts[-1])
@@ -100,7 +109,10 @@ class Batches:
     def rows(self, rows):
         """{name: array [len(rows), …]} copied from the memory maps; rows int [n]."""
         first = {k: self.records[0][k][:1, s] for k, s in self.fields.items()}
-        return {k: take_rows(self.records, self.starts, rows, first[k].shape[1:], first[k].dtype, k, s) for k, s in self.fields.items()}
+        return {
+            k: take_rows(self.records, self.starts, rows, first[k].shape[1:], first[k].dtype, k, s)
+            for k, s in self.fields.items()
+        }
 
     def get(self, rows):
         if self.resident is not None:
@@ -113,7 +125,7 @@ class Batches:
 
     def iterate(self, order, batch_size, start=0):
         """Yield (rows, batch) over `order`, from batch number `start`; the next batch is read while one is used."""
-        parts = [order[i:i + batch_size] for i in range(start * batch_size, len(order), batch_size)]
+        parts = [order[i : i + batch_size] for i in range(start * batch_size, len(order), batch_size)]
         if self.resident is not None:
             for rows in parts:
                 yield rows, self.get(rows)

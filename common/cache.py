@@ -1,4 +1,5 @@
 """What is made of videos once and kept: one .npy per video, and decoded frames, memory-mapped ever after."""
+
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from common.video import Decoder, print_warnings
 
 class VideoFiles:
     """One .npy per video under `folder`, and beside it a .json that says which source it was made from."""
+
     what = "cached file"
 
     def __init__(self, folder):
@@ -71,6 +73,7 @@ class FrameCache(VideoFiles):
     size: (height, width) that frames are kept in, by default their own. info(video): {"source", "frames", "height", "width",
     "channels", "source_size", "fps", "damaged", "lost", "resized", "warnings"}; uneven times are in a file of their own.
     """
+
     what = "cached video"
 
     def __init__(self, folder, size=None):
@@ -88,7 +91,9 @@ class FrameCache(VideoFiles):
             total = sum(v.expected_frames() for v in fresh)
             if show:
                 print(f"decoding {len(fresh)} of {len(videos)} videos into {self.folder}", flush=True)
-            _, errors = map_videos(_decode, [(self, v) for v in fresh], workers=workers, total=total, label="decode", show=show)
+            _, errors = map_videos(
+                _decode, [(self, v) for v in fresh], workers=workers, total=total, label="decode", show=show
+            )
             failed.update({fresh[i].key: e for i, e in errors})
         self.report(v for v in videos if v.key not in failed)
         return [v for v in videos if v.key not in failed], failed
@@ -118,7 +123,14 @@ def _decode(job):
         if decoder.clock.times is not None:
             with atomic_write(times) as tmp, open(tmp, "wb") as f:
                 np.save(f, decoder.clock.times)
-        return {**dict(zip(("frames", "height", "width", "channels"), shape)), "source_size": source_size, "fps": decoder.clock.fps,
-                "damaged": decoder.damaged, "lost": decoder.lost, "resized": decoder.resized, "warnings": decoder.warnings}
+        return {
+            **dict(zip(("frames", "height", "width", "channels"), shape)),
+            "source_size": source_size,
+            "fps": decoder.clock.fps,
+            "damaged": decoder.damaged,
+            "lost": decoder.lost,
+            "resized": decoder.resized,
+            "warnings": decoder.warnings,
+        }
 
     cache.write(video, frames(), describe)

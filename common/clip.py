@@ -1,8 +1,9 @@
 """Frozen image encoders of CLIP through open_clip: uint8 frames in, embeddings out.
 
-    encoder = ClipEncoder("ViT-B-16-quickgelu", "openai", "clip", run)
-    encoder.encode(np.stack([encoder.preprocess_frame(f) for f in frames]))      # float32 [n, encoder.width]
+encoder = ClipEncoder("ViT-B-16-quickgelu", "openai", "clip", run)
+encoder.encode(np.stack([encoder.preprocess_frame(f) for f in frames]))      # float32 [n, encoder.width]
 """
+
 import pickle
 import zipfile
 from pathlib import Path
@@ -15,7 +16,7 @@ from common.late import torch
 from common.pictures import resize
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-RANDOM = "random"              # weights for tests/perf/bench.py: speed does not depend on them
+RANDOM = "random"  # weights for tests/perf/bench.py: speed does not depend on them
 
 
 def uses_quick_gelu(path):
@@ -28,13 +29,19 @@ def uses_quick_gelu(path):
             if any("/code/" in name for name in archive.namelist()):
                 return True
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("quick_gelu")
-    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, AttributeError):     # open_clip will say what is wrong with it
+    except (
+        zipfile.BadZipFile,
+        pickle.UnpicklingError,
+        RuntimeError,
+        AttributeError,
+    ):  # open_clip will say what is wrong with it
         return None
 
 
 def config_of(name, pretrained):
     """The open_clip model that the weights were trained as: `name`, or `name`-quickgelu, which differs in the activation alone."""
     import open_clip
+
     generic = name.removesuffix("-quickgelu")
     if f"{generic}-quickgelu" not in open_clip.list_models():
         return name
@@ -42,8 +49,11 @@ def config_of(name, pretrained):
     if path.is_file():
         quick = uses_quick_gelu(path)
         if quick is None and name == generic:
-            print(f"note: {path} does not say which activation it was trained with, and --clip {name} takes GELU; OpenAI's, MetaCLIP's and "
-                  f"DFN's weights need --clip {name}-quickgelu", flush=True)
+            print(
+                f"note: {path} does not say which activation it was trained with, and --clip {name} takes GELU; OpenAI's, MetaCLIP's and "
+                f"DFN's weights need --clip {name}-quickgelu",
+                flush=True,
+            )
     else:
         quick = open_clip.get_pretrained_cfg(generic, str(pretrained)).get("quick_gelu")
     if quick is None:
@@ -57,9 +67,12 @@ class ClipEncoder:
 
     def __init__(self, name, pretrained, preprocess, r, instead=""):
         import open_clip
+
         name = name if pretrained == RANDOM else config_of(name, pretrained)
         self.name, self.preprocess, self.run = name, preprocess, r
-        self.dtype = torch.float16 if r.device.type == "cuda" else torch.bfloat16 if r.precision == "bf16" else torch.float32
+        self.dtype = (
+            torch.float16 if r.device.type == "cuda" else torch.bfloat16 if r.precision == "bf16" else torch.float32
+        )
         try:
             model = open_clip.create_model(name, pretrained=None if pretrained == RANDOM else str(pretrained))
         except Exception as e:  # open_clip and the hub raise many kinds
@@ -70,7 +83,7 @@ class ClipEncoder:
                 f"Where there is a network, run: python scene_aware_ae/preprocess.py --clip {name} --pretrained {pretrained} "
                 f"--save-weights {name}.pt — then copy the file here and give --pretrained {name}.pt{instead}"
             ) from None
-        visual = model.visual                       # the text half is let go
+        visual = model.visual  # the text half is let go
         self.hash = training.weights_hash(visual)
         size = visual.image_size
         self.size = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
@@ -92,7 +105,7 @@ class ClipEncoder:
         scale = max(th / h, tw / w)
         frame = resize(frame, (max(th, round(h * scale)), max(tw, round(w * scale))))
         top, left = (frame.shape[0] - th) // 2, (frame.shape[1] - tw) // 2
-        return frame[top:top + th, left:left + tw]
+        return frame[top : top + th, left : left + tw]
 
     def encode(self, frames):
         x = torch.from_numpy(np.ascontiguousarray(frames))
@@ -102,7 +115,12 @@ class ClipEncoder:
         x = x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
         if self.preprocess == "clip":
             x = x.flip(1)  # cached frames are BGR
-        x = x.to(torch.float32, copy=True).sub_(self.mean).div_(self.std).to(self.dtype, memory_format=torch.channels_last)
+        x = (
+            x.to(torch.float32, copy=True)
+            .sub_(self.mean)
+            .div_(self.std)
+            .to(self.dtype, memory_format=torch.channels_last)
+        )
         with torch.inference_mode():
             return self.visual(x).float()
 

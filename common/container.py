@@ -1,4 +1,5 @@
 """What a video file says of its frames before any is decoded: when each is shown, and which of them are lost."""
+
 import os
 from dataclasses import dataclass, field
 
@@ -7,18 +8,19 @@ import numpy as np
 
 from common.io import opencv_path
 
-PATIENCE = 1000                # failures in a row after which nothing more is expected of a file
-UNEVEN = 0.25                  # frames by which a time may differ from the even rate before the rate is no longer believed
-MOSTLY = 0.9                   # share of frames that follow each other at the header's rate where a gap counts as lost frames
-FEW = 0.25                     # of the frames that are there: as many may be lost in such gaps
-COUNTED = (".avi", ".mp4", ".m4v", ".mov")   # whose header counts the frames; that of others tells a duration
-EDITED = (".mp4", ".m4v", ".mov")        # may hold packets that their edit list leaves out: no loss
+PATIENCE = 1000  # failures in a row after which nothing more is expected of a file
+UNEVEN = 0.25  # frames by which a time may differ from the even rate before the rate is no longer believed
+MOSTLY = 0.9  # share of frames that follow each other at the header's rate where a gap counts as lost frames
+FEW = 0.25  # of the frames that are there: as many may be lost in such gaps
+COUNTED = (".avi", ".mp4", ".m4v", ".mov")  # whose header counts the frames; that of others tells a duration
+EDITED = (".mp4", ".m4v", ".mov")  # may hold packets that their edit list leaves out: no loss
 
 
 @dataclass
 class Clock:
     """When frames are shown. fps: frames per second, the mean where they are uneven, 0 where nothing is known; times: seconds of every
     frame after the first, float64 [T], only where they are uneven."""
+
     fps: float = 0.0
     times: np.ndarray = None
 
@@ -41,12 +43,13 @@ class Container:
     claimed: frames that the header promises, 0 where it promises nothing; stamps: ms, float64 [n] of the frames that are there, in the
     order in which they are shown, empty where they are not told; numbers: int64 [n], theirs among all frames, lost ones counted.
     """
+
     codec: str = ""
     claimed: int = 0
     clock: Clock = field(default_factory=Clock)
     stamps: np.ndarray = field(default_factory=lambda: np.zeros(0))
     numbers: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
-    frames: int = 0                     # of all numbers; those at the end that an edit list may leave out are not counted
+    frames: int = 0  # of all numbers; those at the end that an edit list may leave out are not counted
 
     def number(self, stamp, least):
         """Which frame is shown at `stamp` ms; `least`, the one that is due, where that is not known or was shown already."""
@@ -62,7 +65,7 @@ def open_capture(path):
     place = str(path) if "://" in str(path) else os.path.abspath(path)
     try:
         capture = cv2.VideoCapture(opencv_path(place))
-    except (TypeError, cv2.error):              # an OpenCV that takes no bytes
+    except (TypeError, cv2.error):  # an OpenCV that takes no bytes
         return None
     return capture if capture.isOpened() else None
 
@@ -76,7 +79,7 @@ def rate_of(capture):
 def claimed_frames(capture):
     """Frames that the header of an open cv2.VideoCapture promises; 0 where it promises nothing, as a camera does."""
     n = capture.get(cv2.CAP_PROP_FRAME_COUNT)
-    return int(n) if 0 < n < 10 ** 8 else 0
+    return int(n) if 0 < n < 10**8 else 0
 
 
 def read_container(path):
@@ -85,7 +88,9 @@ def read_container(path):
     if capture is None:
         return Container()
     fourcc = int(capture.get(cv2.CAP_PROP_FOURCC))
-    out = Container(fourcc.to_bytes(4, "little", signed=True).decode("ascii", "replace").strip(), claimed_frames(capture))
+    out = Container(
+        fourcc.to_bytes(4, "little", signed=True).decode("ascii", "replace").strip(), claimed_frames(capture)
+    )
     fps = rate_of(capture)
     out.clock.fps = fps
     stamps, lost = packets(capture)
@@ -94,7 +99,7 @@ def read_container(path):
         return out
     out.numbers = numbers_of(stamps, lost, fps, out.claimed)
     there = avi_index(path) if out.claimed > out.numbers[-1] + 1 else None
-    if there is not None and there.sum() == len(stamps):     # the reader of a damaged AVI closes its gaps up
+    if there is not None and there.sum() == len(stamps):  # the reader of a damaged AVI closes its gaps up
         out.numbers = np.flatnonzero(there)
         times = np.arange(out.numbers[-1] + 1) / (fps or 1)
     else:
@@ -121,7 +126,7 @@ def packets(capture):
         before.append(failed)
     stamps, before = np.array(stamps), np.array(before, np.int64)
     order = np.argsort(stamps, kind="stable")
-    order = order[max(0, int((stamps <= 0).sum()) - 1):]     # before the beginning: left out when the video was cut
+    order = order[max(0, int((stamps <= 0).sum()) - 1) :]  # before the beginning: left out when the video was cut
     return stamps[order], np.maximum.accumulate(before[order])
 
 
@@ -137,7 +142,11 @@ def numbers_of(stamps, lost, fps, claimed):
         places = (stamps - stamps[0]) * steps / (stamps[-1] - stamps[0])
         numbers, gap = np.rint(places).astype(np.int64), steps + 1 - n
         even = np.abs(places - numbers).max() < UNEVEN and (np.diff(numbers) > 0).all()
-        if even and (gap == missing if lost[-1] else 0 < gap <= min(missing + 1, n * FEW) and (np.diff(numbers) == 1).mean() >= MOSTLY):
+        if even and (
+            gap == missing
+            if lost[-1]
+            else 0 < gap <= min(missing + 1, n * FEW) and (np.diff(numbers) == 1).mean() >= MOSTLY
+        ):
             return numbers
     return np.arange(n) + lost
 
@@ -149,17 +158,19 @@ def avi_index(path):
             data = np.memmap(f, np.uint8, "r") if os.path.getsize(path) > 12 else np.zeros(0, np.uint8)
     except (OSError, ValueError):
         return None
-    head = data[:2 ** 20].tobytes()
+    head = data[: 2**20].tobytes()
     if head[:4] != b"RIFF" or head[8:12] != b"AVI " or (movi := head.find(b"movi")) < 0:
         return None
-    at = movi + int.from_bytes(head[movi - 4:movi], "little")
-    if data[at:at + 4].tobytes() != b"idx1":
+    at = movi + int.from_bytes(head[movi - 4 : movi], "little")
+    if data[at : at + 4].tobytes() != b"idx1":
         return None
-    size = int.from_bytes(data[at + 4:at + 8].tobytes(), "little") // 16 * 16
-    entries = data[at + 8:at + 8 + size]
-    entries = entries[:len(entries) // 16 * 16].view([("id", "S4"), ("flags", "<u4"), ("offset", "<u4"), ("size", "<u4")])
+    size = int.from_bytes(data[at + 4 : at + 8].tobytes(), "little") // 16 * 16
+    entries = data[at + 8 : at + 8 + size]
+    entries = entries[: len(entries) // 16 * 16].view(
+        [("id", "S4"), ("flags", "<u4"), ("offset", "<u4"), ("size", "<u4")]
+    )
     entries = entries[[k[2:] in (b"dc", b"db") for k in entries["id"].tolist()]]
     if not len(entries):
         return None
     offsets = entries["offset"].astype(np.int64) + (movi if entries["offset"][0] < movi else 0)
-    return np.array([data[o:o + 4].tobytes() == k for o, k in zip(offsets.tolist(), entries["id"].tolist())])
+    return np.array([data[o : o + 4].tobytes() == k for o, k in zip(offsets.tolist(), entries["id"].tolist())])

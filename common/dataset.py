@@ -1,4 +1,5 @@
 """The record that every reader of a dataset gives, and what readers share."""
+
 import hashlib
 import os
 import re
@@ -20,18 +21,18 @@ class Dataset:
     root: Path
     train: list
     test: list
-    label_source: str = "none"          # what the frame labels were made from; printed beside every result
+    label_source: str = "none"  # what the frame labels were made from; printed beside every result
     mask_source: str = "none"
-    _ranges: dict = field(default_factory=dict, repr=False)   # video name -> [(first, last)], 0-based inclusive
-    _arrays: dict = field(default_factory=dict, repr=False)   # video name -> function returning uint8 [T]
-    _masks: dict = field(default_factory=dict, repr=False)    # video name -> function returning bool [T, H, W]
-    _tracks: dict = field(default_factory=dict, repr=False)   # video name -> file, or function returning float32 [n, 6]
-    abnormal_train: list = field(default_factory=list)        # UBnormal: labelled abnormal videos for training
-    cut_ranges: bool = False                                  # UBnormal: its tracks may end after the video
-    skipped: dict = field(default_factory=dict)               # video key -> why it cannot be used
-    label_forms: str = ""                                     # where labels were looked for, and in which forms
-    not_understood: str = ""                                  # what lies there and was not
-    _other_labels: tuple = ()                                 # a second source: its name, {video name: function(frames) -> uint8 [frames]}
+    _ranges: dict = field(default_factory=dict, repr=False)  # video name -> [(first, last)], 0-based inclusive
+    _arrays: dict = field(default_factory=dict, repr=False)  # video name -> function returning uint8 [T]
+    _masks: dict = field(default_factory=dict, repr=False)  # video name -> function returning bool [T, H, W]
+    _tracks: dict = field(default_factory=dict, repr=False)  # video name -> file, or function returning float32 [n, 6]
+    abnormal_train: list = field(default_factory=list)  # UBnormal: labelled abnormal videos for training
+    cut_ranges: bool = False  # UBnormal: its tracks may end after the video
+    skipped: dict = field(default_factory=dict)  # video key -> why it cannot be used
+    label_forms: str = ""  # where labels were looked for, and in which forms
+    not_understood: str = ""  # what lies there and was not
+    _other_labels: tuple = ()  # a second source: its name, {video name: function(frames) -> uint8 [frames]}
 
     def cache_folder(self, cache):
         """Its folder under --cache; two copies of a dataset never mix."""
@@ -56,17 +57,22 @@ class Dataset:
                 if self.cut_ranges:
                     last = min(last, frames - 1)
                 if not 0 <= first <= last < frames:
-                    raise UserError(f"labels of video {key} ({self.label_source}) mark frames {first + 1}..{last + 1}, "
-                                    f"but the video has {frames} frames: labels or frames are of another version")
-                out[first:last + 1] = 1
+                    raise UserError(
+                        f"labels of video {key} ({self.label_source}) mark frames {first + 1}..{last + 1}, "
+                        f"but the video has {frames} frames: labels or frames are of another version"
+                    )
+                out[first : last + 1] = 1
             return out
         if key not in self._arrays:
-            raise UserError(f"no labels for video {key} in {self.label_source}; add them, or take the video out of "
-                            "the test folder")
+            raise UserError(
+                f"no labels for video {key} in {self.label_source}; add them, or take the video out of the test folder"
+            )
         out = np.asarray(self._arrays[key]()).reshape(-1)
         if len(out) != frames:
-            raise UserError(f"labels of video {key} ({self.label_source}) have {len(out)} entries, but the video has "
-                            f"{frames} frames: labels or frames are of another version")
+            raise UserError(
+                f"labels of video {key} ({self.label_source}) have {len(out)} entries, but the video has "
+                f"{frames} frames: labels or frames are of another version"
+            )
         if not np.isin(out, (0, 1)).all():
             raise UserError(f"labels of video {key} ({self.label_source}) must be 0 or 1 per frame")
         return out.astype(np.uint8)
@@ -94,7 +100,9 @@ class Dataset:
         videos = sum(n > 0 for n in differ.values())
         said = []
         if videos:
-            said.append(f"{other} differs from {self.label_source}, which counts, in {sum(differ.values())} frames of {videos} videos")
+            said.append(
+                f"{other} differs from {self.label_source}, which counts, in {sum(differ.values())} frames of {videos} videos"
+            )
         if unread:
             said.append(f"{other} could not be compared with {self.label_source} in {len(unread)} videos: {unread[0]}")
         return "; ".join(said) or None
@@ -142,8 +150,10 @@ class Usable:
         self.data, self.skipped = data, {**data.skipped, **failed}
         usable = [v for v in videos if v.key not in self.skipped]
         if self.skipped and not usable:
-            raise UserError(f"none of the {len(self.skipped)} videos of {data.name} could be used; the first: "
-                            f"{next(iter(self.skipped.values()))}")
+            raise UserError(
+                f"none of the {len(self.skipped)} videos of {data.name} could be used; the first: "
+                f"{next(iter(self.skipped.values()))}"
+            )
         self.train = [v for v in usable if v.split == "train"]
         self.test = [v for v in usable if v.split == "test"]
 
@@ -168,7 +178,11 @@ def search(root, pattern, depth=3):
             for x in sorted(p.iterdir()):
                 if re.fullmatch(pattern, x.name.lower()):
                     hits.append(x)
-                elif x.is_dir() and not re.fullmatch(r"\d+|\d\d_\d+|t(rain|est)\d+", x.name.lower()) and x.resolve() not in seen:
+                elif (
+                    x.is_dir()
+                    and not re.fullmatch(r"\d+|\d\d_\d+|t(rain|est)\d+", x.name.lower())
+                    and x.resolve() not in seen
+                ):
                     seen.add(x.resolve())
                     following.append(x)
         level = following

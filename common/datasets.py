@@ -1,11 +1,12 @@
 """Where videos and labels are: one small reader per dataset, all returning the same record.
 
-    data = find("ped2", "data")          # any layout in circulation, found under data/
-    data.train, data.test                # lists of common.video.Video
-    data.labels(video, frames)           # uint8 [T], 1 = abnormal, or None where the dataset has none
-    data.masks(video)                    # bool [T, H, W] or None
-    data.tracks(video)                   # float32 [n, 6]: id, frame, x1, y1, x2, y2 (inclusive pixels) or None
+data = find("ped2", "data")          # any layout in circulation, found under data/
+data.train, data.test                # lists of common.video.Video
+data.labels(video, frames)           # uint8 [T], 1 = abnormal, or None where the dataset has none
+data.masks(video)                    # bool [T, H, W] or None
+data.tracks(video)                   # float32 [n, 6]: id, frame, x1, y1, x2, y2 (inclusive pixels) or None
 """
+
 import re
 from pathlib import Path
 
@@ -13,7 +14,17 @@ import numpy as np
 
 from common.dataset import Dataset, plain, search
 from common.io import UserError, load_array, load_arrays
-from common.labels import any_masks, csv_ranges, frame_labels, mask_images, mat_ranges, matlab_ranges, npz_names, packed_masks, volume_masks
+from common.labels import (
+    any_masks,
+    csv_ranges,
+    frame_labels,
+    mask_images,
+    mat_ranges,
+    matlab_ranges,
+    npz_names,
+    packed_masks,
+    volume_masks,
+)
 from common.ubnormal import ubnormal
 from common.video import list_videos, natural
 
@@ -34,12 +45,25 @@ TEST = ("testing/frames", "testing/videos", "testing_videos", "test/frames", "te
 
 def add_flags(parser):
     g = parser.add_argument_group("data")
-    g.add_argument("--dataset", "--dataset_name", default="demo", help=f"one of {', '.join(ALIASES)}; the papers' "
-                   "spellings are understood (default: %(default)s)")
-    g.add_argument("--data-root", type=Path, default=Path("data"), help="folder that holds the dataset (default: %(default)s)")
-    g.add_argument("--cache", type=Path, default=Path("cache"), help="folder for decoded frames and cubes (default: %(default)s)")
-    g.add_argument("--labels", type=Path, default=None, help="frame labels to use instead of the dataset's own: an .npz of video name -> "
-                   "0/1 per frame, a csv of video,start,end, or a folder of one .npy or .txt, or of pixel masks, per video")
+    g.add_argument(
+        "--dataset",
+        "--dataset_name",
+        default="demo",
+        help=f"one of {', '.join(ALIASES)}; the papers' spellings are understood (default: %(default)s)",
+    )
+    g.add_argument(
+        "--data-root", type=Path, default=Path("data"), help="folder that holds the dataset (default: %(default)s)"
+    )
+    g.add_argument(
+        "--cache", type=Path, default=Path("cache"), help="folder for decoded frames and cubes (default: %(default)s)"
+    )
+    g.add_argument(
+        "--labels",
+        type=Path,
+        default=None,
+        help="frame labels to use instead of the dataset's own: an .npz of video name -> "
+        "0/1 per frame, a csv of video,start,end, or a folder of one .npy or .txt, or of pixel masks, per video",
+    )
 
 
 def canonical(name):
@@ -52,11 +76,13 @@ def canonical(name):
 
 # ------------------------------------------------------------------------------------------------- finding folders
 
+
 def find(name, data_root="data", labels=None):
     """The Dataset `name` under `data_root`, whatever its layout. `labels`: an .npz of video name -> 0/1 per frame."""
     name, data_root = canonical(name), Path(data_root)
     if name == "demo":
         from common.demo import ensure_demo
+
         root = ensure_demo(data_root / "demo")
         data = folder(root, name="demo")
     elif name == "folder":
@@ -64,9 +90,13 @@ def find(name, data_root="data", labels=None):
     elif name == "ubnormal":
         data = ubnormal(data_root)
     else:
-        data = {"ped1": ucsd, "ped2": ucsd, "avenue": avenue, "shanghaitech": shanghaitech,
-                "shanghaitech-sd": shanghaitech}[name](
-            name, *locate(name, data_root))
+        data = {
+            "ped1": ucsd,
+            "ped2": ucsd,
+            "avenue": avenue,
+            "shanghaitech": shanghaitech,
+            "shanghaitech-sd": shanghaitech,
+        }[name](name, *locate(name, data_root))
     if labels:
         use_labels(data, Path(labels))
     return data
@@ -85,27 +115,41 @@ def use_labels(data, path):
         data._arrays = {name: (lambda k=k: arrays[k]) for name, k in entries.items()}
         return
     entries, masks = sorted(path.iterdir()), {}
-    if any(p.is_dir() and p.name.lower().endswith("_gt") for p in entries):       # UCSD: folders of frames lie beside those of masks
+    if any(
+        p.is_dir() and p.name.lower().endswith("_gt") for p in entries
+    ):  # UCSD: folders of frames lie beside those of masks
         entries = [p for p in entries if not p.is_dir() or p.name.lower().endswith("_gt")]
-    named = [(canonical_video_name(data.name, p.name if p.is_dir() else p.stem), p.name) for p in entries
-             if p.is_dir() or p.suffix in (".npy", ".txt", ".mat", ".npz")]
+    named = [
+        (canonical_video_name(data.name, p.name if p.is_dir() else p.stem), p.name)
+        for p in entries
+        if p.is_dir() or p.suffix in (".npy", ".txt", ".mat", ".npz")
+    ]
     per_frame = {k: path / x for k, x in named_once(path, [(k, x) for k, x in named if k in names]).items()}
     for name, p in list(per_frame.items()):
-        if p.is_dir() or p.suffix in (".mat", ".npz") or (p.suffix == ".npy" and load_array(p, "labels", mmap=True).ndim == 3):
+        if (
+            p.is_dir()
+            or p.suffix in (".mat", ".npz")
+            or (p.suffix == ".npy" and load_array(p, "labels", mmap=True).ndim == 3)
+        ):
             masks[name] = per_frame.pop(name)
     taken = {p.name for p in (*per_frame.values(), *masks.values())}
     other = [p.name for p in entries if p.name not in taken]
     if not per_frame and not masks:
-        raise UserError(f"--labels {path} holds no .npy, .txt, .mat or folder that is called like a test video such as "
-                        f"{min(names, default='(there is none)')}" + (f"; it holds {', '.join(other[:5])}" if other else ""))
+        raise UserError(
+            f"--labels {path} holds no .npy, .txt, .mat or folder that is called like a test video such as "
+            f"{min(names, default='(there is none)')}" + (f"; it holds {', '.join(other[:5])}" if other else "")
+        )
     if other:
         print(f"note: --labels {path}: {len(other)} entries belong to no test video, such as {other[0]}", flush=True)
     data._arrays = {k: (lambda p=p: frame_labels(p)) for k, p in per_frame.items()}
     data._arrays.update({k: (lambda p=p: any_masks(p).any((1, 2)).astype(np.uint8)) for k, p in masks.items()})
     without = sorted(names - set(data._arrays))
-    if masks and without:                    # sets of masks leave normal videos out
+    if masks and without:  # sets of masks leave normal videos out
         data._ranges = {k: [] for k in without}
-        print(f"note: {len(without)} test videos have no mask in {path} and count as normal, such as {without[0]}", flush=True)
+        print(
+            f"note: {len(without)} test videos have no mask in {path} and count as normal, such as {without[0]}",
+            flush=True,
+        )
 
 
 def named_once(path, pairs):
@@ -113,7 +157,9 @@ def named_once(path, pairs):
     out = {}
     for name, entry in pairs:
         if name in out:
-            raise UserError(f"--labels {path}: {out[name]} and {entry} are both labels of video {name}; keep one of them")
+            raise UserError(
+                f"--labels {path}: {out[name]} and {entry} are both labels of video {name}; keep one of them"
+            )
         out[name] = entry
     return out
 
@@ -131,8 +177,13 @@ def child(folder_, name):
 def split_folders(root, names):
     """Folders of a split that hold videos: frames/ and videos/ (or training_videos/) may both be filled, else training/ counts."""
     places = [(name, child(root, name)) for name in names]
-    filled = [(name, p) for name, p in places if p is not None and p.is_dir() and
-              any(v for v in list_videos(p, walk=True) if not v.name.lower().endswith("_gt"))]
+    filled = [
+        (name, p)
+        for name, p in places
+        if p is not None
+        and p.is_dir()
+        and any(v for v in list_videos(p, walk=True) if not v.name.lower().endswith("_gt"))
+    ]
     return [p for name, p in filled if "/" in name or "_" in name] or [p for _, p in filled[:1]]
 
 
@@ -150,8 +201,9 @@ def candidates(name, data_root):
 def locate(name, data_root):
     """-> (root, training folders, testing folders)."""
     if not data_root.is_dir():
-        raise UserError(f"--data-root {data_root} does not exist; {name} is looked for there and in "
-                        f"{data_root}/{ALIASES[name][0]}")
+        raise UserError(
+            f"--data-root {data_root} does not exist; {name} is looked for there and in {data_root}/{ALIASES[name][0]}"
+        )
     looked = []
     for root in candidates(name, data_root):
         # the data root itself may hold several datasets: only a folder with both splits, or called like the dataset, counts as one
@@ -163,7 +215,8 @@ def locate(name, data_root):
     raise UserError(
         f"{name} was not found under --data-root {data_root}: looked in {', '.join(map(str, looked))} for a training "
         f"folder ({', '.join(TRAIN[:3])}, train, …) and a testing folder ({', '.join(TEST[:3])}, test, …) with videos "
-        f"or folders of frames; found {', '.join(found[:12]) or 'nothing'}{' …' if len(found) > 12 else ''}")
+        f"or folders of frames; found {', '.join(found[:12]) or 'nothing'}{' …' if len(found) > 12 else ''}"
+    )
 
 
 def canonical_video_name(name, video):
@@ -179,10 +232,14 @@ def videos(name, folders, split):
     by_name, doubled = {}, []
     for folder_ in folders:
         left_out = []
-        found = [v for v in list_videos(folder_, split, walk=True, left_out=left_out) if not v.name.lower().endswith("_gt")]
+        found = [
+            v for v in list_videos(folder_, split, walk=True, left_out=left_out) if not v.name.lower().endswith("_gt")
+        ]
         if left_out:
-            print(f"note: {len(left_out)} files in {folder_} are no part of a video, or of an unknown kind, such as {left_out[0]}",
-                  flush=True)
+            print(
+                f"note: {len(left_out)} files in {folder_} are no part of a video, or of an unknown kind, such as {left_out[0]}",
+                flush=True,
+            )
         here = {}
         for v in found:
             v.name = canonical_video_name(name, v.name)
@@ -192,24 +249,34 @@ def videos(name, folders, split):
         doubled += [v for k, v in here.items() if k in by_name]
         by_name = {**here, **by_name}
     if doubled:
-        print(f"note: {len(doubled)} videos, such as {doubled[0].path}, stand in {folders[0]} too and are taken from there", flush=True)
+        print(
+            f"note: {len(doubled)} videos, such as {doubled[0].path}, stand in {folders[0]} too and are taken from there",
+            flush=True,
+        )
     return sorted(by_name.values(), key=lambda v: natural(v.name))
 
 
 # --------------------------------------------------------------------------------------------------------- readers
 
+
 def ucsd(name, root, train, test):
     """UCSD Ped1 and Ped2 (Mahadevan et al. 2010)."""
-    data = Dataset(name, root, videos(name, train, "train"), videos(name, test, "test"),
-                   label_forms=f"{name}.mat, UCSD{name}.m, or a folder Test*_gt of masks for every test video")
+    data = Dataset(
+        name,
+        root,
+        videos(name, train, "train"),
+        videos(name, test, "test"),
+        label_forms=f"{name}.mat, UCSD{name}.m, or a folder Test*_gt of masks for every test video",
+    )
     mask_folders = {canonical_video_name(name, p.name[:-3]): p for p in search(root, r"test\d+_gt") if p.is_dir()}
     data._masks = {k: (lambda p=p: mask_images(p)) for k, p in mask_folders.items()}
     if mask_folders:
         data.mask_source = "Test*_gt images"
     packed = search(root, r"pixel_masks_packed\.npz")
     if packed and not data._masks:
-        data._masks = {k: (lambda k=k: packed_masks(packed[0], k)) for k in npz_names(packed[0])
-                       if k not in ("height", "width")}
+        data._masks = {
+            k: (lambda k=k: packed_masks(packed[0], k)) for k in npz_names(packed[0]) if k not in ("height", "width")
+        }
         data.mask_source = packed[0].name
     mat, script = search(root, rf"{name}\.mat"), search(root, rf"ucsd{name}\.m")
     if mat:
@@ -224,12 +291,22 @@ def ucsd(name, root, train, test):
 
 def avenue(name, root, train, test):
     """CUHK Avenue (Lu et al. 2013). Its two label sets differ in 441 frames: the masks win where both are there."""
-    data = Dataset(name, root, videos(name, train, "train"), videos(name, test, "test"),
-                   label_forms="testing_label_mask/1_label.mat … (in it, or in ground_truth_demo/ beside it), or avenue.mat")
-    around = [place for p in (root.resolve(), root.absolute()) for place in (p.parent.parent, p.parent)]      # the nearest counts
+    data = Dataset(
+        name,
+        root,
+        videos(name, train, "train"),
+        videos(name, test, "test"),
+        label_forms="testing_label_mask/1_label.mat … (in it, or in ground_truth_demo/ beside it), or avenue.mat",
+    )
+    around = [
+        place for p in (root.resolve(), root.absolute()) for place in (p.parent.parent, p.parent)
+    ]  # the nearest counts
     beside = [p for place in around for p in (place / "ground_truth_demo", place / "testing_label_mask") if p.is_dir()]
-    files = {canonical_video_name(name, p.name.split("_")[0]): p
-             for place in (*beside, root) for p in search(place, r"\d+_label\.mat", depth=4)}
+    files = {
+        canonical_video_name(name, p.name.split("_")[0]): p
+        for place in (*beside, root)
+        for p in search(place, r"\d+_label\.mat", depth=4)
+    }
     data._masks = {k: (lambda p=p: volume_masks(p)) for k, p in files.items()}
     mat = search(root, r"avenue\.mat")
     if files:
@@ -244,8 +321,13 @@ def avenue(name, root, train, test):
 
 def shanghaitech(name, root, train, test):
     """ShanghaiTech Campus (Luo et al. 2017)."""
-    data = Dataset(name, root, videos(name, train, "train"), videos(name, test, "test"),
-                   label_forms="test_frame_mask/ (or frame_masks/) with one .npy per test video")
+    data = Dataset(
+        name,
+        root,
+        videos(name, train, "train"),
+        videos(name, test, "test"),
+        label_forms="test_frame_mask/ (or frame_masks/) with one .npy per test video",
+    )
     for v in data.train + data.test:
         v.scene = v.name.split("_")[0]
     for p in search(root, r"(test_?)?frame_?masks?"):
@@ -266,15 +348,25 @@ def folder(root, name="folder"):
     """
     root = Path(root)
     if not root.is_dir():
-        raise UserError(f"--data-root {root} does not exist; it should hold train/ and test/ with videos or folders "
-                        "of frames")
+        raise UserError(
+            f"--data-root {root} does not exist; it should hold train/ and test/ with videos or folders of frames"
+        )
     train, test = split_folders(root, TRAIN), split_folders(root, TEST)
     for names, filled in ((TRAIN, train), (TEST, test)):
-        empty = next((p for p in (child(root, x) for x in names) if not filled and p is not None and p.is_dir() and any(p.iterdir())), None)
+        empty = next(
+            (
+                p
+                for p in (child(root, x) for x in names)
+                if not filled and p is not None and p.is_dir() and any(p.iterdir())
+            ),
+            None,
+        )
         if empty is not None:
             left = [p.name for p in sorted(empty.iterdir())]
-            raise UserError(f"{empty} holds no video: {len(left)} entries, such as {left[0]}, are of no kind that is read; convert "
-                            "videos with ffmpeg -i IN OUT.mp4")
+            raise UserError(
+                f"{empty} holds no video: {len(left)} entries, such as {left[0]}, are of no kind that is read; convert "
+                "videos with ffmpeg -i IN OUT.mp4"
+            )
     if train or test:
         data = Dataset(name, root, videos(name, train, "train"), videos(name, test, "test"))
     else:
@@ -282,15 +374,20 @@ def folder(root, name="folder"):
     data.label_forms = "labels/<video>.npy or .txt, labels.csv (video,start,end), or masks/ of every test video"
     if not data.train and not data.test:
         found = sorted(p.name for p in root.iterdir())
-        raise UserError(f"--data-root {root} holds no videos: looked for train/ and test/ with videos or folders of "
-                        f"frames; found {', '.join(found[:12]) or 'nothing'}")
+        raise UserError(
+            f"--data-root {root} holds no videos: looked for train/ and test/ with videos or folders of "
+            f"frames; found {', '.join(found[:12]) or 'nothing'}"
+        )
     global_batch = data.train + data.test
     if all("_" in v.name for v in global_batch):
         for v in global_batch:
             v.scene = v.name.split("_")[0]
     names = {v.name for v in data.test}
-    places = [p for p in (child(root, "labels"), child(root, "test_labels"), child(root, "test_frame_mask"))
-              if p is not None and p.is_dir()]
+    places = [
+        p
+        for p in (child(root, "labels"), child(root, "test_labels"), child(root, "test_frame_mask"))
+        if p is not None and p.is_dir()
+    ]
     for place in places:
         strange = []
         for f in sorted(place.iterdir()):
@@ -301,8 +398,10 @@ def folder(root, name="folder"):
                 strange.append(f.name)
         if strange:
             more = " …" if len(strange) > 3 else ""
-            data.not_understood = (f"{place.name}/ holds {', '.join(strange[:3])}{more}: not called like a test video such as "
-                                   f"{min(names, default='')}.npy")
+            data.not_understood = (
+                f"{place.name}/ holds {', '.join(strange[:3])}{more}: not called like a test video such as "
+                f"{min(names, default='')}.npy"
+            )
     table = child(root, "labels.csv")
     if table is not None and not data._arrays:
         data._ranges, data.label_source = csv_ranges(table, names), table.name
@@ -337,7 +436,10 @@ def compare_ranges(data, source, ranges):
 def compare_masks(data):
     """Masks are a second source of labels, where they are not the first."""
     if data._ranges or (data._arrays and not data.label_source.startswith("masks")):
-        data._other_labels = (data.mask_source, {k: (lambda n, read=read: read().any(axis=(1, 2))) for k, read in data._masks.items()})
+        data._other_labels = (
+            data.mask_source,
+            {k: (lambda n, read=read: read().any(axis=(1, 2))) for k, read in data._masks.items()},
+        )
 
 
 def labels_from_masks(data):

@@ -1,4 +1,5 @@
 """From frame scores to results: smoothing, metrics, table, metrics.json, curves."""
+
 import importlib
 import time
 from dataclasses import dataclass, field
@@ -10,30 +11,46 @@ from common import metrics, smoothing
 from common.io import UserError, load_arrays, save_arrays, writable_folder, write_json, writing_table
 
 BASELINE_FILTER = "median:17"
-SUSPICIOUS = 0.02                   # gain of micro AUC by moving the labels from which on they are reported
-ROWS = [("micro_auc", "micro AUC"), ("macro_auc", "macro AUC"), ("auc_abnormal_videos", "AUC, abnormal videos"),
-        ("ap", "AP"), ("pr_auc", "PR-AUC"), ("eer", "EER"), ("far_at_0.5", "FAR at 0.5"), ("rbdc", "RBDC"), ("tbdc", "TBDC"),
-        ("pixel_auc", "pixel-level AUC")]
+SUSPICIOUS = 0.02  # gain of micro AUC by moving the labels from which on they are reported
+ROWS = [
+    ("micro_auc", "micro AUC"),
+    ("macro_auc", "macro AUC"),
+    ("auc_abnormal_videos", "AUC, abnormal videos"),
+    ("ap", "AP"),
+    ("pr_auc", "PR-AUC"),
+    ("eer", "EER"),
+    ("far_at_0.5", "FAR at 0.5"),
+    ("rbdc", "RBDC"),
+    ("tbdc", "TBDC"),
+    ("pixel_auc", "pixel-level AUC"),
+]
 
 
 @dataclass
 class Protocol:
     """What is done between raw scores and metrics; `liberties` are named in the table and in metrics.json."""
+
     name: str = "strict"
     smoothing: str = "median:17"
-    skip: int = 0                       # frames left out at the start of every video
+    skip: int = 0  # frames left out at the start of every video
     liberties: list = field(default_factory=list)
-    across: bool = False                # smooth all videos as one, in the order of their names
-    multiple: int = 1                   # frames after the last multiple of this are left out
-    minmax: bool = False                # then scale every video's scores to [0, 1] by its own extremes
-    probabilities: bool = False         # scores lie in [0, 1] and 0.5 means something: false alarms at 0.5 are counted
+    across: bool = False  # smooth all videos as one, in the order of their names
+    multiple: int = 1  # frames after the last multiple of this are left out
+    minmax: bool = False  # then scale every video's scores to [0, 1] by its own extremes
+    probabilities: bool = False  # scores lie in [0, 1] and 0.5 means something: false alarms at 0.5 are counted
 
 
-def add_source_flags(parser, checkpoint, video="a video file or a folder of frames instead of the dataset's test set",
-                     whose="our checkpoint or the authors'"):
+def add_source_flags(
+    parser,
+    checkpoint,
+    video="a video file or a folder of frames instead of the dataset's test set",
+    whose="our checkpoint or the authors'",
+):
     """What is scored, and by what. checkpoint: the default, in words."""
     g = parser.add_argument_group("what to score")
-    g.add_argument("--checkpoint", "--ckpt_path", "--model_path", type=Path, default=None, help=f"{whose} (default: {checkpoint})")
+    g.add_argument(
+        "--checkpoint", "--ckpt_path", "--model_path", type=Path, default=None, help=f"{whose} (default: {checkpoint})"
+    )
     if video:
         g.add_argument("--video", type=Path, default=None, help=video)
     return g
@@ -42,8 +59,14 @@ def add_source_flags(parser, checkpoint, video="a video file or a folder of fram
 def add_score_flags(parser, protocol, smoothing, overlay="scored boxes and the curve"):
     """How it is scored, and what is written. protocol: what the two mean here; overlay: what its videos show."""
     g = parser.add_argument_group("scores")
-    g.add_argument("--protocol", choices=["strict", "official"], default="strict", help=f"{protocol} (default: %(default)s)")
-    g.add_argument("--smoothing", default=smoothing, help="filter of frame scores, unless the protocol has its own (default: %(default)s)")
+    g.add_argument(
+        "--protocol", choices=["strict", "official"], default="strict", help=f"{protocol} (default: %(default)s)"
+    )
+    g.add_argument(
+        "--smoothing",
+        default=smoothing,
+        help="filter of frame scores, unless the protocol has its own (default: %(default)s)",
+    )
     g.add_argument("--top", type=int, default=20, help="moments in ranking.csv (default: %(default)s)")
     g.add_argument("--overlay", action="store_true", help=f"also write an mp4 per video with {overlay}")
     return g
@@ -58,8 +81,10 @@ def load_scores(path):
     scores = load_arrays(path, "scores")
     for name, s in scores.items():
         if s.ndim != 1 or s.dtype.kind not in "fiu":
-            raise UserError(f"scores {path}: video {name} has an array of shape {s.shape} and type {s.dtype}, expected one "
-                            "number per frame")
+            raise UserError(
+                f"scores {path}: video {name} has an array of shape {s.shape} and type {s.dtype}, expected one "
+                "number per frame"
+            )
         if not np.isfinite(s).all():
             raise UserError(f"scores {path}: video {name} holds {(~np.isfinite(s)).sum()} NaN or infinite scores")
     if not scores:
@@ -74,7 +99,9 @@ def labels_of(scores, data):
     by_name = {v.name: v for v in data.test}
     unknown = sorted(set(scores) - set(by_name))
     if unknown:
-        raise UserError(f"scores of {', '.join(unknown[:5])} do not belong to a test video of {data.name} in {data.root}")
+        raise UserError(
+            f"scores of {', '.join(unknown[:5])} do not belong to a test video of {data.name} in {data.root}"
+        )
     return {k: labels_of_video(data, by_name[k], len(s)) for k, s in scores.items()}
 
 
@@ -84,7 +111,11 @@ def labels_of_video(data, video, frames):
         return data.labels(video, frames)
     except UserError as e:
         claimed = video.expected_frames() if video.path.is_file() else 0
-        said = f" (the header of {video.path.name} promises {claimed} frames, {frames} could be decoded)" if claimed > frames else ""
+        said = (
+            f" (the header of {video.path.name} promises {claimed} frames, {frames} could be decoded)"
+            if claimed > frames
+            else ""
+        )
         raise UserError(f"{e}{said}") from None
 
 
@@ -108,7 +139,10 @@ def measure(scores, labels, protocol):
     apply = smoothing.parse(protocol.smoothing)
     smoothed, out = {}, {}
     names = sorted(scores)
-    cut = {k: slice(min(protocol.skip, len(scores[k])), len(scores[k]) // protocol.multiple * protocol.multiple) for k in names}
+    cut = {
+        k: slice(min(protocol.skip, len(scores[k])), len(scores[k]) // protocol.multiple * protocol.multiple)
+        for k in names
+    }
     kept = [np.asarray(scores[k][cut[k]]) for k in names]
     if protocol.across:
         done = np.split(apply(np.concatenate(kept)), np.cumsum([len(s) for s in kept])[:-1])
@@ -170,15 +204,19 @@ def localization(data, detections, frames, skip=0):
             known, derived = metrics.tracks_from_masks(masks), True
         tracks.append(known[known[:, 1] >= skip])
         boxes.append(d[d[:, 0] >= skip])
-        total += max(0, (length if length is not None else int(max(d[:, 0].max(initial=0), known[:, 1].max(initial=0))) + 1)
-                     - skip)
+        total += max(
+            0,
+            (length if length is not None else int(max(d[:, 0].max(initial=0), known[:, 1].max(initial=0))) + 1) - skip,
+        )
         if masks is not None:
             order = np.argsort(d[:, 0], kind="stable")
             d = d[order]
             edges = np.searchsorted(d[:, 0], np.arange(len(masks) + 1))
             for t in range(skip, len(masks)):
-                part = d[edges[t]:edges[t + 1]]
-                pixel.append(metrics.pixel_frame_score(metrics.paint(part[:, 1:5], part[:, 5], masks[t].shape), masks[t]))
+                part = d[edges[t] : edges[t + 1]]
+                pixel.append(
+                    metrics.pixel_frame_score(metrics.paint(part[:, 1:5], part[:, 5], masks[t].shape), masks[t])
+                )
                 pixel_labels.append(masks[t].any())
     if unread:
         out["unreadable_regions"] = unread
@@ -198,16 +236,17 @@ def localization(data, detections, frames, skip=0):
 @dataclass
 class Evaluation:
     """What one run found: metrics is what metrics.json holds; the rest is what pictures are made of."""
+
     method: str
-    data: object                        # the Dataset
+    data: object  # the Dataset
     protocol: Protocol
-    scores: dict                        # video -> float [T], raw
-    smoothed: dict                      # video -> float64 [T]; NaN where a frame is left out
-    labels: dict                        # video -> uint8 [T]; {} without labels
-    detections: dict                    # video -> float32 [n, 6]: frame, x1, y1, x2, y2, score; or None
-    columns: dict                       # method, then baselines: title -> {measure: number}
-    baselines: dict                     # title -> {video: smoothed scores}
-    remarks: list                       # sentences
+    scores: dict  # video -> float [T], raw
+    smoothed: dict  # video -> float64 [T]; NaN where a frame is left out
+    labels: dict  # video -> uint8 [T]; {} without labels
+    detections: dict  # video -> float32 [n, 6]: frame, x1, y1, x2, y2, score; or None
+    columns: dict  # method, then baselines: title -> {measure: number}
+    baselines: dict  # title -> {video: smoothed scores}
+    remarks: list  # sentences
     metrics: dict
 
 
@@ -238,11 +277,19 @@ def evaluate(out, data, scores, *, protocol, method, detections=None, baselines=
     if detections:
         save_scores(out / "detections.npz", detections)
     others = {title: numbers for title, numbers in columns.items() if title != method}
-    report = {"method": method, "dataset": data.name, "protocol": protocol.name, "smoothing": protocol.smoothing,
-              "left_out_frames_per_video": protocol.skip, "liberties": protocol.liberties,
-              "label_source": data.label_source if labels else None, "mask_source": data.mask_source, **result,
-              "baselines": {k: {x: y for x, y in v.items() if isinstance(y, float)} for k, v in others.items()},
-              **(extra or {})}
+    report = {
+        "method": method,
+        "dataset": data.name,
+        "protocol": protocol.name,
+        "smoothing": protocol.smoothing,
+        "left_out_frames_per_video": protocol.skip,
+        "liberties": protocol.liberties,
+        "label_source": data.label_source if labels else None,
+        "mask_source": data.mask_source,
+        **result,
+        "baselines": {k: {x: y for x, y in v.items() if isinstance(y, float)} for k, v in others.items()},
+        **(extra or {}),
+    }
     if report.get("scoring_seconds"):
         report["frames_per_second"] = sum(map(len, scores.values())) / report["scoring_seconds"]
     write_json(out / "metrics.json", report)
@@ -270,16 +317,24 @@ def show(out, evaluation, **options):
     report = report_folder()
     if report:
         report.write_results(out, evaluation, **options)
-        print(f"wrote {out}/report.html, metrics.json, scores.npz, curves/ ({len(evaluation.scores)} videos)"
-              + (", roc.png" if evaluation.labels else ""))
+        print(
+            f"wrote {out}/report.html, metrics.json, scores.npz, curves/ ({len(evaluation.scores)} videos)"
+            + (", roc.png" if evaluation.labels else "")
+        )
     else:
-        print(f"wrote {out}/metrics.json, scores.npz; there is no common/report here, which would write a page, plots and overlays")
+        print(
+            f"wrote {out}/metrics.json, scores.npz; there is no common/report here, which would write a page, plots and overlays"
+        )
 
 
 def print_next_steps(script, checkpoint, out, args, more="", pictures=True):
     """What one can do after an evaluation. more: a method's own next step, ending in '; '; pictures: whether there are any."""
-    print(f"next: look at {out}/report.html; " + ("" if args.overlay or not pictures else "add --overlay for videos with scores; ") + more
-          + f"python {script} --video FILE --checkpoint {checkpoint} scores your own footage")
+    print(
+        f"next: look at {out}/report.html; "
+        + ("" if args.overlay or not pictures else "add --overlay for videos with scores; ")
+        + more
+        + f"python {script} --video FILE --checkpoint {checkpoint} scores your own footage"
+    )
 
 
 def write_own_video(name, frames, clock, scores, filter_, method, out, boxes=None, red=0.0, top=20):
@@ -293,15 +348,24 @@ def write_own_video(name, frames, clock, scores, filter_, method, out, boxes=Non
     with writing_table(out / "scores.csv") as table:
         table.writerow(["frame", "seconds", "score", "smoothed", *([] if counts is None else ["boxes"])])
         for t in range(len(scores)):
-            table.writerow([t, clock.text(t, 3), f"{scores[t]:.6g}", f"{smoothed[t]:.6g}",
-                            *([] if counts is None else [counts[t]])])
+            table.writerow(
+                [
+                    t,
+                    clock.text(t, 3),
+                    f"{scores[t]:.6g}",
+                    f"{smoothed[t]:.6g}",
+                    *([] if counts is None else [counts[t]]),
+                ]
+            )
     print(f"{name}: {len(scores)} frames" + ("" if boxes is None else f", {len(boxes)} objects"))
     report = report_folder()
     if report:
         report.write_own_video(name, frames, clock, scores, smoothed, filter_, method, out, boxes, red, top)
         print(f"wrote {out}/report.html, scores.csv, curve.png, overlay.mp4")
     else:
-        print(f"wrote {out}/scores.csv; there is no common/report here, which would write a page, a plot and an overlay")
+        print(
+            f"wrote {out}/scores.csv; there is no common/report here, which would write a page, a plot and an overlay"
+        )
 
 
 def per_event(smoothed, labels, events):
@@ -328,6 +392,7 @@ def shift_gain(smoothed, labels, most=10):
 
     A gain that still grows at `most` frames is a trend of the scores, no shift, and counts as none.
     """
+
     def micro(by):
         y, s = [], []
         for k in labels:
@@ -340,11 +405,12 @@ def shift_gain(smoothed, labels, most=10):
             y.append(moved[ok])
             s.append(smoothed[k][ok])
         return metrics.auc(np.concatenate(y), np.concatenate(s))
+
     base, found = micro(0), [(0.0, 0)]
     for by in range(-most, most + 1):
         try:
             found.append((micro(by) - base, by))
-        except ValueError:      # one kind of frames alone is left in so short a video
+        except ValueError:  # one kind of frames alone is left in so short a video
             pass
     gain, frames = max(found)
     return (gain, frames) if abs(frames) < most else (0.0, 0)
@@ -352,14 +418,18 @@ def shift_gain(smoothed, labels, most=10):
 
 def print_table(columns, data, protocol):
     """Measures by methods, in percent; what the protocol left out or took is named above it."""
-    print(f"\n{data.name}, protocol {protocol.name}: smoothing {protocol.smoothing} "
-          + ("over all videos as one" if protocol.across else "inside each video")
-          + (f", first {protocol.skip} frames of every video left out" if protocol.skip else ", every frame scored"))
+    print(
+        f"\n{data.name}, protocol {protocol.name}: smoothing {protocol.smoothing} "
+        + ("over all videos as one" if protocol.across else "inside each video")
+        + (f", first {protocol.skip} frames of every video left out" if protocol.skip else ", every frame scored")
+    )
     for liberty in protocol.liberties:
         print(f"  liberty taken: {liberty}")
     first = next(iter(columns.values()))
-    print(f"labels: {data.label_source}; {first['frames']} frames of {first['videos']} videos, "
-          f"{first['abnormal_frames']} abnormal; {first['one_class_videos']} videos of one class (macro AUC)")
+    print(
+        f"labels: {data.label_source}; {first['frames']} frames of {first['videos']} videos, "
+        f"{first['abnormal_frames']} abnormal; {first['one_class_videos']} videos of one class (macro AUC)"
+    )
     width = max(22, *(len(k) + 2 for k in columns))
     print(" " * 24 + "".join(f"{k:>{width}}" for k in columns))
     for key, title in ROWS:
@@ -374,19 +444,29 @@ def remarks(result, others):
     out, best = [], max(((v.get("micro_auc", 0), k) for k, v in others.items()), default=None)
     if best and "micro_auc" in result:
         gap = 100 * (result["micro_auc"] - best[0])
-        out.append(f"micro AUC is {abs(gap):.2f} points {'above' if gap >= 0 else 'BELOW'} the better trivial baseline ({best[1]})")
+        out.append(
+            f"micro AUC is {abs(gap):.2f} points {'above' if gap >= 0 else 'BELOW'} the better trivial baseline ({best[1]})"
+        )
     if result.get("auc_per_event"):
-        out.append("micro AUC by kind of event: " + ", ".join(f"{k} {100 * v:.1f}" for k, v in result["auc_per_event"].items()))
+        out.append(
+            "micro AUC by kind of event: " + ", ".join(f"{k} {100 * v:.1f}" for k, v in result["auc_per_event"].items())
+        )
     if "labels_look_shifted" in result:
         found = result["labels_look_shifted"]
-        out.append(f"WARNING: micro AUC would be {100 * found['micro_auc_would_rise_by']:.1f} points higher with all labels moved by "
-                   f"{found['frames']:+d} frames: are labels and frames of the same version? (nothing was moved)")
+        out.append(
+            f"WARNING: micro AUC would be {100 * found['micro_auc_would_rise_by']:.1f} points higher with all labels moved by "
+            f"{found['frames']:+d} frames: are labels and frames of the same version? (nothing was moved)"
+        )
     if "other_labels" in result:
         out.append(result["other_labels"])
     if "rbdc" in result and result["videos_with_regions"] < result["videos"]:
-        out.append(f"RBDC, TBDC and pixel-level AUC are of the {result['videos_with_regions']} of {result['videos']} videos that have "
-                   "masks or tracks")
+        out.append(
+            f"RBDC, TBDC and pixel-level AUC are of the {result['videos_with_regions']} of {result['videos']} videos that have "
+            "masks or tracks"
+        )
     if "undefined_localization" in result:
         out.append(f"RBDC, TBDC and pixel-level AUC: not defined here ({result['undefined_localization']})")
-    out += [f"regions of video {name} are left out: {why}" for name, why in result.get("unreadable_regions", {}).items()]
+    out += [
+        f"regions of video {name} are left out: {why}" for name, why in result.get("unreadable_regions", {}).items()
+    ]
     return out + [f"{name}: not defined here ({why})" for name, why in result.get("undefined", {}).items()]

@@ -1,4 +1,5 @@
 """Errors a user can cause, files written whole or not at all, and small files read without trusting them."""
+
 import atexit
 import contextlib
 import csv
@@ -19,12 +20,18 @@ import numpy as np
 
 try:
     import fcntl
-except ImportError:            # not on Windows
+except ImportError:  # not on Windows
     fcntl = None
 
 
-DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))}     # no file's name on Windows
-LONGEST = 200                  # bytes of a file's name without suffix
+DEVICES = {
+    "con",
+    "prn",
+    "aux",
+    "nul",
+    *(f"{port}{i}" for port in ("com", "lpt") for i in range(10)),
+}  # no file's name on Windows
+LONGEST = 200  # bytes of a file's name without suffix
 UNESCAPED = b"name as it is: "  # begins the comment of an archive's member whose name is not UTF-8
 
 
@@ -54,15 +61,20 @@ def run(main):
     except Exception as e:
         if not out_of_memory(e):
             raise
-        print(f"error: out of memory ({first_line(e)}): lower --batch-size, or --workers where frames are being read; what is finished is "
-              "kept", file=sys.stderr)
+        print(
+            f"error: out of memory ({first_line(e)}): lower --batch-size, or --workers where frames are being read; what is finished is "
+            "kept",
+            file=sys.stderr,
+        )
         sys.exit(2)
 
 
 def out_of_memory(e):
     """Whether numpy, OpenCV or torch, on the CPU or a GPU, says so: they do it with errors of different kinds."""
     said = str(e).lower()
-    return isinstance(e, MemoryError) or any(x in said for x in ("out of memory", "can't allocate memory", "insufficient memory"))
+    return isinstance(e, MemoryError) or any(
+        x in said for x in ("out of memory", "can't allocate memory", "insufficient memory")
+    )
 
 
 def describe(e):
@@ -92,7 +104,7 @@ def safe_filename(name):
         kept = (c.isalnum() and not (device and i == 0)) or c in "-_" or (c in ". " and i not in ends)
         out += c if kept else "".join(f"%{byte:02X}" for byte in c.encode("utf-8", "surrogatepass"))
     if len(out.encode()) > LONGEST:
-        out = out.encode()[:LONGEST - 17].decode(errors="ignore") + "~" + hashlib.sha256(out.encode()).hexdigest()[:16]
+        out = out.encode()[: LONGEST - 17].decode(errors="ignore") + "~" + hashlib.sha256(out.encode()).hexdigest()[:16]
     return out
 
 
@@ -122,7 +134,12 @@ def stamp(folder, names):
             with open(Path(folder, name), "rb") as f:
                 f.seek(max(0, s.st_size // 2 - 2048))
                 each.update(f.read(4096))
-    return [len(names), sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0), each.hexdigest()[:16]]
+    return [
+        len(names),
+        sum(s.st_size for s in stats),
+        max((s.st_mtime_ns for s in stats), default=0),
+        each.hexdigest()[:16],
+    ]
 
 
 def writable_folder(path):
@@ -149,15 +166,17 @@ def lock_dir(folder):
         return folder
     file = open(path, "a+")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)   # the system lets go of it however the process ends
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it however the process ends
     except BlockingIOError:
         file.seek(0)
         first = file.read().strip()
         file.close()
-        raise UserError(f"{folder} belongs to another run that is still going on ({first}): wait for it to end, or choose another "
-                        "--out") from None
+        raise UserError(
+            f"{folder} belongs to another run that is still going on ({first}): wait for it to end, or choose another "
+            "--out"
+        ) from None
     except OSError:
-        return folder                                      # a network file system without locks
+        return folder  # a network file system without locks
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
@@ -197,7 +216,9 @@ def atomic_write(path):
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_stale_parts(path.parent)
-    name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]      # short, as the name itself may be as long as names can be
+    name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[
+        :12
+    ]  # short, as the name itself may be as long as names can be
     tmp = path.with_name(f".{name}.{_HOST}-{os.getpid()}.part{path.suffix}")
     try:
         yield tmp
@@ -218,9 +239,12 @@ def stream_npy(path, parts, dtype=None):
     """
     n, rest, start = 0, (), None
     with atomic_write(path) as tmp, open(tmp, "wb") as f:
+
         def header():
             np.lib.format.write_array_header_1_0(
-                f, {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": (n, *rest)})
+                f, {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": (n, *rest)}
+            )
+
         for part in parts:
             if start is None:
                 dtype, rest = part.dtype, part.shape[1:]
@@ -265,9 +289,9 @@ def read_table(path, what, names=()):
     try:
         text = read_text(path, what)
         first = text.lstrip().split("\n")[0]
-        delimiter = ";" if ";" in first and "," not in first else ","      # Excel's, where the comma is a decimal point
-        lines = io.StringIO(text, newline="")                              # a name in quotes may hold a line break
-        comment = (lambda line: line.lstrip().startswith("#") and line.split(delimiter)[0].strip() not in names)
+        delimiter = ";" if ";" in first and "," not in first else ","  # Excel's, where the comma is a decimal point
+        lines = io.StringIO(text, newline="")  # a name in quotes may hold a line break
+        comment = lambda line: line.lstrip().startswith("#") and line.split(delimiter)[0].strip() not in names
         rows = csv.reader(("\n" if comment(line) else line for line in lines), delimiter=delimiter)
         return [(rows.line_num, [x.strip() for x in row]) for row in rows if row]
     except csv.Error as e:
@@ -288,8 +312,9 @@ def load_array(path, what, mmap=False):
     except FileNotFoundError:
         raise UserError(f"{what} {path} is missing") from None
     except (OSError, ValueError, EOFError, SyntaxError, MemoryError, zipfile.BadZipFile) as e:
-        raise UserError(f"{what} {path} is not a readable .npy array ({first_line(e)}); "
-                        "pickled objects are refused") from None
+        raise UserError(
+            f"{what} {path} is not a readable .npy array ({first_line(e)}); pickled objects are refused"
+        ) from None
 
 
 def save_arrays(path, arrays):
@@ -323,8 +348,9 @@ def load_arrays(path, what, names=None):
     except FileNotFoundError:
         raise UserError(f"{what} {path} is missing") from None
     except Exception as e:  # zipfile and numpy raise many kinds on damaged archives
-        raise UserError(f"{what} {path} is not a readable .npz archive ({first_line(e)}); "
-                        "pickled objects are refused") from None
+        raise UserError(
+            f"{what} {path} is not a readable .npz archive ({first_line(e)}); pickled objects are refused"
+        ) from None
     return arrays
 
 

@@ -1,4 +1,5 @@
 """What scoring finds, kept per video: a killed evaluation goes on, a second protocol costs nothing, and jobs of an array share the work."""
+
 import hashlib
 import json
 import time
@@ -46,22 +47,33 @@ class Kept:
         first, step = shard_of(shard, r)
         mine = {v.key for v in (among or videos)[first::step]}
         left = [v for v in videos if v.key in mine and self.load(v) is None]
-        with tqdm(total=sum(map(size, left)), desc="score", unit=unit, disable=not r.is_main, dynamic_ncols=True, mininterval=2) as bar:
+        with tqdm(
+            total=sum(map(size, left)),
+            desc="score",
+            unit=unit,
+            disable=not r.is_main,
+            dynamic_ncols=True,
+            mininterval=2,
+        ) as bar:
             for v in left:
                 began, source = time.perf_counter(), json.dumps(self.source(v))
                 arrays = score(v, bar.update)
                 save_arrays(self.path(v), {**arrays, "seconds": time.perf_counter() - began, "source": source})
         r.barrier()
         if shard:
-            r.print(f"shard {shard}: {sum(v.key in mine for v in videos)} videos are scored, in {self.folder}\n"
-                  "next: once every shard is done, the same command without --shard shows the results")
+            r.print(
+                f"shard {shard}: {sum(v.key in mine for v in videos)} videos are scored, in {self.folder}\n"
+                "next: once every shard is done, the same command without --shard shows the results"
+            )
             return None
         if not r.is_main:
             return None
         found = {v.key: self.load(v) for v in videos}
         if lost := [k for k, x in found.items() if x is None]:
-            raise UserError(f"scores of {lost[0]} are not in {self.folder}, or its source changed meanwhile: run the same command again; "
-                            "processes on several machines need an --out that all of them see")
+            raise UserError(
+                f"scores of {lost[0]} are not in {self.folder}, or its source changed meanwhile: run the same command again; "
+                "processes on several machines need an --out that all of them see"
+            )
         return found
 
 

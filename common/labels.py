@@ -1,4 +1,5 @@
 """Files of frame labels and pixel masks, in the formats that datasets come with."""
+
 import re
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from common.video import Video, list_frames, numbered
 
 def read_mat(path, key):
     from scipy import io
+
     try:
         content = io.loadmat(path)
     except Exception as e:  # scipy raises many kinds on damaged files
@@ -25,8 +27,12 @@ def mat_ranges(path):
     out = {}
     for i, cell in enumerate(read_mat(path, "gt").reshape(-1)):
         pairs = np.asarray(cell)
-        if pairs.size and (pairs.ndim != 2 or len(pairs) != 2 or pairs.dtype.kind not in "iuf" or not np.isfinite(pairs).all()):
-            raise UserError(f"{path}: video {i + 1} has ranges of shape {pairs.shape} and type {pairs.dtype}, expected whole numbers 2×k")
+        if pairs.size and (
+            pairs.ndim != 2 or len(pairs) != 2 or pairs.dtype.kind not in "iuf" or not np.isfinite(pairs).all()
+        ):
+            raise UserError(
+                f"{path}: video {i + 1} has ranges of shape {pairs.shape} and type {pairs.dtype}, expected whole numbers 2×k"
+            )
         pairs = pairs.astype(np.int64)
         out[f"{i + 1:02d}"] = [(int(a) - 1, int(b) - 1) for a, b in pairs.reshape(2, -1).T]
     return out
@@ -58,8 +64,10 @@ def csv_ranges(path, names, canonical_name=str):
         if name not in out:
             raise UserError(f"{path} line {i}: there is no test video {name}")
         if not 0 <= start < end:
-            raise UserError(f"{path} line {i}: the range {start}..{end} is empty (start is the first abnormal "
-                            "frame, counted from 0; end is the one after the last)")
+            raise UserError(
+                f"{path} line {i}: the range {start}..{end} is empty (start is the first abnormal "
+                "frame, counted from 0; end is the one after the last)"
+            )
         out[name].append((start, end - 1))
     return out
 
@@ -78,15 +86,19 @@ def stacked(masks, path):
     masks = [np.asarray(m) for m in masks]
     shapes = {m.shape for m in masks}
     if len(shapes) != 1:
-        raise UserError(f"pixel masks {path}: expected pictures of one size, got {', '.join(map(str, sorted(shapes))) or 'none'}")
+        raise UserError(
+            f"pixel masks {path}: expected pictures of one size, got {', '.join(map(str, sorted(shapes))) or 'none'}"
+        )
     return volume(np.stack(masks), path)
 
 
 def mask_images(path):
     """A folder of black and white images, one per frame."""
     files, _ = numbered(Video(path.name, path, files=list_frames(path)))
-    if None in files:                        # those behind it would stand at other frames
-        raise UserError(f"pixel masks {path}: {files.count(None)} pictures are missing, the first after {files[files.index(None) - 1]}")
+    if None in files:  # those behind it would stand at other frames
+        raise UserError(
+            f"pixel masks {path}: {files.count(None)} pictures are missing, the first after {files[files.index(None) - 1]}"
+        )
     return stacked([read_grey(path / f, "pixel mask") > 127 for f in files], path)
 
 
@@ -128,5 +140,7 @@ def any_masks(path):
 def volume(masks, path):
     """bool [T, H, W] of an array; nonzero is abnormal."""
     if masks.ndim != 3 or masks.dtype.kind not in "biuf":
-        raise UserError(f"pixel masks {path}: expected numbers [T, H, W], got shape {masks.shape} of type {masks.dtype}")
+        raise UserError(
+            f"pixel masks {path}: expected numbers [T, H, W], got shape {masks.shape} of type {masks.dtype}"
+        )
     return masks != 0

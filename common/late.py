@@ -2,6 +2,7 @@
 
 torch takes two seconds to import. So `--help` answers at once, and processes that only decode never load it.
 """
+
 import importlib
 
 
@@ -13,7 +14,7 @@ class Late:
 
     def __getattr__(self, attribute):
         value = getattr(importlib.import_module(self.__name), attribute)
-        setattr(self, attribute, value)      # from now on as fast as the module itself
+        setattr(self, attribute, value)  # from now on as fast as the module itself
         return value
 
 

@@ -2,6 +2,7 @@
 
 All are exact under ties, and a ValueError says what is missing where a measure is not defined.
 """
+
 import cv2
 import numpy as np
 
@@ -9,6 +10,7 @@ import numpy as np
 def sk():
     """scikit-learn's metrics; imported when something is measured, as it would slow down the start of every script."""
     from sklearn import metrics
+
     return metrics
 
 
@@ -72,8 +74,8 @@ def pr_auc(labels, scores):
 def eer(labels, scores):
     """Equal error rate -> (interpolated on the ROC curve, false positive rate at the point nearest to equality)."""
     fpr, tpr, _ = sk().roc_curve(*_check(labels, scores))
-    gap = 1 - tpr - fpr                      # falls from 1 to -1 along the curve
-    i = int(np.argmax(gap <= 0))             # first point past equality
+    gap = 1 - tpr - fpr  # falls from 1 to -1 along the curve
+    i = int(np.argmax(gap <= 0))  # first point past equality
     if gap[i] == 0 or i == 0:
         interpolated = fpr[i]
     else:
@@ -96,6 +98,7 @@ def _join(parts):
 
 # ------------------------------------------------------------------------- regions and tracks (Ramachandra & Jones 2020)
 
+
 def iou(a, b):
     """IoU of boxes in inclusive pixels: [n, 4], [m, 4] -> [n, m]."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
@@ -105,6 +108,7 @@ def iou(a, b):
 
     def area(x):
         return (x[:, 2] - x[:, 0] + 1) * (x[:, 3] - x[:, 1] + 1)
+
     return both / (area(a)[:, None] + area(b) - both)
 
 
@@ -147,9 +151,9 @@ def _area(found, false, frames):
     x, y = np.r_[0.0, x], np.r_[0.0, y]
     if x[-1] < 1:
         x, y = np.r_[x, 1.0], np.r_[y, y[-1]]
-    cut = np.searchsorted(x, 1.0, side="right")   # points at x <= 1, and the crossing if the curve goes on
+    cut = np.searchsorted(x, 1.0, side="right")  # points at x <= 1, and the crossing if the curve goes on
     if cut < len(x):
-        at_one = np.interp(1.0, x[cut - 1:cut + 1], y[cut - 1:cut + 1])
+        at_one = np.interp(1.0, x[cut - 1 : cut + 1], y[cut - 1 : cut + 1])
         x, y = np.r_[x[:cut], 1.0], np.r_[y[:cut], at_one]
     return float(np.trapezoid(y, x))
 
@@ -165,7 +169,9 @@ def tracks_from_masks(masks, min_pixels=1):
                 continue
             old = before[components == c] if before is not None else np.zeros(0, int)
             old = old[old >= 0]
-            candidates = [i for i in np.argsort(-np.bincount(old)) if (old == i).any() and i not in taken] if len(old) else []
+            candidates = (
+                [i for i in np.argsort(-np.bincount(old)) if (old == i).any() and i not in taken] if len(old) else []
+            )
             ids[c] = candidates[0] if candidates else next_id
             next_id += not candidates
             taken.add(int(ids[c]))
@@ -177,12 +183,13 @@ def tracks_from_masks(masks, min_pixels=1):
 
 # ----------------------------------------------------------------------------- pixels (Li, Mahadevan, Vasconcelos 2014)
 
+
 def paint(boxes, scores, shape, empty=-np.inf):
     """Every box [n, 4] painted with its score, the maximum where they overlap -> float32 [H, W]."""
     out = np.full(shape, empty, np.float32)
     for i in np.argsort(scores, kind="stable"):
         x1, y1, x2, y2 = np.asarray(boxes[i]).astype(int)
-        out[max(0, y1):y2 + 1, max(0, x1):x2 + 1] = scores[i]
+        out[max(0, y1) : y2 + 1, max(0, x1) : x2 + 1] = scores[i]
     return out
 
 

@@ -1,4 +1,5 @@
 """Reading one picture: right, or None; and its size and channels."""
+
 import re
 
 import cv2
@@ -6,7 +7,7 @@ import numpy as np
 
 from common.io import UserError, atomic_write
 
-MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")     # of a JPEG's segments and its end, as pixels never look
+MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd8\xff]")  # of a JPEG's segments and its end, as pixels never look
 
 
 def read_image(path):
@@ -31,7 +32,7 @@ def read_any_image(path):
     except OSError:
         return None
     if data.size < 16 or max(image_size(data)) > 20000 or not whole(data.tobytes()):
-        return None                                  # OpenCV would fill the missing part with grey and say nothing
+        return None  # OpenCV would fill the missing part with grey and say nothing
     try:
         image = cv2.imdecode(data, cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
     except cv2.error:
@@ -44,12 +45,14 @@ def whole(data):
     if data[:2] == b"\xff\xd8":
         at = 2
         while (found := MARKER.search(data, at)) and found[0] != b"\xff\xd9":
-            at = found.end() + int.from_bytes(data[found.end():found.end() + 2], "big")   # over a thumbnail that has an end of its own
+            at = found.end() + int.from_bytes(
+                data[found.end() : found.end() + 2], "big"
+            )  # over a thumbnail that has an end of its own
         return bool(found)
     if data[:8] == b"\x89PNG\r\n\x1a\n":
         at = 8
-        while at < len(data) and data[at + 4:at + 8] != b"IEND":
-            at += 12 + int.from_bytes(data[at:at + 4], "big")
+        while at < len(data) and data[at + 4 : at + 8] != b"IEND":
+            at += 12 + int.from_bytes(data[at : at + 4], "big")
         return at < len(data)
     return data[:2] != b"BM" or int.from_bytes(data[2:6], "little") <= len(data)
 

@@ -1,4 +1,5 @@
 """One function over many videos in several processes, with one progress bar that counts frames."""
+
 import concurrent.futures as cf
 import errno
 import multiprocessing as mp
@@ -26,6 +27,7 @@ def _start_worker(counter):
     _counter = counter
     os.environ["OPENCV_FFMPEG_CAPTURE_OPTIONS"] = "threads;1"
     import cv2
+
     cv2.setNumThreads(1)  # one process per core already
 
 
@@ -50,7 +52,9 @@ def map_videos(function, jobs, *, workers, total, label, unit="frame", show=True
     jobs = list(jobs)
     workers = min(workers, len(jobs))
     rare = not sys.stderr.isatty() and not os.environ.get("VAD_PROGRESS")
-    bar = tqdm(total=total, desc=label, unit=unit, mininterval=10 if rare else 0.2, dynamic_ncols=True, disable=not show)
+    bar = tqdm(
+        total=total, desc=label, unit=unit, mininterval=10 if rare else 0.2, dynamic_ncols=True, disable=not show
+    )
     outcomes = []
     with bar:
         if workers <= 1:
@@ -75,8 +79,10 @@ def map_videos(function, jobs, *, workers, total, label, unit="frame", show=True
                         f.result()
                 outcomes = [f.result() for f in futures]
             except cf.process.BrokenProcessPool:
-                raise UserError(f"a worker process died during {label} (killed, or out of memory): "
-                                "run the same command again, with fewer --workers if memory was short") from None
+                raise UserError(
+                    f"a worker process died during {label} (killed, or out of memory): "
+                    "run the same command again, with fewer --workers if memory was short"
+                ) from None
             finally:
                 pool.shutdown(wait=True, cancel_futures=True)
     return [r for r, _ in outcomes], [(i, e) for i, (_, e) in enumerate(outcomes) if e]
@@ -103,8 +109,13 @@ def prepare_videos(files, videos, build, args, r, among=None):
 
 
 def add_shard_flag(group, scoring=False):
-    group.add_argument("--shard", default=None, metavar="I/N", help="only every N-th video, from number I (array jobs)"
-                       + ("; the same command without it then shows the results" if scoring else ""))
+    group.add_argument(
+        "--shard",
+        default=None,
+        metavar="I/N",
+        help="only every N-th video, from number I (array jobs)"
+        + ("; the same command without it then shows the results" if scoring else ""),
+    )
 
 
 def shard_of(text, r):

@@ -1,7 +1,8 @@
 """Build the folder of ShanghaiTech-SD, a split by scenes, from ShanghaiTech.
 
-    python common/shanghaitech_sd.py --list LIST --source data/shanghaitech
+python common/shanghaitech_sd.py --list LIST --source data/shanghaitech
 """
+
 import argparse
 import sys
 from pathlib import Path
@@ -21,11 +22,15 @@ def build(listed, source, out):
     """
     data = find("shanghaitech", source)
     known = {v.name: v for v in data.train + data.test}
-    lines = [line.split() for line in read_text(listed, "--list").splitlines() if line.strip() and not line.startswith("#")]
+    lines = [
+        line.split() for line in read_text(listed, "--list").splitlines() if line.strip() and not line.startswith("#")
+    ]
     for line in lines:
         if len(line) != 2 or line[0] not in ("training", "testing") or line[1] not in known:
-            raise UserError(f"--list {listed}: {' '.join(line)!r} is not `training NAME` or `testing NAME` of a video in "
-                            f"{data.root}")
+            raise UserError(
+                f"--list {listed}: {' '.join(line)!r} is not `training NAME` or `testing NAME` of a video in "
+                f"{data.root}"
+            )
     out = Path(out)
     for split, name in lines:
         video = known[name]
@@ -46,7 +51,9 @@ def build(listed, source, out):
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--list", type=Path, required=True, help="file with lines `training NAME` or `testing NAME`, the split's videos")
+    parser.add_argument(
+        "--list", type=Path, required=True, help="file with lines `training NAME` or `testing NAME`, the split's videos"
+    )
     parser.add_argument("--source", type=Path, required=True, help="folder of ShanghaiTech")
     parser.add_argument("--out", type=Path, default=Path("data/shanghaitech-sd"), help="(default: %(default)s)")
     args = parser.parse_args(argv)

@@ -2,6 +2,7 @@
 
 A filter is written `name:parameters` on the command line, for example median:17, gaussian:3, none.
 """
+
 import numpy as np
 
 from common.io import UserError
@@ -10,6 +11,7 @@ from common.io import UserError
 def median(x, width=17):
     """Median of `width` frames, zero beyond the ends (HF2-VAD)."""
     from scipy import ndimage
+
     width = int(width)
     return ndimage.median_filter(np.asarray(x, np.float64), width, mode="constant", cval=0.0)
 
@@ -17,20 +19,21 @@ def median(x, width=17):
 def gaussian(x, sigma=3):
     """Gaussian of standard deviation `sigma` frames, mirrored at the ends."""
     from scipy import ndimage
+
     return ndimage.gaussian_filter1d(np.asarray(x, np.float64), sigma)
 
 
 def moving_average(x, width=10):
     """Mean of `width` frames, zero beyond the ends (LBR-SPR)."""
     width, x = int(width), np.asarray(x, np.float64)
-    return np.convolve(x, np.ones(width) / width, "full")[(width - 1) // 2:][:len(x)]
+    return np.convolve(x, np.ones(width) / width, "full")[(width - 1) // 2 :][: len(x)]
 
 
 def aedmae(x, size=38, sigma=11):
     """The sampled Gaussian of AED-MAE: not normalised, zero beyond the ends, its peak one frame before the center."""
     half = int(size) // 2 - 1
     offset = np.arange(-half, half + 1)
-    kernel = np.exp(-((offset + 1) / sigma) ** 2 / 2) / (sigma * np.sqrt(2 * np.pi))
+    kernel = np.exp(-(((offset + 1) / sigma) ** 2) / 2) / (sigma * np.sqrt(2 * np.pi))
     return np.correlate(np.pad(np.asarray(x, np.float64), half), kernel, "valid")
 
 
@@ -42,21 +45,24 @@ FILTERS = {"median": median, "gaussian": gaussian, "moving_average": moving_aver
 
 
 def parse(spec):
-    """"median:17" -> function of one video's scores. Even median widths are made odd by +1, as they have no center."""
+    """ "median:17" -> function of one video's scores. Even median widths are made odd by +1, as they have no center."""
     name, *numbers = str(spec).split(":")
     try:
         values = [float(v) for v in numbers]
     except ValueError:
         values = None
     if name not in FILTERS or values is None or any(not 0 < v < 1e6 for v in values):
-        raise UserError(f"--smoothing {spec} is not known; write one of {', '.join(FILTERS)} with its numbers, "
-                        "for example median:17")
+        raise UserError(
+            f"--smoothing {spec} is not known; write one of {', '.join(FILTERS)} with its numbers, "
+            "for example median:17"
+        )
     if name == "median" and values and values[0] % 2 == 0:
         values[0] += 1
 
     def apply(x):
         x = np.asarray(x, np.float64)
         return FILTERS[name](x, *values) if len(x) else x
+
     try:
         apply(np.zeros(4))
     except TypeError:

@@ -1,4 +1,5 @@
 """Training that counts steps, not epochs: one loop for the methods that draw a batch at random in every step."""
+
 import sys
 import time
 
@@ -7,7 +8,7 @@ from tqdm import tqdm
 
 from common import training
 
-EVERY = 100                    # steps between two lines of the log
+EVERY = 100  # steps between two lines of the log
 
 
 class StepTrainer:
@@ -17,6 +18,7 @@ class StepTrainer:
     draw from a generator seeded by their number, so that a resumed run goes on exactly and torchrun's processes draw the same batch, of
     which each takes its Run.part(). `waited` sums the seconds that steps waited for data.
     """
+
     method = None
 
     def __init__(self, net, optimizer, plan, model_args, r, path, identity, extra=None):
@@ -26,10 +28,22 @@ class StepTrainer:
 
     def save(self):
         if self.run.is_main:
-            training.save_checkpoint(self.path, {
-                "method": self.method, "done": self.done, "model_args": self.model_args, "plan": self.plan, "identity": self.identity,
-                "model_state_dict": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "step": self.step,
-                "seconds": self.seconds, "rng": training.get_rng(), **self.extra})
+            training.save_checkpoint(
+                self.path,
+                {
+                    "method": self.method,
+                    "done": self.done,
+                    "model_args": self.model_args,
+                    "plan": self.plan,
+                    "identity": self.identity,
+                    "model_state_dict": self.net.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "step": self.step,
+                    "seconds": self.seconds,
+                    "rng": training.get_rng(),
+                    **self.extra,
+                },
+            )
 
     def load(self):
         """Go on from the checkpoint, where there is one. -> whether there was"""
@@ -69,8 +83,15 @@ class StepTrainer:
 
     def _loop(self, args, log):
         r, plan = self.run, self.plan
-        bar = tqdm(total=plan["iterations"], initial=self.step, desc="train", unit="step", disable=not r.is_main, dynamic_ncols=True,
-                   mininterval=1 if sys.stderr.isatty() else 15)
+        bar = tqdm(
+            total=plan["iterations"],
+            initial=self.step,
+            desc="train",
+            unit="step",
+            disable=not r.is_main,
+            dynamic_ncols=True,
+            mininterval=1 if sys.stderr.isatty() else 15,
+        )
         if args.compile:
             self.net.compile()
         self.net.train()
@@ -88,8 +109,14 @@ class StepTrainer:
                 training.check_finite(means["total"], f"near step {self.step}")
                 bar.set_postfix(loss=f"{means['total']:.4f}")
                 if r.is_main:
-                    log.write(stage="train", epoch=self.step, **means, seconds=self.seconds, steps_per_second=count / (now - last),
-                              waited_share=self.waited / (now - last))
+                    log.write(
+                        stage="train",
+                        epoch=self.step,
+                        **means,
+                        seconds=self.seconds,
+                        steps_per_second=count / (now - last),
+                        waited_share=self.waited / (now - last),
+                    )
                 sums, count, last, self.waited = {}, 0, now, 0.0
                 if now - saved > args.save_minutes * 60:
                     self.save()

@@ -1,4 +1,5 @@
 """Seed, device, precision, torchrun, checkpoints, resume and log: the part of a training loop that is no method's own."""
+
 import argparse
 import functools
 import hashlib
@@ -25,29 +26,50 @@ def add_flags(parser, *, out, epochs=None, batch_size=None, lr=None, number=None
     g = run = parser.add_argument_group("run")
     g.add_argument("--out", "--model_save_path", type=Path, default=None, help=f"folder of this run (default: {out})")
     g.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    g.add_argument("--precision", choices=["auto", "fp32", "bf16"], default="auto",
-                   help="auto: bf16 autocast on a GPU that has it, fp32 elsewhere (CPUs with AMX gain from bf16 too)")
+    g.add_argument(
+        "--precision",
+        choices=["auto", "fp32", "bf16"],
+        default="auto",
+        help="auto: bf16 autocast on a GPU that has it, fp32 elsewhere (CPUs with AMX gain from bf16 too)",
+    )
     g.add_argument("--seed", type=int, default=0)
     g.add_argument("--workers", type=int, default=None, help="processes that read and crop (default: one per core)")
     if lr:
         g = parser.add_argument_group("optimisation")
         g.add_argument("--epochs", "--max_epoch", type=number or int, default=None, help=f"(default: {epochs})")
-        g.add_argument("--batch-size", "--batchsize", "--max_seqlen", type=number or int, default=None, help=f"(default: {batch_size})")
+        g.add_argument(
+            "--batch-size",
+            "--batchsize",
+            "--max_seqlen",
+            type=number or int,
+            default=None,
+            help=f"(default: {batch_size})",
+        )
         g.add_argument("--lr", type=number or float, default=None, help=f"(default: {lr})")
-        g.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,
-                       help="go on where an interrupted run of the same settings stopped")
-        g.add_argument("--save-minutes", type=float, default=5,
-                       help="minutes between checkpoints inside an epoch (one is always written at its end)")
+        g.add_argument(
+            "--resume",
+            action=argparse.BooleanOptionalAction,
+            default=True,
+            help="go on where an interrupted run of the same settings stopped",
+        )
+        g.add_argument(
+            "--save-minutes",
+            type=float,
+            default=5,
+            help="minutes between checkpoints inside an epoch (one is always written at its end)",
+        )
         g.add_argument("--compile", action="store_true", help="torch.compile the model")
     return run
 
 
 def inference(function):
     """torch.inference_mode() around a function; unlike that decorator it does not load torch where the function is defined."""
+
     @functools.wraps(function)
     def wrapped(*args, **kwargs):
         with torch.inference_mode():
             return function(*args, **kwargs)
+
     return wrapped
 
 
@@ -78,7 +100,9 @@ class Run:
         self.precision = ("bf16" if bf16 else "fp32") if precision == "auto" else precision
         if self.world_size > 1 and not torch.distributed.is_initialized():
             # one process may prepare for hours while the others wait; torchrun itself notices one that has died
-            torch.distributed.init_process_group("nccl" if self.device.type == "cuda" else "gloo", timeout=timedelta(days=7))
+            torch.distributed.init_process_group(
+                "nccl" if self.device.type == "cuda" else "gloo", timeout=timedelta(days=7)
+            )
 
     @classmethod
     def from_args(cls, args):
@@ -220,10 +244,21 @@ def load_checkpoint(path, method=None):
     except FileNotFoundError:
         raise UserError(f"checkpoint {path} is missing") from None
     except pickle.UnpicklingError:
-        raise UserError(f"checkpoint {path} holds objects that would run code on loading, or is damaged: refused; "
-                        "only tensors, numbers, strings, lists and dicts are read") from None
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError, AttributeError, TypeError, IndexError,
-            zipfile.BadZipFile) as e:
+        raise UserError(
+            f"checkpoint {path} holds objects that would run code on loading, or is damaged: refused; "
+            "only tensors, numbers, strings, lists and dicts are read"
+        ) from None
+    except (
+        RuntimeError,
+        OSError,
+        EOFError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        IndexError,
+        zipfile.BadZipFile,
+    ) as e:
         raise UserError(f"checkpoint {path} cannot be read ({first_line(e)}); is it a PyTorch file, whole?") from None
     if not isinstance(state, dict):
         raise UserError(f"checkpoint {path} holds a {type(state).__name__}, expected a dict of weights")
@@ -236,8 +271,10 @@ def check_identity(path, known, now):
     """A run goes on only with the settings it began with. known, now: {setting: value} of the checkpoint and of this call."""
     for key, value in now.items():
         if (known or {}).get(key) != value:
-            raise UserError(f"{path} was trained with {key} = {(known or {}).get(key)}, now it is {value}: choose another --out, or "
-                            "start again with --no-resume")
+            raise UserError(
+                f"{path} was trained with {key} = {(known or {}).get(key)}, now it is {value}: choose another --out, or "
+                "start again with --no-resume"
+            )
 
 
 class Log:
@@ -271,14 +308,16 @@ def weights_hash(module):
 def check_finite(value, where):
     """Stop with a way out on a NaN or infinite loss."""
     if not np.isfinite(value):
-        raise UserError(f"the loss became {value} {where}: lower --lr, or try --precision fp32; "
-                        "the last checkpoint before it is kept")
+        raise UserError(
+            f"the loss became {value} {where}: lower --lr, or try --precision fp32; "
+            "the last checkpoint before it is kept"
+        )
 
 
 def peak_memory():
     """Largest resident memory of this process so far, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / 1024 if sys.platform != "darwin" else peak / 2 ** 20
+    return peak / 1024 if sys.platform != "darwin" else peak / 2**20
 
 
 def about(checkpoint, state, nets, seconds, skipped, r):
@@ -288,7 +327,16 @@ def about(checkpoint, state, nets, seconds, skipped, r):
     raw scores, summed over the videos.
     """
     identity = state.get("identity", {})
-    return {"checkpoint": str(checkpoint), "seed": identity.get("seed"), "plan": state.get("plan"),
-            "training_seconds": state.get("seconds"), "scoring_seconds": seconds,
-            "parameters": sum(p.numel() for n in nets for p in n.parameters()), "device": str(r.device), "precision": r.precision,
-            "processes": r.world_size, "skipped_videos": skipped, "peak_memory_mib": round(peak_memory())}
+    return {
+        "checkpoint": str(checkpoint),
+        "seed": identity.get("seed"),
+        "plan": state.get("plan"),
+        "training_seconds": state.get("seconds"),
+        "scoring_seconds": seconds,
+        "parameters": sum(p.numel() for n in nets for p in n.parameters()),
+        "device": str(r.device),
+        "precision": r.precision,
+        "processes": r.world_size,
+        "skipped_videos": skipped,
+        "peak_memory_mib": round(peak_memory()),
+    }

@@ -1,4 +1,5 @@
 """UBnormal (Acsintoae et al. 2022): videos listed by name, tracks as text, pixel masks as one image per frame."""
+
 import re
 from pathlib import Path
 
@@ -18,27 +19,43 @@ def ubnormal(data_root):
     read like those of test videos. Which video is in which split is listed in the files *_video_names.txt of the dataset.
     """
     data_root = Path(data_root)
-    places = [p for p in [data_root, *sorted(data_root.iterdir())] if p.is_dir() and search(p, r"scene ?_?\d+", depth=1)] \
-        if data_root.is_dir() else []
+    places = (
+        [p for p in [data_root, *sorted(data_root.iterdir())] if p.is_dir() and search(p, r"scene ?_?\d+", depth=1)]
+        if data_root.is_dir()
+        else []
+    )
     if not places:
-        raise UserError(f"ubnormal was not found under --data-root {data_root}: looked there and one folder below for Scene1, "
-                        "Scene2, … with videos")
+        raise UserError(
+            f"ubnormal was not found under --data-root {data_root}: looked there and one folder below for Scene1, "
+            "Scene2, … with videos"
+        )
     root = places[0]
     lists = {p.name.lower(): p for p in search(root, r"(ab)?normal_(training|test)_video_names\.txt")}
-    known = {p.stem: p for scene in search(root, r"scene ?_?\d+", depth=1) for p in sorted(scene.iterdir())
-             if p.suffix.lower() in VIDEOS}
+    known = {
+        p.stem: p
+        for scene in search(root, r"scene ?_?\d+", depth=1)
+        for p in sorted(scene.iterdir())
+        if p.suffix.lower() in VIDEOS
+    }
 
     def listed(name, split):
         if name not in lists:
-            raise UserError(f"ubnormal in {root} has no {name}: put the dataset's four lists of video names ((ab)normal_training_"
-                            "video_names.txt, (ab)normal_test_video_names.txt) there")
+            raise UserError(
+                f"ubnormal in {root} has no {name}: put the dataset's four lists of video names ((ab)normal_training_"
+                "video_names.txt, (ab)normal_test_video_names.txt) there"
+            )
         names = read_text(lists[name], "list of videos").split()
         missing = [n for n in names if n not in known]
         if missing:
-            print(f"note: {lists[name].name} lists {len(missing)} of {len(names)} videos that are not in {root}: {', '.join(missing[:5])}"
-                  + (" …" if len(missing) > 5 else ""), flush=True)
-        return sorted((Video(n, known[n], split, scene=re.findall(r"scene_(\d+)", n)[0]) for n in names if n in known),
-                      key=lambda v: natural(v.name))
+            print(
+                f"note: {lists[name].name} lists {len(missing)} of {len(names)} videos that are not in {root}: {', '.join(missing[:5])}"
+                + (" …" if len(missing) > 5 else ""),
+                flush=True,
+            )
+        return sorted(
+            (Video(n, known[n], split, scene=re.findall(r"scene_(\d+)", n)[0]) for n in names if n in known),
+            key=lambda v: natural(v.name),
+        )
 
     train, test = listed("normal_training_video_names.txt", "train"), listed("normal_test_video_names.txt", "test")
     test = sorted(test + listed("abnormal_test_video_names.txt", "test"), key=lambda v: natural(v.name))
@@ -53,7 +70,9 @@ def ubnormal(data_root):
             continue
         data._ranges[v.name] = [(first, last) for _, first, last in notes.tracks]
         data._tracks[v.name], data._masks[v.name] = notes.boxes, notes.masks
-    data.test, data.abnormal_train = ([v for v in videos if v.key not in data.skipped] for videos in (data.test, data.abnormal_train))
+    data.test, data.abnormal_train = (
+        [v for v in videos if v.key not in data.skipped] for videos in (data.test, data.abnormal_train)
+    )
     if not data.train and not data.test:
         raise UserError(f"ubnormal in {root} holds none of the videos that its lists name")
     return data
@@ -72,7 +91,9 @@ class Annotations:
         if path is None:
             raise UserError(f"ubnormal: {self.folder / names[1]} is missing")
         try:
-            self.tracks = [(int(float(i)), int(float(a)), int(float(b))) for _, (i, a, b, *_) in read_table(path, "tracks")]
+            self.tracks = [
+                (int(float(i)), int(float(a)), int(float(b))) for _, (i, a, b, *_) in read_table(path, "tracks")
+            ]
         except (ValueError, OverflowError) as e:
             raise UserError(f"{path}: expected lines id,start,end ({first_line(e)})") from None
 

@@ -1,4 +1,5 @@
 """Videos: their names, their frames in order, and decoding."""
+
 import itertools
 import os
 import re
@@ -13,15 +14,60 @@ from common.io import UserError, opencv_path, stamp
 from common.pictures import as_channels, eight_bits, read_any_image
 
 IMAGES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"}
-VIDEOS = {".avi", ".mp4", ".mkv", ".mov", ".m4v", ".mpg", ".mpeg", ".webm", ".wmv", ".ts", ".mts", ".m2ts", ".flv", ".3gp", ".3g2", ".asf",
-          ".vob", ".ogv", ".ogg", ".h264", ".264", ".h265", ".hevc", ".265", ".mjpeg", ".mjpg", ".dav", ".mxf", ".divx", ".f4v", ".y4m",
-          ".gif"}
-BESIDE = {".txt", ".csv", ".npy", ".npz", ".mat", ".m", ".json", ".xml", ".md", ".pdf", ".db", ".ini"}   # what lies beside videos rightly
+VIDEOS = {
+    ".avi",
+    ".mp4",
+    ".mkv",
+    ".mov",
+    ".m4v",
+    ".mpg",
+    ".mpeg",
+    ".webm",
+    ".wmv",
+    ".ts",
+    ".mts",
+    ".m2ts",
+    ".flv",
+    ".3gp",
+    ".3g2",
+    ".asf",
+    ".vob",
+    ".ogv",
+    ".ogg",
+    ".h264",
+    ".264",
+    ".h265",
+    ".hevc",
+    ".265",
+    ".mjpeg",
+    ".mjpg",
+    ".dav",
+    ".mxf",
+    ".divx",
+    ".f4v",
+    ".y4m",
+    ".gif",
+}
+BESIDE = {
+    ".txt",
+    ".csv",
+    ".npy",
+    ".npz",
+    ".mat",
+    ".m",
+    ".json",
+    ".xml",
+    ".md",
+    ".pdf",
+    ".db",
+    ".ini",
+}  # what lies beside videos rightly
 
 
 @dataclass
 class Video:
     """One video: a file, or a folder of frames (then `files` lists them in order)."""
+
     name: str
     path: Path
     split: str = "test"
@@ -46,7 +92,7 @@ class Video:
         if self.files:
             try:
                 return len(numbered(self)[0])
-            except UserError:            # which decoding will raise
+            except UserError:  # which decoding will raise
                 return len(self.files)
         capture = open_capture(self.path)
         return claimed_frames(capture) if capture is not None else 0
@@ -78,14 +124,14 @@ def list_videos(folder, split="test", walk=False, left_out=None):
             suffix = p.suffix.lower()
             if p.name.startswith("."):
                 continue
-            if p.name.startswith("_"):                       # put aside, or __MACOSX
+            if p.name.startswith("_"):  # put aside, or __MACOSX
                 if left_out is not None and suffix not in BESIDE:
                     left_out.append(str(p.relative_to(folder)))
             elif p.is_dir():
                 files = list_frames(p)
                 if files:
                     found.append(Video(p.name, p, split, files=files))
-                elif walk and p.resolve() not in seen:       # a link may lead back
+                elif walk and p.resolve() not in seen:  # a link may lead back
                     seen.add(p.resolve())
                     waiting.append(p)
             elif suffix in VIDEOS:
@@ -98,7 +144,9 @@ def list_videos(folder, split="test", walk=False, left_out=None):
         return [Video(folder.name, folder, split, files=loose)]
     if left_out is not None:
         left_out += loose
-    rename_doubles(found, lambda v: v.path.name if v.path.parent == folder else f"{v.path.parent.name}_{v.path.stem}")   # a.avi, a.mp4
+    rename_doubles(
+        found, lambda v: v.path.name if v.path.parent == folder else f"{v.path.parent.name}_{v.path.stem}"
+    )  # a.avi, a.mp4
     rename_doubles(found, lambda v: f"{v.path.parent.name}_{v.path.name}")
     return found
 
@@ -112,8 +160,10 @@ def rename_doubles(videos, other_name):
 
 
 def list_frames(folder):
-    return sorted((p.name for p in os.scandir(folder) if Path(p.name).suffix.lower() in IMAGES
-                   and not p.name.startswith(".")), key=natural)
+    return sorted(
+        (p.name for p in os.scandir(folder) if Path(p.name).suffix.lower() in IMAGES and not p.name.startswith(".")),
+        key=natural,
+    )
 
 
 def open_video(path):
@@ -133,7 +183,9 @@ def open_video(path):
 
 def without_secrets(address):
     """A stream's address without user and password."""
-    return re.sub(r"(?i)((user|usr|login|pass|pwd|token|key|auth)\w*)=[^&/;]*", r"\1=…", re.sub(r"://.*@", "://", str(address)))
+    return re.sub(
+        r"(?i)((user|usr|login|pass|pwd|token|key|auth)\w*)=[^&/;]*", r"\1=…", re.sub(r"://.*@", "://", str(address))
+    )
 
 
 def numbered(video):
@@ -149,19 +201,28 @@ def numbered(video):
         first = seen.setdefault(key, name)
         if first != name:
             twice.setdefault(key, (first, name))
-    alike = next((pair for pair in twice.values() if bare(pair[0]) == bare(pair[1])), None)      # 1.png and 001.png, a.png and a.jpg
+    alike = next(
+        (pair for pair in twice.values() if bare(pair[0]) == bare(pair[1])), None
+    )  # 1.png and 001.png, a.png and a.jpg
     if alike or len(twice) > 1:
         first, second = alike or next(iter(twice.values()))
-        raise UserError(f"video {video.name}: {video.path} holds a frame twice, {first} and {second}: keep one kind of pictures in it")
+        raise UserError(
+            f"video {video.name}: {video.path} holds a frame twice, {first} and {second}: keep one kind of pictures in it"
+        )
     same = {(len(parts), *parts[::2]) for parts in pieces}
-    differing = [i for i in range(1, len(pieces[0]), 2) if len({parts[i] for parts in pieces}) > 1] if len(same) == 1 else []
+    differing = (
+        [i for i in range(1, len(pieces[0]), 2) if len({parts[i] for parts in pieces}) > 1] if len(same) == 1 else []
+    )
     if len(differing) != 1:
         return video.files, ""
     numbers = np.array([int(parts[differing[0]]) for parts in pieces], object)
     step = int(np.gcd.reduce(np.diff(numbers)))
     places = [int(x) for x in (numbers - numbers[0]) // step]
     if places[-1] + 1 > 2 * len(places):
-        return video.files, f"its {len(places)} files are numbered {numbers[0]} to {numbers[-1]} with wide gaps: read one after another"
+        return (
+            video.files,
+            f"its {len(places)} files are numbered {numbers[0]} to {numbers[-1]} with wide gaps: read one after another",
+        )
     out = [None] * (places[-1] + 1)
     for i, name in zip(places, video.files):
         out[i] = name
@@ -197,7 +258,7 @@ class Decoder:
                 continue
             if first is None:
                 first = frame
-            elif still == n - 1 - len(self.lost):    # so far all of them were alike
+            elif still == n - 1 - len(self.lost):  # so far all of them were alike
                 still += frame.shape == first.shape and bool((frame == first).all())
             still += last is None
             frame = self._fit(frame, last)
@@ -224,8 +285,10 @@ class Decoder:
         container, capture = read_container(self.video.path), open_capture(self.video.path)
         if capture is None:
             strange = isinstance(opencv_path(self.video.path), bytes)
-            raise UserError(f"video {self.video.name} ({self.video.path}) cannot be opened: "
-                            + ("its name is not UTF-8, rename it" if strange else "damaged, or not a video"))
+            raise UserError(
+                f"video {self.video.name} ({self.video.path}) cannot be opened: "
+                + ("its name is not UTF-8, rename it" if strange else "damaged, or not a video")
+            )
         self.clock, self.container, n, failed, shift = container.clock, container, 0, 0, 0
         try:
             while failed < PATIENCE:
@@ -235,7 +298,7 @@ class Decoder:
                     continue
                 due = n + (0 if len(container.stamps) else failed)
                 number = container.number(capture.get(cv2.CAP_PROP_POS_MSEC), due + shift) - shift
-                if n == 0 and not failed:            # nothing failed: the decoder's time stamps are behind, and begin here
+                if n == 0 and not failed:  # nothing failed: the decoder's time stamps are behind, and begin here
                     number, shift = 0, number
                 for _ in range(number - n):
                     yield None
@@ -255,21 +318,29 @@ class Decoder:
     def _warn(self, frames, still):
         claimed = 0 if self.video.files or self.clock.times is not None else self.container.claimed
         if self.damaged:
-            self.warnings.append(f"{len(self.damaged)} damaged frames replaced by the one before: {shortened(self.damaged)}")
+            self.warnings.append(
+                f"{len(self.damaged)} damaged frames replaced by the one before: {shortened(self.damaged)}"
+            )
         if lost := len(self.lost) - len(self.damaged):
             what = "have no file" if self.video.files else "could not be decoded"
             self.warnings.append(f"{lost} frames {what} and were replaced by the one before: frames {self._spans()}")
         if claimed - frames > (0 if str(self.video.path).lower().endswith(COUNTED) else max(2, claimed // 10)):
-            self.warnings.append(f"{claimed - frames} of the {claimed} frames that its header promises could not be decoded; {frames} "
-                                 "were")
+            self.warnings.append(
+                f"{claimed - frames} of the {claimed} frames that its header promises could not be decoded; {frames} "
+                "were"
+            )
         if self.resized:
             self.warnings.append(f"{self.resized} frames of another size were resized to the size of its first frame")
         if self.converted:
-            self.warnings.append(f"pictures of type {', '.join(sorted(self.converted))} were read as 8 bits (16 bits by their high byte, "
-                                 "floats from 0 to 1): convert them yourself where that makes them too dark or too bright")
+            self.warnings.append(
+                f"pictures of type {', '.join(sorted(self.converted))} were read as 8 bits (16 bits by their high byte, "
+                "floats from 0 to 1): convert them yourself where that makes them too dark or too bright"
+            )
         if still:
-            self.warnings.append(f"all its {frames} frames are one and the same picture; if it should move and is interlaced, convert it "
-                                 f"with `ffmpeg -i {self.video.path} -vf yadif OUT.mp4`")
+            self.warnings.append(
+                f"all its {frames} frames are one and the same picture; if it should move and is interlaced, convert it "
+                f"with `ffmpeg -i {self.video.path} -vf yadif OUT.mp4`"
+            )
 
     def _spans(self):
         """The lost frames as first..last, with seconds where they are known."""

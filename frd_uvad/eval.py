@@ -1,9 +1,10 @@
 """Score clip features with a trained FRD-UVAD: the scorer alone runs.
 
-    python frd_uvad/eval.py --dataset demo --checkpoint runs/frd_uvad/demo/frd.pt
-    python frd_uvad/eval.py --dataset_name ucfcrime --features data/UCF-Crime --ckpt_path authors.pkl --protocol official
-    python frd_uvad/eval.py --video my.mp4 --checkpoint runs/frd_uvad/folder/frd.pt
+python frd_uvad/eval.py --dataset demo --checkpoint runs/frd_uvad/demo/frd.pt
+python frd_uvad/eval.py --dataset_name ucfcrime --features data/UCF-Crime --ckpt_path authors.pkl --protocol official
+python frd_uvad/eval.py --video my.mp4 --checkpoint runs/frd_uvad/folder/frd.pt
 """
+
 import argparse
 import sys
 from pathlib import Path
@@ -22,12 +23,16 @@ from common.pool import add_shard_flag
 from common.video import decoded, open_video
 from frd_uvad import preprocess, scoring
 
-BATCH = 128                    # clips by which the published evaluation parts normal from abnormal videos
+BATCH = 128  # clips by which the published evaluation parts normal from abnormal videos
 
 
 def add_eval_flags(parser):
-    evaluation.add_score_flags(parser, "official also prints the published measures, which take batches of 128 clips for videos", "none",
-                               "the curve")
+    evaluation.add_score_flags(
+        parser,
+        "official also prints the published measures, which take batches of 128 clips for videos",
+        "none",
+        "the curve",
+    )
 
 
 def parse(argv=None):
@@ -46,8 +51,10 @@ def score(net, video, r, batch_size=1024, tick=lambda n: None):
     for i in range(0, len(video), batch_size):
         x = torch.from_numpy(video.clips(range(i, min(i + batch_size, len(video))))).to(r.device).float().unsqueeze(2)
         if not torch.isfinite(x).all():
-            raise UserError(f"features of video {video.name} ({video.path}) hold NaN or infinite numbers: encode it again, or take it "
-                            "away")
+            raise UserError(
+                f"features of video {video.name} ({video.path}) hold NaN or infinite numbers: encode it again, or take it "
+                "away"
+            )
         with r.autocast():
             scores.append(scoring.clip_scores(net, x)[:, 0].float().cpu().numpy())
             if net.reconstructor is not None:
@@ -80,13 +87,24 @@ def evaluate(args, data, checkpoint, r):
     videos = data.test or data.train
     net, state = scoring.load_model(checkpoint)
     if net.scorer.fc1.in_features != data.width:
-        raise UserError(f"checkpoint {checkpoint} is for features of width {net.scorer.fc1.in_features}, these have {data.width}")
+        raise UserError(
+            f"checkpoint {checkpoint} is for features of width {net.scorer.fc1.in_features}, these have {data.width}"
+        )
     net.eval().to(r.device)
     folder = writable_folder(args.out or Path(checkpoint).parent)
     dataset = data.as_dataset()
-    kept = Kept(folder, {"weights": training.weights_hash(net), "precision": r.precision}, FeatureVideo.fingerprint, __file__)
-    found = kept.make(videos, lambda v, tick: score(net, v, r, tick=tick), r, size=len, unit="clip", among=data.wanted,
-                      shard=getattr(args, "shard", None))
+    kept = Kept(
+        folder, {"weights": training.weights_hash(net), "precision": r.precision}, FeatureVideo.fingerprint, __file__
+    )
+    found = kept.make(
+        videos,
+        lambda v, tick: score(net, v, r, tick=tick),
+        r,
+        size=len,
+        unit="clip",
+        among=data.wanted,
+        shard=getattr(args, "shard", None),
+    )
     if not found:
         return None
     scores, errors = {}, {}
@@ -97,42 +115,74 @@ def evaluate(args, data, checkpoint, r):
             errors[v.name] = data.frame_scores(v, e)
     if not data.test:
         from common.video import Video
+
         dataset.test = [Video(v.name, v.path or data.root) for v in videos]
-    sources = {name: v for (_, name), v in sorted(data.videos.items(), reverse=True)}   # a test video replaces a training one of its name
+    sources = {
+        name: v for (_, name), v in sorted(data.videos.items(), reverse=True)
+    }  # a test video replaces a training one of its name
     labels = evaluation.labels_of(scores, dataset)
-    extra = {**training.about(checkpoint, state, [net], seconds_of(found), data.skipped, r),
-             "auxiliary": state.get("identity", {}).get("auxiliary")}
+    extra = {
+        **training.about(checkpoint, state, [net], seconds_of(found), data.skipped, r),
+        "auxiliary": state.get("identity", {}).get("auxiliary"),
+    }
     liberties = []
     if labels:
         abnormal = [k for k in labels if labels[k].any()]
         apply = smoothing.parse(args.smoothing)
         if abnormal and any((labels[k] == 0).any() for k in abnormal):
             extra["far_at_0.5_abnormal_videos"] = metrics.false_alarm_rate(
-                np.concatenate([labels[k] for k in abnormal]), np.concatenate([apply(scores[k]) for k in abnormal]), 0.5)
+                np.concatenate([labels[k] for k in abnormal]), np.concatenate([apply(scores[k]) for k in abnormal]), 0.5
+            )
         if args.protocol == "official":
             extra.update(published_measures(scores, labels))
-            liberties.append("the published AUC and false-alarm rate of abnormal videos take batches of 128 clips for videos; both are "
-                             "printed below the table")
+            liberties.append(
+                "the published AUC and false-alarm rate of abnormal videos take batches of 128 clips for videos; both are "
+                "printed below the table"
+            )
     out = folder / args.protocol
     protocol = evaluation.Protocol(args.protocol, args.smoothing, 0, liberties, probabilities=True)
-    if errors and labels:   # the column beside it has the baselines' filter
+    if errors and labels:  # the column beside it has the baselines' filter
         alone, _ = evaluation.measure(errors, labels, evaluation.Protocol("strict", args.smoothing))
         extra["reconstruction_micro_auc"] = alone.get("micro_auc")
-    result = evaluation.evaluate(out, dataset, scores, method="FRD-UVAD", protocol=protocol, extra=extra,
-                                 baselines={"reconstruction error": errors} if errors else {})
-    evaluation.show(out, result, pictures=(lambda v: decoded(sources[v.name])) if sources else None, top=args.top, overlay=args.overlay)
+    result = evaluation.evaluate(
+        out,
+        dataset,
+        scores,
+        method="FRD-UVAD",
+        protocol=protocol,
+        extra=extra,
+        baselines={"reconstruction error": errors} if errors else {},
+    )
+    evaluation.show(
+        out,
+        result,
+        pictures=(lambda v: decoded(sources[v.name])) if sources else None,
+        top=args.top,
+        overlay=args.overlay,
+    )
     if extra.get("reconstruction_micro_auc"):
-        print(f"reconstruction error with the scorer's smoothing ({args.smoothing}): micro AUC "
-              f"{100 * extra['reconstruction_micro_auc']:.2f}")
+        print(
+            f"reconstruction error with the scorer's smoothing ({args.smoothing}): micro AUC "
+            f"{100 * extra['reconstruction_micro_auc']:.2f}"
+        )
     if "far_at_0.5_abnormal_videos" in extra:
         print(f"false alarms at 0.5 in abnormal videos: {100 * extra['far_at_0.5_abnormal_videos']:.2f} %")
     if "auc_abnormal_batches" in extra:
-        print(f"as published, by batches of {BATCH} clips: AUC {100 * extra['auc_abnormal_batches']:.2f}, false alarms "
-              f"{100 * extra['far_abnormal_batches']:.2f} %")
+        print(
+            f"as published, by batches of {BATCH} clips: AUC {100 * extra['auc_abnormal_batches']:.2f}, false alarms "
+            f"{100 * extra['far_abnormal_batches']:.2f} %"
+        )
     write_json(out / "clip_scores.json", {v.name: [round(float(x), 5) for x in scores[v.name][::CLIP]] for v in videos})
     report_skipped(data.skipped)
-    evaluation.print_next_steps("frd_uvad/eval.py", checkpoint, out, args, f"python frd_uvad/train.py --dataset {args.dataset} --auxiliary "
-                        f"frd:{checkpoint} --out {folder}-2 trains a second round; ", pictures=bool(sources))
+    evaluation.print_next_steps(
+        "frd_uvad/eval.py",
+        checkpoint,
+        out,
+        args,
+        f"python frd_uvad/train.py --dataset {args.dataset} --auxiliary "
+        f"frd:{checkpoint} --out {folder}-2 trains a second round; ",
+        pictures=bool(sources),
+    )
     return result.metrics
 
 
@@ -140,16 +190,21 @@ def score_video(args, r):
     """One's own footage: scores.csv, curve.png, overlay.mp4."""
     video, (net, state) = open_video(args.video), scoring.load_model(args.checkpoint)
     if not state.get("features"):
-        raise UserError(f"{args.checkpoint} was trained on features made elsewhere: make those of {args.video} alike, and score them with "
-                        "--features")
+        raise UserError(
+            f"{args.checkpoint} was trained on features made elsewhere: make those of {args.video} alike, and score them with "
+            "--features"
+        )
     features, frames = preprocess.features_of_video(video, state["features"], r)
     if features.shape[2] != net.scorer.fc1.in_features:
-        raise UserError(f"checkpoint {args.checkpoint} is for features of width {net.scorer.fc1.in_features}, those of {args.video} have "
-                        f"{features.shape[2]}")
+        raise UserError(
+            f"checkpoint {args.checkpoint} is for features of width {net.scorer.fc1.in_features}, those of {args.video} have "
+            f"{features.shape[2]}"
+        )
     out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / safe_filename(video.name))
     scores = score(net.eval().to(r.device), FeatureVideo(video.name, "test", [features], path=video.path), r)["scores"]
-    evaluation.write_own_video(video.name, *decoded(video), frames_of_clips(scores, frames), args.smoothing, "FRD-UVAD", out,
-                               top=args.top)
+    evaluation.write_own_video(
+        video.name, *decoded(video), frames_of_clips(scores, frames), args.smoothing, "FRD-UVAD", out, top=args.top
+    )
 
 
 def main(argv=None):

@@ -1,16 +1,17 @@
 """FRD-UVAD: feature reconstruction with disruption (IEEE TMM 2024). Imports torch alone. Parameter names are the published ones.
 
-    net = FRD(feature_size=2048, num_blocks=8)
-    out = net(torch.rand(320, 10, 4, 2048))       # windows of 4 consecutive clips, 10 crops each
-    step = training_step(net, features, bank=None, auxiliary=None)
+net = FRD(feature_size=2048, num_blocks=8)
+out = net(torch.rand(320, 10, 4, 2048))       # windows of 4 consecutive clips, 10 crops each
+step = training_step(net, features, bank=None, auxiliary=None)
 """
+
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-PATCHES = 16                   # parts that a clip's feature is cut into
+PATCHES = 16  # parts that a clip's feature is cut into
 
 
 def positions(length, dim):
@@ -136,7 +137,7 @@ class FRD(nn.Module):
         if feature_size % (PATCHES * heads):
             raise ValueError(f"feature_size {feature_size}: expected a multiple of {PATCHES * heads}")
         self.decoder = Reconstructor(feature_size, num_blocks, heads, mlp_ratio) if num_blocks else None
-        self.AE = None if num_blocks else Autoencoder(feature_size)   # the published files hold both
+        self.AE = None if num_blocks else Autoencoder(feature_size)  # the published files hold both
         self.scorer = Scorer(feature_size)
         for m in self.modules():
             if isinstance(m, nn.Linear):
@@ -166,7 +167,9 @@ def clip_errors(recon, features):
 
 def cumulative(scores):
     """Position k of a window gets the mean of its scores 0..k. [N, T, 1] -> alike."""
-    return scores.cumsum(1) / torch.arange(1, scores.shape[1] + 1, device=scores.device, dtype=scores.dtype).view(1, -1, 1)
+    return scores.cumsum(1) / torch.arange(1, scores.shape[1] + 1, device=scores.device, dtype=scores.dtype).view(
+        1, -1, 1
+    )
 
 
 def losses(out, auxiliary=None, bank_error=None, weights=(1.0, 1.0, 1.0)):
@@ -183,8 +186,11 @@ def losses(out, auxiliary=None, bank_error=None, weights=(1.0, 1.0, 1.0)):
         pseudo = (error >= threshold).float()
         if auxiliary is not None:
             pseudo = pseudo * (auxiliary >= 0.5)
-    parts = {"reconstruction": error.mean(), "disruption": error.new_zeros(()),
-             "scorer": F.binary_cross_entropy(cumulative(out["score"].float())[..., 0], pseudo)}
+    parts = {
+        "reconstruction": error.mean(),
+        "disruption": error.new_zeros(()),
+        "scorer": F.binary_cross_entropy(cumulative(out["score"].float())[..., 0], pseudo),
+    }
     if bank_error is not None:
         parts["disruption"] = F.relu(-(bank_error - threshold).mean())
     total = sum(w * v for w, v in zip(weights, parts.values()))

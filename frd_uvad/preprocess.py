@@ -1,9 +1,10 @@
 """Clip features from videos: one .npy [clips, crops, width] of every 16 frames per video. train.py runs this where it is missing.
 
-    python frd_uvad/preprocess.py --dataset folder --data-root my_videos --backbone s3d         # torchvision's own weights
-    python frd_uvad/preprocess.py --dataset ped2 --backbone r3d_18 --weights r3d_18.pth --crops 10
-    python frd_uvad/preprocess.py --dataset demo                                                # statistics: no network, no download
+python frd_uvad/preprocess.py --dataset folder --data-root my_videos --backbone s3d         # torchvision's own weights
+python frd_uvad/preprocess.py --dataset ped2 --backbone r3d_18 --weights r3d_18.pth --crops 10
+python frd_uvad/preprocess.py --dataset demo                                                # statistics: no network, no download
 """
+
 import argparse
 import sys
 from functools import partial
@@ -24,25 +25,42 @@ from common.late import torch
 from common.pool import add_shard_flag, map_videos, prepare_videos, tick
 from common.video import Decoder, print_warnings
 
-STAND_IN = "statistics"        # of motion and appearance; no network
+STAND_IN = "statistics"  # of motion and appearance; no network
 BACKBONES = ("s3d", "r3d_18", "mc3_18", "r2plus1d_18", "mvit_v1_b", "mvit_v2_s", "swin3d_t", "swin3d_s", "swin3d_b")
-MEAN, STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)   # of torchvision's Kinetics models
+MEAN, STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)  # of torchvision's Kinetics models
 SIDE, RESIZED = 224, 256
 
 
 def add_data_flags(parser):
     datasets.add_flags(parser)
     g = parser.add_argument_group("features")
-    g.add_argument("--features", type=Path, default=None, help="folder of clip features made elsewhere (UCF-Crime, XD-Violence, "
-                   "ShanghaiTech; default for those: --data-root), instead of videos")
+    g.add_argument(
+        "--features",
+        type=Path,
+        default=None,
+        help="folder of clip features made elsewhere (UCF-Crime, XD-Violence, "
+        "ShanghaiTech; default for those: --data-root), instead of videos",
+    )
     add_label_flags(g)
-    g.add_argument("--backbone", default=STAND_IN, help=f"{STAND_IN} (motion and appearance per clip, a stand-in) or a torchvision "
-                   f"video network: {', '.join(BACKBONES)} (default: %(default)s)")
-    g.add_argument("--weights", default="DEFAULT", help="torchvision's name of the weights, or a local file (default: %(default)s)")
+    g.add_argument(
+        "--backbone",
+        default=STAND_IN,
+        help=f"{STAND_IN} (motion and appearance per clip, a stand-in) or a torchvision "
+        f"video network: {', '.join(BACKBONES)} (default: %(default)s)",
+    )
+    g.add_argument(
+        "--weights", default="DEFAULT", help="torchvision's name of the weights, or a local file (default: %(default)s)"
+    )
     g.add_argument("--crops", type=int, choices=[1, 10], default=1, help="views of each clip (default: %(default)s)")
     # flags of the published command line that say what the features are
-    g.add_argument("--feature_pretrain_model", "--feature_modal", "--feature-name", dest="published", default=None,
-                   help=argparse.SUPPRESS)
+    g.add_argument(
+        "--feature_pretrain_model",
+        "--feature_modal",
+        "--feature-name",
+        dest="published",
+        default=None,
+        help=argparse.SUPPRESS,
+    )
 
 
 def clips_of(decoder, count):
@@ -62,14 +80,30 @@ def clips_of(decoder, count):
 def statistics(clip, grid=16):
     """Stand-in features of one clip: on a 16 × 16 grid the mean and deviation of grey levels, the mean and largest difference of
     consecutive frames. float32 [1, 1024]"""
-    grey = np.stack([cv2.resize(cv2.cvtColor(f, cv2.COLOR_BGR2GRAY) if f.shape[2] == 3 else f[:, :, 0], (4 * grid, 4 * grid),
-                                interpolation=cv2.INTER_AREA) for f in clip]).astype(np.float32) / 255
+    grey = (
+        np.stack(
+            [
+                cv2.resize(
+                    cv2.cvtColor(f, cv2.COLOR_BGR2GRAY) if f.shape[2] == 3 else f[:, :, 0],
+                    (4 * grid, 4 * grid),
+                    interpolation=cv2.INTER_AREA,
+                )
+                for f in clip
+            ]
+        ).astype(np.float32)
+        / 255
+    )
     change = np.abs(np.diff(grey, axis=0))
 
     def cells(x):
         return x.reshape(grid, 4, grid, 4)
-    parts = [cells(grey.mean(0)).mean((1, 3)), 4 * cells(grey.std(0)).mean((1, 3)), 10 * cells(change.mean(0)).mean((1, 3)),
-             4 * cells(change.max(0)).max((1, 3))]
+
+    parts = [
+        cells(grey.mean(0)).mean((1, 3)),
+        4 * cells(grey.std(0)).mean((1, 3)),
+        10 * cells(change.mean(0)).mean((1, 3)),
+        4 * cells(change.max(0)).max((1, 3)),
+    ]
     return np.concatenate([p.reshape(-1) for p in parts])[None]
 
 
@@ -78,6 +112,7 @@ class Backbone:
 
     def __init__(self, name, weights, crops, r):
         from torchvision.models import get_model
+
         if name not in BACKBONES:
             raise UserError(f"--backbone {name} is not known; choose {STAND_IN} or one of {', '.join(BACKBONES)}")
         local = weights is not None and Path(weights).is_file()
@@ -88,8 +123,10 @@ class Backbone:
         except UserError:
             raise
         except Exception as e:  # torchvision and the network raise many kinds
-            raise UserError(f"--weights {weights}: {name} could not be loaded ({first_line(e)}); without a network put the file of "
-                            f"torchvision's {name} weights here and name it, or take --backbone {STAND_IN}") from None
+            raise UserError(
+                f"--weights {weights}: {name} could not be loaded ({first_line(e)}); without a network put the file of "
+                f"torchvision's {name} weights here and name it, or take --backbone {STAND_IN}"
+            ) from None
         for head in ("classifier", "head", "fc"):
             if hasattr(net, head):
                 setattr(net, head, torch.nn.Identity())
@@ -112,7 +149,7 @@ class Backbone:
         at = [(bottom // 2, right // 2)]
         if self.crops == 10:
             at += [(0, 0), (0, right), (bottom, 0), (bottom, right)]
-        views = [x[:, :, a:a + SIDE, b:b + SIDE] for a, b in at]
+        views = [x[:, :, a : a + SIDE, b : b + SIDE] for a, b in at]
         return torch.stack(views + [v.flip(3) for v in views] if self.crops == 10 else views)
 
     def encode(self, clips):
@@ -171,7 +208,9 @@ def encoded(fresh, workers, show, files, args, r):
     """-> {video key: why} of those that could not be read."""
     total, failed = sum(v.expected_frames() for v in fresh), {}
     if args.backbone == STAND_IN:
-        _, errors = map_videos(_statistics, [(files, v) for v in fresh], workers=workers, total=total, label="features", show=show)
+        _, errors = map_videos(
+            _statistics, [(files, v) for v in fresh], workers=workers, total=total, label="features", show=show
+        )
         return {fresh[i].key: e for i, e in errors}
     encode = encoder_of(args.backbone, args.weights, args.crops, r)
     with tqdm(total=total, desc="features", unit="frame", dynamic_ncols=True, mininterval=2, disable=not show) as bar:
@@ -195,7 +234,9 @@ def counted(parts, bar):
 def _statistics(job):
     (files, video), count = job, [0]
     decoder = Decoder(video)
-    files.write(video, batches_of(clips_of(decoder, count), statistics_of, 8), lambda shape: describe(shape, count, decoder))
+    files.write(
+        video, batches_of(clips_of(decoder, count), statistics_of, 8), lambda shape: describe(shape, count, decoder)
+    )
 
 
 def describe(shape, count, decoder):
@@ -206,7 +247,9 @@ def prepare(args, r, splits=("train", "test")):
     """-> FeatureData. Features made elsewhere are read; those of videos are made where missing."""
     name = canonical_features(args.dataset)
     if args.features or name in ("ucfcrime", "xdviolence", "features"):
-        root = args.features or next((p for p in (args.data_root / args.dataset, args.data_root) if p.is_dir()), args.data_root)
+        root = args.features or next(
+            (p for p in (args.data_root / args.dataset, args.data_root) if p.is_dir()), args.data_root
+        )
         return find_features(name or args.dataset, root, args.labels, args.order, args.segments)
     if args.order or args.segments:
         raise UserError("--order and --segments are for --features: names and frames of videos are known")
@@ -220,6 +263,7 @@ def prepare(args, r, splits=("train", "test")):
 
     def feature(v):
         return FeatureVideo(v.name, v.split, [files.array(v)], path=v.path)
+
     out = FeatureData(data.name, data.root, [feature(v) for v in ready.train], [feature(v) for v in ready.test])
     if data.has_labels:
         out.label_source = data.label_source

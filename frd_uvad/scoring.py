@@ -1,4 +1,5 @@
 """Clip features -> scores; checkpoints, ours and the authors'; auxiliary scorers."""
+
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ def clip_scores(net, features):
 
 # ------------------------------------------------------------------------------------------------------- checkpoints
 
+
 def weights_of(path):
     state = training.load_checkpoint(path, "frd_uvad")
     weights = state.get("model_state_dict", state.get("model", state))
@@ -35,13 +37,14 @@ def load_model(path, heads=16):
     blocks = {k.split(".")[2] for k in weights if k.startswith("decoder.decoder_blocks.")}
     own = {k: v for k, v in weights.items() if k.startswith(("decoder.", "scorer.") if blocks else ("AE.", "scorer."))}
     try:
-        args = state.get("model_args") or dict(feature_size=weights["scorer.fc1.weight"].shape[1], num_blocks=len(blocks),
-                                               heads=heads)
+        args = state.get("model_args") or dict(
+            feature_size=weights["scorer.fc1.weight"].shape[1], num_blocks=len(blocks), heads=heads
+        )
         net = model.FRD(**args)
         missing, unknown = net.load_state_dict(own, strict=False)
     except (RuntimeError, ValueError, TypeError, IndexError) as e:
         raise UserError(f"checkpoint {path} does not fit this model ({first_line(e)}…)") from None
-    if not any(not k.startswith("scorer.") for k in own):   # for evaluation alone
+    if not any(not k.startswith("scorer.") for k in own):  # for evaluation alone
         net.AE, missing = None, [k for k in missing if not k.startswith("AE.")]
     if missing or unknown:
         raise UserError(f"checkpoint {path} does not fit this model ({(missing + unknown)[0]})")
@@ -51,9 +54,10 @@ def load_model(path, heads=16):
 @dataclass
 class Auxiliary:
     """Scores that must agree with the reconstruction error: a network, or one number per clip."""
+
     source: str
-    net: object = None             # a scorer of frd_uvad.model
-    labels: dict = None            # video name -> float32 [clips]
+    net: object = None  # a scorer of frd_uvad.model
+    labels: dict = None  # video name -> float32 [clips]
 
 
 def load_auxiliary(spec):
@@ -74,8 +78,14 @@ def load_auxiliary(spec):
         return Auxiliary(spec, labels={k: np.asarray(v, np.float32).reshape(-1) for k, v in arrays.items()})
     weights, _ = weights_of(path)
     prefixes = ("scorer_c2fpl.", "") if kind == "c2fpl" else ("scorer.", "")
-    own = next((w for p in prefixes if (w := {k.removeprefix(p): v for k, v in weights.items() if k.startswith(p)})
-                and "fc1.weight" in w), None)
+    own = next(
+        (
+            w
+            for p in prefixes
+            if (w := {k.removeprefix(p): v for k, v in weights.items() if k.startswith(p)}) and "fc1.weight" in w
+        ),
+        None,
+    )
     if own is None:
         raise UserError(f"--auxiliary {spec}: {path} holds no such scorer")
     net = (model.C2FPLScorer if kind == "c2fpl" else model.Scorer)(own["fc1.weight"].shape[1])

@@ -5,6 +5,7 @@
     python frd_uvad/train.py --dataset_name ucfcrime --feature_pretrain_model i3d --feature_modal rgb --cross_clip 4 --lab False \\
         --lab_type wlab --beta 0.1 --delta 0.5 --Vitblock_num 8 --max_seqlen 320 --max_epoch 5 --Lambda 1_1_1    # as published
 """
+
 import argparse
 import json
 import sys
@@ -45,27 +46,69 @@ def parse(argv=None):
     training.add_flags(parser, out="runs/frd_uvad/<dataset>")
     g = parser.add_argument_group("optimisation")
     g.add_argument("--epochs", "--max_epoch", type=int, default=EPOCHS, help="(default: %(default)s)")
-    g.add_argument("--batch-size", "--max_seqlen", "--batchsize", type=int, default=BATCH, help="windows a step (default: %(default)s)")
+    g.add_argument(
+        "--batch-size",
+        "--max_seqlen",
+        "--batchsize",
+        type=int,
+        default=BATCH,
+        help="windows a step (default: %(default)s)",
+    )
     g.add_argument("--lr", type=float, default=LR, help="(default: %(default)s)")
-    g.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True,
-                   help="go on where an interrupted run of the same settings stopped")
+    g.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="go on where an interrupted run of the same settings stopped",
+    )
     g = parser.add_argument_group("method")
     g.add_argument("--cross-clip", "--cross_clip", type=int, default=4, help="clips of a window (default: %(default)s)")
-    g.add_argument("--num-blocks", "--Vitblock_num", type=int, default=8,
-                   help="transformer blocks; 0: a two-layer autoencoder (default: %(default)s)")
-    g.add_argument("--loss-weights", "--Lambda", default="1_1_1", metavar="A_B_C",
-                   help="of reconstruction, disruption and scorer (default: %(default)s)")
-    g.add_argument("--bank", "--lab", type=flag, default=True, metavar="True|False",
-                   help="keep a latent anomaly bank, whose clips the reconstructor is pushed not to reconstruct (default: %(default)s)")
-    g.add_argument("--bank-type", "--lab_type", choices=["wlab", "slab"], default="wlab",
-                   help="a window joins the bank when one of its clips is abnormal (wlab), or all are (slab) (default: %(default)s)")
+    g.add_argument(
+        "--num-blocks",
+        "--Vitblock_num",
+        type=int,
+        default=8,
+        help="transformer blocks; 0: a two-layer autoencoder (default: %(default)s)",
+    )
+    g.add_argument(
+        "--loss-weights",
+        "--Lambda",
+        default="1_1_1",
+        metavar="A_B_C",
+        help="of reconstruction, disruption and scorer (default: %(default)s)",
+    )
+    g.add_argument(
+        "--bank",
+        "--lab",
+        type=flag,
+        default=True,
+        metavar="True|False",
+        help="keep a latent anomaly bank, whose clips the reconstructor is pushed not to reconstruct (default: %(default)s)",
+    )
+    g.add_argument(
+        "--bank-type",
+        "--lab_type",
+        choices=["wlab", "slab"],
+        default="wlab",
+        help="a window joins the bank when one of its clips is abnormal (wlab), or all are (slab) (default: %(default)s)",
+    )
     g.add_argument("--beta", type=float, default=0.1, help="size of the bank, in batches (default: %(default)s)")
-    g.add_argument("--delta", type=float, default=0.5, help="deviations above the mean score for a pseudo label to join "
-                   "(default: %(default)s)")
-    g.add_argument("--auxiliary", default="none", help="a scorer that must agree: none, c2fpl:FILE, frd:FILE or labels:FILE.npz "
-                   "(default: %(default)s)")
-    g.add_argument("--rounds", type=int, default=1, help="2: train again with the first scorer as auxiliary (default: %(default)s)")
+    g.add_argument(
+        "--delta",
+        type=float,
+        default=0.5,
+        help="deviations above the mean score for a pseudo label to join (default: %(default)s)",
+    )
+    g.add_argument(
+        "--auxiliary",
+        default="none",
+        help="a scorer that must agree: none, c2fpl:FILE, frd:FILE or labels:FILE.npz (default: %(default)s)",
+    )
+    g.add_argument(
+        "--rounds", type=int, default=1, help="2: train again with the first scorer as auxiliary (default: %(default)s)"
+    )
     from frd_uvad.eval import add_eval_flags
+
     add_eval_flags(parser)
     return parser.parse_args(argv)
 
@@ -82,8 +125,17 @@ def plan_of(args):
             raise UserError(f"--{key.replace('_', '-')} must be at least 1")
     if args.num_blocks < 0 or args.lr <= 0 or args.beta < 0:
         raise UserError("--num-blocks and --beta must be at least 0, --lr above 0")
-    return {"epochs": args.epochs, "batch_size": args.batch_size, "lr": args.lr, "cross_clip": args.cross_clip, "weights": list(weights),
-            "bank": args.bank, "bank_type": args.bank_type, "beta": args.beta, "delta": args.delta}
+    return {
+        "epochs": args.epochs,
+        "batch_size": args.batch_size,
+        "lr": args.lr,
+        "cross_clip": args.cross_clip,
+        "weights": list(weights),
+        "bank": args.bank,
+        "bank_type": args.bank_type,
+        "beta": args.beta,
+        "delta": args.delta,
+    }
 
 
 class Trainer:
@@ -93,23 +145,43 @@ class Trainer:
         training.seed_everything(seed)
         self.net = model.FRD(**model_args).to(r.device)
         self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=plan["lr"], betas=BETAS, fused=True)
-        self.bank, self.epoch, self.seconds, self.done = Bank(max(1, int(plan["beta"] * plan["batch_size"]))), 0, 0.0, False
+        self.bank, self.epoch, self.seconds, self.done = (
+            Bank(max(1, int(plan["beta"] * plan["batch_size"]))),
+            0,
+            0.0,
+            False,
+        )
         self.labels, self.features = None, None
         if auxiliary and auxiliary.labels is not None:
             self.labels = torch.from_numpy(labels_of_clips(auxiliary, windows)).to(r.device)
         elif auxiliary:
             if auxiliary.net.fc1.in_features != model_args["feature_size"]:
-                raise UserError(f"--auxiliary {auxiliary.source} scores features of width {auxiliary.net.fc1.in_features}, these have "
-                                f"{model_args['feature_size']}")
+                raise UserError(
+                    f"--auxiliary {auxiliary.source} scores features of width {auxiliary.net.fc1.in_features}, these have "
+                    f"{model_args['feature_size']}"
+                )
             auxiliary.net.to(r.device)
 
     def save(self):
         if self.run.is_main:
-            training.save_checkpoint(self.path, {
-                "method": "frd_uvad", "done": self.done, "model_args": self.model_args, "plan": self.plan, "identity": self.identity,
-                "model_state_dict": self.net.state_dict(), "optimizer": self.optimizer.state_dict(), "epoch": self.epoch,
-                "seconds": self.seconds, "features": self.features, "bank": self.bank.windows,
-                "bank_first": self.bank.first.tolist(), "rng": training.get_rng()})
+            training.save_checkpoint(
+                self.path,
+                {
+                    "method": "frd_uvad",
+                    "done": self.done,
+                    "model_args": self.model_args,
+                    "plan": self.plan,
+                    "identity": self.identity,
+                    "model_state_dict": self.net.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "epoch": self.epoch,
+                    "seconds": self.seconds,
+                    "features": self.features,
+                    "bank": self.bank.windows,
+                    "bank_first": self.bank.first.tolist(),
+                    "rng": training.get_rng(),
+                },
+            )
 
     def load(self):
         if not self.path.exists():
@@ -140,8 +212,10 @@ class Trainer:
         with r.autocast():
             out = self.net(features)
             bank_error = self.net.error(bank) if bank is not None else None
-        out = {"error": r.all_gather_batch(out["error"], n),           # as the threshold is the whole batch's
-               "score": r.all_gather_batch(out["score"].float(), n)}
+        out = {
+            "error": r.all_gather_batch(out["error"], n),  # as the threshold is the whole batch's
+            "score": r.all_gather_batch(out["score"].float(), n),
+        }
         parts = model.losses(out, self.agreement(first, features), bank_error, plan["weights"])
         self.optimizer.zero_grad(set_to_none=True)
         parts["total"].backward()
@@ -158,8 +232,15 @@ class Trainer:
     def train(self, args, log, observe):
         r, plan = self.run, self.plan
         steps = -(-len(self.windows) // plan["batch_size"])
-        bar = tqdm(total=plan["epochs"] * steps, initial=self.epoch * steps, desc="train", unit="step", disable=not r.is_main,
-                   dynamic_ncols=True, mininterval=1 if sys.stderr.isatty() else 15)
+        bar = tqdm(
+            total=plan["epochs"] * steps,
+            initial=self.epoch * steps,
+            desc="train",
+            unit="step",
+            disable=not r.is_main,
+            dynamic_ncols=True,
+            mininterval=1 if sys.stderr.isatty() else 15,
+        )
         self.net.train()
         while self.epoch < plan["epochs"]:
             began, sums, rows, said = time.perf_counter(), {}, [], []
@@ -182,12 +263,25 @@ class Trainer:
             self.epoch, self.seconds = self.epoch + 1, self.seconds + now - began
             r.sync_buffers(self.net)
             self.save()
-            extra = {**observe(self, seen), "bank_size": 0 if self.bank.windows is None else len(self.bank.windows),
-                     "pseudo_share": float(np.mean(list(seen.values())))}
+            extra = {
+                **observe(self, seen),
+                "bank_size": 0 if self.bank.windows is None else len(self.bank.windows),
+                "pseudo_share": float(np.mean(list(seen.values()))),
+            }
             if r.is_main:
-                log.write(stage="train", epoch=self.epoch, **means, seconds=self.seconds, windows_per_second=len(order) / (now - began),
-                          waited_share=self.windows.waited / (now - began), **extra)
-                bar.write(f"epoch {self.epoch}/{plan['epochs']}: " + ", ".join(f"{k} {v:.4g}" for k, v in {**means, **extra}.items()))
+                log.write(
+                    stage="train",
+                    epoch=self.epoch,
+                    **means,
+                    seconds=self.seconds,
+                    windows_per_second=len(order) / (now - began),
+                    waited_share=self.windows.waited / (now - began),
+                    **extra,
+                )
+                bar.write(
+                    f"epoch {self.epoch}/{plan['epochs']}: "
+                    + ", ".join(f"{k} {v:.4g}" for k, v in {**means, **extra}.items())
+                )
         bar.close()
         self.done = True
         self.save()
@@ -201,10 +295,14 @@ def labels_of_clips(auxiliary, windows):
         if pseudo is None:
             raise UserError(f"--auxiliary {auxiliary.source} has no entry for the video {v.name}")
         if v.key not in auxiliary.labels and names.count(v.name) > 1:
-            raise UserError(f"--auxiliary {auxiliary.source}: a training and a test video are called {v.name}: name their entries "
-                            f"train/{v.name} and test/{v.name}")
+            raise UserError(
+                f"--auxiliary {auxiliary.source}: a training and a test video are called {v.name}: name their entries "
+                f"train/{v.name} and test/{v.name}"
+            )
         if len(pseudo) != len(v):
-            raise UserError(f"--auxiliary {auxiliary.source}: {len(pseudo)} numbers for video {v.name}, which has {len(v)} clips")
+            raise UserError(
+                f"--auxiliary {auxiliary.source}: {len(pseudo)} numbers for video {v.name}, which has {len(v)} clips"
+            )
         out.append(pseudo)
     return np.concatenate(out)
 
@@ -226,6 +324,7 @@ def observer(data, windows):
         if not true:
             return {}
         return {"pseudo_precision": hit / said if said else 0.0, "pseudo_recall": hit / true}
+
     return observe
 
 
@@ -247,7 +346,9 @@ def bank_sheet(bank, windows, data, path, most=24):
                 tiles.append((thumbnail(frame), f"{'/'.join(key)} clip {left.pop(t)}"))
             if not left:
                 break
-        tiles += [(thumbnail(last), f"{'/'.join(key)} clip {c}") for c in left.values()]   # a last clip shorter than half
+        tiles += [
+            (thumbnail(last), f"{'/'.join(key)} clip {c}") for c in left.values()
+        ]  # a last clip shorter than half
     report.plots.contact_sheet(path, tiles, 4)
 
 
@@ -261,15 +362,28 @@ def plot_pseudo_labels(log, path):
     report = report_folder()
     if kept and report:
         epochs = [x["epoch"] for x in kept]
-        report.plots.lines({label: (epochs, [x[key] for x in kept]) for key, label in (
-            ("pseudo_precision", "precision"), ("pseudo_recall", "recall"), ("pseudo_share", "share of clips labelled"))},
-            "pseudo labels of test clips (true labels serve this plot alone)", path, xlabel="epoch", ylim=(0, 1.02))
+        report.plots.lines(
+            {
+                label: (epochs, [x[key] for x in kept])
+                for key, label in (
+                    ("pseudo_precision", "precision"),
+                    ("pseudo_recall", "recall"),
+                    ("pseudo_share", "share of clips labelled"),
+                )
+            },
+            "pseudo labels of test clips (true labels serve this plot alone)",
+            path,
+            xlabel="epoch",
+            ylim=(0, 1.02),
+        )
 
 
 def model_args_of(args, data):
     if data.width % 256:
-        raise UserError(f"features of width {data.width} do not fit: the model cuts them into 16 parts for 16 heads, so it must be a "
-                        "multiple of 256")
+        raise UserError(
+            f"features of width {data.width} do not fit: the model cuts them into 16 parts for 16 heads, so it must be a "
+            "multiple of 256"
+        )
     return {"feature_size": data.width, "num_blocks": args.num_blocks, "heads": 16}
 
 
@@ -280,16 +394,28 @@ def train(args, data, r, folder, auxiliary_spec, title):
     windows = Windows(videos, plan["cross_clip"], r)
     auxiliary = scoring.load_auxiliary(auxiliary_spec)
     model_args = model_args_of(args, data)
-    identity = {"model_args": model_args, "dataset": data.name, "clips": len(windows), "seed": args.seed, "precision": r.precision,
-                "processes": r.world_size, "auxiliary": auxiliary_spec.split(":")[0], **{k: v for k, v in plan.items() if k != "epochs"}}
-    trainer = Trainer(plan, model_args, windows, auxiliary, r, r.open_output_dir(folder) / "frd.pt", identity, args.seed)
+    identity = {
+        "model_args": model_args,
+        "dataset": data.name,
+        "clips": len(windows),
+        "seed": args.seed,
+        "precision": r.precision,
+        "processes": r.world_size,
+        "auxiliary": auxiliary_spec.split(":")[0],
+        **{k: v for k, v in plan.items() if k != "epochs"},
+    }
+    trainer = Trainer(
+        plan, model_args, windows, auxiliary, r, r.open_output_dir(folder) / "frd.pt", identity, args.seed
+    )
     trainer.features = data.settings
     log = training.Log(folder / "log.jsonl")
     resumed = trainer.load() if args.resume else False
     if r.is_main and not resumed:
         log.path.unlink(missing_ok=True)
-    r.print(f"{title}: {len(videos)} videos, {len(windows)} windows of {plan['cross_clip']} clips, {data.crops} crops of width {data.width}"
-          f", auxiliary {auxiliary_spec}, {'on the device' if windows.whole is not None else 'read from disk'}, {r.device}, {r.precision}")
+    r.print(
+        f"{title}: {len(videos)} videos, {len(windows)} windows of {plan['cross_clip']} clips, {data.crops} crops of width {data.width}"
+        f", auxiliary {auxiliary_spec}, {'on the device' if windows.whole is not None else 'read from disk'}, {r.device}, {r.precision}"
+    )
     if trainer.epoch >= plan["epochs"]:
         r.print(f"{trainer.epoch} epochs done before ({trainer.path})")
         return trainer.path
@@ -310,7 +436,7 @@ def main(argv=None):
     args = parse(argv)
     began = time.perf_counter()
     plan_of(args)
-    scoring.load_auxiliary(args.auxiliary)   # a wrong file is refused before any work
+    scoring.load_auxiliary(args.auxiliary)  # a wrong file is refused before any work
     r = training.Run.from_args(args)
     data = preprocess.prepare(args, r)
     out = args.out or Path("runs/frd_uvad") / data.name
@@ -320,6 +446,7 @@ def main(argv=None):
         checkpoint = train(args, data, r, folder, f"frd:{checkpoint}", f"round {i}")
     r.print(f"trained in {(time.perf_counter() - began) / 60:.1f} min with everything before; checkpoint {checkpoint}")
     from frd_uvad.eval import evaluate
+
     evaluate(args, data, checkpoint, r)
     r.close()
 

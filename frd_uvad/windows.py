@@ -1,4 +1,5 @@
 """What the training of FRD-UVAD reads: windows of consecutive clips, and the bank of those that look abnormal."""
+
 import numpy as np
 
 from common.batches import read_ahead
@@ -20,7 +21,7 @@ class Windows:
         self.last = np.repeat(self.starts[1:] - 1, counts)
         self.waited, self.whole = 0.0, None
         crops, width = videos[0].shape
-        limit = 0.5 * torch.cuda.mem_get_info(r.device)[0] if r.device.type == "cuda" else 2 ** 30
+        limit = 0.5 * torch.cuda.mem_get_info(r.device)[0] if r.device.type == "cuda" else 2**30
         if len(self) * crops * width * videos[0].parts[0].itemsize < limit:
             self.whole = torch.from_numpy(self.read(np.arange(len(self)))).to(r.device)
             self.check(self.whole, np.arange(len(self)))
@@ -41,8 +42,10 @@ class Windows:
         if bad.any():
             row = int(np.asarray(rows).reshape(-1)[int(bad.nonzero()[0])])
             v = int(np.searchsorted(self.starts, row, side="right")) - 1
-            raise UserError(f"features of video {self.videos[v].name} ({self.videos[v].path}) hold NaN or infinite numbers in clip "
-                            f"{row - self.starts[v]}: encode it again, or take it away")
+            raise UserError(
+                f"features of video {self.videos[v].name} ({self.videos[v].path}) hold NaN or infinite numbers in clip "
+                f"{row - self.starts[v]}: encode it again, or take it away"
+            )
 
     def get(self, first):
         rows = self.rows(first)
@@ -74,6 +77,6 @@ class Bank:
         joined = windows if self.windows is None else torch.cat([self.windows, windows])
         first = np.concatenate([self.first, first])
         if len(joined) > self.size:
-            keep = np.sort(rng.permutation(len(joined))[:self.size])
+            keep = np.sort(rng.permutation(len(joined))[: self.size])
             joined, first = joined[torch.from_numpy(keep).to(joined.device)], first[keep]
         self.windows, self.first = joined, first

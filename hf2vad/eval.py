@@ -1,8 +1,9 @@
 """Score test videos, or one's own, with a trained HF2-VAD.
 
-    python hf2vad/eval.py --dataset ped2 --checkpoint runs/hf2vad/ped2/cvae.pt --protocol official --overlay
-    python hf2vad/eval.py --video my.mp4 --checkpoint runs/hf2vad/ped2/cvae.pt
+python hf2vad/eval.py --dataset ped2 --checkpoint runs/hf2vad/ped2/cvae.pt --protocol official --overlay
+python hf2vad/eval.py --video my.mp4 --checkpoint runs/hf2vad/ped2/cvae.pt
 """
+
 import argparse
 import sys
 from pathlib import Path
@@ -27,11 +28,13 @@ OFFICIAL_WEIGHTS = {"ped2": (1.0, 0.1)}
 
 
 def add_eval_flags(parser):
-    g = evaluation.add_score_flags(parser, "strict: every frame, nothing chosen on test labels; official: as the authors computed it",
-                                   "median:17")
+    g = evaluation.add_score_flags(
+        parser, "strict: every frame, nothing chosen on test labels; official: as the authors computed it", "median:17"
+    )
     g.add_argument("--w-flow", type=float, default=None, help="weight of the flow error w_r (default: 1)")
-    g.add_argument("--w-frame", type=float, default=None,
-                   help="weight of the frame error w_p (default: 1; official on ped2: 0.1)")
+    g.add_argument(
+        "--w-frame", type=float, default=None, help="weight of the frame error w_p (default: 1; official on ped2: 0.1)"
+    )
 
 
 def parse(argv=None):
@@ -40,8 +43,13 @@ def parse(argv=None):
     training.add_flags(parser, out="the checkpoint's folder")
     g = evaluation.add_source_flags(parser, "the newest of runs/hf2vad/<dataset>")
     add_shard_flag(g, scoring=True)
-    g.add_argument("--batch-size", type=int, default=None, help="cubes at once; scores do not depend on it "
-                   "(default: 256 on GPUs; on CPUs 64, which stay in the processor's cache)")
+    g.add_argument(
+        "--batch-size",
+        type=int,
+        default=None,
+        help="cubes at once; scores do not depend on it "
+        "(default: 256 on GPUs; on CPUs 64, which stay in the processor's cache)",
+    )
     add_eval_flags(parser)
     return parser.parse_args(argv)
 
@@ -56,22 +64,37 @@ def protocol_of(args, dataset):
         return evaluation.Protocol("strict", args.smoothing)
     liberties = [f"the first {SKIPPED} frames of every video are left out"]
     if dataset in OFFICIAL_WEIGHTS:
-        liberties.append("the weights of the two errors are the authors' for this dataset; how they were chosen is unknown")
+        liberties.append(
+            "the weights of the two errors are the authors' for this dataset; how they were chosen is unknown"
+        )
     return evaluation.Protocol("official", args.smoothing, SKIPPED, liberties)
 
 
 def cube_errors(scorer, net, ready, videos, folder, r, batch_size, among=None, shard=None):
     """[N, 2] flow and frame errors of all cubes of `videos`, and the seconds that scoring took; None where common.kept says so."""
-    kept = Kept(folder, {"weights": training.weights_hash(net), "cubes": ready.store.s.key(), "precision": r.precision}, Video.fingerprint,
-                __file__)
-    found = kept.make(videos, lambda v, tick: {"errors": scorer.errors_of(ready.store.records(v), batch_size, tick)}, r,
-                      size=lambda v: ready.store.info(v)["cubes"], unit="cube", among=among, shard=shard)
+    kept = Kept(
+        folder,
+        {"weights": training.weights_hash(net), "cubes": ready.store.s.key(), "precision": r.precision},
+        Video.fingerprint,
+        __file__,
+    )
+    found = kept.make(
+        videos,
+        lambda v, tick: {"errors": scorer.errors_of(ready.store.records(v), batch_size, tick)},
+        r,
+        size=lambda v: ready.store.info(v)["cubes"],
+        unit="cube",
+        among=among,
+        shard=shard,
+    )
     return found and (np.concatenate([found[v.key]["errors"] for v in videos]), seconds_of(found))
 
 
 def per_video(ready, errors, stats, weights):
     """-> {video: frame scores}, {video: detections} of the test videos; a frame without cubes scores as one without error."""
-    return pipeline.per_video(ready, ready.test, scoring.combine(errors, stats, *weights), scoring.empty_score(stats, *weights))
+    return pipeline.per_video(
+        ready, ready.test, scoring.combine(errors, stats, *weights), scoring.empty_score(stats, *weights)
+    )
 
 
 def red(weights):
@@ -86,8 +109,10 @@ def training_statistics(state, net, scorer, args, r, checkpoint, batch_size):
     r.print(f"{checkpoint} has no training statistics: scoring the training cubes of {args.dataset}")
     ready = preprocess.prepare(args, r, splits=("train",), trained=state.get("foreground"))
     if not ready.train:
-        raise UserError(f"{checkpoint} has no training statistics and {args.dataset} no training videos: the scores cannot "
-                        "be normalised")
+        raise UserError(
+            f"{checkpoint} has no training statistics and {args.dataset} no training videos: the scores cannot "
+            "be normalised"
+        )
     found = cube_errors(scorer, net, ready, ready.train, ready.store.folder, r, batch_size)
     return found and scoring.statistics(found[0])
 
@@ -106,17 +131,39 @@ def evaluate(args, ready, checkpoint, r, batch_size=None):
     errors, seconds = found
     weights = weights_of(args, ready.data.name)
     if state.get("done") is False:
-        print(f"note: the training of {checkpoint} has not finished (stage {state['stage']}, {state['epoch']} whole epochs)")
+        print(
+            f"note: the training of {checkpoint} has not finished (stage {state['stage']}, {state['epoch']} whole epochs)"
+        )
     if not scorer.whole:
         print("this checkpoint is stage one alone: scores are flow errors")
     scores, detections = per_video(ready, errors, stats, weights)
     out = folder / args.protocol
     result = evaluation.evaluate(
-        out, ready.data, scores, method="HF2-VAD", protocol=protocol_of(args, ready.data.name), detections=detections,
+        out,
+        ready.data,
+        scores,
+        method="HF2-VAD",
+        protocol=protocol_of(args, ready.data.name),
+        detections=detections,
         baselines=pipeline.baselines(ready, ready.test),
-        extra={**training.about(checkpoint, state, [net], seconds, ready.skipped, r), "weights": weights, "statistics": stats,
-               "stage": state.get("stage"), "epochs": state.get("epoch"), "foreground": vars(ready.store.s)})
-    evaluation.show(out, result, pictures=ready.pictures, red=red(weights), curve_top=red(weights), top=args.top, overlay=args.overlay)
+        extra={
+            **training.about(checkpoint, state, [net], seconds, ready.skipped, r),
+            "weights": weights,
+            "statistics": stats,
+            "stage": state.get("stage"),
+            "epochs": state.get("epoch"),
+            "foreground": vars(ready.store.s),
+        },
+    )
+    evaluation.show(
+        out,
+        result,
+        pictures=ready.pictures,
+        red=red(weights),
+        curve_top=red(weights),
+        top=args.top,
+        overlay=args.overlay,
+    )
     ready.report_skipped()
     evaluation.print_next_steps("hf2vad/eval.py", checkpoint, out, args)
     return result.metrics
@@ -128,15 +175,28 @@ def score_video(args, r):
     net, state = scoring.load_model(args.checkpoint)
     scorer = scoring.Scorer(net, r)
     stats = training_statistics(state, net, scorer, args, r, args.checkpoint, args.batch_size)
-    ready = preprocess.prepare(args, r, data=Dataset("video", video.path.resolve().parent, [], [video]),
-                               trained=pipeline.for_own_video(state.get("foreground"), args.boxes))
+    ready = preprocess.prepare(
+        args,
+        r,
+        data=Dataset("video", video.path.resolve().parent, [], [video]),
+        trained=pipeline.for_own_video(state.get("foreground"), args.boxes),
+    )
     out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / safe_filename(video.name))
     if r.is_main:
         errors = scorer.errors_of(ready.store.records(video), args.batch_size)
         weights = weights_of(args, state.get("identity", {}).get("dataset"))
         scores, detections = per_video(ready, errors, stats, weights)
-        evaluation.write_own_video(video.name, *ready.pictures(video), scores[video.name], args.smoothing, "HF2-VAD", out,
-                                   detections[video.name], red(weights), args.top)
+        evaluation.write_own_video(
+            video.name,
+            *ready.pictures(video),
+            scores[video.name],
+            args.smoothing,
+            "HF2-VAD",
+            out,
+            detections[video.name],
+            red(weights),
+            args.top,
+        )
         ready.report_skipped()
 
 
@@ -155,6 +215,7 @@ def main(argv=None):
     smoothing.parse(args.smoothing)
     r = training.Run.from_args(args)
     from common.datasets import canonical
+
     args.checkpoint = args.checkpoint or newest_checkpoint(args.out or Path("runs/hf2vad") / canonical(args.dataset))
     if args.video:
         return score_video(args, r)

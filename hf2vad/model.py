@@ -6,6 +6,7 @@ Parameter names are the published ones, so checkpoints travel both ways between 
     out = net(torch.rand(2, 15, 32, 32), torch.randn(2, 8, 32, 32))   # BGR in [0, 1], flow in pixels
     flow_score, frame_score = cube_scores(out, frames, flows)         # [2], [2]
 """
+
 import math
 
 import torch
@@ -20,12 +21,18 @@ def full(x):
 
 # ---------------------------------------------------------------- ML-MemAE-SC: flow reconstruction (paper section 3.1)
 
+
 class DoubleConv(nn.Module):
     def __init__(self, in_ch, out_ch):
         super().__init__()
         self.conv = nn.Sequential(
-            nn.Conv2d(in_ch, out_ch, 3, padding=1), nn.BatchNorm2d(out_ch), nn.ReLU(inplace=True),
-            nn.Conv2d(out_ch, out_ch, 3, padding=1), nn.BatchNorm2d(out_ch), nn.ReLU(inplace=True))
+            nn.Conv2d(in_ch, out_ch, 3, padding=1),
+            nn.BatchNorm2d(out_ch),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(out_ch, out_ch, 3, padding=1),
+            nn.BatchNorm2d(out_ch),
+            nn.ReLU(inplace=True),
+        )
 
     def forward(self, x):
         return self.conv(x)
@@ -83,12 +90,12 @@ class Memory(nn.Module):
         super().__init__()
         self.shrink_threshold = shrink_threshold
         self.memMatrix = nn.Parameter(torch.empty(num_slots, slot_dim))
-        nn.init.uniform_(self.memMatrix, -slot_dim ** -0.5, slot_dim ** -0.5)
+        nn.init.uniform_(self.memMatrix, -(slot_dim**-0.5), slot_dim**-0.5)
 
     def forward(self, x):
         """[N, C, H, W] -> the same shape read from the memory, and the addressing [N, slots]."""
         flat = x.flatten(1)
-        slots = self.memMatrix.to(flat.dtype)    # cast once: copying it and its gradient is what a step on CPUs does most
+        slots = self.memMatrix.to(flat.dtype)  # cast once: copying it and its gradient is what a step on CPUs does most
         w = F.softmax(F.linear(flat, slots).float(), dim=1)  # the threshold is 1/slots: too fine for bf16
         if self.shrink_threshold > 0:
             d = w - self.shrink_threshold
@@ -100,8 +107,17 @@ class Memory(nn.Module):
 class MLMemAE(nn.Module):
     """Multi-level memory autoencoder with skip connections. [N, flow_channels, S, S] -> reconstruction, addressings."""
 
-    def __init__(self, *, flow_channels=2, features_root=32, num_slots=2000, shrink_threshold=0.0005,
-                 mem_usage=(False, True, True, True), skip_ops=("none", "concat", "concat"), spatial_size=32):
+    def __init__(
+        self,
+        *,
+        flow_channels=2,
+        features_root=32,
+        num_slots=2000,
+        shrink_threshold=0.0005,
+        mem_usage=(False, True, True, True),
+        skip_ops=("none", "concat", "concat"),
+        spatial_size=32,
+    ):
         super().__init__()
         if mem_usage[0] or len(mem_usage) != 4 or len(skip_ops) != 3:
             raise ValueError("mem_usage needs four entries with the first False, skip_ops needs three")
@@ -110,7 +126,7 @@ class MLMemAE(nn.Module):
         self.down_1, self.down_2, self.down_3 = Down(c, 2 * c), Down(2 * c, 4 * c), Down(4 * c, 8 * c)
         for level, use in enumerate(mem_usage):
             if use:
-                dim = c * 2 ** level * (s // 2 ** level) ** 2
+                dim = c * 2**level * (s // 2**level) ** 2
                 setattr(self, f"mem{level}", Memory(num_slots, dim, shrink_threshold))
         self.mem_usage = tuple(mem_usage)
         self.up_3 = Up(8 * c, 4 * c, 4 * c, skip_ops[2])
@@ -137,6 +153,7 @@ class MLMemAE(nn.Module):
 
 
 # -------------------------------------------------- CVAE: flow-guided frame prediction (section 3.2; VUnet, Esser 2018)
+
 
 class WeightNorm(nn.Module):
     """The parameters of a weight-normalised convolution: w = g * v / |v|."""
@@ -173,7 +190,7 @@ class NormConv2d(nn.Module):
 def space_to_depth(x):
     """[N, C, H, W] -> [N, 4C, H/2, W/2], channel = (row * 2 + column) * C + c."""
     n, c, h, w = x.shape
-    x = x.permute(0, 2, 3, 1).reshape(n, h // 2, 2, w // 2, 2, c)      # rows of channels are copied whole
+    x = x.permute(0, 2, 3, 1).reshape(n, h // 2, 2, w // 2, 2, c)  # rows of channels are copied whole
     return x.permute(0, 1, 3, 2, 4, 5).reshape(n, h // 2, w // 2, 4 * c).permute(0, 3, 1, 2)
 
 
@@ -190,7 +207,7 @@ def dropout(x, p, training):
         return x
     if x.device.type != "cpu" or torch.compiler.is_compiling():
         return F.dropout(x, p)
-    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-2 ** 63, None).view(torch.int16)[:x.numel()]
+    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[: x.numel()]
     keep = draws >= round(p * 65536) - 32768
     if x.is_contiguous(memory_format=torch.channels_last):
         n, c, h, w = x.shape
@@ -237,8 +254,9 @@ class Encoder(nn.Module):
     def __init__(self, in_ch, widths, dropout):
         super().__init__()
         self.in_op = NormConv2d(in_ch, widths[0], 1)
-        self.blocks = nn.ModuleDict({f"s{s}_{i}": Residual(w, dropout=dropout)
-                                     for s, w in enumerate(widths, 1) for i in (1, 2)})
+        self.blocks = nn.ModuleDict(
+            {f"s{s}_{i}": Residual(w, dropout=dropout) for s, w in enumerate(widths, 1) for i in (1, 2)}
+        )
         self.downs = nn.ModuleDict({f"s{s}": DownConv(widths[s - 2], widths[s - 1]) for s in range(2, len(widths) + 1)})
         self.stages = len(widths)
 
@@ -281,8 +299,9 @@ class Bottleneck(nn.Module):
         super().__init__()
         ch, n = widths[-1], len(widths)
         self.names = [f"s{n}", f"s{n - 1}"]
-        self.blocks = nn.ModuleDict({f"{s}_{i}": Residual(ch, skip=True, dropout=dropout)
-                                     for s in self.names for i in (1, 2)})
+        self.blocks = nn.ModuleDict(
+            {f"{s}_{i}": Residual(ch, skip=True, dropout=dropout) for s in self.names for i in (1, 2)}
+        )
         self.channel_norm = nn.ModuleDict({s: NormConv2d(2 * ch, ch, 1) for s in self.names})
         self.conv1x1 = NormConv2d(ch, ch, 1)
         self.up = UpConv(ch, ch)
@@ -311,8 +330,9 @@ class Decoder(nn.Module):
     def __init__(self, widths, out_ch, dropout):
         super().__init__()
         self.stages = range(len(widths) - 2, 0, -1)
-        self.blocks = nn.ModuleDict({f"s{s}_{i}": Residual(widths[s - 1], skip=True, dropout=dropout)
-                                     for s in self.stages for i in (2, 1)})
+        self.blocks = nn.ModuleDict(
+            {f"s{s}_{i}": Residual(widths[s - 1], skip=True, dropout=dropout) for s in self.stages for i in (2, 1)}
+        )
         self.ups = nn.ModuleDict({f"s{s + 1}": UpConv(widths[s], widths[s - 1]) for s in self.stages})
         self.final_layer = NormConv2d(widths[0], out_ch, 1)
 
@@ -325,13 +345,22 @@ class Decoder(nn.Module):
 
 
 class VUnet(nn.Module):
-    def __init__(self, *, appearance_channels, flow_channels, out_channels=3, nf_start=64, nf_max=128, spatial_size=32,
-                 dropout=0.1):
+    def __init__(
+        self,
+        *,
+        appearance_channels,
+        flow_channels,
+        out_channels=3,
+        nf_start=64,
+        nf_max=128,
+        spatial_size=32,
+        dropout=0.1,
+    ):
         super().__init__()
         stages = int(math.log2(spatial_size)) - 1  # down to a bottleneck of 4 px
         if stages < 3:
             raise ValueError(f"spatial_size {spatial_size}: the CVAE needs at least 16 px")
-        widths = [min(nf_start * 2 ** i, nf_max) for i in range(stages)]
+        widths = [min(nf_start * 2**i, nf_max) for i in range(stages)]
         if widths[-1] != widths[-2]:
             raise ValueError("nf_max must be reached one stage before the bottleneck")
         self.f_phi = Encoder(appearance_channels + flow_channels, widths, dropout)
@@ -351,17 +380,41 @@ class VUnet(nn.Module):
 class HF2VAD(nn.Module):
     """The whole method: every flow of the cube through ML-MemAE-SC, then the CVAE on past frames and reconstructed flow."""
 
-    def __init__(self, *, features_root=32, num_slots=2000, shrink_threshold=0.0005,
-                 mem_usage=(False, True, True, True), skip_ops=("none", "concat", "concat"),
-                 nf_start=64, nf_max=128, spatial_size=32, clip_hist=4, clip_pred=1, dropout=0.1):
+    def __init__(
+        self,
+        *,
+        features_root=32,
+        num_slots=2000,
+        shrink_threshold=0.0005,
+        mem_usage=(False, True, True, True),
+        skip_ops=("none", "concat", "concat"),
+        nf_start=64,
+        nf_max=128,
+        spatial_size=32,
+        clip_hist=4,
+        clip_pred=1,
+        dropout=0.1,
+    ):
         super().__init__()
         if clip_pred != 1:
             raise ValueError("clip_pred: only one predicted frame is defined by the method")
         self.clip_hist, self.past_channels = clip_hist, 3 * clip_hist
-        self.memAE = MLMemAE(features_root=features_root, num_slots=num_slots, shrink_threshold=shrink_threshold,
-                             mem_usage=mem_usage, skip_ops=skip_ops, spatial_size=spatial_size)
-        self.vunet = VUnet(appearance_channels=3 * clip_hist, flow_channels=2 * clip_hist, nf_start=nf_start,
-                           nf_max=nf_max, spatial_size=spatial_size, dropout=dropout)
+        self.memAE = MLMemAE(
+            features_root=features_root,
+            num_slots=num_slots,
+            shrink_threshold=shrink_threshold,
+            mem_usage=mem_usage,
+            skip_ops=skip_ops,
+            spatial_size=spatial_size,
+        )
+        self.vunet = VUnet(
+            appearance_channels=3 * clip_hist,
+            flow_channels=2 * clip_hist,
+            nf_start=nf_start,
+            nf_max=nf_max,
+            spatial_size=spatial_size,
+            dropout=dropout,
+        )
 
     def reconstruct(self, flows):
         """[N, 2*clip_hist, S, S] -> the same shape, and addressings of the N*clip_hist single flows (one batch)."""
@@ -372,11 +425,12 @@ class HF2VAD(nn.Module):
     def forward(self, frames, flows, prior=True):
         """frames [N, 3*(clip_hist+1), S, S] BGR in [0, 1], frame-major; flows [N, 2*clip_hist, S, S] in pixels."""
         recon, attention = self.reconstruct(flows)
-        out = self.vunet(frames[:, :self.past_channels], recon, prior=prior)
+        out = self.vunet(frames[:, : self.past_channels], recon, prior=prior)
         return {**out, "of_recon": recon, "attention": attention}
 
 
 # ------------------------------------------------------------------------------------------------ losses and scores
+
 
 def sparsity_loss(attention):
     """Entropy of the addressings, summed over levels, mean over samples (section 3.1, eq. 3)."""
@@ -404,9 +458,11 @@ def memae_losses(out, flow, *, sparsity_weight=0.0002):
 
 def cvae_losses(out, target):
     """Stage `cvae`: KL, intensity and gradient with weights 1 (section 3.3); target [N, 3, S, S] in [0, 1]."""
-    losses = {"kl": kl_loss(out["q_means"], out["p_means"]),
-              "intensity": F.mse_loss(full(out["frame_pred"]), target),
-              "gradient": gradient_loss(out["frame_pred"], target)}
+    losses = {
+        "kl": kl_loss(out["q_means"], out["p_means"]),
+        "intensity": F.mse_loss(full(out["frame_pred"]), target),
+        "gradient": gradient_loss(out["frame_pred"], target),
+    }
     return {**losses, "total": sum(losses.values())}
 
 
@@ -427,6 +483,7 @@ def cube_scores(out, frames, flows):
 
 
 # ------------------------------------------------------------------------------------------ initialisation and speed
+
 
 def init_weights(net):
     """Kaiming-normal (a = 0.1, fan-in) convolutions, N(1, 0.02) batch-norm weights, zero biases.
@@ -451,8 +508,15 @@ def fold(net):
             if isinstance(child, NormConv2d):
                 weight, bias = child.fused()
                 # without initial weights: drawing them would move the generator that training's dropout uses
-                conv = nn.utils.skip_init(nn.Conv2d, weight.shape[1], weight.shape[0], weight.shape[2], child.stride,
-                                          child.padding, device=weight.device)
+                conv = nn.utils.skip_init(
+                    nn.Conv2d,
+                    weight.shape[1],
+                    weight.shape[0],
+                    weight.shape[2],
+                    child.stride,
+                    child.padding,
+                    device=weight.device,
+                )
                 conv.weight, conv.bias = nn.Parameter(weight.detach(), False), nn.Parameter(bias.detach(), False)
                 setattr(module, name, conv)
             elif isinstance(child, DoubleConv):

@@ -1,7 +1,8 @@
 """Videos -> space-time cubes on disk. Run by train.py and eval.py where it is missing, or alone:
 
-    python hf2vad/preprocess.py --dataset ped2 --data-root data --boxes file:boxes.npz
+python hf2vad/preprocess.py --dataset ped2 --data-root data --boxes file:boxes.npz
 """
+
 import sys
 from pathlib import Path
 
@@ -13,13 +14,22 @@ from common.objects import pipeline
 
 # Constants of the paper's configuration: areas in square pixels, the rest as in common.objects.cubes.Settings.
 PUBLISHED = {
-    "ped1":         dict(min_score=0.5, min_area=10**2, covered=0.6, motion_blur=3, motion_threshold=18, motion_area=10**2),
-    "ped2":         dict(min_score=0.5, min_area=10**2, covered=0.6, motion_blur=3, motion_threshold=18, motion_area=10**2),
-    "avenue":       dict(min_score=0.25, min_area=40**2, covered=0.6, motion_blur=5, motion_threshold=18, motion_area=40**2),
-    "shanghaitech": dict(min_score=0.5, min_area=8**2, covered=0.65, motion_blur=5, motion_threshold=15, motion_area=40**2),
-    "folder":       dict(min_score=0.5, min_area=10**2, covered=0.6, motion_blur=5, motion_threshold=18, motion_area=20**2),
-    "demo":         dict(min_score=0.5, min_area=10**2, covered=0.6, motion_blur=5, motion_threshold=10, motion_area=10**2,
-                         motion_close=9),
+    "ped1": dict(min_score=0.5, min_area=10**2, covered=0.6, motion_blur=3, motion_threshold=18, motion_area=10**2),
+    "ped2": dict(min_score=0.5, min_area=10**2, covered=0.6, motion_blur=3, motion_threshold=18, motion_area=10**2),
+    "avenue": dict(min_score=0.25, min_area=40**2, covered=0.6, motion_blur=5, motion_threshold=18, motion_area=40**2),
+    "shanghaitech": dict(
+        min_score=0.5, min_area=8**2, covered=0.65, motion_blur=5, motion_threshold=15, motion_area=40**2
+    ),
+    "folder": dict(min_score=0.5, min_area=10**2, covered=0.6, motion_blur=5, motion_threshold=18, motion_area=20**2),
+    "demo": dict(
+        min_score=0.5,
+        min_area=10**2,
+        covered=0.6,
+        motion_blur=5,
+        motion_threshold=10,
+        motion_area=10**2,
+        motion_close=9,
+    ),
 }
 
 

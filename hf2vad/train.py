@@ -1,9 +1,10 @@
 """Train HF2-VAD: preprocess, three stages, evaluation; what was done before is not done again.
 
-    python hf2vad/train.py --dataset demo
-    python hf2vad/train.py --dataset ped2 --data-root data --boxes file:boxes.npz
-    torchrun --nproc-per-node 4 hf2vad/train.py --dataset shanghaitech
+python hf2vad/train.py --dataset demo
+python hf2vad/train.py --dataset ped2 --data-root data --boxes file:boxes.npz
+torchrun --nproc-per-node 4 hf2vad/train.py --dataset shanghaitech
 """
+
 import argparse
 import sys
 import time
@@ -24,39 +25,60 @@ model = Late("hf2vad.model")
 
 STAGES = ("memae", "cvae", "finetune")
 # The paper's configuration; decay: factor of lr after so many (parts of) epochs
-SCHEDULE = {"memae": dict(epochs=80, batch_size=256, lr=1e-4, decay=lambda e: 0.8 if e >= 50 else 1.0),
-            "cvae": dict(epochs=80, batch_size=128, lr=1e-4, decay=lambda e: 0.8 ** int(e // 50)),
-            "finetune": dict(epochs=80, batch_size=128, lr=8e-5, decay=lambda e: 1.0)}
-DEMO = {"memae": dict(epochs=10, batch_size=32, lr=1e-3), "cvae": dict(epochs=3, batch_size=32, lr=1e-3),
-        "finetune": dict(epochs=0)}
+SCHEDULE = {
+    "memae": dict(epochs=80, batch_size=256, lr=1e-4, decay=lambda e: 0.8 if e >= 50 else 1.0),
+    "cvae": dict(epochs=80, batch_size=128, lr=1e-4, decay=lambda e: 0.8 ** int(e // 50)),
+    "finetune": dict(epochs=80, batch_size=128, lr=8e-5, decay=lambda e: 1.0),
+}
+DEMO = {
+    "memae": dict(epochs=10, batch_size=32, lr=1e-3),
+    "cvae": dict(epochs=3, batch_size=32, lr=1e-3),
+    "finetune": dict(epochs=0),
+}
 
 
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     preprocess.add_data_flags(parser)
-    training.add_flags(parser, out="runs/hf2vad/<dataset>", number=str,
-                       epochs="80, each stage; one number or memae,cvae,finetune",
-                       batch_size="256,128,128; one number or three as above", lr="1e-4,1e-4,8e-5; as above")
+    training.add_flags(
+        parser,
+        out="runs/hf2vad/<dataset>",
+        number=str,
+        epochs="80, each stage; one number or memae,cvae,finetune",
+        batch_size="256,128,128; one number or three as above",
+        lr="1e-4,1e-4,8e-5; as above",
+    )
     g = parser.add_argument_group("method")
     g.add_argument("--stage", choices=STAGES, default=None, help="run this stage alone (default: all that are missing)")
-    g.add_argument("--size", choices=scoring.SIZES, default=None, help="model size; small is for demo and tests "
-                   "(default: full, small on demo)")
-    g.add_argument("--decay", choices=["published", "cooldown"], default=None, help="how the learning rate falls: in the "
-                   "paper's steps, or (short schedules) in a line to 0 over the last third (default: published; demo: cooldown)")
+    g.add_argument(
+        "--size",
+        choices=scoring.SIZES,
+        default=None,
+        help="model size; small is for demo and tests (default: full, small on demo)",
+    )
+    g.add_argument(
+        "--decay",
+        choices=["published", "cooldown"],
+        default=None,
+        help="how the learning rate falls: in the "
+        "paper's steps, or (short schedules) in a line to 0 over the last third (default: published; demo: cooldown)",
+    )
     from hf2vad.eval import add_eval_flags
+
     add_eval_flags(parser)
     return parser.parse_args(argv)
 
 
 def per_stage(flag, text, kind, least):
-    """"6" or "6,2,0" -> {stage: number}."""
+    """ "6" or "6,2,0" -> {stage: number}."""
     try:
         values = [kind(x) for x in text.split(",")]
     except ValueError:
         values = []
     if len(values) not in (1, 3) or not all(least <= x < 1e9 for x in values):
-        raise UserError(f"{flag} {text}: expected one number of at least {least}, or three for memae,cvae,finetune, "
-                        "such as 6,2,1")
+        raise UserError(
+            f"{flag} {text}: expected one number of at least {least}, or three for memae,cvae,finetune, such as 6,2,1"
+        )
     return dict(zip(STAGES, values * (3 // len(values))))
 
 
@@ -81,8 +103,8 @@ class Stage:
     def __init__(self, name, plan, net, r, folder, identity, foreground):
         self.name, self.plan, self.net, self.run, self.folder = name, plan, net.to(r.device), r, folder
         self.net.to(memory_format=torch.channels_last)
-        self.identity = identity            # settings that must agree for a run to be continued
-        self.foreground = foreground        # how the cubes were cut, for scoring other videos alike
+        self.identity = identity  # settings that must agree for a run to be continued
+        self.foreground = foreground  # how the cubes were cut, for scoring other videos alike
         self.parameters = list(net.vunet.parameters() if name == "cvae" else net.parameters())
         if name == "cvae":
             net.memAE.requires_grad_(False)
@@ -96,11 +118,22 @@ class Stage:
     def save(self, done=False):
         if not self.run.is_main:
             return
-        state = {"method": "hf2vad", "stage": self.name, "done": done, "epoch": self.epoch, "step": self.step,
-                 "model_args": self.identity["model_args"], "identity": self.identity,
-                 "foreground": self.foreground,
-                 "model_state_dict": self.net.state_dict(), "seconds": self.seconds, "sums": self.sums,
-                 "rng": training.get_rng(), "statistics": self.statistics, "optimizer": self.optimizer.state_dict()}
+        state = {
+            "method": "hf2vad",
+            "stage": self.name,
+            "done": done,
+            "epoch": self.epoch,
+            "step": self.step,
+            "model_args": self.identity["model_args"],
+            "identity": self.identity,
+            "foreground": self.foreground,
+            "model_state_dict": self.net.state_dict(),
+            "seconds": self.seconds,
+            "sums": self.sums,
+            "rng": training.get_rng(),
+            "statistics": self.statistics,
+            "optimizer": self.optimizer.state_dict(),
+        }
         training.save_checkpoint(self.path, state)
 
     def load(self):
@@ -131,7 +164,7 @@ class Stage:
         if self.name == "cvae":  # the frozen network's answers were written down once
             recon = batch["recon"].float().contiguous(memory_format=torch.channels_last)
             with self.run.autocast():
-                out = self.net.vunet(frames[:, :self.net.past_channels], recon)
+                out = self.net.vunet(frames[:, : self.net.past_channels], recon)
             return model.cvae_losses(out, frames[:, -3:])
         with self.run.autocast():
             out = self.net(frames, flows)
@@ -150,8 +183,15 @@ class Stage:
         r, size = self.run, self.plan["batch_size"]
         steps = -(-len(data) // size)
         done = self.epoch * steps + self.step
-        bar = tqdm(total=self.plan["epochs"] * steps, initial=done, desc=self.name, unit="step", disable=not r.is_main,
-                   dynamic_ncols=True, mininterval=1 if sys.stderr.isatty() else 30)
+        bar = tqdm(
+            total=self.plan["epochs"] * steps,
+            initial=done,
+            desc=self.name,
+            unit="step",
+            disable=not r.is_main,
+            dynamic_ncols=True,
+            mininterval=1 if sys.stderr.isatty() else 30,
+        )
         self.mode()
         while self.epoch < self.plan["epochs"]:
             order = training.epoch_order(len(data), args.seed, self.epoch)
@@ -169,7 +209,7 @@ class Stage:
                 bar.update()
                 now = time.perf_counter()
                 save = now - saved > args.save_minutes * 60 and self.step < steps
-                if save or self.step % 20 == 0 or self.step == steps:   # what is saved has been looked at
+                if save or self.step % 20 == 0 or self.step == steps:  # what is saved has been looked at
                     total = float(self.sums["total"])
                     training.check_finite(total, f"in stage {self.name}, epoch {self.epoch + 1}, step {self.step}")
                     bar.set_postfix(loss=f"{total / self.step:.4f}", epoch=f"{self.epoch + 1}/{self.plan['epochs']}")
@@ -184,11 +224,19 @@ class Stage:
             r.sync_buffers(self.net)
             self.save()
             if r.is_main:
-                log.write(stage=self.name, epoch=self.epoch, **means, lr=self.optimizer.param_groups[0]["lr"],
-                          seconds=self.seconds, cubes_per_second=(len(data) - first * size) / (now - began),
-                          waited_share=data.waited / (now - began))
-                bar.write(f"{self.name} epoch {self.epoch}/{self.plan['epochs']}: " + ", ".join(
-                    f"{k} {v:.5g}" for k, v in means.items()))
+                log.write(
+                    stage=self.name,
+                    epoch=self.epoch,
+                    **means,
+                    lr=self.optimizer.param_groups[0]["lr"],
+                    seconds=self.seconds,
+                    cubes_per_second=(len(data) - first * size) / (now - began),
+                    waited_share=data.waited / (now - began),
+                )
+                bar.write(
+                    f"{self.name} epoch {self.epoch}/{self.plan['epochs']}: "
+                    + ", ".join(f"{k} {v:.5g}" for k, v in means.items())
+                )
         bar.close()
 
 
@@ -197,15 +245,24 @@ def reconstructions(net, records, r, path):
 
     Stage `cvae` would compute it anew in every epoch; the file is named by the weights it comes from.
     """
-    side, key = path.with_suffix(".json"), {"weights": training.weights_hash(net.memAE), "cubes": sum(map(len, records))}
+    side, key = (
+        path.with_suffix(".json"),
+        {"weights": training.weights_hash(net.memAE), "cubes": sum(map(len, records))},
+    )
     if r.is_main and not (path.exists() and side.exists() and read_json(side, "reconstructions' entry") == key):
         frozen = scoring.Scorer(net.memAE, r)
         data = Batches(records, {"flow": slice(None)}, r.device)
         n, f, c, s, _ = (len(data), *records[0].dtype["flow"].shape)
         with atomic_write(path) as tmp:
             out = np.lib.format.open_memmap(tmp, "w+", np.float16, (n, f * c, s, s))
-            for rows, batch in tqdm(data.iterate(np.arange(n), 256), total=-(-n // 256), desc="reconstruct flows",
-                                    unit="batch", dynamic_ncols=True, mininterval=1 if sys.stderr.isatty() else 30):
+            for rows, batch in tqdm(
+                data.iterate(np.arange(n), 256),
+                total=-(-n // 256),
+                desc="reconstruct flows",
+                unit="batch",
+                dynamic_ncols=True,
+                mininterval=1 if sys.stderr.isatty() else 30,
+            ):
                 with torch.inference_mode(), r.autocast():
                     flow = batch["flow"].float().flatten(0, 1).contiguous(memory_format=torch.channels_last)
                     out[rows] = frozen.net(flow)["recon"].float().cpu().numpy().reshape(len(rows), f * c, s, s)
@@ -248,19 +305,31 @@ def train(args, ready, r):
     plan, size = plan_of(args, dataset), args.size or ("small" if dataset == "demo" else "full")
     folder = r.open_output_dir(args.out or Path("runs/hf2vad") / dataset)
     if not ready.train:
-        raise UserError(f"{dataset} has no training videos under {ready.data.root}: HF2-VAD learns from normal videos in a "
-                        "training folder; add one with videos of ordinary days")
+        raise UserError(
+            f"{dataset} has no training videos under {ready.data.root}: HF2-VAD learns from normal videos in a "
+            "training folder; add one with videos of ordinary days"
+        )
     records = ready.records(ready.train)
     cubes = sum(map(len, records))
     if cubes == 0:
-        raise UserError("no boxes were found in the training videos: lower --motion-threshold or --motion-area, or choose "
-                        f"another detector with --boxes (now {ready.store.s.boxes})")
+        raise UserError(
+            "no boxes were found in the training videos: lower --motion-threshold or --motion-area, or choose "
+            f"another detector with --boxes (now {ready.store.s.boxes})"
+        )
     channels = {x.dtype["appearance"].shape[1] for x in records}
-    identity = {"model_args": dict(scoring.SIZES[size]), "dataset": dataset, "cubes": [ready.store.s.key(), cubes],
-                "seed": args.seed, "precision": r.precision, "processes": r.world_size}
+    identity = {
+        "model_args": dict(scoring.SIZES[size]),
+        "dataset": dataset,
+        "cubes": [ready.store.s.key(), cubes],
+        "seed": args.seed,
+        "precision": r.precision,
+        "processes": r.world_size,
+    }
     log, newest = training.Log(folder / "log.jsonl"), None
-    r.print(f"{dataset}: {len(ready.train)} training videos, {cubes} cubes ({'grey' if channels == {1} else 'colour'}), "
-          f"model {size}, {r.device}, {r.precision}")
+    r.print(
+        f"{dataset}: {len(ready.train)} training videos, {cubes} cubes ({'grey' if channels == {1} else 'colour'}), "
+        f"model {size}, {r.device}, {r.precision}"
+    )
     for name in STAGES:
         if plan[name]["epochs"] == 0 or (args.stage and name != args.stage):
             if (folder / f"{name}.pt").exists():
@@ -274,11 +343,15 @@ def train(args, ready, r):
                 raise UserError(f"stage {name} starts from {previous}, which is missing: run the stage before it")
             weights = training.load_checkpoint(previous, "hf2vad")["model_state_dict"]
             (net.memAE if name == "cvae" else net).load_state_dict(weights)
-        own = {**identity, "batch_size": plan[name]["batch_size"], "lr": plan[name]["lr"],
-               "decay": plan[name].get("falls"),
-               "start": None if name == "memae" else training.weights_hash(net.memAE)}
+        own = {
+            **identity,
+            "batch_size": plan[name]["batch_size"],
+            "lr": plan[name]["lr"],
+            "decay": plan[name].get("falls"),
+            "start": None if name == "memae" else training.weights_hash(net.memAE),
+        }
         stage, data = Stage(name, plan[name], net, r, folder, own, vars(ready.store.s)), None
-        last = name == "finetune" or args.stage or not any(plan[s]["epochs"] for s in STAGES[STAGES.index(name) + 1:])
+        last = name == "finetune" or args.stage or not any(plan[s]["epochs"] for s in STAGES[STAGES.index(name) + 1 :])
         if args.resume and stage.load():
             r.print(f"stage {name}: {stage.epoch} epochs done before ({stage.path})")
         else:
@@ -294,11 +367,12 @@ def train(args, ready, r):
             if not last:
                 stage.save(done=True)
         if last and stage.statistics is None:
-            if name == "memae":   # it trains on the last flow alone
+            if name == "memae":  # it trains on the last flow alone
                 data = Batches(records, scoring.FIELDS, r.device)
             data = data or stage_data(name, net, records, r, folder)
-            stage.statistics = scoring.statistics(scoring.Scorer(net, r).shared_errors(
-                data, np.arange(len(data)), "training statistics"))
+            stage.statistics = scoring.statistics(
+                scoring.Scorer(net, r).shared_errors(data, np.arange(len(data)), "training statistics")
+            )
             stage.save(done=True)
         r.barrier()
         newest = stage.path
@@ -315,6 +389,7 @@ def main(argv=None):
     checkpoint = train(args, ready, r)
     r.print(f"trained in {(time.perf_counter() - began) / 60:.1f} min with everything before; checkpoint {checkpoint}")
     from hf2vad.eval import evaluate
+
     evaluate(args, ready, checkpoint, r)
     r.close()
 

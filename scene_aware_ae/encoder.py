@@ -1,8 +1,9 @@
 """Frozen frame encoders: CLIP through open_clip, features made elsewhere, or a compact stand-in that needs no download.
 
-    encoder = ClipEncoder("ViT-L-14-quickgelu", "openai", "clip", run)
-    encoder.encode(frames)        # uint8 [n, H, W, 3 or 1] of encoder.size -> float32 [n, encoder.width]
+encoder = ClipEncoder("ViT-L-14-quickgelu", "openai", "clip", run)
+encoder.encode(frames)        # uint8 [n, H, W, 3 or 1] of encoder.size -> float32 [n, encoder.width]
 """
+
 import hashlib
 import itertools
 from pathlib import Path
@@ -24,7 +25,7 @@ STAND_IN = "none:autoencoder"
 PREPROCESS = ("clip", "paper")
 
 
-FILES = "files:"                # and a folder of features made elsewhere
+FILES = "files:"  # and a folder of features made elsewhere
 
 
 def check(name, preprocess):
@@ -38,14 +39,18 @@ def check(name, preprocess):
     if preprocess not in PREPROCESS:
         raise UserError(f"--preprocess {preprocess} is not known; choose one of {', '.join(PREPROCESS)}")
     import open_clip
+
     if name not in open_clip.list_models() and ":" not in name:
-        raise UserError(f"--clip {name} is not a model of open_clip {open_clip.__version__}; its list: python -c \"import "
-                        "open_clip; print(open_clip.list_models())\"")
+        raise UserError(
+            f'--clip {name} is not a model of open_clip {open_clip.__version__}; its list: python -c "import '
+            'open_clip; print(open_clip.list_models())"'
+        )
 
 
 def save_weights(name, pretrained, path):
     """Download a model and write its weights into one file for a machine without a network."""
     import open_clip
+
     name = config_of(name, pretrained)
     try:
         model = open_clip.create_model(name, pretrained=str(pretrained))
@@ -58,11 +63,14 @@ def save_weights(name, pretrained, path):
 class GivenFeatures:
     """Features made elsewhere: <folder>/<split>/<video>.npy, one row per frame [frames, width], or one per clip of 16 frames, [clips,
     width], [clips, crops, width] or [crops, clips, width], which all of its frames take (their mean over crops)."""
+
     preprocess = "none"
 
     def __init__(self, folder):
         self.folder, self.name = Path(folder), f"{FILES}{folder}"
-        files = sorted(p for split in ("train", "test") for p in self.folder.glob(f"{split}/*.npy"))     # and no labels/*.npy
+        files = sorted(
+            p for split in ("train", "test") for p in self.folder.glob(f"{split}/*.npy")
+        )  # and no labels/*.npy
         if not files:
             raise UserError(f"--clip {self.name}: there are no features <split>/<video>.npy in {folder}")
         self.width = int(load_array(files[0], "features", mmap=True).shape[-1])
@@ -75,24 +83,30 @@ class GivenFeatures:
         """float16 [frames, width]"""
         path = self.folder / video.split / f"{video.name}.npy"
         if not path.exists():
-            path = path.with_name(f"{safe_filename(video.name)}.npy")          # as this toolkit calls them
+            path = path.with_name(f"{safe_filename(video.name)}.npy")  # as this toolkit calls them
         side = path.with_suffix(".json")
         frames = read_json(side, "the features' entry")["frames"] if side.exists() else video.expected_frames()
         x = load_array(path, "features")
         if x.ndim not in (2, 3) or x.shape[-1] != self.width or not np.isfinite(x).all():
-            raise UserError(f"features {path}: expected finite numbers of width {self.width}, [frames or clips, width], got shape "
-                            f"{x.shape}")
+            raise UserError(
+                f"features {path}: expected finite numbers of width {self.width}, [frames or clips, width], got shape "
+                f"{x.shape}"
+            )
         clips = -(-frames // CLIP)
         if x.ndim == 3:
             fits = [n in (frames, clips) for n in x.shape[:2]]
             if all(fits) and x.shape[1] > 1 and not side.exists():
-                raise UserError(f"features {path}: {x.shape} may be [clips, crops, width] or [crops, clips, width]: save their "
-                                "mean over crops")
+                raise UserError(
+                    f"features {path}: {x.shape} may be [clips, crops, width] or [crops, clips, width]: save their "
+                    "mean over crops"
+                )
             x = x.mean(0 if fits == [False, True] else 1)
         if len(x) == frames:
             return x.astype(np.float16)
         if len(x) != clips:
-            raise UserError(f"features {path}: {len(x)} rows for a video of {frames} frames; expected one per frame or per {CLIP} frames")
+            raise UserError(
+                f"features {path}: {len(x)} rows for a video of {frames} frames; expected one per frame or per {CLIP} frames"
+            )
         return np.repeat(x, CLIP, axis=0)[:frames].astype(np.float16)
 
     def describe(self):
@@ -101,14 +115,16 @@ class GivenFeatures:
 
 # ----------------------------------------------------------------------------------------------------------- stand-in
 
+
 class StandIn:
     """An autoencoder trained on the dataset's own training frames: a stand-in for CLIP where nothing can be downloaded.
 
     Pixels that differ from their video's median frame weigh more, so that the code speaks of what moves.
     """
+
     name, size = STAND_IN, (96, 160)
     STEPS, BATCH, LR = 1500, 16, 2e-3
-    MOST, TOTAL = 400, 12000       # frames of a video that it is trained on, spread over all; of all videos together
+    MOST, TOTAL = 400, 12000  # frames of a video that it is trained on, spread over all; of all videos together
 
     def __init__(self, folder, r, videos=(), seed=0, steps=STEPS):
         self.run, self.net, self.seed, self.steps = r, frame_autoencoder.FrameAutoencoder(), seed, steps
@@ -120,10 +136,14 @@ class StandIn:
         else:
             if not videos:
                 raise UserError(f"--clip {STAND_IN} is trained on training videos, and there are none")
-            print(f"note: {self.name} is a stand-in for CLIP that knows nothing but this dataset's training videos", flush=True)
+            print(
+                f"note: {self.name} is a stand-in for CLIP that knows nothing but this dataset's training videos",
+                flush=True,
+            )
             self.train(videos)
-            training.save_checkpoint(path, {"method": "scene_aware_ae", "encoder": self.net.state_dict(), "mean": self.mean,
-                                            "std": self.std})
+            training.save_checkpoint(
+                path, {"method": "scene_aware_ae", "encoder": self.net.state_dict(), "mean": self.mean, "std": self.std}
+            )
         self.net.eval().requires_grad_(False).to(r.device)
         self.hash = training.weights_hash(self.net)
         self.width = self.net.CHANNELS * (self.size[0] // 16) * (self.size[1] // 16)
@@ -138,9 +158,12 @@ class StandIn:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             self.net = frame_autoencoder.FrameAutoencoder()
-        videos = videos[::-(-len(videos) // (self.TOTAL // 8))]     # medians want a few frames of each
+        videos = videos[:: -(-len(videos) // (self.TOTAL // 8))]  # medians want a few frames of each
         most = min(self.MOST, self.TOTAL // len(videos))
-        small = [self.sample(v, most) for v in tqdm(videos, desc="read training frames", unit="video", dynamic_ncols=True, mininterval=5)]
+        small = [
+            self.sample(v, most)
+            for v in tqdm(videos, desc="read training frames", unit="video", dynamic_ncols=True, mininterval=5)
+        ]
         middle = [np.median(a, axis=0).astype(np.float32) for a in small]
         net = self.net.to(self.run.device).train()
         optimizer = torch.optim.Adam(net.parameters(), lr=self.LR, fused=True)
@@ -152,7 +175,9 @@ class StandIn:
             frames = np.stack([small[v][t] for v, t in picked])
             weight = np.stack([np.abs(small[v][t] - middle[v]).max(-1) for v, t in picked])
             x = self.tensor(frames)
-            w = 1 + 30 * torch.nn.functional.max_pool2d(torch.from_numpy(weight > 20).float()[:, None], 3, 1, 1).to(x.device)
+            w = 1 + 30 * torch.nn.functional.max_pool2d(torch.from_numpy(weight > 20).float()[:, None], 3, 1, 1).to(
+                x.device
+            )
             with self.run.autocast():
                 out, code = net(x)
             loss = ((out.float() - x).pow(2) * w).mean() + 1e-4 * code.float().pow(2).mean()
@@ -180,5 +205,11 @@ class StandIn:
             return (code - self.mean.to(code.device)) / self.std.to(code.device)
 
     def describe(self):
-        return {"encoder": self.name, "weights": self.hash, "preprocess": "none", "width": self.width, "seed": self.seed,
-                "steps": self.steps}
+        return {
+            "encoder": self.name,
+            "weights": self.hash,
+            "preprocess": "none",
+            "width": self.width,
+            "seed": self.seed,
+            "steps": self.steps,
+        }

@@ -1,9 +1,10 @@
 """Score videos with a trained scene-aware autoencoder.
 
-    python scene_aware_ae/eval.py --dataset shanghaitech-sd --checkpoint runs/scene_aware_ae/shanghaitech-sd/scene_aware_ae.pt
-    python scene_aware_ae/eval.py --dataset shanghaitech-sd --checkpoint authors.pth --protocol official
-    python scene_aware_ae/eval.py --video my.mp4 --checkpoint runs/scene_aware_ae/folder/scene_aware_ae.pt
+python scene_aware_ae/eval.py --dataset shanghaitech-sd --checkpoint runs/scene_aware_ae/shanghaitech-sd/scene_aware_ae.pt
+python scene_aware_ae/eval.py --dataset shanghaitech-sd --checkpoint authors.pth --protocol official
+python scene_aware_ae/eval.py --video my.mp4 --checkpoint runs/scene_aware_ae/folder/scene_aware_ae.pt
 """
+
 import argparse
 import sys
 from pathlib import Path
@@ -27,10 +28,21 @@ METHOD = "scene-aware AE"
 
 
 def add_eval_flags(parser):
-    g = evaluation.add_score_flags(parser, "strict: every frame, smoothing fixed beforehand; official: as the authors did", "gaussian:8",
-                                   "the curve")
-    g.add_argument("--tsne", type=Path, nargs="*", default=None, metavar="CHECKPOINT", help="also draw the scene features of training "
-                   "and test segments (t-SNE), beside those of the checkpoints named here, such as one of another --mode")
+    g = evaluation.add_score_flags(
+        parser,
+        "strict: every frame, smoothing fixed beforehand; official: as the authors did",
+        "gaussian:8",
+        "the curve",
+    )
+    g.add_argument(
+        "--tsne",
+        type=Path,
+        nargs="*",
+        default=None,
+        metavar="CHECKPOINT",
+        help="also draw the scene features of training "
+        "and test segments (t-SNE), beside those of the checkpoints named here, such as one of another --mode",
+    )
 
 
 def parse(argv=None):
@@ -39,7 +51,9 @@ def parse(argv=None):
     training.add_flags(parser, out="the checkpoint's folder")
     g = evaluation.add_source_flags(parser, "runs/scene_aware_ae/<dataset>/scene_aware_ae.pt")
     add_shard_flag(g, scoring=True)
-    g.add_argument("--scene", default=None, help="with --video: the scene it shows, for the report of how alike they are")
+    g.add_argument(
+        "--scene", default=None, help="with --video: the scene it shows, for the report of how alike they are"
+    )
     add_eval_flags(parser)
     return parser.parse_args(argv)
 
@@ -57,14 +71,17 @@ def protocol_of(args, scores, labels):
         return evaluation.Protocol("strict", args.smoothing)
     kept = {k: len(s) // scoring.LENGTH * scoring.LENGTH for k, s in scores.items()}
     left = sum(len(s) - kept[k] for k, s in scores.items())
-    liberties = [f"the {left} frames after the last whole segments of their videos are left out",
-                 "smoothing runs across the borders of videos"]
+    liberties = [
+        f"the {left} frames after the last whole segments of their videos are left out",
+        "smoothing runs across the borders of videos",
+    ]
     sigma = 8
     if labels:
-        sigma = best_sigma({k: s[:kept[k]] for k, s in scores.items()}, {k: y[:kept[k]] for k, y in labels.items()})
+        sigma = best_sigma({k: s[: kept[k]] for k, s in scores.items()}, {k: y[: kept[k]] for k, y in labels.items()})
         liberties.append(f"the filter's deviation, {sigma} frames, is the best of 0..19 on the test labels")
-    return evaluation.Protocol("official", f"gaussian:{sigma}" if sigma else "none", 0, liberties, across=True,
-                               multiple=scoring.LENGTH)
+    return evaluation.Protocol(
+        "official", f"gaussian:{sigma}" if sigma else "none", 0, liberties, across=True, multiple=scoring.LENGTH
+    )
 
 
 def evaluate(args, ready, checkpoint, r):
@@ -74,24 +91,47 @@ def evaluate(args, ready, checkpoint, r):
     net, state = scoring.load_model(checkpoint)
     net.eval().to(r.device)
     folder = writable_folder(args.out or Path(checkpoint).parent)
-    kept = Kept(folder, {"weights": training.weights_hash(net), "precision": r.precision}, ready.features.info, __file__)
-    found = kept.make(ready.test, lambda v, tick: {"scores": scoring.score_features(net, ready.features.array(v), r, tick=tick)[0]}, r,
-                      size=ready.length, unit="frame", among=ready.data.test, shard=getattr(args, "shard", None))
+    kept = Kept(
+        folder, {"weights": training.weights_hash(net), "precision": r.precision}, ready.features.info, __file__
+    )
+    found = kept.make(
+        ready.test,
+        lambda v, tick: {"scores": scoring.score_features(net, ready.features.array(v), r, tick=tick)[0]},
+        r,
+        size=ready.length,
+        unit="frame",
+        among=ready.data.test,
+        shard=getattr(args, "shard", None),
+    )
     if not found:
         return None
     scores = {v.name: found[v.key]["scores"] for v in ready.test}
     labels = evaluation.labels_of(scores, ready.data)
     protocol, out = protocol_of(args, scores, labels), folder / args.protocol
     result = evaluation.evaluate(
-        out, ready.data, scores, method=METHOD, protocol=protocol, baselines=baselines(args, ready),
-        extra={**training.about(checkpoint, state, [net], seconds_of(found), ready.skipped, r), "encoder": state.get("encoder"),
-               "scenes": state.get("scenes")})
+        out,
+        ready.data,
+        scores,
+        method=METHOD,
+        protocol=protocol,
+        baselines=baselines(args, ready),
+        extra={
+            **training.about(checkpoint, state, [net], seconds_of(found), ready.skipped, r),
+            "encoder": state.get("encoder"),
+            "scenes": state.get("scenes"),
+        },
+    )
     evaluation.show(out, result, pictures=decoded, top=args.top, overlay=args.overlay)
     if args.tsne is not None:
         draw_tsne([Path(checkpoint), *args.tsne], ready, labels, r, out / "tsne.png")
     ready.report_skipped()
-    evaluation.print_next_steps("scene_aware_ae/eval.py", checkpoint, out, args,
-                        "" if args.tsne is not None else "add --tsne for a picture of the scenes; ")
+    evaluation.print_next_steps(
+        "scene_aware_ae/eval.py",
+        checkpoint,
+        out,
+        args,
+        "" if args.tsne is not None else "add --tsne for a picture of the scenes; ",
+    )
     return result.metrics
 
 
@@ -105,11 +145,16 @@ def scene_points(net, ready, labels, r):
     """Scene features of all segments [N, D], their scenes, and their kinds: 0 training, 1 normal test, 2 abnormal test."""
     points, scenes, kinds = [], [], []
     for v in ready.train + ready.test:
-        f, y = scoring.score_features(net, ready.features.array(v), r)[1], labels.get(v.name) if v.split == "test" else None
+        f, y = (
+            scoring.score_features(net, ready.features.array(v), r)[1],
+            labels.get(v.name) if v.split == "test" else None,
+        )
         points.append(f)
         scenes += [v.scene or "scene"] * len(f)
-        kinds += [0 if v.split == "train" else 1 + int(y is not None and y[a:b].any())
-                  for a, b, _ in scoring.segments(ready.length(v))]
+        kinds += [
+            0 if v.split == "train" else 1 + int(y is not None and y[a:b].any())
+            for a, b, _ in scoring.segments(ready.length(v))
+        ]
     return np.concatenate(points), np.array(scenes), np.array(kinds)
 
 
@@ -122,8 +167,10 @@ def draw_tsne(checkpoints, ready, labels, r, path):
     for checkpoint in checkpoints:
         net, state = scoring.load_model(checkpoint)
         if net.output_proj.in_features != ready.features.description["width"]:
-            raise UserError(f"--tsne {checkpoint} is for features of width {net.output_proj.in_features}, these have "
-                            f"{ready.features.description['width']}")
+            raise UserError(
+                f"--tsne {checkpoint} is for features of width {net.output_proj.in_features}, these have "
+                f"{ready.features.description['width']}"
+            )
         mode = (state.get("plan") or {}).get("mode", "?")
         title = f"{checkpoint.parent.name}, mode {mode}\ndots training, circles normal, crosses abnormal test segments"
         panels[title] = scene_points(net.eval().to(r.device), ready, labels, r)
@@ -136,7 +183,9 @@ def draw_tsne(checkpoints, ready, labels, r, path):
 def score_video(args, net, state, r):
     """One's own footage: scores.csv, curve.png, overlay.mp4, and which scene it resembles."""
     video = open_video(args.video)
-    own = (state.get("encoder") or {}).get("encoder", "").startswith("none:")  # the stand-in lies beside its dataset's features
+    own = (
+        (state.get("encoder") or {}).get("encoder", "").startswith("none:")
+    )  # the stand-in lies beside its dataset's features
     home = datasets.find(args.dataset, args.data_root, args.labels) if own else None
     data = Dataset("video", video.path.resolve().parent, [], [video])
     encoder = None
@@ -150,8 +199,10 @@ def score_video(args, net, state, r):
         with torch.inference_mode():
             share = net.classifier(torch.from_numpy(features).to(r.device)).softmax(1).mean(0).cpu().numpy()
         best = int(share.argmax())
-        print(f"it looks like scene {state['scenes'][best]} ({100 * share[best]:.0f} %)"
-              + (f", said to be {args.scene}" if args.scene else ""))
+        print(
+            f"it looks like scene {state['scenes'][best]} ({100 * share[best]:.0f} %)"
+            + (f", said to be {args.scene}" if args.scene else "")
+        )
     if args.scene and state.get("scenes") and args.scene not in state["scenes"]:
         print(f"note: the model was not trained on scene {args.scene}; it knows {', '.join(state['scenes'])}")
 
@@ -166,7 +217,9 @@ def main(argv=None):
     if args.video:
         score_video(args, net.eval().to(r.device), state, r)
         return
-    ready = preprocess.prepare(args, r, splits=("train", "test") if args.tsne is not None else ("test",), trained=state.get("encoder"))
+    ready = preprocess.prepare(
+        args, r, splits=("train", "test") if args.tsne is not None else ("test",), trained=state.get("encoder")
+    )
     evaluate(args, ready, args.checkpoint, r)
     r.close()
 

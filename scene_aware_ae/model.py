@@ -6,6 +6,7 @@ Imports torch alone. Parameter names are the published ones.
     out = net(torch.randn(120, 16, 768))             # features of 120 segments of 16 frames
     losses(out, features, scenes, mode=1)["total"]   # scenes int64 [120]
 """
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -22,8 +23,19 @@ class SceneAwareAE(nn.Module):
     variational: the latent is drawn from a normal distribution whose mean and log-variance are predicted per frame.
     """
 
-    def __init__(self, *, input_dim=768, hidden_dim=256, latent_dim=256, num_scenes=4, num_layers=2, num_heads=4, dropout=0.1,
-                 max_length=512, variational=False):
+    def __init__(
+        self,
+        *,
+        input_dim=768,
+        hidden_dim=256,
+        latent_dim=256,
+        num_scenes=4,
+        num_layers=2,
+        num_heads=4,
+        dropout=0.1,
+        max_length=512,
+        variational=False,
+    ):
         super().__init__()
         self.pos_embedding = nn.Parameter(torch.randn(1, max_length, input_dim))
         self.encoder = layers(input_dim, num_heads, hidden_dim, num_layers, dropout)
@@ -32,8 +44,9 @@ class SceneAwareAE(nn.Module):
         self.proj_to_log_variance = nn.Linear(input_dim, latent_dim) if variational else None
         self.recon_to_org = nn.Linear(latent_dim, input_dim)
         self.output_proj = nn.Linear(input_dim, input_dim)
-        self.classifier = nn.Sequential(nn.Linear(input_dim, hidden_dim), nn.ReLU(), nn.LayerNorm(hidden_dim),
-                                        nn.Linear(hidden_dim, num_scenes))
+        self.classifier = nn.Sequential(
+            nn.Linear(input_dim, hidden_dim), nn.ReLU(), nn.LayerNorm(hidden_dim), nn.Linear(hidden_dim, num_scenes)
+        )
 
     def forward(self, features):
         """[N, T, D] -> {"recon": alike, "scene_feature": [N, D], "logits": [N, scenes]}.
@@ -41,7 +54,7 @@ class SceneAwareAE(nn.Module):
         The variational variant adds "mean" and "log_variance" [N, T, latent].
         """
         out = {}
-        x = self.encoder(features + self.pos_embedding[:, :features.shape[1]])
+        x = self.encoder(features + self.pos_embedding[:, : features.shape[1]])
         latent = self.proj_to_latent(x)
         if self.proj_to_log_variance is not None:
             out["mean"], out["log_variance"] = latent, self.proj_to_log_variance(x).clamp(-20, 20)
@@ -81,7 +94,7 @@ def losses(out, features, scenes, *, mode=1, temperature=0.07):
         total = total + 0.05 * parts["ce"]
     if "log_variance" in out:
         mean, log_variance = out["mean"].float(), out["log_variance"].float()
-        parts["kl"] = -0.5 * (1 + log_variance - mean ** 2 - log_variance.exp()).mean()
+        parts["kl"] = -0.5 * (1 + log_variance - mean**2 - log_variance.exp()).mean()
         total = total + parts["kl"]
     return {"total": total, **parts}
 

@@ -5,6 +5,7 @@ it is missing.
     torchrun --nproc-per-node 8 scene_aware_ae/preprocess.py --dataset shanghaitech     # or --shard 0/8 … --shard 7/8
     python scene_aware_ae/preprocess.py --pretrained openai --save-weights ViT-L-14-quickgelu.pt    # for a machine offline
 """
+
 import argparse
 import hashlib
 import sys
@@ -32,21 +33,39 @@ DEFAULT_CLIP = {"demo": encoders.STAND_IN}
 def add_data_flags(parser):
     datasets.add_flags(parser)
     g = parser.add_argument_group("features (defaults: as the checkpoint was trained, else the paper's)")
-    g.add_argument("--clip", default=None, help=f"an open_clip model; {encoders.STAND_IN}, which needs no download; or "
-                   f"{encoders.FILES}DIR, features made elsewhere, such as svmae's (default: {CLIP}; on demo {encoders.STAND_IN})")
-    g.add_argument("--pretrained", default=PRETRAINED, help="open_clip's name of weights, a local file, or with "
-                   "tests/perf/bench.py random (default: %(default)s)")
-    g.add_argument("--preprocess", choices=encoders.PREPROCESS, default=None,
-                   help="clip: as the model was trained; paper: whole frames, BGR, in [-1, 1], as the authors (default: clip)")
-    g.add_argument("--stand-in-steps", type=int, default=encoders.StandIn.STEPS, help=f"training steps of {encoders.STAND_IN} "
-                   "(default: %(default)s)")
+    g.add_argument(
+        "--clip",
+        default=None,
+        help=f"an open_clip model; {encoders.STAND_IN}, which needs no download; or "
+        f"{encoders.FILES}DIR, features made elsewhere, such as svmae's (default: {CLIP}; on demo {encoders.STAND_IN})",
+    )
+    g.add_argument(
+        "--pretrained",
+        default=PRETRAINED,
+        help="open_clip's name of weights, a local file, or with tests/perf/bench.py random (default: %(default)s)",
+    )
+    g.add_argument(
+        "--preprocess",
+        choices=encoders.PREPROCESS,
+        default=None,
+        help="clip: as the model was trained; paper: whole frames, BGR, in [-1, 1], as the authors (default: clip)",
+    )
+    g.add_argument(
+        "--stand-in-steps",
+        type=int,
+        default=encoders.StandIn.STEPS,
+        help=f"training steps of {encoders.STAND_IN} (default: %(default)s)",
+    )
     g.add_argument("--encode-batch", type=int, default=64, help="frames encoded at once (default: %(default)s)")
-    g.add_argument("--scenes", type=Path, default=None, help="csv with lines video,scene, instead of the reader's scenes")
+    g.add_argument(
+        "--scenes", type=Path, default=None, help="csv with lines video,scene, instead of the reader's scenes"
+    )
 
 
 class Features(VideoFiles):
     """Features of one dataset's videos by one encoder. info(video): {"source", "frames", "width", "encoder", "weights",
     "preprocess", "warnings"}."""
+
     what = "features"
 
     def __init__(self, folder, description, made_from=None):
@@ -77,8 +96,15 @@ class Features(VideoFiles):
         with tqdm(total=total, desc="encode", unit="frame", dynamic_ncols=True, mininterval=2, disable=not show) as bar:
             for video, source in VideoPrefetcher(fresh, encoder.preprocess_frame, max(1, min(workers, 4))):
                 try:
-                    self.write(video, self._encoded(source, encoder, batch, bar),
-                               lambda shape, d=source.decoder: {"frames": shape[0], **self.description, "warnings": d.warnings})
+                    self.write(
+                        video,
+                        self._encoded(source, encoder, batch, bar),
+                        lambda shape, d=source.decoder: {
+                            "frames": shape[0],
+                            **self.description,
+                            "warnings": d.warnings,
+                        },
+                    )
                 except UserError as e:
                     failed[video.key] = str(e)
 
@@ -140,19 +166,25 @@ def make_encoder(args, data, folder, r, trained=None, measuring=False):
         encoder = encoders.StandIn(folder, r, data.train or data.test, seed, steps)
     elif name.startswith(encoders.FILES):
         if getattr(args, "video", None) or measuring:
-            raise UserError(f"--clip {name} holds features, and no network that could encode a video: make the video's features alike, as "
-                            "a dataset of its own")
+            raise UserError(
+                f"--clip {name} holds features, and no network that could encode a video: make the video's features alike, as "
+                "a dataset of its own"
+            )
         encoder = encoders.GivenFeatures(name.removeprefix(encoders.FILES))
     else:
         if args.pretrained == RANDOM and not measuring:
             raise UserError("--pretrained random is for tests/perf/bench.py: features of random weights say nothing")
         encoder = ClipEncoder(name, args.pretrained, preprocess, r, f"; or take --clip {encoders.STAND_IN}")
     if trained and trained["weights"] != encoder.hash:
-        raise UserError(f"the checkpoint was trained on features of {trained['encoder']} with other weights "
-                        f"({trained['weights']}, here {encoder.hash}): give the same --clip and --pretrained"
-                        + (f", or the --cache that holds its stand-in (looked in {folder})" if name == encoders.STAND_IN else ""))
+        raise UserError(
+            f"the checkpoint was trained on features of {trained['encoder']} with other weights "
+            f"({trained['weights']}, here {encoder.hash}): give the same --clip and --pretrained"
+            + (f", or the --cache that holds its stand-in (looked in {folder})" if name == encoders.STAND_IN else "")
+        )
     if trained and trained["preprocess"] != encoder.describe()["preprocess"]:
-        raise UserError(f"the checkpoint was trained on features with --preprocess {trained['preprocess']}, not {preprocess}")
+        raise UserError(
+            f"the checkpoint was trained on features with --preprocess {trained['preprocess']}, not {preprocess}"
+        )
     return encoder
 
 
@@ -175,7 +207,9 @@ def prepare(args, r, splits=("train", "test"), data=None, trained=None, encoder=
     encoder = encoder or encoder_of(args, data, r, trained)
     features = Features(data.cache_folder(args.cache), encoder.describe(), getattr(encoder, "stamp", None))
     videos = [v for s in splits for v in getattr(data, s)]
-    videos, failed = prepare_videos(features, videos, partial(features.build, encoder=encoder, batch=args.encode_batch), args, r)
+    videos, failed = prepare_videos(
+        features, videos, partial(features.build, encoder=encoder, batch=args.encode_batch), args, r
+    )
     ready = Prepared(data, videos, failed, features)
     return (ready, encoder) if with_encoder else ready
 
@@ -184,8 +218,13 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_flags(parser)
     add_shard_flag(training.add_flags(parser, out="runs/scene_aware_ae/<dataset>"))
-    parser.add_argument("--save-weights", type=Path, default=None, metavar="FILE",
-                        help="download the model and write its weights into FILE, for a machine without a network, and stop")
+    parser.add_argument(
+        "--save-weights",
+        type=Path,
+        default=None,
+        metavar="FILE",
+        help="download the model and write its weights into FILE, for a machine without a network, and stop",
+    )
     args = parser.parse_args(argv)
     if args.save_weights:
         encoders.check(args.clip or CLIP, "clip")

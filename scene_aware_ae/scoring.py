@@ -1,4 +1,5 @@
 """Features -> segments -> scores; checkpoints, ours and the authors'."""
+
 import numpy as np
 
 from common import training
@@ -7,7 +8,7 @@ from common.late import Late, torch
 
 model = Late("scene_aware_ae.model")
 
-LENGTH = 16                    # frames of a segment
+LENGTH = 16  # frames of a segment
 
 
 def segments(frames, length=LENGTH):
@@ -31,11 +32,11 @@ def score_features(net, features, r, batch_size=512, tick=lambda n: None):
     scores, scenes = np.zeros(len(features), np.float32), []
     x = torch.from_numpy(np.asarray(features, np.float32)).to(r.device)
     for i in range(0, len(parts), batch_size):
-        batch = torch.stack([x[a:b] for a, b, _ in parts[i:i + batch_size]])
+        batch = torch.stack([x[a:b] for a, b, _ in parts[i : i + batch_size]])
         with r.autocast():
             out = net(batch)
         values = model.segment_scores(out["recon"], batch).cpu().numpy()
-        for (_, end, first), s in zip(parts[i:i + batch_size], values):
+        for (_, end, first), s in zip(parts[i : i + batch_size], values):
             scores[first:end] = s
             tick(end - first)
         scenes.append(out["scene_feature"].float().cpu().numpy())
@@ -44,13 +45,20 @@ def score_features(net, features, r, batch_size=512, tick=lambda n: None):
 
 # ------------------------------------------------------------------------------------------------------- checkpoints
 
+
 def args_of_weights(weights, num_heads):
     """The model's arguments from its weights; the number of heads is not among them."""
     depth = len({k.split(".")[2] for k in weights if k.startswith("encoder.layers.")})
-    return dict(input_dim=weights["output_proj.weight"].shape[0], latent_dim=weights["proj_to_latent.weight"].shape[0],
-                hidden_dim=weights["encoder.layers.0.linear1.weight"].shape[0],
-                num_scenes=weights["classifier.3.weight"].shape[0], num_layers=depth, num_heads=num_heads,
-                max_length=weights["pos_embedding"].shape[1], variational="proj_to_log_variance.weight" in weights)
+    return dict(
+        input_dim=weights["output_proj.weight"].shape[0],
+        latent_dim=weights["proj_to_latent.weight"].shape[0],
+        hidden_dim=weights["encoder.layers.0.linear1.weight"].shape[0],
+        num_scenes=weights["classifier.3.weight"].shape[0],
+        num_layers=depth,
+        num_heads=num_heads,
+        max_length=weights["pos_embedding"].shape[1],
+        variational="proj_to_log_variance.weight" in weights,
+    )
 
 
 def load_model(path, num_heads=4):

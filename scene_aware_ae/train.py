@@ -1,9 +1,10 @@
 """Train the scene-aware autoencoder on features of normal videos; encoding runs first where it is missing.
 
-    python scene_aware_ae/train.py --dataset demo                                   # a stand-in encoder, no download
-    python scene_aware_ae/train.py --dataset shanghaitech-sd --pretrained ViT-L-14-quickgelu.pt
-    python scene_aware_ae/train.py --dataset ped2 --mode 0                          # one scene: reconstruction alone
+python scene_aware_ae/train.py --dataset demo                                   # a stand-in encoder, no download
+python scene_aware_ae/train.py --dataset shanghaitech-sd --pretrained ViT-L-14-quickgelu.pt
+python scene_aware_ae/train.py --dataset ped2 --mode 0                          # one scene: reconstruction alone
 """
+
 import argparse
 import sys
 import time
@@ -29,17 +30,28 @@ HIDDEN = LATENT = 256
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     preprocess.add_data_flags(parser)
-    training.add_flags(parser, out="runs/scene_aware_ae/<dataset>", lr=LR,
-                       epochs="as many as --iterations make; given, it sets them: passes over the training frames",
-                       batch_size="--segments-per-scene times scenes; given, it sets them: segments of a step")
+    training.add_flags(
+        parser,
+        out="runs/scene_aware_ae/<dataset>",
+        lr=LR,
+        epochs="as many as --iterations make; given, it sets them: passes over the training frames",
+        batch_size="--segments-per-scene times scenes; given, it sets them: segments of a step",
+    )
     g = parser.add_argument_group("method")
-    g.add_argument("--mode", "--training_mode", type=int, choices=[0, 1, 2], default=None,
-                   help="0: reconstruction; 1: and contrast between scenes; 2: and a classifier of scenes (default: 1; with one "
-                   "scene 0)")
+    g.add_argument(
+        "--mode",
+        "--training_mode",
+        type=int,
+        choices=[0, 1, 2],
+        default=None,
+        help="0: reconstruction; 1: and contrast between scenes; 2: and a classifier of scenes (default: 1; with one "
+        "scene 0)",
+    )
     g.add_argument("--iterations", type=int, default=None, help=f"training steps (default: {ITERATIONS})")
     g.add_argument("--segments-per-scene", type=int, default=None, help=f"in each step (default: {PER_SCENE})")
     g.add_argument("--variational", action="store_true", help="a variational autoencoder instead")
     from scene_aware_ae.eval import add_eval_flags
+
     add_eval_flags(parser)
     return parser.parse_args(argv)
 
@@ -61,10 +73,12 @@ class Segments:
             total += len(a)
         empty = [s for s in self.scenes if not starts[s]]
         if empty:
-            raise UserError(f"scene {empty[0] or '(unnamed)'} has no training video of at least {scoring.LENGTH} frames")
+            raise UserError(
+                f"scene {empty[0] or '(unnamed)'} has no training video of at least {scoring.LENGTH} frames"
+            )
         self.starts, self.per_scene = [np.concatenate(starts[s]) for s in self.scenes], per_scene
         self.arrays, self.frames, self.begin, self.features = arrays, total, np.cumsum([0, *map(len, arrays)]), None
-        limit = 2 ** 30 if r.device.type == "cpu" else 0.5 * torch.cuda.mem_get_info(r.device)[0]
+        limit = 2**30 if r.device.type == "cpu" else 0.5 * torch.cuda.mem_get_info(r.device)[0]
         if sum(a.nbytes for a in arrays) < limit:
             self.features = torch.from_numpy(np.concatenate(arrays)).to(r.device)
         self.labels = torch.arange(len(self.scenes), device=r.device).repeat_interleave(per_scene)
@@ -86,8 +100,16 @@ class Trainer(StepTrainer):
     def __init__(self, plan, model_args, segments, r, path, identity, encoder=None):
         training.seed_everything(plan["seed"])
         net, self.segments = model.SceneAwareAE(**model_args).to(r.device), segments
-        super().__init__(net, torch.optim.Adam(net.parameters(), lr=plan["lr"], fused=True), plan, model_args, r, path, identity,
-                         {"scenes": segments.scenes, "encoder": encoder})
+        super().__init__(
+            net,
+            torch.optim.Adam(net.parameters(), lr=plan["lr"], fused=True),
+            plan,
+            model_args,
+            r,
+            path,
+            identity,
+            {"scenes": segments.scenes, "encoder": encoder},
+        )
 
     def one(self, rng):
         began, r, n = time.perf_counter(), self.run, len(self.segments.labels)
@@ -95,7 +117,7 @@ class Trainer(StepTrainer):
         self.waited += time.perf_counter() - began
         with r.autocast():
             out = self.net(batch)
-        out = {k: r.all_gather_batch(v.float(), n) for k, v in out.items()}   # the contrast is between all segments
+        out = {k: r.all_gather_batch(v.float(), n) for k, v in out.items()}  # the contrast is between all segments
         parts = model.losses(out, r.all_gather_batch(batch, n), self.segments.labels, mode=self.plan["mode"])
         self.descend(parts["total"])
         return {k: v.detach() for k, v in parts.items()}
@@ -116,22 +138,46 @@ def train(args, ready, encoder, r):
     per_scene = args.segments_per_scene or (max(1, args.batch_size // scenes) if args.batch_size else PER_SCENE)
     segments = Segments(ready, r, per_scene)
     iterations = args.iterations or (
-        -(-args.epochs * segments.frames // (len(segments.labels) * scoring.LENGTH)) if args.epochs else ITERATIONS)
+        -(-args.epochs * segments.frames // (len(segments.labels) * scoring.LENGTH)) if args.epochs else ITERATIONS
+    )
     mode = args.mode if args.mode is not None else (1 if scenes > 1 else 0)
     if mode and scenes < 2:
-        raise UserError(f"--mode {mode} contrasts scenes, and {dataset} has one: use --mode 0, or name the scenes with "
-                        "--scenes FILE.csv (lines video,scene)")
+        raise UserError(
+            f"--mode {mode} contrasts scenes, and {dataset} has one: use --mode 0, or name the scenes with "
+            "--scenes FILE.csv (lines video,scene)"
+        )
     if mode and per_scene < 2:
         raise UserError("--segments-per-scene must be at least 2 for a contrast within a scene")
-    plan = {"iterations": iterations, "segments_per_scene": per_scene, "lr": args.lr or LR, "mode": mode,
-            "seed": args.seed}
-    model_args = dict(input_dim=encoder.width, hidden_dim=HIDDEN, latent_dim=LATENT, num_scenes=max(2, scenes),
-                      variational=args.variational)
-    identity = {"model_args": model_args, "dataset": dataset, "features": encoder.describe(), "frames": segments.frames,
-                "precision": r.precision, "processes": r.world_size, **{k: v for k, v in plan.items() if k != "iterations"}}
+    plan = {
+        "iterations": iterations,
+        "segments_per_scene": per_scene,
+        "lr": args.lr or LR,
+        "mode": mode,
+        "seed": args.seed,
+    }
+    model_args = dict(
+        input_dim=encoder.width,
+        hidden_dim=HIDDEN,
+        latent_dim=LATENT,
+        num_scenes=max(2, scenes),
+        variational=args.variational,
+    )
+    identity = {
+        "model_args": model_args,
+        "dataset": dataset,
+        "features": encoder.describe(),
+        "frames": segments.frames,
+        "precision": r.precision,
+        "processes": r.world_size,
+        **{k: v for k, v in plan.items() if k != "iterations"},
+    }
     trainer = Trainer(plan, model_args, segments, r, folder / "scene_aware_ae.pt", identity, encoder.describe())
-    trainer.start(args, training.Log(folder / "log.jsonl"), f"{dataset}: {len(ready.train)} training videos of {scenes} scenes, "
-                  f"{segments.frames} frames, mode {mode}{', variational' if args.variational else ''}")
+    trainer.start(
+        args,
+        training.Log(folder / "log.jsonl"),
+        f"{dataset}: {len(ready.train)} training videos of {scenes} scenes, "
+        f"{segments.frames} frames, mode {mode}{', variational' if args.variational else ''}",
+    )
     return trainer.path
 
 
@@ -143,6 +189,7 @@ def main(argv=None):
     checkpoint = train(args, ready, encoder, r)
     r.print(f"trained in {(time.perf_counter() - began) / 60:.1f} min with everything before; checkpoint {checkpoint}")
     from scene_aware_ae.eval import evaluate
+
     evaluate(args, ready, checkpoint, r)
     r.close()
 

@@ -1,12 +1,13 @@
 """From cached frames to the network's input: neighbours, gradients and scaling happen on the device, in batches."""
+
 import numpy as np
 
 from common.batches import read_ahead, take_rows
 from common.late import torch
 
-SEEN = (-3, 0, 3)              # frames around t that the network sees
-STEPS = (-3, -1, 0, 1, 3)      # and those that a training sample needs: its gradient is that of -1 and 1
-NOISE_ROWS = 256               # frames that share one mask are this far apart
+SEEN = (-3, 0, 3)  # frames around t that the network sees
+STEPS = (-3, -1, 0, 1, 3)  # and those that a training sample needs: its gradient is that of -1 and 1
+NOISE_ROWS = 256  # frames that share one mask are this far apart
 
 
 class Frames:
@@ -21,7 +22,7 @@ class Frames:
         self.steps = np.array(steps)
         lengths = [len(a) for a in arrays]
         self.starts = np.cumsum([0, *lengths])
-        self.number = np.concatenate([np.arange(n) for n in lengths])              # of each frame in its video
+        self.number = np.concatenate([np.arange(n) for n in lengths])  # of each frame in its video
         self.last = np.repeat(np.array(lengths, np.int64) - 1, lengths)
         self.channels = max(a.shape[3] for a in arrays)
         self.size = arrays[0].shape[1:3]
@@ -57,7 +58,9 @@ class Frames:
         if self.resident is not None:
             return self.resident, rows
         needed, places = np.unique(rows, return_inverse=True)
-        return take_rows(self.arrays, self.starts, needed, (*self.size, self.channels), np.uint8), places.reshape(rows.shape)
+        return take_rows(self.arrays, self.starts, needed, (*self.size, self.channels), np.uint8), places.reshape(
+            rows.shape
+        )
 
     def _samples(self, read):
         frames, places = read
@@ -76,7 +79,9 @@ class Frames:
 
 def scale(x):
     """0..255 -> -1..1"""
-    return x.to(torch.float32, copy=True).sub_(127.5).div_(127.5)   # in place: fresh memory costs more than the arithmetic
+    return (
+        x.to(torch.float32, copy=True).sub_(127.5).div_(127.5)
+    )  # in place: fresh memory costs more than the arithmetic
 
 
 def colours(x):

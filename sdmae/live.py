@@ -3,6 +3,7 @@
 Frame t is scored when t+3 is there. Scores are smoothed over the past alone; an event begins where they pass a threshold that
 normal training frames pass a stated number of times per hour, and ends a second after the last frame above it.
 """
+
 import array
 import base64
 import collections
@@ -33,32 +34,48 @@ from common.video import Decoder, decoded, open_video, print_warnings, without_s
 from sdmae import scoring
 from sdmae.frames import SEEN
 
-AHEAD = SEEN[-1]              # frames that a score waits for
-TAIL = 0.95                    # scores above this quantile of the training scores are taken for an exponential tail
-HISTORY = 300                  # scores that the overlay's curve shows
-KEPT = 10 ** 6                 # frames that the report at the end shows, and whose latency is counted
-GAP = 1.0                      # seconds without a score above the threshold, or without a frame, after which an event has ended
+AHEAD = SEEN[-1]  # frames that a score waits for
+TAIL = 0.95  # scores above this quantile of the training scores are taken for an exponential tail
+HISTORY = 300  # scores that the overlay's curve shows
+KEPT = 10**6  # frames that the report at the end shows, and whose latency is counted
+GAP = 1.0  # seconds without a score above the threshold, or without a frame, after which an event has ended
 
 
 def add_live_flags(parser):
     g = parser.add_argument_group("--video")
-    g.add_argument("--false-alarms-per-hour", type=float, default=1.0, metavar="N",
-                   help="events per hour that normal footage may cause; sets the threshold (default: %(default)s)")
+    g.add_argument(
+        "--false-alarms-per-hour",
+        type=float,
+        default=1.0,
+        metavar="N",
+        help="events per hour that normal footage may cause; sets the threshold (default: %(default)s)",
+    )
     g.add_argument("--threshold", type=float, default=None, help="smoothed score from which an event begins, instead")
-    g.add_argument("--window", type=float, default=0.5, help="past seconds that a score is averaged over (default: %(default)s)")
-    g.add_argument("--fps", type=float, default=None, help="frames per second where the source does not say (default: 25)")
-    g.add_argument("--reconnect", type=float, default=2.0, metavar="SECONDS",
-                   help="wait between attempts to find a lost stream again (default: %(default)s)")
+    g.add_argument(
+        "--window", type=float, default=0.5, help="past seconds that a score is averaged over (default: %(default)s)"
+    )
+    g.add_argument(
+        "--fps", type=float, default=None, help="frames per second where the source does not say (default: 25)"
+    )
+    g.add_argument(
+        "--reconnect",
+        type=float,
+        default=2.0,
+        metavar="SECONDS",
+        help="wait between attempts to find a lost stream again (default: %(default)s)",
+    )
     g.add_argument("--max-seconds", type=float, default=None, help="stop after this much footage (default: never)")
 
 
 # ------------------------------------------------------------------------------------------------------------ sources
+
 
 class Recorded:
     """A video file, a folder of frames or a recording at an address: every frame, as fast as it can be scored.
 
     fps: where the source does not say (None: 25), or instead of what it says.
     """
+
     live, dropped = False, 0
 
     def __init__(self, path, fps=None):
@@ -84,6 +101,7 @@ class Stream:
     again. After a gap a new segment begins: its frames have no neighbours before it. A frame's seconds are those since the first one
     came, gaps included. User and password of the address are shown nowhere.
     """
+
     live = True
 
     def __init__(self, address, reconnect, say=print, fps=None, capture=None):
@@ -91,7 +109,9 @@ class Stream:
         self.name, self.dropped = f"camera{address}" if address.isdigit() else self.shown.split("://")[-1], 0
         self.capture = capture or self.open()
         if self.capture is None:
-            raise UserError(f"--video {self.shown}: this camera or stream cannot be opened; is it on, and the address right?")
+            raise UserError(
+                f"--video {self.shown}: this camera or stream cannot be opened; is it on, and the address right?"
+            )
         self.clock = Clock(fps or rate_of(self.capture) or 25.0)
         self.waiting, self.stopped = queue.Queue(maxsize=32), threading.Event()
 
@@ -106,13 +126,16 @@ class Stream:
         while not self.stopped.is_set():
             ok, frame = self.capture.read() if self.capture is not None else (False, None)
             if ok:
-                now, arrival = time.perf_counter(), datetime.datetime.now().astimezone().isoformat(timespec="milliseconds")
+                now, arrival = (
+                    time.perf_counter(),
+                    datetime.datetime.now().astimezone().isoformat(timespec="milliseconds"),
+                )
                 first = now if first is None else first
                 if self.waiting.full():
                     try:
                         self.waiting.get_nowait()
                         self.dropped += 1
-                        segment += 1            # what follows is no neighbour of what went before
+                        segment += 1  # what follows is no neighbour of what went before
                     except queue.Empty:
                         pass
                 self.waiting.put((segment, now - first, arrival, frame))
@@ -154,7 +177,7 @@ def has_length(address):
     try:
         with urllib.request.urlopen(request, timeout=5) as answer:
             return int(answer.headers.get("Content-Length") or 0) > 0
-    except (OSError, ValueError, http.client.HTTPException):      # a camera may know no HEAD
+    except (OSError, ValueError, http.client.HTTPException):  # a camera may know no HEAD
         return False
 
 
@@ -165,11 +188,14 @@ def source_of(video, reconnect, fps=None):
     if "://" in str(video):
         capture = open_capture(video)
         if capture is None or not (claimed_frames(capture) or has_length(str(video))):
-            return Stream(str(video), reconnect, fps=fps, capture=capture)      # as it is open: some cameras serve one reader alone
+            return Stream(
+                str(video), reconnect, fps=fps, capture=capture
+            )  # as it is open: some cameras serve one reader alone
     return Recorded(video, fps)
 
 
 # ---------------------------------------------------------------------------------------------------------- threshold
+
 
 def moving_mean(x, width):
     """Mean over the last `width` values, over fewer at the start. [T] -> [T]"""
@@ -200,7 +226,7 @@ class PastMean:
         self.width = max(1, round(window * clock.fps))
         self.span = window if clock.times is not None else (self.width - 0.5) / clock.fps
         self.rate, self.past = clock.fps, collections.deque()
-        if clock.times is not None:      # as many means an hour that share no frame, and the usual number of frames in one
+        if clock.times is not None:  # as many means an hour that share no frame, and the usual number of frames in one
             inside = np.arange(len(clock.times)) - np.searchsorted(clock.times, clock.times - window, "right") + 1
             self.width = max(1, round(float(np.median(inside))))
             self.rate = self.width * float((1 / inside).sum()) / clock.times[-1]
@@ -215,6 +241,7 @@ class PastMean:
 @dataclass
 class Moment:
     """A scored frame: its number, seconds from the start, the clock's time when it arrived ("" of a recording), its smoothed score."""
+
     frame: int
     seconds: float
     arrival: str
@@ -226,10 +253,23 @@ class Events:
 
     def __init__(self, threshold, fps, file, say):
         self.threshold, self.say, self.table, self.file = threshold, say, csv.writer(file), file
-        self.longest = max(GAP, 2 / fps)         # seconds between two frames; after more of them something was missed
+        self.longest = max(GAP, 2 / fps)  # seconds between two frames; after more of them something was missed
         self.first, self.last, self.peak, self.count = None, None, None, 0
-        self.table.writerow(["event", "start_frame", "end_frame", "start_seconds", "end_seconds", "peak_frame", "peak_seconds",
-                             "peak_score", "start_arrival", "end_arrival", "peak_arrival"])
+        self.table.writerow(
+            [
+                "event",
+                "start_frame",
+                "end_frame",
+                "start_seconds",
+                "end_seconds",
+                "peak_frame",
+                "peak_seconds",
+                "peak_score",
+                "start_arrival",
+                "end_arrival",
+                "peak_arrival",
+            ]
+        )
 
     def add(self, now):
         """The next Moment."""
@@ -250,11 +290,26 @@ class Events:
         if self.first is None:
             return
         first, last, peak = self.first, self.last, self.peak
-        self.table.writerow([self.count, first.frame, last.frame, f"{first.seconds:.2f}", f"{last.seconds:.2f}", peak.frame,
-                             f"{peak.seconds:.2f}", f"{peak.score:.6g}", first.arrival, last.arrival, peak.arrival])
+        self.table.writerow(
+            [
+                self.count,
+                first.frame,
+                last.frame,
+                f"{first.seconds:.2f}",
+                f"{last.seconds:.2f}",
+                peak.frame,
+                f"{peak.seconds:.2f}",
+                f"{peak.score:.6g}",
+                first.arrival,
+                last.arrival,
+                peak.arrival,
+            ]
+        )
         self.file.flush()
-        self.say(f"event {self.count}: {when(first)} to {when(last)}, peak {peak.score / self.threshold:.2f} × threshold at {when(peak)} "
-                 f"(frame {peak.frame})")
+        self.say(
+            f"event {self.count}: {when(first)} to {when(last)}, peak {peak.score / self.threshold:.2f} × threshold at {when(peak)} "
+            f"(frame {peak.frame})"
+        )
         self.first = None
 
 
@@ -268,13 +323,14 @@ def clock(seconds):
 
 # ------------------------------------------------------------------------------------------------------------ watching
 
+
 class Window:
     """Turns arriving frames into samples: small frames t-3, t, t+3 once the last is there, or its segment has ended."""
 
     def __init__(self, size):
-        self.size, self.channels = size, None                                   # grey or colour as the first frame is
-        self.kept, self.segment, self.number = collections.deque(), None, 0     # [(t, small, what is known of the frame)]
-        self.next = 0                                                           # t of the next sample
+        self.size, self.channels = size, None  # grey or colour as the first frame is
+        self.kept, self.segment, self.number = collections.deque(), None, 0  # [(t, small, what is known of the frame)]
+        self.next = 0  # t of the next sample
 
     def small(self, frame):
         self.channels = self.channels or frame.shape[2]
@@ -336,10 +392,10 @@ class Overlay:
         text = f"{clock(now.seconds)} {now.arrival[:19]}  {now.score / self.threshold:.2f} x threshold"
         cv2.putText(image, text, (6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
         below = np.full((self.strip, self.size[0], 3), 250, np.uint8)
-        level = (lambda s: self.strip - 4 - (self.strip - 8) * np.clip(np.asarray(s) / (2 * self.threshold), 0, 1))
+        level = lambda s: self.strip - 4 - (self.strip - 8) * np.clip(np.asarray(s) / (2 * self.threshold), 0, 1)
         y = int(level(self.threshold))
         cv2.line(below, (0, y), (self.size[0], y), (61, 69, 214), 1)
-        x = np.linspace(0, self.size[0] - 1, HISTORY)[:len(self.scores)]
+        x = np.linspace(0, self.size[0] - 1, HISTORY)[: len(self.scores)]
         points = np.stack([x, level(list(self.scores))], axis=1).round().astype(np.int32)
         cv2.polylines(below, [points.reshape(-1, 1, 2)], False, (168, 95, 31), 2, cv2.LINE_AA)
         self.writer.write(np.vstack([image, below]))
@@ -357,8 +413,10 @@ def watch(args, model, r):
         raise UserError("--threshold must be above 0")
     stats = model.statistics(args, r)
     if stats is None and args.threshold is None:
-        raise UserError(f"{args.checkpoint} has no scores of normal frames to set a threshold by: give --threshold, or "
-                        "--dataset and --data-root of its training videos")
+        raise UserError(
+            f"{args.checkpoint} has no scores of normal frames to set a threshold by: give --threshold, or "
+            "--dataset and --data-root of its training videos"
+        )
     source = source_of(args.video, args.reconnect, args.fps)
     out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / safe_filename(source.name))
     stop = threading.Event()
@@ -370,9 +428,11 @@ def watch(args, model, r):
 @contextlib.contextmanager
 def stopping(stop):
     """Ctrl-C sets the event `stop`, so that no batch is left half scored; a second one ends at once."""
+
     def once(*_):
         stop.set()
         signal.signal(signal.SIGINT, before)
+
     before = signal.signal(signal.SIGINT, once)
     try:
         yield
@@ -390,18 +450,28 @@ def _watch(args, model, r, source, frames, stop, stats, out):
         threshold = calibrate(stats["frame_scores"], args.false_alarms_per_hour, mean.rate, mean.width)
     tokens = stats["token_quantiles"][str(scoring.QUANTILE)] if stats else None
     source_height, source_width = first[-1].shape[:2]
-    why = "(--threshold)" if args.threshold else (f"(about {args.false_alarms_per_hour:g} false alarms per hour on footage like "
-                                                  "the training videos)")
+    why = (
+        "(--threshold)"
+        if args.threshold
+        else (f"(about {args.false_alarms_per_hour:g} false alarms per hour on footage like the training videos)")
+    )
     uneven = "" if source.clock.times is None else " in the mean (uneven)"
-    print(f"{source.name}: {source_width}×{source_height} at {fps:g} frames/s{uneven}, scored at {model.size[1]}×{model.size[0]}; an event "
-          f"begins at {threshold:.4g} {why}", flush=True)
+    print(
+        f"{source.name}: {source_width}×{source_height} at {fps:g} frames/s{uneven}, scored at {model.size[1]}×{model.size[0]}; an event "
+        f"begins at {threshold:.4g} {why}",
+        flush=True,
+    )
     window, batch, size = Window(model.size), [], 1 if source.live else 16
     raw, smoothed, latency, times = array.array("f"), array.array("f"), array.array("f"), array.array("d")
     began, done = time.perf_counter(), 0
     report = report_folder()
-    with atomic_write(out / "scores.csv") as s, atomic_write(out / "events.csv") as e, \
-            atomic_write(out / "overlay.mp4") if report else contextlib.nullcontext() as video, \
-            open(s, "w", newline="") as sf, open(e, "w", newline="") as ef:
+    with (
+        atomic_write(out / "scores.csv") as s,
+        atomic_write(out / "events.csv") as e,
+        atomic_write(out / "overlay.mp4") if report else contextlib.nullcontext() as video,
+        open(s, "w", newline="") as sf,
+        open(e, "w", newline="") as ef,
+    ):
         table, events = csv.writer(sf), Events(threshold, fps, ef, lambda x: print(x, flush=True))
         table.writerow(["frame", "seconds", "score", "smoothed", "event", "arrival"])
         map_range = (tokens / 2, 2 * tokens) if tokens else (0, 4 * threshold)
@@ -413,7 +483,9 @@ def _watch(args, model, r, source, frames, stop, stats, out):
                 own = float(m.mean())
                 moment = Moment(t, seconds, arrival, mean.add(seconds, own))
                 events.add(moment)
-                table.writerow([t, f"{seconds:.3f}", f"{own:.6g}", f"{moment.score:.6g}", int(events.first is not None), arrival])
+                table.writerow(
+                    [t, f"{seconds:.3f}", f"{own:.6g}", f"{moment.score:.6g}", int(events.first is not None), arrival]
+                )
                 if overlay:
                     overlay.add(moment, frame, m)
                 if len(raw) < KEPT:
@@ -439,13 +511,16 @@ def _watch(args, model, r, source, frames, stop, stats, out):
                 break
             if time.perf_counter() - reported > 10:
                 reported = time.perf_counter()
-                print(f"  {clock(seconds)} scored, {done / (reported - began):.0f} frames/s"
-                      + (f", {source.dropped} frames dropped" if source.dropped else ""), flush=True)
+                print(
+                    f"  {clock(seconds)} scored, {done / (reported - began):.0f} frames/s"
+                    + (f", {source.dropped} frames dropped" if source.dropped else ""),
+                    flush=True,
+                )
             arriving = next(frames, None)
         stopped = "stopped by Ctrl-C; " if stop.is_set() else ""
         frames.close()
         batch += window.flush()
-        arrived.clear()         # the last frames wait for nobody
+        arrived.clear()  # the last frames wait for nobody
         while batch:
             rest, batch[:] = batch[size:], batch[:size]
             done += score()
@@ -458,15 +533,36 @@ def _watch(args, model, r, source, frames, stop, stats, out):
         raw, smooth = np.array(raw), np.array(smoothed)
         report.plots.curve(raw, smooth, None, f"AED-MAE · {source.name}", out / "curve.png", threshold)
         name, own_clock = source.name, Clock(fps, np.array(times)) if source.live else source.clock
-        shown = (lambda _: (None, own_clock) if source.live else (decoded(source.video)[0], own_clock))
+        shown = lambda _: (None, own_clock) if source.live else (decoded(source.video)[0], own_clock)
         report.ranking.write_ranking({name: smooth}, out, pictures=shown)
-        report.page.write(out / "report.html", f"AED-MAE on {name}", {name: raw}, {name: smooth}, threshold=threshold, pictures=shown,
-                          facts=[f"mean of {args.window:g} s", f"event from {threshold:.4g} on {why}"], overlays={name: "overlay.mp4"})
-    print(f"{stopped}{done} frames in {seconds:.1f} s ({done / seconds:.0f} frames/s with overlay), {events.count} events"
-          + (f", {source.dropped} frames dropped" if source.dropped else "") + f", peak memory {training.peak_memory():.0f} MiB")
+        report.page.write(
+            out / "report.html",
+            f"AED-MAE on {name}",
+            {name: raw},
+            {name: smooth},
+            threshold=threshold,
+            pictures=shown,
+            facts=[f"mean of {args.window:g} s", f"event from {threshold:.4g} on {why}"],
+            overlays={name: "overlay.mp4"},
+        )
+    print(
+        f"{stopped}{done} frames in {seconds:.1f} s ({done / seconds:.0f} frames/s with overlay), {events.count} events"
+        + (f", {source.dropped} frames dropped" if source.dropped else "")
+        + f", peak memory {training.peak_memory():.0f} MiB"
+    )
     if latency:
         waits = np.percentile(latency, (50, 95, 99)) * 1000
-        print("latency, from the third frame after it to a frame's score and picture: half {:.0f}, 95 % {:.0f}, 99 % {:.0f} ms".format(
-            *waits) + (f" ({size} frames of a file are scored at once)" if size > 1 else ""))
-    print(f"wrote {out}/scores.csv, events.csv" + (", report.html, overlay.mp4, curve.png" if report else
-          "; there is no common/report here, which would write a page, a plot and an overlay"))
+        print(
+            "latency, from the third frame after it to a frame's score and picture: half {:.0f}, 95 % {:.0f}, 99 % {:.0f} ms".format(
+                *waits
+            )
+            + (f" ({size} frames of a file are scored at once)" if size > 1 else "")
+        )
+    print(
+        f"wrote {out}/scores.csv, events.csv"
+        + (
+            ", report.html, overlay.mp4, curve.png"
+            if report
+            else "; there is no common/report here, which would write a page, a plot and an overlay"
+        )
+    )

@@ -6,6 +6,7 @@ Parameter names are the published ones.
     out = net(frames, noise)              # frames [N, 9, 320, 640] in [-1, 1], noise [N, 800] in [0, 1)
     distill, recon = scores(out, target)  # target [N, 4, 320, 640]; [N] each
 """
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -14,6 +15,7 @@ EPS = 1e-6  # of every LayerNorm
 
 
 # ------------------------------------------------------------------------------------------------------------- tokens
+
 
 def patchify(x, p):
     """[N, C, H, W] -> [N, H/p·W/p, p·p·C]: a token's values by row, column, channel."""
@@ -24,7 +26,7 @@ def patchify(x, p):
 
 def unpatchify(x, p, height, width):
     """Inverse of patchify. [N, L, p·p·C] -> [N, C, height, width]."""
-    n, c = len(x), x.shape[2] // p ** 2
+    n, c = len(x), x.shape[2] // p**2
     x = x.view(n, height // p, width // p, p, p, c)
     return x.permute(0, 5, 1, 3, 2, 4).reshape(n, c, height, width)
 
@@ -49,6 +51,7 @@ def gradient_masking(gradient, p, ratio):
 
 # ----------------------------------------------------------------------------------------------- CvT blocks (section 3.2)
 
+
 class DepthwiseProjection(nn.Module):
     """3×3 depthwise convolution and batch norm on the grid of tokens."""
 
@@ -70,7 +73,7 @@ class DepthwiseProjection(nn.Module):
         return out
 
 
-SHORT = 256         # tokens up to which the backward pass of attention is faster in float32 than in bf16 on CPUs
+SHORT = 256  # tokens up to which the backward pass of attention is faster in float32 than in bf16 on CPUs
 
 
 def attend(q, k, v, scale=None):
@@ -84,7 +87,7 @@ def attend(q, k, v, scale=None):
 class Attention(nn.Module):
     def __init__(self, dim, heads):
         super().__init__()
-        self.heads, self.scale = heads, dim ** -0.5  # of the whole width, not of a head: as published
+        self.heads, self.scale = heads, dim**-0.5  # of the whole width, not of a head: as published
         self.conv_proj_q, self.conv_proj_k, self.conv_proj_v = (DepthwiseProjection(dim) for _ in range(3))
         self.proj_q, self.proj_k, self.proj_v = (nn.Linear(dim, dim) for _ in range(3))
         self.proj = nn.Linear(dim, dim)
@@ -93,7 +96,9 @@ class Attention(nn.Module):
         """[N, 1 + h·w, dim]; the class token bypasses the convolutions."""
         n, length, dim = x.shape
         token, rest = x[:, :1], x[:, 1:]
-        picture = rest.unflatten(1, grid).permute(0, 3, 1, 2)  # tokens are channels_last pictures already: nothing is copied
+        picture = rest.unflatten(1, grid).permute(
+            0, 3, 1, 2
+        )  # tokens are channels_last pictures already: nothing is copied
 
         def project(conv, linear):
             # linear before joining: the gradient of a part of a joined tensor is not contiguous, and batch norm is slow on it
@@ -111,8 +116,9 @@ class Mlp(nn.Module):
 
     def __init__(self, dim, hidden, dropout):
         super().__init__()
-        self.net = nn.Sequential(nn.Conv2d(dim, hidden, 1), nn.GELU(), nn.Dropout(0.0), nn.Conv2d(hidden, dim, 1),
-                                 nn.Dropout(dropout))
+        self.net = nn.Sequential(
+            nn.Conv2d(dim, hidden, 1), nn.GELU(), nn.Dropout(0.0), nn.Conv2d(hidden, dim, 1), nn.Dropout(dropout)
+        )
 
     def forward(self, x):
         first, last = self.net[0], self.net[3]
@@ -150,7 +156,7 @@ class PixelEmbed(nn.Module):
     def __init__(self, embed):
         super().__init__()
         weight, self.norm, self.patch = embed.proj.weight, embed.norm, embed.proj.stride[0]
-        colour = weight.unflatten(1, (-1, 3)).permute(0, 1, 3, 4, 2) / 127.5           # [dim, frames, p, p, C]
+        colour = weight.unflatten(1, (-1, 3)).permute(0, 1, 3, 4, 2) / 127.5  # [dim, frames, p, p, C]
         self.colour = nn.Parameter(colour.flatten(1), requires_grad=False)
         self.grey = nn.Parameter(colour.sum(4).flatten(1), requires_grad=False)
         self.bias = nn.Parameter(embed.proj.bias - weight.sum((1, 2, 3)), requires_grad=False)
@@ -165,13 +171,30 @@ class PixelEmbed(nn.Module):
 class SDMAE(nn.Module):
     """Masked autoencoder with a teacher and a student decoder (sections 3.1-3.4). No position embedding."""
 
-    def __init__(self, *, patch_size=16, image_size=(320, 640), in_channels=9, out_channels=4, embed_dim=256, depth=3, heads=4,
-                 decoder_dim=128, decoder_depth=3, decoder_heads=4, mlp_ratio=2, mask_ratio=0.5, dropout=0.1):
+    def __init__(
+        self,
+        *,
+        patch_size=16,
+        image_size=(320, 640),
+        in_channels=9,
+        out_channels=4,
+        embed_dim=256,
+        depth=3,
+        heads=4,
+        decoder_dim=128,
+        decoder_depth=3,
+        decoder_heads=4,
+        mlp_ratio=2,
+        mask_ratio=0.5,
+        dropout=0.1,
+    ):
         super().__init__()
         height, width = image_size
         if height % patch_size or width % patch_size or width // patch_size % 2:
-            raise ValueError(f"image_size {height}×{width}: expected multiples of the patch ({patch_size}), across an even "
-                             "number of them")
+            raise ValueError(
+                f"image_size {height}×{width}: expected multiples of the patch ({patch_size}), across an even "
+                "number of them"
+            )
         self.patch_size, self.mask_ratio = patch_size, mask_ratio
         self.grid = height // patch_size, width // patch_size
         self.patch_embed = PatchEmbed(patch_size, in_channels, embed_dim)
@@ -180,12 +203,14 @@ class SDMAE(nn.Module):
         self.norm = nn.LayerNorm(embed_dim, eps=EPS)
         self.decoder_embed = nn.Linear(embed_dim, decoder_dim)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
-        self.decoder_blocks = nn.ModuleList([Block(decoder_dim, decoder_heads, mlp_ratio, dropout) for _ in range(decoder_depth)])
+        self.decoder_blocks = nn.ModuleList(
+            [Block(decoder_dim, decoder_heads, mlp_ratio, dropout) for _ in range(decoder_depth)]
+        )
         self.decoder_norm = nn.LayerNorm(decoder_dim, eps=EPS)
-        self.decoder_pred = nn.Linear(decoder_dim, patch_size ** 2 * out_channels)
+        self.decoder_pred = nn.Linear(decoder_dim, patch_size**2 * out_channels)
         self.decoder_student_block = Block(decoder_dim, decoder_heads, mlp_ratio, dropout)
         self.decoder_student_norm = nn.LayerNorm(decoder_dim, eps=EPS)
-        self.decoder_student_pred = nn.Linear(decoder_dim, patch_size ** 2 * out_channels)
+        self.decoder_student_pred = nn.Linear(decoder_dim, patch_size**2 * out_channels)
         init_weights(self)
 
     @property
@@ -267,6 +292,7 @@ class SDMAE(nn.Module):
 
 # --------------------------------------------------------------------------------------------------- losses and scores
 
+
 def token_weights(gradient, target, patch):
     """Weights [N, L] of the teacher's tokens, summing to 1 per image (section 3.3).
 
@@ -305,9 +331,13 @@ def pixel_errors(out, frame, patch, norm="L2"):
 
     frame uint8 [N, C, H, W], grey or BGR. -> [N, L] distillation error (0 without a student), [N, L] reconstruction error.
     """
-    if frame.device.type == "cpu" and len(frame) > 1:   # one at a time stays in the processor's cache
-        parts = [pixel_errors({k: out[k][i:i + 1] for k in ("teacher", "student") if k in out}, frame[i:i + 1], patch, norm)
-                 for i in range(len(frame))]
+    if frame.device.type == "cpu" and len(frame) > 1:  # one at a time stays in the processor's cache
+        parts = [
+            pixel_errors(
+                {k: out[k][i : i + 1] for k in ("teacher", "student") if k in out}, frame[i : i + 1], patch, norm
+            )
+            for i in range(len(frame))
+        ]
         return tuple(map(torch.cat, zip(*parts)))
     teacher = out["teacher"].float()
     n, length, size = teacher.shape
@@ -316,11 +346,11 @@ def pixel_errors(out, frame, patch, norm="L2"):
         distill = measure(teacher - out["student"]).mean(2)
     else:
         distill = teacher.new_zeros(n, length)
-    pixels = patchify(frame, patch).view(n, length, patch ** 2, -1).to(teacher.dtype).mul_(1 / 127.5).sub_(1)
+    pixels = patchify(frame, patch).view(n, length, patch**2, -1).to(teacher.dtype).mul_(1 / 127.5).sub_(1)
     error = teacher.clone() if teacher is out["teacher"] else teacher
-    error = error.view(n, length, patch ** 2, size // patch ** 2)
+    error = error.view(n, length, patch**2, size // patch**2)
     error[..., :3] -= pixels
-    error[..., 3] += 1                # the anomaly map of a normal frame is -1 everywhere
+    error[..., 3] += 1  # the anomaly map of a normal frame is -1 everywhere
     return distill, measure(error).mean((2, 3))
 
 

@@ -4,6 +4,7 @@ this where it is missing.
     python sdmae/preprocess.py --dataset ped2 --data-root data
     python sdmae/preprocess.py --dataset avenue --preview          # a contact sheet of pseudo anomalies and their masks
 """
+
 import argparse
 import sys
 from pathlib import Path
@@ -27,10 +28,15 @@ from sdmae import pseudo
 # Input size (height, width) and patch. Avenue, ShanghaiTech and UBnormal as published: 20 × 40 tokens each. Ped2's size is not
 # published, its patch is 4, which costs several times as much. 192 × 288 keeps the frame's shape (240 × 360) and leaves a
 # pedestrian about 12 × 24 px, one token of 12 × 18. Ped1 keeps the published patch and makes 24 × 36 tokens.
-PUBLISHED = {"avenue": dict(size=(320, 640), patch=16), "shanghaitech": dict(size=(160, 320), patch=8),
-             "ubnormal": dict(size=(160, 320), patch=8), "ped2": dict(size=(192, 288), patch=16),
-             "ped1": dict(size=(96, 144), patch=4), "folder": dict(size=(192, 320), patch=8),
-             "demo": dict(size=(96, 160), patch=8)}
+PUBLISHED = {
+    "avenue": dict(size=(320, 640), patch=16),
+    "shanghaitech": dict(size=(160, 320), patch=8),
+    "ubnormal": dict(size=(160, 320), patch=8),
+    "ped2": dict(size=(192, 288), patch=16),
+    "ped1": dict(size=(96, 144), patch=4),
+    "folder": dict(size=(192, 320), patch=8),
+    "demo": dict(size=(96, 160), patch=8),
+}
 
 
 def add_data_flags(parser):
@@ -54,8 +60,11 @@ def input_of(args, dataset):
         raise UserError(f"--image-size {args.image_size}: expected HEIGHTxWIDTH in pixels, such as 320x640")
     size = max(2, round(wanted[0] / patch)) * patch, max(1, round(wanted[1] / patch / 2)) * 2 * patch
     if size != wanted:
-        print(f"note: frames are resized to {size[0]}×{size[1]}: {wanted[0]}×{wanted[1]} is not made of patches of {patch} px, "
-              "an even number of them across", flush=True)
+        print(
+            f"note: frames are resized to {size[0]}×{size[1]}: {wanted[0]}×{wanted[1]} is not made of patches of {patch} px, "
+            "an even number of them across",
+            flush=True,
+        )
     return size, patch
 
 
@@ -89,12 +98,19 @@ def prepare(args, size, r, splits=("train", "test"), data=None):
 
 def add_pseudo_flags(parser):
     g = parser.add_argument_group("pseudo anomalies")
-    g.add_argument("--pseudo", choices=["ubnormal", "self", "none"], default="self",
-                   help="where pasted objects come from: UBnormal's abnormal training videos (the paper), or the moving objects "
-                   "of the training videos themselves (default: %(default)s)")
-    g.add_argument("--pseudo-share", type=float, default=0.25, help="share of training frames that show one "
-                   "(default: %(default)s)")
-    g.add_argument("--ubnormal-root", type=Path, default=None, help="folder of UBnormal (default: --data-root/ubnormal)")
+    g.add_argument(
+        "--pseudo",
+        choices=["ubnormal", "self", "none"],
+        default="self",
+        help="where pasted objects come from: UBnormal's abnormal training videos (the paper), or the moving objects "
+        "of the training videos themselves (default: %(default)s)",
+    )
+    g.add_argument(
+        "--pseudo-share", type=float, default=0.25, help="share of training frames that show one (default: %(default)s)"
+    )
+    g.add_argument(
+        "--ubnormal-root", type=Path, default=None, help="folder of UBnormal (default: --data-root/ubnormal)"
+    )
     g.add_argument("--preview", action="store_true", help="write a contact sheet of pasted frames and masks, and stop")
 
 
@@ -111,7 +127,9 @@ def bank_of(args, ready, size, r):
     else:
         bank = pseudo.from_training(ready.arrays(ready.train), args.seed)
         if bank is None:
-            r.print("note: nothing moves in the training videos, so there is nothing to paste: trained without pseudo anomalies")
+            r.print(
+                "note: nothing moves in the training videos, so there is nothing to paste: trained without pseudo anomalies"
+            )
             return None
     r.print(f"pseudo anomalies: {len(bank)} sequences of objects ({bank.source})")
     return bank
@@ -129,7 +147,7 @@ def preview(bank, ready, args, out):
     seen, mask = pseudo.paste(five, bank, chosen, input_.STEPS)
     lines = []
     for pasted, m in zip(seen, mask):
-        tiles = [input_.colours(pasted[i:i + 1])[0] for i in (0, 2, 4)] + [m.expand(3, -1, -1)]
+        tiles = [input_.colours(pasted[i : i + 1])[0] for i in (0, 2, 4)] + [m.expand(3, -1, -1)]
         lines.append(torch.cat([framed(t) for t in tiles], dim=2))
     half = len(lines) // 2
     sheet = torch.cat([torch.cat(lines[:half], dim=1), torch.cat(lines[half:], dim=1)], dim=2).permute(1, 2, 0).numpy()

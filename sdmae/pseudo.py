@@ -3,6 +3,7 @@
 `self`: moving objects of the training videos, by motion masks. `ubnormal`: abnormal objects of UBnormal's training videos, by
 its masks (the paper's source). A bank holds sequences of crops; pasting is done on the device for a whole batch at once.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -16,28 +17,33 @@ from common.late import torch
 from common.pictures import as_channels, resize
 from common.video import Decoder
 
-SIDE = 64              # crops are kept at this size, px
-LENGTH = 7             # frames of a sequence: what one sample sees, t-3..t+3
-MOVING = 15            # grey levels by which a moving pixel differs from the video's median frame
-OBJECTS = 2000         # at most, per bank
-STRETCH = 2.0          # largest enlargement
+SIDE = 64  # crops are kept at this size, px
+LENGTH = 7  # frames of a sequence: what one sample sees, t-3..t+3
+MOVING = 15  # grey levels by which a moving pixel differs from the video's median frame
+OBJECTS = 2000  # at most, per bank
+STRETCH = 2.0  # largest enlargement
 # Of objects cut out of the training videos something must be unusual: (speed factor, turn in degrees, enlargement, bend).
-KINDS = {"fast": ((2.0, 5.0), (-15, 15), (0.9, 1.2), 0.0), "turned": ((1.0, 3.0), (45, 135), (0.9, 1.2), 0.0),
-         "large": ((1.0, 3.0), (-30, 30), (1.4, STRETCH), 0.0), "small": ((1.5, 4.0), (-30, 30), (0.4, 0.7), 0.0),
-         "bent": ((1.0, 3.0), (-90, 90), (0.8, 1.3), 0.5)}
+KINDS = {
+    "fast": ((2.0, 5.0), (-15, 15), (0.9, 1.2), 0.0),
+    "turned": ((1.0, 3.0), (45, 135), (0.9, 1.2), 0.0),
+    "large": ((1.0, 3.0), (-30, 30), (1.4, STRETCH), 0.0),
+    "small": ((1.5, 4.0), (-30, 30), (0.4, 0.7), 0.0),
+    "bent": ((1.0, 3.0), (-90, 90), (0.8, 1.3), 0.5),
+}
 
 
 @dataclass
 class Bank:
     """Sequences of cut-out objects. n of them, LENGTH frames each."""
-    crops: torch.Tensor      # uint8 [n, LENGTH, C, SIDE, SIDE]
-    masks: torch.Tensor      # uint8 [n, LENGTH, 1, SIDE, SIDE], 0 or 255
-    sizes: torch.Tensor      # float32 [n, LENGTH, 2]: height and width in the frame, px
-    places: torch.Tensor     # float32 [n, LENGTH, 2]: centre, row and column, px
+
+    crops: torch.Tensor  # uint8 [n, LENGTH, C, SIDE, SIDE]
+    masks: torch.Tensor  # uint8 [n, LENGTH, 1, SIDE, SIDE], 0 or 255
+    sizes: torch.Tensor  # float32 [n, LENGTH, 2]: height and width in the frame, px
+    places: torch.Tensor  # float32 [n, LENGTH, 2]: centre, row and column, px
     source: str
 
     def __post_init__(self):
-        self.largest = self.sizes.amax((1, 2)).cpu().numpy()     # side of each, px
+        self.largest = self.sizes.amax((1, 2)).cpu().numpy()  # side of each, px
 
     def to(self, device):
         return Bank(*(getattr(self, k).to(device) for k in ("crops", "masks", "sizes", "places")), self.source)
@@ -48,10 +54,11 @@ class Bank:
 
 # ----------------------------------------------------------------------------------------------------------- cutting
 
+
 def crop(frame, mask, box):
     """-> crop [C, SIDE, SIDE], mask [1, SIDE, SIDE], (height, width), (row, column) of one object. mask: its box's part; box x, y, w, h."""
     x, y, w, h = box
-    part = cv2.resize(frame[y:y + h, x:x + w], (SIDE, SIDE)).reshape(SIDE, SIDE, -1)
+    part = cv2.resize(frame[y : y + h, x : x + w], (SIDE, SIDE)).reshape(SIDE, SIDE, -1)
     shape = cv2.resize(mask.astype(np.uint8) * 255, (SIDE, SIDE))
     return part.transpose(2, 0, 1), shape[None], (h, w), (y + (h - 1) / 2, x + (w - 1) / 2)
 
@@ -60,7 +67,7 @@ def components(mask, least, most):
     """[(box, bool mask inside it)] of the connected parts of a bool [H, W] with `least` to `most` pixels."""
     n, ids, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
     boxes = [(i, stats[i, :4].tolist()) for i in range(1, n) if least <= stats[i, cv2.CC_STAT_AREA] <= most]
-    return [((x, y, w, h), ids[y:y + h, x:x + w] == i) for i, (x, y, w, h) in boxes]
+    return [((x, y, w, h), ids[y : y + h, x : x + w] == i) for i, (x, y, w, h) in boxes]
 
 
 def common_pixels(a, b):
@@ -69,12 +76,12 @@ def common_pixels(a, b):
     x1, y1, x2, y2 = max(ax, bx), max(ay, by), min(ax + aw, bx + bw), min(ay + ah, by + bh)
     if x1 >= x2 or y1 >= y2:
         return 0
-    return int((a[1][y1 - ay:y2 - ay, x1 - ax:x2 - ax] & b[1][y1 - by:y2 - by, x1 - bx:x2 - bx]).sum())
+    return int((a[1][y1 - ay : y2 - ay, x1 - ax : x2 - ax] & b[1][y1 - by : y2 - by, x1 - bx : x2 - bx]).sum())
 
 
 def moving_masks(frames):
     """Yield per frame the bool [H, W] of pixels that differ from the median frame. uint8 [T, H, W, C]."""
-    background = np.median(frames[::max(1, len(frames) // 50)], axis=0).astype(np.int16)
+    background = np.median(frames[:: max(1, len(frames) // 50)], axis=0).astype(np.int16)
     for f in frames:
         moving = (np.abs(f - background).max(axis=2) > MOVING).astype(np.uint8)
         moving = cv2.morphologyEx(cv2.medianBlur(moving, 3), cv2.MORPH_CLOSE, np.ones((3, 3), np.uint8))
@@ -86,12 +93,14 @@ def sequences(frames, masks, least, most):
 
     frames: iterable of uint8 [H, W, C]; masks: of bool [H, W].
     """
-    alive = []                                        # [(component in the last frame, crops so far)]
+    alive = []  # [(component in the last frame, crops so far)]
     for frame, mask in zip(frames, masks):
         found, following = components(mask, least, most), []
         for part in found:
             box, own = part
-            before = [k for k, (old, _) in enumerate(alive) if common_pixels(old, part) > 0.3 * max(old[1].sum(), own.sum())]
+            before = [
+                k for k, (old, _) in enumerate(alive) if common_pixels(old, part) > 0.3 * max(old[1].sum(), own.sum())
+            ]
             sequence = [*alive[before[0]][1], crop(frame, own, box)] if len(before) == 1 else [crop(frame, own, box)]
             if len(sequence) == LENGTH:
                 yield sequence
@@ -101,7 +110,9 @@ def sequences(frames, masks, least, most):
 
 
 def bank_of(found, source):
-    fields = [torch.from_numpy(np.stack([np.stack([np.asarray(step[i]) for step in s]) for s in found])) for i in range(4)]
+    fields = [
+        torch.from_numpy(np.stack([np.stack([np.asarray(step[i]) for step in s]) for s in found])) for i in range(4)
+    ]
     return Bank(fields[0], fields[1], fields[2].float(), fields[3].float(), source)
 
 
@@ -115,13 +126,19 @@ def thin(found, seed):
 
 def from_training(arrays, seed=0):
     """Bank of the moving objects of the training videos themselves: uint8 [T, H, W, C] each. None where nothing moves."""
-    found, (h, w), channels = [], arrays[0].shape[1:3], max(a.shape[3] for a in arrays)    # as Frames has them for training
+    found, (h, w), channels = (
+        [],
+        arrays[0].shape[1:3],
+        max(a.shape[3] for a in arrays),
+    )  # as Frames has them for training
     # a thousandth of the frame at least: more, and where people are small, groups alone are cut out; a twelfth at most
     least, most = max(h * w // 1000, 32), h * w // 12
     for frames in tqdm(arrays, desc="cut objects", unit="video", dynamic_ncols=True, mininterval=5):
         # long videos are sampled in stretches, so that memory and time stay what they are
         for first in np.linspace(0, max(0, len(frames) - 300), max(1, min(8, len(frames) // 300))).astype(int):
-            part = np.ascontiguousarray(np.broadcast_to(frames[first:first + 300], (*frames[first:first + 300].shape[:3], channels)))
+            part = np.ascontiguousarray(
+                np.broadcast_to(frames[first : first + 300], (*frames[first : first + 300].shape[:3], channels))
+            )
             for s in sequences(part, moving_masks(part), least, most):
                 moved = np.hypot(*(np.array(s[-1][3]) - s[0][3]))
                 if moved > 1 and all(0.5 < step[2][i] / max(1, s[0][2][i]) < 2 for step in s for i in (0, 1)):
@@ -132,10 +149,14 @@ def from_training(arrays, seed=0):
 def from_ubnormal(data, size, channels, seed=0):
     """Bank of the abnormal objects of UBnormal's training videos (800 to 5000 px at `size`), grey and blurred as published."""
     if not data.abnormal_train:
-        raise UserError(f"--pseudo ubnormal: {data.root} has no abnormal_training_video_names.txt; put the dataset's lists of "
-                        "video names there")
+        raise UserError(
+            f"--pseudo ubnormal: {data.root} has no abnormal_training_video_names.txt; put the dataset's lists of "
+            "video names there"
+        )
     found = []
-    for video in tqdm(data.abnormal_train, desc="cut UBnormal objects", unit="video", dynamic_ncols=True, mininterval=5):
+    for video in tqdm(
+        data.abnormal_train, desc="cut UBnormal objects", unit="video", dynamic_ncols=True, mininterval=5
+    ):
         ids, masks = data.tracks(video), data.masks(video)
         if not len(ids):
             continue
@@ -144,15 +165,19 @@ def from_ubnormal(data, size, channels, seed=0):
             for frame in Decoder(video):
                 grey = cv2.blur(resize(as_channels(frame, 1), size), (3, 3))
                 yield np.repeat(grey.reshape(*size, 1), channels, axis=2)
+
         small = (cv2.resize(m.astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST) > 0 for m in masks)
         found += sequences(frames(), small, 800, 5000)
     if not found:
-        raise UserError(f"--pseudo ubnormal: no object of 800 to 5000 px at {size[0]}×{size[1]} lasts for {LENGTH} frames in "
-                        f"{data.root}")
+        raise UserError(
+            f"--pseudo ubnormal: no object of 800 to 5000 px at {size[0]}×{size[1]} lasts for {LENGTH} frames in "
+            f"{data.root}"
+        )
     return bank_of(thin(found, seed), "ubnormal")
 
 
 # ----------------------------------------------------------------------------------------------------------- pasting
+
 
 def choose(bank, n, share, size, rng):
     """Draw which of n samples of (height, width) `size` get an object, and how it moves: dict of tensors [m] on the CPU, with `span`; or
@@ -165,19 +190,37 @@ def choose(bank, n, share, size, rng):
         return None
     m = len(samples)
     kinds = list(KINDS.values())
-    rows = [kinds[i] for i in rng.integers(0, len(kinds), m)] if bank.source == "self" else [((1, 1), (0, 0), (1, 1), 0.0)] * m
-    value = (lambda i: np.array([rng.uniform(*r[i]) for r in rows]))
+    rows = (
+        [kinds[i] for i in rng.integers(0, len(kinds), m)]
+        if bank.source == "self"
+        else [((1, 1), (0, 0), (1, 1), 0.0)] * m
+    )
+    value = lambda i: np.array([rng.uniform(*r[i]) for r in rows])
     speed, turn, grow = value(0), np.deg2rad(value(1)) * rng.choice([-1, 1], m), value(2)
     bend = np.array([rng.uniform(-r[3], r[3]) for r in rows])
     # half of them go where objects are seen, the others anywhere
     seen = bank.places[torch.as_tensor(rng.integers(0, len(bank), m)), LENGTH // 2].cpu().numpy()
     place = np.where(rng.random((m, 1)) < 0.5, seen, rng.uniform((0.1, 0.05), (0.95, 0.95), (m, 2)) * size)
-    out = dict(sample=samples, object=rng.integers(0, len(bank), m), speed=speed, turn=turn, grow=grow, bend=bend,
-               mirror=rng.integers(0, 2, m), row=place[:, 0], column=place[:, 1])
+    out = dict(
+        sample=samples,
+        object=rng.integers(0, len(bank), m),
+        speed=speed,
+        turn=turn,
+        grow=grow,
+        bend=bend,
+        mirror=rng.integers(0, 2, m),
+        row=place[:, 0],
+        column=place[:, 1],
+    )
     # the square that every one of them fits in, px; that of the bank's largest object would be many times as large
     span = int(np.ceil((bank.largest[out["object"]] * grow).max())) + 2
-    return {"span": span, **{k: torch.as_tensor(np.asarray(v), dtype=torch.int64 if k in ("sample", "object") else torch.float32)
-                             for k, v in out.items()}}
+    return {
+        "span": span,
+        **{
+            k: torch.as_tensor(np.asarray(v), dtype=torch.int64 if k in ("sample", "object") else torch.float32)
+            for k, v in out.items()
+        },
+    }
 
 
 def of_part(chosen, part):
@@ -188,7 +231,11 @@ def of_part(chosen, part):
     numbers[part] = np.arange(len(numbers[part]))
     sample = torch.from_numpy(numbers[chosen["sample"].numpy()])
     mine = sample >= 0
-    return {**{k: v if k == "span" else v[mine] for k, v in chosen.items()}, "sample": sample[mine]} if mine.any() else None
+    return (
+        {**{k: v if k == "span" else v[mine] for k, v in chosen.items()}, "sample": sample[mine]}
+        if mine.any()
+        else None
+    )
 
 
 def paste(five, bank, chosen, steps):
@@ -209,11 +256,14 @@ def paste(five, bank, chosen, steps):
     velocity = (bank.places[who, -1] - bank.places[who, 0]) / (LENGTH - 1)
     velocity[:, 1] *= 1 - 2 * chosen["mirror"]
     cos, sin, t = chosen["turn"].cos(), chosen["turn"].sin(), steps.float()
-    velocity = chosen["speed"][:, None] * torch.stack([cos * velocity[:, 0] - sin * velocity[:, 1],
-                                                       sin * velocity[:, 0] + cos * velocity[:, 1]], dim=1)
+    velocity = chosen["speed"][:, None] * torch.stack(
+        [cos * velocity[:, 0] - sin * velocity[:, 1], sin * velocity[:, 0] + cos * velocity[:, 1]], dim=1
+    )
     sideways = torch.stack([-velocity[:, 1], velocity[:, 0]], dim=1)
     centre = torch.stack([chosen["row"], chosen["column"]], dim=1)[:, None]
-    centre = centre + t[:, None] * velocity[:, None] + (chosen["bend"][:, None] * t ** 2 / 3)[..., None] * sideways[:, None]
+    centre = (
+        centre + t[:, None] * velocity[:, None] + (chosen["bend"][:, None] * t**2 / 3)[..., None] * sideways[:, None]
+    )
     size = bank.sizes[who][:, steps + half] * chosen["grow"][:, None, None]
     # every object on a square of its own around the whole pixel nearest to its centre
     corner = (centre - span / 2).round().clamp(min=-span, max=0x7FFF)
@@ -223,21 +273,33 @@ def paste(five, bank, chosen, steps):
     x = x * (1 - 2 * chosen["mirror"])[:, None, None]
     grid = torch.stack([x[..., None, :].expand(m, k, span, span), y[..., None].expand(m, k, span, span)], dim=-1)
     grid = grid.flatten(0, 1)
-    over = torch.nn.functional.grid_sample(crops.flatten(0, 1).float(), grid, padding_mode="border", align_corners=False)
+    over = torch.nn.functional.grid_sample(
+        crops.flatten(0, 1).float(), grid, padding_mode="border", align_corners=False
+    )
     over = over.view(m, k, -1, span, span).expand(-1, -1, c, -1, -1).movedim(2, -1)
-    alpha = torch.nn.functional.grid_sample(masks.flatten(0, 1).float() / 255, grid, align_corners=False).view(m, k, 1, span, span)
+    alpha = torch.nn.functional.grid_sample(masks.flatten(0, 1).float() / 255, grid, align_corners=False).view(
+        m, k, 1, span, span
+    )
     # blended into frames with a border as wide as a square, so that no square is cut off
     wide = torch.nn.functional.pad(five[chosen["sample"]], (span, span, span, span))
     at = corner.long() + span
     inside = torch.arange(span, device=five.device)
-    index = (torch.arange(m, device=five.device).view(m, 1, 1, 1), torch.arange(k, device=five.device).view(1, k, 1, 1),
-             slice(None), (at[..., 0, None] + inside)[..., None], (at[..., 1, None] + inside)[..., None, :])
-    below = wide[index].float()                                                     # [m, k, span, span, C]
+    index = (
+        torch.arange(m, device=five.device).view(m, 1, 1, 1),
+        torch.arange(k, device=five.device).view(1, k, 1, 1),
+        slice(None),
+        (at[..., 0, None] + inside)[..., None],
+        (at[..., 1, None] + inside)[..., None, :],
+    )
+    below = wide[index].float()  # [m, k, span, span, C]
     wide[index] = (below + alpha.movedim(2, -1) * (over - below)).round().clamp(0, 255).to(wide.dtype)
     full = five.new_zeros(m, h + 2 * span, w + 2 * span)
-    full[torch.arange(m, device=five.device).view(m, 1, 1), (at[:, middle, 0, None] + inside)[..., None],
-         (at[:, middle, 1, None] + inside)[:, None, :]] = ((alpha[:, middle, 0] > 0.5) * 255).to(full.dtype)
+    full[
+        torch.arange(m, device=five.device).view(m, 1, 1),
+        (at[:, middle, 0, None] + inside)[..., None],
+        (at[:, middle, 1, None] + inside)[:, None, :],
+    ] = ((alpha[:, middle, 0] > 0.5) * 255).to(full.dtype)
     five = five.clone()
-    five[chosen["sample"]] = wide[..., span:span + h, span:span + w]
-    mask[chosen["sample"], 0] = full[:, span:span + h, span:span + w]
+    five[chosen["sample"]] = wide[..., span : span + h, span : span + w]
+    mask[chosen["sample"], 0] = full[:, span : span + h, span : span + w]
     return five, mask

@@ -1,4 +1,5 @@
 """Frames -> scores: error maps, frame scores, boxes of thresholded maps; checkpoints, ours and the authors'."""
+
 import copy
 
 import cv2
@@ -19,10 +20,18 @@ model = Late("sdmae.model")
 # Avenue, UBnormal as ShanghaiTech (the authors use one size and patch for both).
 AVENUE = dict(norm="L2", parts=("distillation", "reconstruction"), filter="aedmae:38:11", minmax=False)
 SHANGHAI = dict(norm="L1", parts=("reconstruction",), filter="aedmae:302:21", minmax=True)
-PUBLISHED = {"avenue": AVENUE, "ped1": AVENUE, "ped2": AVENUE, "folder": AVENUE, "demo": AVENUE, "video": AVENUE,
-             "shanghaitech": SHANGHAI, "ubnormal": SHANGHAI}
+PUBLISHED = {
+    "avenue": AVENUE,
+    "ped1": AVENUE,
+    "ped2": AVENUE,
+    "folder": AVENUE,
+    "demo": AVENUE,
+    "video": AVENUE,
+    "shanghaitech": SHANGHAI,
+    "ubnormal": SHANGHAI,
+}
 SIZES = {"full": {}, "small": dict(embed_dim=64, decoder_dim=32, depth=2, decoder_depth=2)}
-QUANTILE = 0.999               # of the token errors of normal training frames: what is above counts as detected
+QUANTILE = 0.999  # of the token errors of normal training frames: what is above counts as detected
 
 
 def rule_of(dataset, norm=None, parts=None, tokens="all"):
@@ -76,7 +85,7 @@ def score(scorer, frames, rows, batch_size=64, tick=lambda n: None):
     """Errors of the frames in `rows`: float32 [n, 2, tokens]. tick(n) after every n frames."""
     out, done = np.empty((len(rows), 2, scorer.grid[0] * scorer.grid[1]), np.float32), 0
     for part, seen in frames.iterate(parts_of(rows, batch_size)):
-        out[done:done + len(part)] = scorer.errors(seen, frames.number[part]).cpu().numpy()
+        out[done : done + len(part)] = scorer.errors(seen, frames.number[part]).cpu().numpy()
         done += len(part)
         tick(len(part))
     return out
@@ -85,8 +94,10 @@ def score(scorer, frames, rows, batch_size=64, tick=lambda n: None):
 def shared_score(scorer, frames, rows, label):
     """score() of which torchrun's processes compute a part each."""
     r, share = scorer.run, scorer.run.contiguous_share(len(rows))
-    with tqdm(total=len(share), desc=label, unit="frame", disable=not r.is_main, dynamic_ncols=True, mininterval=2) as bar:
-        return r.gather(score(scorer, frames, rows[share.start:share.stop], tick=bar.update))
+    with tqdm(
+        total=len(share), desc=label, unit="frame", disable=not r.is_main, dynamic_ncols=True, mininterval=2
+    ) as bar:
+        return r.gather(score(scorer, frames, rows[share.start : share.stop], tick=bar.update))
 
 
 def kept_score(scorer, net, ready, videos, folder, batch_size=64, among=None, shard=None):
@@ -94,13 +105,24 @@ def kept_score(scorer, net, ready, videos, folder, batch_size=64, among=None, sh
 
     One video at a time. -> {video key: {"scores", "maps", "seconds"}}; None where common.kept says so
     """
-    kept = Kept(folder, {"weights": training.weights_hash(net), "rule": scorer.rule, "draws": len(scorer.tables), "size": ready.cache.size,
-                         "precision": scorer.run.precision}, Video.fingerprint, __file__)
+    kept = Kept(
+        folder,
+        {
+            "weights": training.weights_hash(net),
+            "rule": scorer.rule,
+            "draws": len(scorer.tables),
+            "size": ready.cache.size,
+            "precision": scorer.run.precision,
+        },
+        Video.fingerprint,
+        __file__,
+    )
 
     def own(v, tick):
         frames = Frames([ready.cache.frames(v)], scorer.run.device)
         tokens = picked(score(scorer, frames, np.arange(len(frames)), batch_size, tick), scorer.rule)
         return {"scores": tokens.mean(1), "maps": tokens.reshape(-1, *scorer.grid).astype(np.float16)}
+
     return kept.make(videos, own, scorer.run, size=ready.length, unit="frame", among=among, shard=shard)
 
 
@@ -128,15 +150,19 @@ def statistics(scorer, frames, most=2000):
         first = np.linspace(0, len(rows) - stretch, most // stretch).astype(int)
         rows = (first[:, None] + np.arange(stretch)).reshape(-1)
     tokens = picked(shared_score(scorer, frames, rows, "training statistics"), scorer.rule)
-    return {"token_quantiles": {str(q): float(np.quantile(tokens, q)) for q in (0.5, 0.9, 0.99, QUANTILE, 0.9999)},
-            "frame_scores": [float(x) for x in tokens.mean(1)], "norm": scorer.rule["norm"],
-            "parts": list(scorer.rule["parts"]), "tokens": scorer.rule["tokens"]}
+    return {
+        "token_quantiles": {str(q): float(np.quantile(tokens, q)) for q in (0.5, 0.9, 0.99, QUANTILE, 0.9999)},
+        "frame_scores": [float(x) for x in tokens.mean(1)],
+        "norm": scorer.rule["norm"],
+        "parts": list(scorer.rule["parts"]),
+        "tokens": scorer.rule["tokens"],
+    }
 
 
 # ------------------------------------------------------------------------------------------------------- checkpoints
 
 STUDENT = "student"
-KERNELS = ("erosion", "dilation")    # fixed morphology kernels in the authors' files that scoring never uses
+KERNELS = ("erosion", "dilation")  # fixed morphology kernels in the authors' files that scoring never uses
 
 
 def authors_weights(path):
@@ -144,8 +170,10 @@ def authors_weights(path):
     state = training.load_checkpoint(path, "sdmae")
     weights = state.get("model", state)
     if not isinstance(weights, dict) or not any("decoder" in str(k) for k in weights):
-        raise UserError(f"checkpoint {path} is not of this method: it has no decoder weights (keys such as "
-                        f"{', '.join(list(map(str, weights))[:3]) if isinstance(weights, dict) else 'none'})")
+        raise UserError(
+            f"checkpoint {path} is not of this method: it has no decoder weights (keys such as "
+            f"{', '.join(list(map(str, weights))[:3]) if isinstance(weights, dict) else 'none'})"
+        )
     return {k: v for k, v in weights.items() if not str(k).startswith(KERNELS)}
 
 
@@ -157,8 +185,10 @@ def load_model(path, student=None, size=None):
     state = training.load_checkpoint(path, "sdmae")
     if "model_state_dict" in state:
         if student is not None:
-            raise UserError(f"--student: {path} is our checkpoint and holds its student already; --student belongs to "
-                            "the authors' two files")
+            raise UserError(
+                f"--student: {path} is our checkpoint and holds its student already; --student belongs to "
+                "the authors' two files"
+            )
         args, weights = state["model_args"], state["model_state_dict"]
     else:
         weights = authors_weights(path)

@@ -1,7 +1,8 @@
 """The normality advantage: mean loss of normal and of abnormal cubes over the epochs (section 3.1). Labels serve this plot alone.
 
-    python spr_uvad/advantage.py runs/with runs/without --out advantage.png
+python spr_uvad/advantage.py runs/with runs/without --out advantage.png
 """
+
 import argparse
 import json
 import sys
@@ -28,7 +29,7 @@ def cube_labels(ready, videos, share=0.2):
             else:
                 whole = np.ceil(box).astype(int)
                 for i, (t, (x1, y1, x2, y2)) in enumerate(zip(frame, whole)):
-                    part = masks[t][max(0, y1):y2 + 1, max(0, x1):x2 + 1]
+                    part = masks[t][max(0, y1) : y2 + 1, max(0, x1) : x2 + 1]
                     label[i] = part.size > 0 and part.mean() >= share
         out.append(label)
     return np.concatenate(out) if out else np.zeros(0, np.int8)
@@ -36,8 +37,10 @@ def cube_labels(ready, videos, share=0.2):
 
 def means(losses, labels):
     """{"normal_loss", "abnormal_loss"}: means of the two kinds of cubes, None where there is no such cube."""
-    return {f"{name}_loss": float(losses[labels == k].mean()) if (labels == k).any() else None
-            for k, name in ((0, "normal"), (1, "abnormal"))}
+    return {
+        f"{name}_loss": float(losses[labels == k].mean()) if (labels == k).any() else None
+        for k, name in ((0, "normal"), (1, "abnormal"))
+    }
 
 
 def read(path):
@@ -84,7 +87,9 @@ def main(argv=None):
     args = parser.parse_args(argv)
     logs = {folder.name: folder / "log.jsonl" for folder in args.runs}
     if not any(read(x) for x in logs.values()):
-        raise UserError("these runs have no losses of normal and abnormal cubes in their log.jsonl: their dataset had no labels")
+        raise UserError(
+            "these runs have no losses of normal and abnormal cubes in their log.jsonl: their dataset had no labels"
+        )
     plot(logs, args.out)
 
 

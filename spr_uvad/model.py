@@ -7,6 +7,7 @@ Parameter names are the published ones.
     scores = cube_errors(out["raw"], cubes)                      # [8]
     weights = self_paced_weights(scores, step=0)                 # [8] in [0, 1]
 """
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -18,8 +19,13 @@ class DoubleConv(nn.Module):
     def __init__(self, in_ch, out_ch):
         super().__init__()
         self.conv = nn.Sequential(
-            nn.Conv2d(in_ch, out_ch, 3, padding=1), nn.BatchNorm2d(out_ch), nn.ReLU(inplace=True),
-            nn.Conv2d(out_ch, out_ch, 3, padding=1), nn.BatchNorm2d(out_ch), nn.ReLU(inplace=True))
+            nn.Conv2d(in_ch, out_ch, 3, padding=1),
+            nn.BatchNorm2d(out_ch),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(out_ch, out_ch, 3, padding=1),
+            nn.BatchNorm2d(out_ch),
+            nn.ReLU(inplace=True),
+        )
 
     def forward(self, x):
         return self.conv(x)
@@ -84,8 +90,16 @@ class OutConv(nn.Module):
 
 def autoencoder(in_ch, out_ch, root):
     """[N, in_ch, S, S] -> [N, out_ch, S, S] through a bottleneck of 8·root channels at an eighth of the size; no skips."""
-    return nn.Sequential(InConv(in_ch, root), Down(root, 2 * root), Down(2 * root, 4 * root), Down(4 * root, 8 * root),
-                         Up(8 * root, 4 * root), Up(4 * root, 2 * root), Up(2 * root, root), OutConv(root, out_ch))
+    return nn.Sequential(
+        InConv(in_ch, root),
+        Down(root, 2 * root),
+        Down(2 * root, 4 * root),
+        Down(4 * root, 8 * root),
+        Up(8 * root, 4 * root),
+        Up(4 * root, 2 * root),
+        Up(2 * root, root),
+        OutConv(root, out_ch),
+    )
 
 
 def folded(net, x):
@@ -144,7 +158,9 @@ def self_paced_weights(scores, step, *, mode="mixture", shrink=0.005, init_std_r
         return kept * (1 - scores / high)
     if mode == "mixture":
         between = low * (high - scores) / (scores * (high - low))
-        return torch.where(scores < low, torch.ones_like(scores), torch.where(scores < high, between, torch.zeros_like(scores)))
+        return torch.where(
+            scores < low, torch.ones_like(scores), torch.where(scores < high, between, torch.zeros_like(scores))
+        )
     raise ValueError(f"mode {mode!r}: expected one of {', '.join(MODES)}")
 
 

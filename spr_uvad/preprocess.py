@@ -1,7 +1,8 @@
 """Videos -> space-time cubes on disk. Run by train.py and eval.py where it is missing, or alone:
 
-    python spr_uvad/preprocess.py --dataset ped2 --data-root data --boxes file:boxes.npz
+python spr_uvad/preprocess.py --dataset ped2 --data-root data --boxes file:boxes.npz
 """
+
 import sys
 from pathlib import Path
 
@@ -11,19 +12,40 @@ from common import datasets
 from common.io import run
 from common.objects import flow, pipeline
 
-SHARED = dict(min_score=0.2, covered=0.6, frames=(-2, -1, 0, 1, 2), flows=(-2, -1, 0, 1, 2), motion="flow", motion_threshold=1.0,
-              first_pair=(0, 1))
+SHARED = dict(
+    min_score=0.2,
+    covered=0.6,
+    frames=(-2, -1, 0, 1, 2),
+    flows=(-2, -1, 0, 1, 2),
+    motion="flow",
+    motion_threshold=1.0,
+    first_pair=(0, 1),
+)
 # Constants of the paper's configuration; areas in square pixels, for detections and motion boxes alike.
-PUBLISHED = {name: {**SHARED, "min_area": area, "motion_area": area} for name, area in {
-    "ped1": 10**2, "ped2": 10**2, "avenue": 40**2, "shanghaitech": 30**2, "folder": 10**2, "demo": 10**2}.items()}
+PUBLISHED = {
+    name: {**SHARED, "min_area": area, "motion_area": area}
+    for name, area in {
+        "ped1": 10**2,
+        "ped2": 10**2,
+        "avenue": 40**2,
+        "shanghaitech": 30**2,
+        "folder": 10**2,
+        "demo": 10**2,
+    }.items()
+}
 
 
 def add_data_flags(parser):
     datasets.add_flags(parser)
     g = pipeline.add_foreground_flags(parser)
     g.add_argument("--motion-threshold", type=float, help="least squared flow of a moving pixel, px² (default: 1)")
-    g.add_argument("--flow", nargs="?", const="dis", help=f"with motion: predict the cube's optical flow too. {flow.HELP} "
-                   "(--flow alone: dis). Without it appearance alone is scored; motion boxes use dis then")
+    g.add_argument(
+        "--flow",
+        nargs="?",
+        const="dis",
+        help=f"with motion: predict the cube's optical flow too. {flow.HELP} "
+        "(--flow alone: dis). Without it appearance alone is scored; motion boxes use dis then",
+    )
 
 
 def prepare(args, r, **how):

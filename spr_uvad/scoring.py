@@ -1,4 +1,5 @@
 """Cubes -> scores: blocks of the frame, checkpoints (ours and the authors'), normalised scores."""
+
 import io
 import pickle
 
@@ -15,8 +16,8 @@ from common.video import Video
 model = Late("spr_uvad.model")
 
 SIZES = {"full": {}, "small": dict(features_root=8)}
-BATCH = {"cuda": 1024, "cpu": 128}     # cubes at once: a CPU's cache holds their feature maps, 1024 are half as fast
-NO_MODEL, NO_BOX = 20.0, -20.0   # score of a cube in a block without a model, of a frame without boxes (authors' code)
+BATCH = {"cuda": 1024, "cpu": 128}  # cubes at once: a CPU's cache holds their feature maps, 1024 are half as fast
+NO_MODEL, NO_BOX = 20.0, -20.0  # score of a cube in a block without a model, of a frame without boxes (authors' code)
 
 
 def fields(use_flow):
@@ -61,7 +62,7 @@ def score(nets, data, rows, block, r, tick=lambda n: None):
             with torch.inference_mode(), r.autocast():
                 got = net.folded(wanted["raw"])
             for i, key in enumerate(got):
-                own[done:done + len(part), i] = model.cube_errors(got[key], wanted[key])
+                own[done : done + len(part), i] = model.cube_errors(got[key], wanted[key])
             done += len(part)
             tick(len(part))
         out[places] = own.cpu().numpy()
@@ -75,23 +76,35 @@ def use_flow(nets):
 def shared_score(nets, records, rows, block, r, label):
     """score() of the cubes `rows` of many videos, of which torchrun's processes compute a part each."""
     share = r.contiguous_share(len(rows))
-    mine, data = rows[share.start:share.stop], Batches(records, fields(use_flow(nets)), r.device)
-    with tqdm(total=len(mine), desc=label, unit="cube", disable=not r.is_main, dynamic_ncols=True, mininterval=2) as bar:
-        return r.gather(score(nets, data, mine, block[share.start:share.stop], r, bar.update))
+    mine, data = rows[share.start : share.stop], Batches(records, fields(use_flow(nets)), r.device)
+    with tqdm(
+        total=len(mine), desc=label, unit="cube", disable=not r.is_main, dynamic_ncols=True, mininterval=2
+    ) as bar:
+        return r.gather(score(nets, data, mine, block[share.start : share.stop], r, bar.update))
 
 
 def kept_score(nets, grid, ready, videos, folder, r, among=None, shard=None):
     """score() of all cubes of `videos`, kept in `folder`. -> errors [N, 2], blocks [N], seconds; None where common.kept says so"""
     tag = [training.weights_hash(n) for _, n in sorted(nets.items())]
-    kept = Kept(folder, {"weights": tag, "grid": list(grid), "cubes": ready.store.s.key(), "precision": r.precision}, Video.fingerprint,
-                __file__)
+    kept = Kept(
+        folder,
+        {"weights": tag, "grid": list(grid), "cubes": ready.store.s.key(), "precision": r.precision},
+        Video.fingerprint,
+        __file__,
+    )
 
     def own(v, tick):
         records, block = ready.store.records(v), blocks(ready.column([v], "box"), ready.sizes([v]), grid)
         data = Batches([records], fields(use_flow(nets)), r.device, once=True)
         return {"errors": score(nets, data, np.arange(len(records)), block, r, tick), "block": block}
-    found = kept.make(videos, own, r, size=lambda v: ready.store.info(v)["cubes"], unit="cube", among=among, shard=shard)
-    return found and (*(np.concatenate([found[v.key][k] for v in videos]) for k in ("errors", "block")), seconds_of(found))
+
+    found = kept.make(
+        videos, own, r, size=lambda v: ready.store.info(v)["cubes"], unit="cube", among=among, shard=shard
+    )
+    return found and (
+        *(np.concatenate([found[v.key][k] for v in videos]) for k in ("errors", "block")),
+        seconds_of(found),
+    )
 
 
 def statistics(errors, block, numbers):
@@ -101,8 +114,11 @@ def statistics(errors, block, numbers):
         e = errors[block == number].astype(np.float64)
         mean, std = e.mean(0), e.std(0)
         keys = ("raw", "flow") if np.isfinite(e[:, 1]).all() else ("raw",)
-        out[number] = {"cubes": len(e), **{f"{k}_mean": float(mean[i]) for i, k in enumerate(keys)},
-                       **{f"{k}_std": float(std[i]) if std[i] > 0 else 1.0 for i, k in enumerate(keys)}}
+        out[number] = {
+            "cubes": len(e),
+            **{f"{k}_mean": float(mean[i]) for i, k in enumerate(keys)},
+            **{f"{k}_std": float(std[i]) if std[i] > 0 else 1.0 for i, k in enumerate(keys)},
+        }
     return out
 
 
@@ -119,6 +135,7 @@ def combine(errors, block, stats, w_raw, w_flow):
 
 
 # ------------------------------------------------------------------------------------------------------- checkpoints
+
 
 def build(model_args):
     return model.LBR(**model_args)
@@ -163,7 +180,11 @@ def load_checkpoint(path):
 def infer_args(weights):
     """Sizes of a model whose file does not say them, read off its tensors."""
     root, channels = weights["raw_ae.0.conv.conv.0.weight"].shape[:2]
-    return {"features_root": root, "num_frames": channels // 3, "use_flow": any(k.startswith("of_ae.") for k in weights)}
+    return {
+        "features_root": root,
+        "num_frames": channels // 3,
+        "use_flow": any(k.startswith("of_ae.") for k in weights),
+    }
 
 
 def numbered(nets, grid):
@@ -173,8 +194,13 @@ def numbered(nets, grid):
 
 class OnlyArrays(pickle.Unpickler):
     """Reads pickled numpy arrays in lists and refuses whatever else a file would call."""
-    ALLOWED = {("numpy._core.multiarray", "_reconstruct"), ("numpy._core.multiarray", "scalar"), ("numpy", "ndarray"),
-               ("numpy", "dtype")}
+
+    ALLOWED = {
+        ("numpy._core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "scalar"),
+        ("numpy", "ndarray"),
+        ("numpy", "dtype"),
+    }
 
     def find_class(self, module, name):
         module = module.replace("numpy.core", "numpy._core")  # as files of numpy 1 say it
@@ -194,7 +220,9 @@ def load_training_scores(path, grid):
             f.seek(0)
             if head == b"\x93NUMPY":
                 version = np.lib.format.read_magic(f)
-                reader = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                reader = (
+                    np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+                )
                 shape, _, dtype = reader(f)
                 nested = OnlyArrays(f).load() if dtype.hasobject else np.frombuffer(f.read(), dtype).reshape(shape)
             else:
@@ -204,7 +232,9 @@ def load_training_scores(path, grid):
     except FileNotFoundError:
         raise UserError(f"training scores {path} are missing") from None
     except Exception as e:  # damaged pickles raise many kinds
-        raise UserError(f"training scores {path} cannot be read ({first_line(e)}): expected nested lists of arrays") from None
+        raise UserError(
+            f"training scores {path} cannot be read ({first_line(e)}): expected nested lists of arrays"
+        ) from None
     out = {}
     try:
         for row in range(grid[0]):

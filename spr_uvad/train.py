@@ -1,9 +1,10 @@
 """Train LBR-SPR on the unlabeled videos that it then scores; preprocessing runs first where it is missing.
 
-    python spr_uvad/train.py --dataset folder --data-root my_videos      # any videos, no labels: a ranked list of moments
-    python spr_uvad/train.py --dataset ped2 --data-root data --boxes file:boxes.npz --flow
-    python spr_uvad/train.py --dataset avenue --setting merge --flow
+python spr_uvad/train.py --dataset folder --data-root my_videos      # any videos, no labels: a ranked list of moments
+python spr_uvad/train.py --dataset ped2 --data-root data --boxes file:boxes.npz --flow
+python spr_uvad/train.py --dataset avenue --setting merge --flow
 """
+
 import argparse
 import sys
 import time
@@ -23,9 +24,14 @@ from spr_uvad import advantage, preprocess, scoring
 model = Late("spr_uvad.model")
 
 # Constants of the paper's configuration: how fast refinement tightens, and the grid of blocks (rows, columns).
-PUBLISHED = {"ped1": dict(shrink=0.0001, grid=(4, 1)), "ped2": dict(shrink=0.005, grid=(1, 1)),
-             "avenue": dict(shrink=0.0001, grid=(1, 1)), "shanghaitech": dict(shrink=0.005, grid=(1, 1)),
-             "folder": dict(shrink=0.005, grid=(1, 1)), "demo": dict(shrink=0.005, grid=(1, 1))}
+PUBLISHED = {
+    "ped1": dict(shrink=0.0001, grid=(4, 1)),
+    "ped2": dict(shrink=0.005, grid=(1, 1)),
+    "avenue": dict(shrink=0.0001, grid=(1, 1)),
+    "shanghaitech": dict(shrink=0.005, grid=(1, 1)),
+    "folder": dict(shrink=0.005, grid=(1, 1)),
+    "demo": dict(shrink=0.005, grid=(1, 1)),
+}
 EPOCHS, WARMUP, BATCH, LR, STD_RANGE = 30, 5, 256, 1e-3, 4.0
 
 
@@ -34,22 +40,44 @@ def parse(argv=None):
     preprocess.add_data_flags(parser)
     training.add_flags(parser, out="runs/spr_uvad/<dataset>", epochs=EPOCHS, batch_size=BATCH, lr=LR)
     g = parser.add_argument_group("method")
-    g.add_argument("--setting", choices=["test", "merge"], default="test",
-                   help="train on the test videos alone (the paper's partial mode), or on training and test videos together "
-                   "(default: %(default)s)")
-    g.add_argument("--self-paced", choices=["mixture", "hard", "linear", "huber", "none"], default="mixture",
-                   help="how cubes with large errors lose weight (default: %(default)s)")
+    g.add_argument(
+        "--setting",
+        choices=["test", "merge"],
+        default="test",
+        help="train on the test videos alone (the paper's partial mode), or on training and test videos together "
+        "(default: %(default)s)",
+    )
+    g.add_argument(
+        "--self-paced",
+        choices=["mixture", "hard", "linear", "huber", "none"],
+        default="mixture",
+        help="how cubes with large errors lose weight (default: %(default)s)",
+    )
     g.add_argument("--warmup", type=int, default=WARMUP, help="epochs before refinement begins (default: %(default)s)")
-    g.add_argument("--shrink", type=float, default=None,
-                   help="deviations by which the upper limit tightens per step (default: the paper's; 0.0001 on ped1 and "
-                   "avenue, else 0.005)")
-    g.add_argument("--std-range", type=float, default=STD_RANGE,
-                   help="upper limit at the start, in deviations (default: %(default)s)")
-    g.add_argument("--grid", default=None, metavar="ROWSxCOLUMNS",
-                   help="one model per block of the frame (default: 4x1 on ped1, else 1x1)")
-    g.add_argument("--size", choices=scoring.SIZES, default="full",
-                   help="model size; small is for tests (default: %(default)s)")
+    g.add_argument(
+        "--shrink",
+        type=float,
+        default=None,
+        help="deviations by which the upper limit tightens per step (default: the paper's; 0.0001 on ped1 and "
+        "avenue, else 0.005)",
+    )
+    g.add_argument(
+        "--std-range",
+        type=float,
+        default=STD_RANGE,
+        help="upper limit at the start, in deviations (default: %(default)s)",
+    )
+    g.add_argument(
+        "--grid",
+        default=None,
+        metavar="ROWSxCOLUMNS",
+        help="one model per block of the frame (default: 4x1 on ped1, else 1x1)",
+    )
+    g.add_argument(
+        "--size", choices=scoring.SIZES, default="full", help="model size; small is for tests (default: %(default)s)"
+    )
     from spr_uvad.eval import add_eval_flags
+
     add_eval_flags(parser)
     return parser.parse_args(argv)
 
@@ -65,8 +93,16 @@ def parse_grid(text):
 
 
 def plan_of(args, dataset):
-    plan = {**PUBLISHED.get(dataset, PUBLISHED["folder"]), "epochs": EPOCHS, "batch_size": BATCH, "lr": LR, "warmup": args.warmup,
-            "self_paced": args.self_paced, "std_range": args.std_range, "setting": args.setting}
+    plan = {
+        **PUBLISHED.get(dataset, PUBLISHED["folder"]),
+        "epochs": EPOCHS,
+        "batch_size": BATCH,
+        "lr": LR,
+        "warmup": args.warmup,
+        "self_paced": args.self_paced,
+        "std_range": args.std_range,
+        "setting": args.setting,
+    }
     for key in ("epochs", "batch_size", "lr", "shrink"):
         if getattr(args, key) is not None:
             plan[key] = getattr(args, key)
@@ -84,10 +120,17 @@ class Trainer:
     """One LBR per block of the frame, trained one after another; saved and continued as one run."""
 
     def __init__(self, plan, model_args, records, block, r, path, identity, foreground):
-        self.plan, self.model_args, self.records, self.block, self.run, self.path = plan, model_args, records, block, r, path
+        self.plan, self.model_args, self.records, self.block, self.run, self.path = (
+            plan,
+            model_args,
+            records,
+            block,
+            r,
+            path,
+        )
         self.identity, self.foreground = identity, foreground
         self.nets, self.statistics, self.seconds, self.done = {}, None, 0.0, False
-        self.at = {"block": -1, "epoch": 0, "step": 0}   # where an interrupted run goes on
+        self.at = {"block": -1, "epoch": 0, "step": 0}  # where an interrupted run goes on
         self.pending, self.sums, self.errors = None, {}, None
         self.size = 3 * records[0].dtype["appearance"].shape[0] * records[0].dtype["appearance"].shape[2] ** 2
 
@@ -110,11 +153,22 @@ class Trainer:
     def save(self):
         if not self.run.is_main:
             return
-        state = {"method": "spr_uvad", "done": self.done, "model_args": self.model_args, "grid": list(self.plan["grid"]),
-                 "model_state_dicts": {str(k): n.state_dict() for k, n in self.nets.items()}, "plan": self.plan,
-                 "identity": self.identity, "foreground": self.foreground, "statistics": self.statistics,
-                 "seconds": self.seconds, "at": self.at, "optimizer": self.optimizer.state_dict(), "sums": self.sums,
-                 "errors": torch.from_numpy(self.errors.copy())}
+        state = {
+            "method": "spr_uvad",
+            "done": self.done,
+            "model_args": self.model_args,
+            "grid": list(self.plan["grid"]),
+            "model_state_dicts": {str(k): n.state_dict() for k, n in self.nets.items()},
+            "plan": self.plan,
+            "identity": self.identity,
+            "foreground": self.foreground,
+            "statistics": self.statistics,
+            "seconds": self.seconds,
+            "at": self.at,
+            "optimizer": self.optimizer.state_dict(),
+            "sums": self.sums,
+            "errors": torch.from_numpy(self.errors.copy()),
+        }
         training.save_checkpoint(self.path, state)
 
     def load(self):
@@ -124,17 +178,31 @@ class Trainer:
         nets, state = scoring.load_checkpoint(self.path)
         training.check_identity(self.path, state.get("identity"), self.identity)
         self.nets = scoring.numbered(nets, self.plan["grid"])
-        self.at, self.done, self.statistics, self.seconds = state["at"], state["done"], state["statistics"], state["seconds"]
-        self.pending = {"net": state["model_state_dicts"][str(self.at["block"])], "optimizer": state["optimizer"],
-                        "sums": state["sums"], "errors": state["errors"]}
+        self.at, self.done, self.statistics, self.seconds = (
+            state["at"],
+            state["done"],
+            state["statistics"],
+            state["seconds"],
+        )
+        self.pending = {
+            "net": state["model_state_dicts"][str(self.at["block"])],
+            "optimizer": state["optimizer"],
+            "sums": state["sums"],
+            "errors": state["errors"],
+        }
 
     def weights(self, cubes, part, count, t):
         """Self-paced weights of this process's cubes; mean and deviation are those of the whole batch."""
         with torch.no_grad(), self.run.autocast():
             raw = self.net.folded(cubes, flow=False)["raw"]
         global_batch = self.run.all_gather_batch(model.cube_errors(raw, cubes), count)
-        return model.self_paced_weights(global_batch, t, mode=self.plan["self_paced"], shrink=self.plan["shrink"],
-                                        init_std_range=self.plan["std_range"])[part]
+        return model.self_paced_weights(
+            global_batch,
+            t,
+            mode=self.plan["self_paced"],
+            shrink=self.plan["shrink"],
+            init_std_range=self.plan["std_range"],
+        )[part]
 
     def train_step(self, batch, part, count, t, share=1.0):
         """One step on this process's `part` of `count` cubes, whose mean loss counts `share` in the mean over the processes.
@@ -163,8 +231,14 @@ class Trainer:
         r, plan = self.run, self.plan
         numbers, counts = np.unique(self.block, return_counts=True)
         total = sum(-(-int(n) // plan["batch_size"]) * plan["epochs"] for n in counts)
-        bar = tqdm(total=total, desc="train", unit="step", disable=not r.is_main, dynamic_ncols=True,
-                   mininterval=1 if sys.stderr.isatty() else 30)
+        bar = tqdm(
+            total=total,
+            desc="train",
+            unit="step",
+            disable=not r.is_main,
+            dynamic_ncols=True,
+            mininterval=1 if sys.stderr.isatty() else 30,
+        )
         for number, n in zip(numbers.tolist(), counts.tolist()):
             steps = -(-n // plan["batch_size"])
             if number < self.at["block"]:
@@ -188,12 +262,12 @@ class Trainer:
         self.net.train()
         size, start = plan["batch_size"], first * plan["batch_size"]
         for rows, batch in data.iterate(self.rows[order], size, start=first):
-            where, (part, share) = order[start:start + size], r.batch_slice(len(rows))
+            where, (part, share) = order[start : start + size], r.batch_slice(len(rows))
             start += size
             batch = {k: v[part] for k, v in batch.items()}
             t = (at["epoch"] - plan["warmup"]) * steps + at["step"] if refined else None
             losses, raw = self.train_step(batch, part, len(rows), t, share)
-            if r.is_main or len(rows) >= r.world_size:      # they are summed over the processes
+            if r.is_main or len(rows) >= r.world_size:  # they are summed over the processes
                 self.errors[where[part]] = raw.cpu().numpy()
             for k, v in losses.items():
                 self.sums[k] = self.sums.get(k, 0.0) + v
@@ -218,11 +292,19 @@ class Trainer:
         self.save()
         extra = after_epoch(self, number, errors)
         if r.is_main:
-            log.write(stage=f"block {number}", epoch=at["epoch"], **means, seconds=self.seconds,
-                      cubes_per_second=(len(self.rows) - first * plan["batch_size"]) / (now - began),
-                      waited_share=data.waited / (now - began), **extra)
-            bar.write(f"block {number} epoch {at['epoch']}/{plan['epochs']}: " + ", ".join(
-                f"{k} {v:.5g}" for k, v in {**means, **extra}.items() if v is not None))
+            log.write(
+                stage=f"block {number}",
+                epoch=at["epoch"],
+                **means,
+                seconds=self.seconds,
+                cubes_per_second=(len(self.rows) - first * plan["batch_size"]) / (now - began),
+                waited_share=data.waited / (now - began),
+                **extra,
+            )
+            bar.write(
+                f"block {number} epoch {at['epoch']}/{plan['epochs']}: "
+                + ", ".join(f"{k} {v:.5g}" for k, v in {**means, **extra}.items() if v is not None)
+            )
 
 
 def videos_of(ready, setting):
@@ -234,37 +316,65 @@ def train(args, ready, r):
     dataset = ready.data.name
     plan, folder = plan_of(args, dataset), r.open_output_dir(args.out or Path("runs/spr_uvad") / dataset)
     if not ready.test:
-        raise UserError(f"{dataset} has no test videos under {ready.data.root}: this method trains on the videos that it scores; "
-                        "put them into test/, or straight into the folder")
+        raise UserError(
+            f"{dataset} has no test videos under {ready.data.root}: this method trains on the videos that it scores; "
+            "put them into test/, or straight into the folder"
+        )
     if args.setting == "merge" and not ready.train:
-        raise UserError(f"--setting merge: {dataset} has no training videos under {ready.data.root}; --setting test needs none")
+        raise UserError(
+            f"--setting merge: {dataset} has no training videos under {ready.data.root}; --setting test needs none"
+        )
     videos = videos_of(ready, args.setting)
     records = ready.records(videos)
     cubes = sum(map(len, records))
     if cubes == 0:
-        raise UserError("no boxes were found in these videos (nothing moves, or too little): lower --motion-threshold or "
-                        f"--motion-area, or choose another detector with --boxes (now {ready.store.s.boxes})")
+        raise UserError(
+            "no boxes were found in these videos (nothing moves, or too little): lower --motion-threshold or "
+            f"--motion-area, or choose another detector with --boxes (now {ready.store.s.boxes})"
+        )
     block = scoring.blocks(ready.column(videos, "box"), ready.sizes(videos), plan["grid"])
-    model_args = {**scoring.SIZES[args.size], "num_frames": len(ready.store.s.frames), "use_flow": args.flow is not None}
-    identity = {"model_args": model_args, "dataset": dataset, "cubes": [ready.store.s.key(), cubes], "seed": args.seed,
-                "precision": r.precision, "processes": r.world_size,
-                **{k: list(v) if isinstance(v, tuple) else v for k, v in plan.items()}}
+    model_args = {
+        **scoring.SIZES[args.size],
+        "num_frames": len(ready.store.s.frames),
+        "use_flow": args.flow is not None,
+    }
+    identity = {
+        "model_args": model_args,
+        "dataset": dataset,
+        "cubes": [ready.store.s.key(), cubes],
+        "seed": args.seed,
+        "precision": r.precision,
+        "processes": r.world_size,
+        **{k: list(v) if isinstance(v, tuple) else v for k, v in plan.items()},
+    }
     if len(np.unique(block)) == 1:
         del identity["epochs"]  # one block can go on for more; several are trained one after another
-    trainer = Trainer({**plan, "grid": list(plan["grid"])}, model_args, records, block, r, folder / "spr.pt", identity,
-                      vars(ready.store.s))
+    trainer = Trainer(
+        {**plan, "grid": list(plan["grid"])},
+        model_args,
+        records,
+        block,
+        r,
+        folder / "spr.pt",
+        identity,
+        vars(ready.store.s),
+    )
     log = training.Log(folder / "log.jsonl")
     if args.resume:
         trainer.load()
     elif r.is_main:
         log.path.unlink(missing_ok=True)
-    r.print(f"{dataset}, setting {args.setting}: {len(videos)} videos, {cubes} cubes in {len(np.unique(block))} blocks, "
-          f"{'with' if args.flow else 'without'} motion, refinement {plan['self_paced']}, {r.device}, {r.precision}")
+    r.print(
+        f"{dataset}, setting {args.setting}: {len(videos)} videos, {cubes} cubes in {len(np.unique(block))} blocks, "
+        f"{'with' if args.flow else 'without'} motion, refinement {plan['self_paced']}, {r.device}, {r.precision}"
+    )
     if trainer.done and trainer.at["epoch"] >= plan["epochs"]:
         r.print(f"{plan['epochs']} epochs done before ({trainer.path})")
         return trainer.path
     if trainer.pending:
-        r.print(f"going on in block {trainer.at['block']} at epoch {trainer.at['epoch'] + 1}, step {trainer.at['step']}")
+        r.print(
+            f"going on in block {trainer.at['block']} at epoch {trainer.at['epoch'] + 1}, step {trainer.at['step']}"
+        )
         if r.is_main:
             log.drop_after(f"block {trainer.at['block']}", trainer.at["epoch"])
     trainer.done = False
@@ -287,6 +397,7 @@ def observer(ready, videos, r):
 
     def after(trainer, number, errors):
         return {} if labels is None else advantage.means(errors / trainer.size, labels[trainer.rows])
+
     return after
 
 
@@ -298,6 +409,7 @@ def main(argv=None):
     checkpoint = train(args, ready, r)
     r.print(f"trained in {(time.perf_counter() - began) / 60:.1f} min with everything before; checkpoint {checkpoint}")
     from spr_uvad.eval import evaluate
+
     evaluate(args, ready, checkpoint, r)
     r.close()
 

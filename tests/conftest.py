@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # one worker a core (pytest -n 2); two threads each would only wait for each other
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # one worker a core (pytest -n 2); two threads each would only wait for each other
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -28,7 +30,7 @@ class Listing(list):
     def __exit__(self, *_):
         pass
 
-    def __next__(self):                        # os.walk calls it
+    def __next__(self):  # os.walk calls it
         if not self:
             raise StopIteration
         return self.pop(0)
@@ -39,12 +41,21 @@ class Listing(list):
 @pytest.fixture(params=["a to z", "z to a"])
 def listing(request, monkeypatch):
     """File systems list files in any order; whatever a test reads must not depend on it."""
+
     def ordered(listed):
-        return lambda self, *args, **kwargs: iter(sorted(listed(self, *args, **kwargs), reverse=request.param == "z to a"))
+        return lambda self, *args, **kwargs: iter(
+            sorted(listed(self, *args, **kwargs), reverse=request.param == "z to a")
+        )
+
     for name in ("iterdir", "glob", "rglob"):
         monkeypatch.setattr(Path, name, ordered(getattr(Path, name)))
-    monkeypatch.setattr(os, "scandir", lambda path, listed=os.scandir: Listing(sorted(
-        listed(path), key=lambda entry: entry.name, reverse=request.param == "z to a")))
+    monkeypatch.setattr(
+        os,
+        "scandir",
+        lambda path, listed=os.scandir: Listing(
+            sorted(listed(path), key=lambda entry: entry.name, reverse=request.param == "z to a")
+        ),
+    )
 
 
 def pytest_collection_modifyitems(items):

@@ -1,4 +1,5 @@
 """Small videos and runs of the real scripts, shared by the tests."""
+
 import atexit
 import contextlib
 import json
@@ -30,7 +31,7 @@ def walkers(frames=24, size=(64, 96), speed=2, seed=0, channels=3):
     out = np.repeat(back[None], frames, 0)
     for t in range(frames):
         x = (5 + speed * t) % (w - 16)
-        out[t, 20:44, x:x + 14] = block
+        out[t, 20:44, x : x + 14] = block
     return out
 
 
@@ -68,14 +69,14 @@ def tiny_folder(root, train=2, test=2, frames=24):
         save_frames(root / "train" / f"a{i}", walkers(frames, seed=i))
     for i in range(test):
         x = walkers(frames, seed=10 + i)
-        x[frames // 2:] = walkers(frames, speed=6, seed=10 + i)[frames // 2:]
+        x[frames // 2 :] = walkers(frames, speed=6, seed=10 + i)[frames // 2 :]
         save_frames(root / "test" / f"b{i}", x)
         (root / "labels").mkdir(exist_ok=True)
         np.save(root / "labels" / f"b{i}.npy", (np.arange(frames) >= frames // 2).astype(np.uint8))
     return root
 
 
-PATIENCE = 1200       # seconds that a test waits for a process that has hung; none takes a tenth of it on a busy machine
+PATIENCE = 1200  # seconds that a test waits for a process that has hung; none takes a tenth of it on a busy machine
 
 
 def warm_processes():
@@ -86,8 +87,12 @@ def warm_processes():
             folder = tempfile.mkdtemp(prefix="warm")
             atexit.register(shutil.rmtree, folder, True)
             address = os.path.join(folder, "socket")
-            warm_processes.server = subprocess.Popen([sys.executable, str(ROOT / "tests" / "warm.py"), address], stdin=subprocess.PIPE,
-                                                     stdout=subprocess.PIPE, text=True)
+            warm_processes.server = subprocess.Popen(
+                [sys.executable, str(ROOT / "tests" / "warm.py"), address],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
             atexit.register(warm_processes.server.stdin.close)
             if warm_processes.server.stdout.readline() == "ready\n":
                 warm_processes.address = address
@@ -137,22 +142,34 @@ def script(path, *args, cwd=None, check=True, env=None, threads=1, preexec_fn=No
         stdout, stderr = process.communicate()
         done = subprocess.CompletedProcess(argv, process.returncode, stdout, stderr)
     else:
-        done = subprocess.run([sys.executable, *argv], cwd=cwd or ROOT, text=True, capture_output=True, timeout=PATIENCE, env=whole,
-                              preexec_fn=preexec_fn)
+        done = subprocess.run(
+            [sys.executable, *argv],
+            cwd=cwd or ROOT,
+            text=True,
+            capture_output=True,
+            timeout=PATIENCE,
+            env=whole,
+            preexec_fn=preexec_fn,
+        )
     return ended_well(done) if check else done
 
 
 def python(code, *args):
     """Run a few lines of code in a new process. -> its standard output; what it printed is shown where it fails."""
-    return ended_well(subprocess.run([sys.executable, "-c", code, *map(str, args)], text=True, capture_output=True, timeout=PATIENCE,
-                                     cwd=ROOT)).stdout
+    return ended_well(
+        subprocess.run(
+            [sys.executable, "-c", code, *map(str, args)], text=True, capture_output=True, timeout=PATIENCE, cwd=ROOT
+        )
+    ).stdout
 
 
 def ended_well(done):
     """-> the process, which ended with 0; else what it printed is shown."""
     if done.returncode != 0:
-        raise AssertionError(f"{' '.join(map(str, done.args))} ended with {done.returncode}\n--- stdout\n{done.stdout[-6000:]}\n"
-                             f"--- stderr\n{done.stderr[-6000:]}")
+        raise AssertionError(
+            f"{' '.join(map(str, done.args))} ended with {done.returncode}\n--- stdout\n{done.stdout[-6000:]}\n"
+            f"--- stderr\n{done.stderr[-6000:]}"
+        )
     return done
 
 
@@ -162,13 +179,35 @@ def under_torchrun(*argv, processes=2):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    job = {"WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    job = {
+        "WORLD_SIZE": processes,
+        "LOCAL_WORLD_SIZE": processes,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        "OMP_NUM_THREADS": 1,
+    }
     if not warm_processes():
-        return ended_well(subprocess.run(
-            [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), *map(str, argv)], text=True,
-            capture_output=True, timeout=PATIENCE, env={**os.environ, "OMP_NUM_THREADS": "1"}))
-    ranks = [Forked(argv, ROOT, {**os.environ, **{k: str(v) for k, v in {**job, "RANK": i, "LOCAL_RANK": i}.items()}})
-             for i in range(processes)]
+        return ended_well(
+            subprocess.run(
+                [
+                    sys.executable,
+                    "-m",
+                    "torch.distributed.run",
+                    "--standalone",
+                    "--nproc-per-node",
+                    str(processes),
+                    *map(str, argv),
+                ],
+                text=True,
+                capture_output=True,
+                timeout=PATIENCE,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+        )
+    ranks = [
+        Forked(argv, ROOT, {**os.environ, **{k: str(v) for k, v in {**job, "RANK": i, "LOCAL_RANK": i}.items()}})
+        for i in range(processes)
+    ]
 
     def wait(rank):
         said = rank.communicate()
@@ -176,10 +215,13 @@ def under_torchrun(*argv, processes=2):
             for other in ranks:
                 other.kill()
         return said
+
     with ThreadPoolExecutor(processes) as pool:
         said = list(pool.map(wait, ranks))
     code = next((rank.returncode for rank in ranks if rank.returncode), 0)
-    return ended_well(subprocess.CompletedProcess(argv, code, "".join(out for out, _ in said), "".join(err for _, err in said)))
+    return ended_well(
+        subprocess.CompletedProcess(argv, code, "".join(out for out, _ in said), "".join(err for _, err in said))
+    )
 
 
 def torchrun(path, *args, processes=2):
@@ -213,7 +255,15 @@ def same_losses(script_name, flags, where):
     logs, steps = [], []
     for processes in (1, 2):
         out, gradients = where / str(processes), where / f"gradients{processes}"
-        argv = (ROOT / "tests" / "tools" / "still.py", "--gradients", gradients, ROOT / script_name, *flags, "--out", out)
+        argv = (
+            ROOT / "tests" / "tools" / "still.py",
+            "--gradients",
+            gradients,
+            ROOT / script_name,
+            *flags,
+            "--out",
+            out,
+        )
         if processes == 1:
             script(*argv)
         else:
@@ -238,7 +288,9 @@ def scored_by_shards(script_name, flags, scores, tmp_path):
     """Two jobs of an array score at once, then the same command shows the results without scoring again: the scores of one job."""
     out = tmp_path / "shards"
     with ThreadPoolExecutor(2) as pool:
-        said = [x.stdout for x in pool.map(lambda i: script(script_name, *flags, "--out", out, "--shard", f"{i}/2"), (0, 1))]
+        said = [
+            x.stdout for x in pool.map(lambda i: script(script_name, *flags, "--out", out, "--shard", f"{i}/2"), (0, 1))
+        ]
     assert all("without --shard" in x and "micro AUC" not in x for x in said), said
     kept = {p: p.stat().st_mtime_ns for p in out.rglob("scored-*/**/*.npz")}
     assert len(kept) == len(np.load(scores).files) and not list(out.rglob("*.part*"))

@@ -1,4 +1,5 @@
 """Comparison of runs: intervals against independent libraries, fusion by hand, files that others read."""
+
 import csv
 import json
 
@@ -38,9 +39,15 @@ def test_fusion_by_hand():
 def test_compare_runs_of_one_dataset(tmp_path):
     root = tiny_folder(tmp_path / "data", train=1, test=6)
     rng, y = np.random.default_rng(0), np.arange(24) >= 12
-    for name, noise, report in (("good/strict", 0.1, {"method": "A|B", "parameters": 7.1e6, "rbdc": 0.5, "training_seconds": 90.0,
-                                                  "frames_per_second": 123.4}),
-                                ("good/official", 0.11, {}), ("bad/strict", 5.0, {})):
+    for name, noise, report in (
+        (
+            "good/strict",
+            0.1,
+            {"method": "A|B", "parameters": 7.1e6, "rbdc": 0.5, "training_seconds": 90.0, "frames_per_second": 123.4},
+        ),
+        ("good/official", 0.11, {}),
+        ("bad/strict", 5.0, {}),
+    ):
         (tmp_path / name).mkdir(parents=True)
         np.savez(tmp_path / name / "scores.npz", **{f"b{i}": y + rng.normal(0, noise, 24) for i in range(6)})
         (tmp_path / name / "metrics.json").write_text(json.dumps(report))
@@ -58,8 +65,13 @@ def test_compare_runs_of_one_dataset(tmp_path):
     assert "A\\|B" in (tmp_path / "out" / "comparison.md").read_text() and "TBDC" not in rows[0]
     tex = (tmp_path / "out" / "comparison.tex").read_text()
     assert tex.startswith("\\begin{tabular}{l") and "95 \\% interval" in tex
-    assert (tmp_path / "out" / "roc.png").stat().st_size > 1000 and len(list((tmp_path / "out" / "curves").iterdir())) == 6
-    refused(script("common/report/compare.py", *runs, *common, "--fuse", "--fuse-weights", "1,x,1", check=False), "--fuse-weights")
+    assert (tmp_path / "out" / "roc.png").stat().st_size > 1000 and len(
+        list((tmp_path / "out" / "curves").iterdir())
+    ) == 6
+    refused(
+        script("common/report/compare.py", *runs, *common, "--fuse", "--fuse-weights", "1,x,1", check=False),
+        "--fuse-weights",
+    )
     refused(script("common/report/compare.py", runs[0], runs[0], *common, check=False), "twice")
     refused(script("common/report/compare.py", tmp_path, *common, check=False), "scores.npz")
     np.savez(tmp_path / "bad" / "strict" / "scores.npz", b0=np.zeros(24))

@@ -1,5 +1,6 @@
 """Every damaged or hostile file of tests/corpus.py gives a sound result or one clear sentence: no traceback of another kind, no code
 that runs, nothing written elsewhere, no hang, no memory without end."""
+
 import ast
 import resource
 import shutil
@@ -13,7 +14,7 @@ from common.io import UserError
 from tests.corpus import HARMLESS, KINDS, SITUATIONS, SPECIAL, SPOILED, marker
 from tests.helpers import ROOT, refused, save_frames, script, tiny_folder, walkers
 
-SECONDS, MEMORY = 20, 2 * 2 ** 30
+SECONDS, MEMORY = 20, 2 * 2**30
 CASES = [(kind, title) for kind in KINDS for title in SPOILED] + [(kind, title) for kind, title, _ in SPECIAL]
 
 
@@ -29,8 +30,10 @@ def sound(tmp_path_factory):
 
 def attempt(read, path):
     """What reading gives: a value, or the UserError."""
+
     def too_long(*_):
         raise AssertionError(f"no end after {SECONDS} s")
+
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     signal.signal(signal.SIGALRM, too_long)
     signal.alarm(SECONDS)
@@ -74,23 +77,48 @@ def test_a_bad_file_is_one_sentence_or_no_harm(kind, title, sound, tmp_path):
 
 # every function that opens a file by itself, and the kind of file above, or the test, that tries bad ones on it
 OPENS = {
-    "common/batches.py copy_rows": "tests/test_frd_uvad.py", "common/clip.py uses_quick_gelu": "tests/test_scene_aware_ae.py",
+    "common/batches.py copy_rows": "tests/test_frd_uvad.py",
+    "common/clip.py uses_quick_gelu": "tests/test_scene_aware_ae.py",
     "common/objects/detectors.py _onnx": "tests/test_foreground.py",
-    "common/io.py read_text": "labels.txt", "common/io.py read_json": "side.json", "common/io.py load_array": "array.npy",
-    "common/io.py load_arrays": "scores.npz", "common/io.py stamp": "tests/test_names.py",
+    "common/io.py read_text": "labels.txt",
+    "common/io.py read_json": "side.json",
+    "common/io.py load_array": "array.npy",
+    "common/io.py load_arrays": "scores.npz",
+    "common/io.py stamp": "tests/test_names.py",
     "common/objects/cubes.py CubeStore._has_boxes": "scores.npz",
     "common/kept.py Kept.__init__": "tests/test_training.py",
-    "common/labels.py read_mat": "ped2.mat", "common/labels.py npz_names": "packed.npz", "common/labels.py matlab_ranges": "UCSDped2.m",
-    "common/training.py load_checkpoint": "weights.pt", "common/training.py Log.drop_after": "tests/test_training.py",
-    "common/ubnormal.py Annotations.masks": "video.avi", "common/container.py open_capture": "video.mp4",
-    "common/container.py avi_index": "video.avi", "common/pictures.py read_any_image": "frame.png",
-    "common/report/page.py write": "tests/test_report.py", "sdmae/live.py Stream.open": "tests/test_live.py",
-    "frd_uvad/train.py plot_pseudo_labels": "tests/test_frd_uvad.py", "spr_uvad/advantage.py read": "tests/test_spr_uvad.py",
+    "common/labels.py read_mat": "ped2.mat",
+    "common/labels.py npz_names": "packed.npz",
+    "common/labels.py matlab_ranges": "UCSDped2.m",
+    "common/training.py load_checkpoint": "weights.pt",
+    "common/training.py Log.drop_after": "tests/test_training.py",
+    "common/ubnormal.py Annotations.masks": "video.avi",
+    "common/container.py open_capture": "video.mp4",
+    "common/container.py avi_index": "video.avi",
+    "common/pictures.py read_any_image": "frame.png",
+    "common/report/page.py write": "tests/test_report.py",
+    "sdmae/live.py Stream.open": "tests/test_live.py",
+    "frd_uvad/train.py plot_pseudo_labels": "tests/test_frd_uvad.py",
+    "spr_uvad/advantage.py read": "tests/test_spr_uvad.py",
     "scene_aware_ae/encoder.py GivenFeatures.__init__": "tests/test_scene_aware_ae.py",
-    "spr_uvad/scoring.py load_checkpoint": "tests/test_spr_uvad.py", "spr_uvad/scoring.py load_training_scores": "tests/test_spr_uvad.py",
+    "spr_uvad/scoring.py load_checkpoint": "tests/test_spr_uvad.py",
+    "spr_uvad/scoring.py load_training_scores": "tests/test_spr_uvad.py",
 }
-READING = {"np.load", "torch.load", "np.fromfile", "cv2.imread", "cv2.imdecode", "cv2.VideoCapture", "io.loadmat", "json.loads",
-           "pickle.load", "np.loadtxt", "np.lib.format.read_array", "cv2.dnn.readNetFromONNX", "os.open"}
+READING = {
+    "np.load",
+    "torch.load",
+    "np.fromfile",
+    "cv2.imread",
+    "cv2.imdecode",
+    "cv2.VideoCapture",
+    "io.loadmat",
+    "json.loads",
+    "pickle.load",
+    "np.loadtxt",
+    "np.lib.format.read_array",
+    "cv2.dnn.readNetFromONNX",
+    "os.open",
+}
 
 
 def places_that_open():
@@ -107,6 +135,7 @@ def places_that_open():
                 if by_name or (name == "open" and "r" in mode and "+" not in mode):
                     found[f"{path} {'.'.join(where)}"] = name
             walk(child, path, inside)
+
     for file in sorted(ROOT.glob("*/**/*.py")):
         path = file.relative_to(ROOT)
         if path.parts[0] != "tests":
@@ -138,8 +167,27 @@ def test_links_in_a_circle_and_long_names(tmp_path):
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     root = tiny_folder(tmp_path_factory.mktemp("scorer"))
-    script("frd_uvad/train.py", "--dataset", "folder", "--data-root", root, "--cache", root / "cache", "--out", root / "run",
-           "--epochs", "1", "--num-blocks", "1", "--cross-clip", "2", "--batch-size", "8", "--workers", "1")
+    script(
+        "frd_uvad/train.py",
+        "--dataset",
+        "folder",
+        "--data-root",
+        root,
+        "--cache",
+        root / "cache",
+        "--out",
+        root / "run",
+        "--epochs",
+        "1",
+        "--num-blocks",
+        "1",
+        "--cross-clip",
+        "2",
+        "--batch-size",
+        "8",
+        "--workers",
+        "1",
+    )
     return root / "run" / "frd.pt"
 
 

@@ -1,4 +1,5 @@
 """Every layout in circulation, on the real Ped2 and on small synthetic trees."""
+
 import numpy as np
 import pytest
 import scipy.io
@@ -15,8 +16,14 @@ def blank(n):
 
 
 def test_names_ignore_case_and_know_the_papers_spellings():
-    for spelling, name in (("UCSDped2", "ped2"), ("Ped1", "ped1"), ("ShanghaiTech", "shanghaitech"), ("shanghai", "shanghaitech"),
-                           ("AVENUE", "avenue"), ("folder", "folder")):
+    for spelling, name in (
+        ("UCSDped2", "ped2"),
+        ("Ped1", "ped1"),
+        ("ShanghaiTech", "shanghaitech"),
+        ("shanghai", "shanghaitech"),
+        ("AVENUE", "avenue"),
+        ("folder", "folder"),
+    ):
         assert datasets.canonical(spelling) == name
     with pytest.raises(UserError, match="ped2"):
         datasets.canonical("ped3")
@@ -31,7 +38,7 @@ def test_real_ped2(shared_data):
     assert sum(int(x.sum()) for x in labels.values()) == 1648
     for name, expected in load_arrays(shared_data / "labels" / "ped2.npz", "labels").items():
         assert (labels[name] == expected).all(), name
-    for v in data.test:   # pixel masks say the same as the frame labels
+    for v in data.test:  # pixel masks say the same as the frame labels
         assert (data.masks(v).any((1, 2)) == labels[v.name]).all(), v.name
 
 
@@ -46,15 +53,18 @@ def test_ucsd_layouts(tmp_path, layout):
     n = 12
     for i in (1, 2):
         for split, short in (("training", "Train"), ("testing", "Test")):
-            folder = {"original": tmp_path / "UCSD_Anomaly_Dataset.v1p2" / "UCSDped1" / short / f"{short}00{i}",
-                      "copy": tmp_path / "ped1" / split / "frames" / f"0{i}",
-                      "copy with original names": tmp_path / "ped1" / split / "frames" / f"{short}00{i}"}[layout]
+            folder = {
+                "original": tmp_path / "UCSD_Anomaly_Dataset.v1p2" / "UCSDped1" / short / f"{short}00{i}",
+                "copy": tmp_path / "ped1" / split / "frames" / f"0{i}",
+                "copy with original names": tmp_path / "ped1" / split / "frames" / f"{short}00{i}",
+            }[layout]
             save_frames(folder, blank(n), ".jpg" if layout == "copy" else ".tif")
     if layout == "original":
         root = tmp_path / "UCSD_Anomaly_Dataset.v1p2" / "UCSDped1"
         (root / "Test" / "UCSDped1.m").write_text(
             "% ground truth\nTestVideoFile = {};\nTestVideoFile{end+1}.gt_frame = [3:5];\n"
-            "TestVideoFile{end+1}.gt_frame = [1:2, 10:12];\n")
+            "TestVideoFile{end+1}.gt_frame = [1:2, 10:12];\n"
+        )
         masks = np.zeros((n, 16, 16, 1), np.uint8)
         masks[2:5, 4:8, 4:8] = 255
         save_frames(root / "Test" / "Test001_gt", masks, ".bmp")
@@ -78,7 +88,7 @@ def test_ucsd_labels_from_masks_alone(tmp_path):
         masks[i:, 3:9, 3:9] = 255
         folder = save_frames(tmp_path / "Test" / f"Test00{i}_gt", masks, ".bmp")
         for f in list(folder.iterdir()):
-            f.rename(folder / f"frame{f.name}")     # the other spelling in circulation
+            f.rename(folder / f"frame{f.name}")  # the other spelling in circulation
     data = datasets.find("ped2", tmp_path)
     assert [data.labels(v, 4).tolist() for v in data.test] == [[0, 1, 1, 1], [0, 0, 1, 1]]
     assert "masks" in data.label_source
@@ -132,7 +142,10 @@ def test_folder_with_every_kind_of_label(tmp_path):
     data = datasets.find("folder", tmp_path)
     assert [v.name for v in data.train] == ["café one"]
     assert {v.name: data.labels(v, 6).tolist() for v in data.test} == {
-        "a": [0, 1, 1, 0, 0, 1], "b": [0] * 6, "c d": [1, 0, 0, 0, 0, 0]}
+        "a": [0, 1, 1, 0, 0, 1],
+        "b": [0] * 6,
+        "c d": [1, 0, 0, 0, 0, 0],
+    }
     (tmp_path / "labels").mkdir()
     np.save(tmp_path / "labels" / "a.npy", np.array([0, 0, 1, 0, 0, 0]))
     (tmp_path / "labels" / "b.txt").write_text("0 0 0\n0 1 1\n")
@@ -162,7 +175,9 @@ def test_labels_of_the_wrong_length_name_both(tmp_path):
         data.labels(data.test[0], 6)
 
 
-@pytest.mark.parametrize("text, words", [("a,x,3", "line 1"), ("nobody,1,3", "no test video nobody"), ("a,3,3", "empty")])
+@pytest.mark.parametrize(
+    "text, words", [("a,x,3", "line 1"), ("nobody,1,3", "no test video nobody"), ("a,3,3", "empty")]
+)
 def test_csv_labels_name_the_line(tmp_path, text, words):
     save_frames(tmp_path / "test" / "a", blank(6))
     (tmp_path / "labels.csv").write_text(text + "\n")

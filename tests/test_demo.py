@@ -1,4 +1,5 @@
 """The dataset that needs no download, and the README's main job on it."""
+
 import json
 
 import cv2
@@ -25,7 +26,7 @@ def test_one_video_is_the_same_every_time(tmp_path):
     assert set(tracks[:, 1]) == set(np.flatnonzero(labels)) == set(tracks_from_masks(masks)[:, 1])
     for _, t, x1, y1, x2, y2 in tracks[::10].astype(int):
         ys, xs = np.nonzero(masks[t])
-        assert (xs.min(), ys.min(), xs.max(), ys.max()) == (x1, y1, x2, y2)   # one abnormal actor: its box is the mask's
+        assert (xs.min(), ys.min(), xs.max(), ys.max()) == (x1, y1, x2, y2)  # one abnormal actor: its box is the mask's
     capture = cv2.VideoCapture(str(path))
     assert int(capture.get(cv2.CAP_PROP_FRAME_COUNT)) == len(labels)
 

@@ -1,5 +1,6 @@
 """Clip features as people have them: folders, axes, crops and index files are understood or refused, and labels never reach a video that
 they were not made for, in whichever order files are listed."""
+
 import os
 from types import SimpleNamespace
 
@@ -20,14 +21,19 @@ from tests.helpers import save_frames, walkers
 
 pytestmark = pytest.mark.usefixtures("listing")
 
-VIDEOS = {"Vandalism028": 5, "Abuse028": 7, "Normal_Videos_003": 6, "Stealing019": 4}      # clips of each; in the order of the list
-EVENTS = {"Vandalism028": (20, 40), "Abuse028": (60, 100), "Stealing019": (0, 31)}         # first and last abnormal frame
+VIDEOS = {
+    "Vandalism028": 5,
+    "Abuse028": 7,
+    "Normal_Videos_003": 6,
+    "Stealing019": 4,
+}  # clips of each; in the order of the list
+EVENTS = {"Vandalism028": (20, 40), "Abuse028": (60, 100), "Stealing019": (0, 31)}  # first and last abnormal frame
 
 
 def truth(name):
     y = np.zeros(VIDEOS[name] * CLIP, np.uint8)
     if name in EVENTS:
-        y[EVENTS[name][0]:EVENTS[name][1] + 1] = 1
+        y[EVENTS[name][0] : EVENTS[name][1] + 1] = 1
     return y
 
 
@@ -52,8 +58,12 @@ def write_vector(root, order=VIDEOS):
 
 
 def annotate(path):
-    path.write_text("".join(f"{n}_x264.mp4  Crime  {EVENTS.get(n, (-1, -1))[0]}  {EVENTS.get(n, (-1, -1))[1]}  -1  -1\n"
-                            for n in sorted(VIDEOS)))
+    path.write_text(
+        "".join(
+            f"{n}_x264.mp4  Crime  {EVENTS.get(n, (-1, -1))[0]}  {EVENTS.get(n, (-1, -1))[1]}  -1  -1\n"
+            for n in sorted(VIDEOS)
+        )
+    )
     return path
 
 
@@ -88,7 +98,7 @@ def test_a_vector_is_cut_in_the_order_of_its_list(tmp_path, form, place):
     file.write_text("\n".join(LISTS[form](n) for n in VIDEOS) + "\n")
     if place == "--order":
         order = file
-        (root / "other.list").write_text("\n".join(sorted(LISTS["names"](n) for n in VIDEOS)))   # --order decides
+        (root / "other.list").write_text("\n".join(sorted(LISTS["names"](n) for n in VIDEOS)))  # --order decides
     data = has_the_truth(find_features("ucfcrime", root, order=order))
     assert data.label_source == f"gt-ucf.npy in the order of {file.name}"
 
@@ -96,7 +106,7 @@ def test_a_vector_is_cut_in_the_order_of_its_list(tmp_path, form, place):
 def test_a_vector_without_an_order_is_refused(tmp_path):
     root = write_features(tmp_path)
     write_vector(root)
-    (root / "train.list").write_text("Normal_Videos001_x264\n")          # a list, but not of these videos
+    (root / "train.list").write_text("Normal_Videos001_x264\n")  # a list, but not of these videos
     with pytest.raises(UserError, match=r"order that is not known: .*\.list .*--order FILE.*labels/<video>\.npy"):
         find_features("ucfcrime", root)
 
@@ -114,14 +124,18 @@ def test_an_order_of_other_videos_is_refused(tmp_path):
     root = write_features(tmp_path / "f")
     write_vector(root)
     (tmp_path / "x").write_text("\n".join(f"{n}_x264" for n in list(VIDEOS)[1:]) + "\nRobbery001\nRobbery002\n")
-    with pytest.raises(UserError, match="1 of them are missing there and 2 others are listed, such as Vandalism028_x264"):
+    with pytest.raises(
+        UserError, match="1 of them are missing there and 2 others are listed, such as Vandalism028_x264"
+    ):
         find_features("ucfcrime", root, order=tmp_path / "x")
 
 
 def test_a_normal_video_with_abnormal_frames_shows_a_wrong_order(tmp_path):
     root = write_features(tmp_path)
     write_vector(root, sorted(VIDEOS))
-    (root / "test.list").write_text("\n".join(f"{n}_x264" for n in ("Normal_Videos_003", "Abuse028", "Vandalism028", "Stealing019")))
+    (root / "test.list").write_text(
+        "\n".join(f"{n}_x264" for n in ("Normal_Videos_003", "Abuse028", "Vandalism028", "Stealing019"))
+    )
     with pytest.raises(UserError, match="Normal_Videos_003_x264, which is normal by its name"):
         find_features("ucfcrime", root)
 
@@ -143,7 +157,7 @@ def test_labels_by_name_go_before_a_vector(tmp_path, capsys):
     root = write_features(tmp_path)
     annotate(root / "Temporal_Anomaly_Annotation_for_Testing_Videos.txt")
     wrong = np.concatenate([truth(n) for n in VIDEOS])
-    wrong[:20] = 1                                     # 20 frames of the first video that the annotations do not mark
+    wrong[:20] = 1  # 20 frames of the first video that the annotations do not mark
     save(root / "gt-ucf.npy", wrong)
     has_the_truth(find_features("ucfcrime", root))
     assert "gt-ucf.npy is not compared" in capsys.readouterr().out
@@ -154,7 +168,10 @@ def test_labels_by_name_go_before_a_vector(tmp_path, capsys):
 
 # ------------------------------------------------------------------------------------------------- labels by name
 
-@pytest.mark.parametrize("form", ["npz", "npz of extensionless bools", "folder", "folder of text", "csv", "annotations", "labels/ beside"])
+
+@pytest.mark.parametrize(
+    "form", ["npz", "npz of extensionless bools", "folder", "folder of text", "csv", "annotations", "labels/ beside"]
+)
 def test_labels_by_name_in_every_form(tmp_path, form):
     root, labels = write_features(tmp_path / "f"), {f"{n}_x264": truth(n) for n in reversed(VIDEOS)}
     path = tmp_path / "labels"
@@ -181,14 +198,21 @@ def test_labels_of_another_length_name_both(tmp_path):
     root = write_features(tmp_path)
     for name in VIDEOS:
         save(root / "labels" / f"{name}_x264.npy", truth(name))
-    for length, right in ((VIDEOS["Abuse028"] * CLIP - 15, True), (VIDEOS["Abuse028"] * CLIP + 15, True), (1231, False), (95, False)):
+    for length, right in (
+        (VIDEOS["Abuse028"] * CLIP - 15, True),
+        (VIDEOS["Abuse028"] * CLIP + 15, True),
+        (1231, False),
+        (95, False),
+    ):
         save(root / "labels" / "Abuse028_x264.npy", np.ones(length, np.uint8))
         if right:
             data = find_features("ucfcrime", root)
             v = next(v for v in data.test if v.name == "Abuse028_x264")
             assert len(data.labels(v)) == len(data.frame_scores(v, np.arange(7.0))) == length
         else:
-            with pytest.raises(UserError, match=f"Abuse028_x264 .* {length} frames, its 7 clips of features of 112.*--segments"):
+            with pytest.raises(
+                UserError, match=f"Abuse028_x264 .* {length} frames, its 7 clips of features of 112.*--segments"
+            ):
                 find_features("ucfcrime", root)
 
 
@@ -196,7 +220,9 @@ def test_an_annotation_behind_the_end_is_refused(tmp_path):
     root = write_features(tmp_path)
     path = annotate(root / "annotations.txt")
     path.write_text(path.read_text().replace("  60  100 ", "  806  1074 "))
-    with pytest.raises(UserError, match="marks frames 806 to 1074 of video Abuse028_x264, whose features end at frame 112"):
+    with pytest.raises(
+        UserError, match="marks frames 806 to 1074 of video Abuse028_x264, whose features end at frame 112"
+    ):
         find_features("ucfcrime", root)
 
 
@@ -216,15 +242,20 @@ def test_segments_are_stretched_to_the_frames_of_the_labels(tmp_path):
 
 # ----------------------------------------------------------------------------------------- folders, axes, crops, index files
 
+
 def test_xd_violence_reads_rgb_alone(tmp_path, capsys):
     for folder in ("RGB", "RGBTest", "Flow", "FlowTest", "vggish"):
         for crop in range(5):
             save(tmp_path / folder / f"v=S-7__#1_label_B4-0-0__{crop}.npy", rows(6, 8, value=crop))
     data = find_features("xdviolence", tmp_path)
     said = capsys.readouterr().out
-    assert {v.path.parent.name for v in data.train} == {"RGB"} and {v.path.parent.name for v in data.test} == {"RGBTest"}
-    assert data.crops == 5 and [v.name for v in data.test] == ["v=S-7__#1_label_B4-0-0"] and "not read: FlowTest" in said
-    assert (data.test[0].clips([0])[0, :, 0] == np.arange(5)).all()              # crops stand in the order of their numbers
+    assert {v.path.parent.name for v in data.train} == {"RGB"} and {v.path.parent.name for v in data.test} == {
+        "RGBTest"
+    }
+    assert (
+        data.crops == 5 and [v.name for v in data.test] == ["v=S-7__#1_label_B4-0-0"] and "not read: FlowTest" in said
+    )
+    assert (data.test[0].clips([0])[0, :, 0] == np.arange(5)).all()  # crops stand in the order of their numbers
 
 
 def test_kinds_of_features_are_never_joined_as_crops(tmp_path):
@@ -236,18 +267,31 @@ def test_kinds_of_features_are_never_joined_as_crops(tmp_path):
 
 
 def test_parts_of_a_split_are_read_together(tmp_path, capsys):
-    for folder, name in (("Training-Normal-1", "Normal1"), ("Training-Normal-2", "Normal2"), ("Training-Anomaly", "Abuse1"),
-                         ("Testing", "a")):
+    for folder, name in (
+        ("Training-Normal-1", "Normal1"),
+        ("Training-Normal-2", "Normal2"),
+        ("Training-Anomaly", "Abuse1"),
+        ("Testing", "a"),
+    ):
         save(tmp_path / folder / f"{name}.npy", rows(4, 8))
     data = find_features("ucfcrime", tmp_path)
     assert {v.name for v in data.train} == {"Normal1", "Normal2", "Abuse1"}
     assert "Training-Anomaly, Training-Normal-1" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("shapes, crops, clips", [
-    ([(6, 8), (4, 8)], 1, [6, 4]), ([(6, 1, 8), (4, 1, 8)], 1, [6, 4]), ([(6, 10, 8), (4, 10, 8)], 10, [6, 4]),
-    ([(10, 6, 8), (10, 4, 8)], 10, [6, 4]), ([(5, 47, 8)], 5, [47]), ([(1, 6, 8), (1, 7, 8)], 1, [6, 7]), ([(10, 1, 8)], 1, [10]),
-    ([(6, 2, 8), (4, 2, 8)], 2, [6, 4])])
+@pytest.mark.parametrize(
+    "shapes, crops, clips",
+    [
+        ([(6, 8), (4, 8)], 1, [6, 4]),
+        ([(6, 1, 8), (4, 1, 8)], 1, [6, 4]),
+        ([(6, 10, 8), (4, 10, 8)], 10, [6, 4]),
+        ([(10, 6, 8), (10, 4, 8)], 10, [6, 4]),
+        ([(5, 47, 8)], 5, [47]),
+        ([(1, 6, 8), (1, 7, 8)], 1, [6, 7]),
+        ([(10, 1, 8)], 1, [10]),
+        ([(6, 2, 8), (4, 2, 8)], 2, [6, 4]),
+    ],
+)
 def test_axes_are_recognised(tmp_path, shapes, crops, clips):
     for i, shape in enumerate(shapes):
         save(tmp_path / "test" / f"v{i}.npy", np.arange(np.prod(shape), dtype=np.float32).reshape(shape))
@@ -258,10 +302,19 @@ def test_axes_are_recognised(tmp_path, shapes, crops, clips):
     assert (data.test[0].clips(range(clips[0])) == wanted).all()
 
 
-@pytest.mark.parametrize("shapes, words", [
-    ([(8, 6), (8, 4)], "transpose them"), ([(5, 10, 8)], "cannot be told"), ([(10, 10, 8)], "cannot be told"),
-    ([(0, 8)], "at least one clip"),
-    ([(1024, 30)], "transpose them"), ([(6, 8), (4, 9)], "width"), ([(3,)], "expected \\[clips"), ([(2, 2, 2, 2)], "expected \\[clips")])
+@pytest.mark.parametrize(
+    "shapes, words",
+    [
+        ([(8, 6), (8, 4)], "transpose them"),
+        ([(5, 10, 8)], "cannot be told"),
+        ([(10, 10, 8)], "cannot be told"),
+        ([(0, 8)], "at least one clip"),
+        ([(1024, 30)], "transpose them"),
+        ([(6, 8), (4, 9)], "width"),
+        ([(3,)], "expected \\[clips"),
+        ([(2, 2, 2, 2)], "expected \\[clips"),
+    ],
+)
 def test_axes_that_cannot_be_right_are_refused(tmp_path, shapes, words):
     for i, shape in enumerate(shapes):
         save(tmp_path / "test" / f"v{i}.npy", np.zeros(shape, np.float32))
@@ -275,8 +328,15 @@ def test_names_with_numbers_are_crops_only_where_none_is_missing(tmp_path):
     for name in ("hall_rgb", "hall_clip"):
         save(tmp_path / "test" / f"{name}.npy", rows(6, 2, 8))
     videos = per_video([tmp_path / "test"], "test")
-    assert {v.name: v.shape[0] for v in videos} == {"lobby__1": 1, "lobby__2": 1, "door": 2, "gate__0": 1, "gate__2": 1, "hall_rgb": 2,
-                                                       "hall_clip": 2}
+    assert {v.name: v.shape[0] for v in videos} == {
+        "lobby__1": 1,
+        "lobby__2": 1,
+        "door": 2,
+        "gate__0": 1,
+        "gate__2": 1,
+        "hall_rgb": 2,
+        "hall_clip": 2,
+    }
 
 
 def test_the_toolkits_own_features_keep_their_names(tmp_path):
@@ -287,13 +347,21 @@ def test_the_toolkits_own_features_keep_their_names(tmp_path):
     assert {v.name for v in find_features("features", tmp_path).test} == names
 
 
-@pytest.mark.parametrize("train, test, file, outcome", [
-    (20, 30, "nalist.npy", "train"), (20, 30, "nalist_train.npy", "train"), (30, 20, "nalist.npy", "train"),
-    (20, 20, "nalist.npy", "refused"), (20, 20, "nalist_train.npy", "train"), (20, 20, "nalist_test.npy", "test")])
+@pytest.mark.parametrize(
+    "train, test, file, outcome",
+    [
+        (20, 30, "nalist.npy", "train"),
+        (20, 30, "nalist_train.npy", "train"),
+        (30, 20, "nalist.npy", "train"),
+        (20, 20, "nalist.npy", "refused"),
+        (20, 20, "nalist_train.npy", "train"),
+        (20, 20, "nalist_test.npy", "test"),
+    ],
+)
 def test_an_index_goes_to_the_array_that_it_ends_with(tmp_path, train, test, file, outcome):
     save(tmp_path / "concat_UCF.npy", rows(train, 2, 8))
     save(tmp_path / "Concat_test_10.npy", rows(test, 2, 8))
-    edges = np.linspace(0, train, 6).astype(int)                       # first clips and ends of five videos, of the training clips
+    edges = np.linspace(0, train, 6).astype(int)  # first clips and ends of five videos, of the training clips
     save(tmp_path / file, np.stack([edges[:-1], edges[1:]], 1))
     if outcome == "refused":
         with pytest.raises(UserError, match="fits several arrays.*nalist_train.npy or nalist_test.npy"):
@@ -303,8 +371,15 @@ def test_an_index_goes_to_the_array_that_it_ends_with(tmp_path, train, test, fil
     assert {"train": len(data.train), "test": len(data.test)} == {"train": 1, "test": 1, outcome: 5}
 
 
-@pytest.mark.parametrize("rows_of, words", [([[0, 5], [5, 30]], "ends at clip 30"), ([[0, 5], [6, 9]], "gaps or overlaps"),
-                                            ([[0, 3], [5, 8]], "gaps or overlaps"), ([[8, 0]], "first and last")])
+@pytest.mark.parametrize(
+    "rows_of, words",
+    [
+        ([[0, 5], [5, 30]], "ends at clip 30"),
+        ([[0, 5], [6, 9]], "gaps or overlaps"),
+        ([[0, 3], [5, 8]], "gaps or overlaps"),
+        ([[8, 0]], "first and last"),
+    ],
+)
 def test_an_index_that_does_not_fit_is_refused(tmp_path, rows_of, words):
     save(tmp_path / "concat_UCF.npy", rows(20, 1, 8))
     save(tmp_path / "Concat_test_10.npy", rows(9, 1, 8))
@@ -331,7 +406,9 @@ def test_videos_without_a_mask_are_normal_and_counted(tmp_path, capsys):
         find_features("shanghaitech", tmp_path)
 
 
-@pytest.mark.parametrize("line, words", [("a 30 20", "pairs"), ("a 1 2 3", "pairs"), ("a 90 99", "whose features end at frame 64")])
+@pytest.mark.parametrize(
+    "line, words", [("a 30 20", "pairs"), ("a 1 2 3", "pairs"), ("a 90 99", "whose features end at frame 64")]
+)
 def test_annotations_that_cannot_be_right_are_refused(tmp_path, line, words):
     save(tmp_path / "test" / "a.npy", rows(4, 1, 8))
     (tmp_path / "a.txt").write_text(line + "\n")
@@ -377,13 +454,16 @@ def test_published_annotations_are_read_in_both_forms(tmp_path):
     for name in ("v=a__#1_label_B4-0-0", "Bad.Boys.1995__#01-11-55_01-12-40_label_G-B2-B6", "Calm__#00-01_label_A"):
         for crop in range(5):
             save(root / "RGBTest" / f"{name}__{crop}.npy", rows(6, 8))
-    (root / "annotations.txt").write_text("v=a__#1_label_B4-0-0 3 9 20 30\nBad.Boys.1995__#01-11-55_01-12-40_label_G-B2-B6 0 5\n")
+    (root / "annotations.txt").write_text(
+        "v=a__#1_label_B4-0-0 3 9 20 30\nBad.Boys.1995__#01-11-55_01-12-40_label_G-B2-B6 0 5\n"
+    )
     data = find_features("xdviolence", root)
     marked = {v.name.split("__")[0]: np.flatnonzero(data.labels(v)).tolist() for v in data.test}
     assert marked == {"v=a": [*range(3, 10), *range(20, 31)], "Bad.Boys.1995": [*range(6)], "Calm": []}
 
 
 # --------------------------------------------------------------------------------------------- what else is joined with features
+
 
 def twins():
     """A training and a test video of one name."""
@@ -409,8 +489,10 @@ def test_captions_and_depth_of_two_videos_of_one_name(tmp_path):
         text_of(tmp_path, b)
     save(tmp_path / "depth" / "train" / "01.npy", np.repeat(np.arange(8.0)[:, None], 8, 1))
     save(tmp_path / "depth" / "test" / "01.npy", np.repeat(np.arange(8.0)[None], 8, 0))
-    own = [Depth(tmp_path / "depth", [Video("01", ".", s)], [np.zeros((4, 8, 8, 1), np.uint8)], tmp_path, "cpu").map(0, 0)
-           for s in ("train", "test")]
+    own = [
+        Depth(tmp_path / "depth", [Video("01", ".", s)], [np.zeros((4, 8, 8, 1), np.uint8)], tmp_path, "cpu").map(0, 0)
+        for s in ("train", "test")
+    ]
     assert (own[0][:, 0] == own[1][0]).all() and own[0][7, 0] == 255 and own[1][7, 0] == 0
 
 
@@ -423,7 +505,11 @@ def test_bags_are_by_name(tmp_path, capsys, listing):
     data = find_features("features", tmp_path)
     assert [[v.name for v in part] for part in bags_of(args, data)] == [["a", "c"], ["b", "d"]]
     said = capsys.readouterr().out
-    assert "1 videos of" in said and "such as gone" in said and "1 training videos are in neither list and left out, such as e" in said
+    assert (
+        "1 videos of" in said
+        and "such as gone" in said
+        and "1 training videos are in neither list and left out, such as e" in said
+    )
     (tmp_path / "abnormal.txt").write_text("d\na\n")
     with pytest.raises(UserError):
         bags_of(args, data)
@@ -431,7 +517,7 @@ def test_bags_are_by_name(tmp_path, capsys, listing):
 
 def test_given_features_of_frames(tmp_path):
     x = np.arange(3, dtype=np.float32)[:, None, None] + np.zeros((3, 10, 8), np.float32)
-    save(tmp_path / "labels" / "v.npy", np.zeros(40))                # is no feature
+    save(tmp_path / "labels" / "v.npy", np.zeros(40))  # is no feature
     video = SimpleNamespace(name="v", split="test", expected_frames=lambda: 40)
     for form in (x, x.transpose(1, 0, 2), x[:, 0]):
         save(tmp_path / "test" / "v.npy", form)
@@ -453,7 +539,9 @@ def test_where_labels_were_looked_for_is_said(tmp_path):
     assert "looked for *emporal*nnotation*.txt" in find_features("features", tmp_path / "f").as_dataset().no_labels()
     save_frames(tmp_path / "d" / "test" / "b_0", walkers(20))
     save(tmp_path / "d" / "labels" / "b_0_label.npy", np.zeros(20))
-    args = parse(["--dataset", "folder", "--data-root", str(tmp_path / "d"), "--cache", str(tmp_path / "c"), "--workers", "1"])
+    args = parse(
+        ["--dataset", "folder", "--data-root", str(tmp_path / "d"), "--cache", str(tmp_path / "c"), "--workers", "1"]
+    )
     said = prepare(args, training.Run("cpu", "fp32")).as_dataset().no_labels()
     assert "looked for" in said and "b_0_label.npy" in said
 
@@ -461,7 +549,7 @@ def test_where_labels_were_looked_for_is_said(tmp_path):
 def test_exchanged_files_are_another_source(tmp_path):
     for i, name in enumerate("ab"):
         save(tmp_path / "test" / f"{name}.npy", rows(40, 1, 8, value=i))
-        os.utime(tmp_path / "test" / f"{name}.npy", ns=(10 ** 18, 10 ** 18))
+        os.utime(tmp_path / "test" / f"{name}.npy", ns=(10**18, 10**18))
     first = find_features("features", tmp_path).test[0].fingerprint()
     assert find_features("features", tmp_path).test[0].fingerprint() == first
     for old, new in (("a", "t"), ("b", "a"), ("t", "b")):
@@ -478,8 +566,10 @@ def test_the_toolkits_own_features_of_odd_names(tmp_path):
     assert sorted(v.name for v in data.test) == ["50%", "a#b", "視频"] and all(data.labels(v).all() for v in data.test)
 
 
-@pytest.mark.parametrize("train, test, clips, crops", [((5, 10), [(7, 10), (4, 10)], 5, 10), ((5, 10), [(5, 7), (5, 4)], 10, 5),
-                                                       ((10, 10), [(10, 3), (10, 4)], 10, 10)])
+@pytest.mark.parametrize(
+    "train, test, clips, crops",
+    [((5, 10), [(7, 10), (4, 10)], 5, 10), ((5, 10), [(5, 7), (5, 4)], 10, 5), ((10, 10), [(10, 3), (10, 4)], 10, 10)],
+)
 def test_the_other_split_tells_axes_apart(tmp_path, train, test, clips, crops):
     for split, shapes in (("train", [train]), ("test", test)):
         for i, shape in enumerate(shapes):

@@ -1,4 +1,5 @@
 """Boxes and cubes against hand-made examples."""
+
 from pathlib import Path
 
 import cv2
@@ -21,7 +22,7 @@ EVERYTHING = np.array([[4, 4, 40, 50, 0.9]], np.float32)
 def test_covered_boxes_are_dropped_by_their_own_area():
     big, inside, half, apart = [0, 0, 99, 99], [10, 10, 19, 19], [95, 0, 104, 9], [200, 200, 210, 210]
     kept = drop_covered(np.array([big, inside, half, apart], np.float32), 0.6)
-    assert sorted(kept.tolist()) == sorted([big, half, apart])   # `half` is covered by exactly 0.5 of its area
+    assert sorted(kept.tolist()) == sorted([big, half, apart])  # `half` is covered by exactly 0.5 of its area
     assert len(drop_covered(np.array([big, half], np.float32), 0.4)) == 1
 
 
@@ -35,10 +36,10 @@ def test_motion_boxes_find_what_moves_outside_known_boxes():
     before, now, after = (np.full((80, 120), 50, np.uint8) for _ in range(3))
     now[20:40, 30:50] = 200
     box = motion_boxes(before, now, after, np.zeros((0, 4)), s)
-    assert box.tolist() == [[28, 18, 52, 42]]      # grown by 2 px
+    assert box.tolist() == [[28, 18, 52, 42]]  # grown by 2 px
     assert len(motion_boxes(before, now, after, np.array([[28, 18, 52, 42]]), s)) == 0
     now[:] = 50
-    now[20:22, 10:100] = 200                        # aspect above 10
+    now[20:22, 10:100] = 200  # aspect above 10
     assert len(motion_boxes(before, now, after, np.zeros((0, 4)), s)) == 0
 
 
@@ -50,9 +51,10 @@ def test_cubes_are_crops_of_each_frame_resized(channels):
     def counted(pairs):
         calls.extend(pairs)
         return flow(pairs)
+
     s = Settings(motion_threshold=255)
     records = np.concatenate(list(cubes_of_video(frames, [EVERYTHING] * 8, s, PairFlow(frames, counted))))
-    assert len(records) == 8 and len(calls) == 8    # every flow is computed once
+    assert len(records) == 8 and len(calls) == 8  # every flow is computed once
     for t in (0, 2, 7):
         for k, d in enumerate(s.frames):
             f = frames[max(0, t + d), 4:50, 4:40]
@@ -62,7 +64,7 @@ def test_cubes_are_crops_of_each_frame_resized(channels):
         full = flow([(a, b)])[0][4:50, 4:40]
         assert np.abs(records["flow"][t, -1] - cv2.resize(full, (32, 32)).transpose(2, 0, 1)).max() < 2e-2
         assert records["speed"][t] == pytest.approx(np.hypot(full[..., 0], full[..., 1]).mean(), rel=1e-3)
-    assert (records["flow"][0] == 0).all()          # the pair (first, first)
+    assert (records["flow"][0] == 0).all()  # the pair (first, first)
 
 
 def test_boxes_beyond_the_image_are_clipped():
@@ -129,8 +131,11 @@ def test_flow_from_files_gives_the_cubes_of_the_same_flow(tmp_path, per_frame, f
     assert len(own.records(video)) > 10 and own.folder != store.folder
     assert own.records(video).tobytes() == store.records(video).tobytes()
     np.save(tmp_path / "flow" / "v.npy", flow[:11])
-    if not per_frame:                # a changed file is noticed, and one of another length refused
-        assert "is of 11 frames, the video has 12" in CubeStore(store.cache, tmp_path / "cubes", s).build([video], 1)[1][video.key]
+    if not per_frame:  # a changed file is noticed, and one of another length refused
+        assert (
+            "is of 11 frames, the video has 12"
+            in CubeStore(store.cache, tmp_path / "cubes", s).build([video], 1)[1][video.key]
+        )
     with pytest.raises(UserError, match="no such folder"):
         CubeStore(store.cache, tmp_path, Settings(flow="files:nowhere"))
 
@@ -141,14 +146,20 @@ def test_flow_of_many_pairs_at_once_gives_the_same_cubes():
     def counted(pairs):
         calls.append(len(pairs))
         return flow(pairs)
-    one, many = (np.concatenate(list(cubes_of_video(frames, [EVERYTHING] * 20, Settings(), PairFlow(frames, f, batch=n))))
-                 for f, n in ((flow, 1), (counted, 8)))
+
+    one, many = (
+        np.concatenate(list(cubes_of_video(frames, [EVERYTHING] * 20, Settings(), PairFlow(frames, f, batch=n))))
+        for f, n in ((flow, 1), (counted, 8))
+    )
     assert one.tobytes() == many.tobytes() and calls == [8, 8, 4]
 
 
 def test_boxes_from_a_file(tmp_path):
     frames = walkers(4)
-    np.savez(tmp_path / "boxes.npz", **{"testing.v.boxes": np.repeat(EVERYTHING, 4, 0), "testing.v.count": np.ones(4, np.int32)})
+    np.savez(
+        tmp_path / "boxes.npz",
+        **{"testing.v.boxes": np.repeat(EVERYTHING, 4, 0), "testing.v.count": np.ones(4, np.int32)},
+    )
     s = Settings(boxes=f"file:{tmp_path / 'boxes.npz'}", motion_threshold=255)
     video, store = store_of(tmp_path, frames, s)
     store.build([video], 1)
@@ -160,7 +171,9 @@ def test_boxes_from_a_file(tmp_path):
     assert "1 frames there, 5 on disk" in CubeStore(store.cache, tmp_path / "c2", s).build([video], 1)[1][video.key]
 
 
-@pytest.mark.parametrize("spec", ["yolo", "file:", "onnx:/no/such/file.onnx", "mmdet:onlyone", "mmdet:no.py:no.pth", "file:nothing.npz"])
+@pytest.mark.parametrize(
+    "spec", ["yolo", "file:", "onnx:/no/such/file.onnx", "mmdet:onlyone", "mmdet:no.py:no.pth", "file:nothing.npz"]
+)
 def test_wrong_boxes_are_refused_at_once(spec):
     with pytest.raises(UserError, match="--boxes"):
         detectors.check(spec)
@@ -169,6 +182,7 @@ def test_wrong_boxes_are_refused_at_once(spec):
 def test_yolox_finds_people_in_ped2(shared_data):
     """Against the YOLOv3 boxes of the same frame: most of what the small detector finds, the large one found too."""
     from common.metrics import iou
+
     frame = cv2.imread(str(shared_data / "ped2" / "training" / "frames" / "01" / "000.jpg"))
     spec = f"onnx:{shared_data / 'weights' / 'yolox_nano.onnx'}"
     reference = detectors.boxes_from_file(shared_data / "ped2" / "boxes_yolov3.npz", Video("01", ".", "train"), 120)[0]
@@ -199,6 +213,7 @@ def test_batches_gather_rows_across_files():
 
 def test_detections_are_made_anew_when_the_video_was_replaced(tmp_path, monkeypatch):
     from common.objects import cubes
+
     monkeypatch.setattr(cubes, "_detector", lambda *_: lambda frames: [EVERYTHING] * len(frames))
     monkeypatch.setattr(detectors, "check", lambda spec: "onnx")
     monkeypatch.setattr(detectors, "fingerprint", lambda spec: [spec])
@@ -218,34 +233,65 @@ def test_mmdet_boxes(tmp_path):
     import mmdet
     from mmdet.apis import init_detector
     from mmengine.logging import HistoryBuffer
+
     config = Path(mmdet.__file__).parent / ".mim" / "configs" / "rtmdet" / "rtmdet_tiny_8xb32-300e_coco.py"
     net = init_detector(str(config), None, device="cpu")
     weights = tmp_path / "epoch_1.pth"
-    torch.save({"state_dict": net.state_dict(), "meta": {"dataset_meta": net.dataset_meta, "epoch": 1},
-                "message_hub": {"log_scalars": {"loss": HistoryBuffer([1.0, 0.5], [1, 1]), "none": HistoryBuffer()}}}, weights)
+    torch.save(
+        {
+            "state_dict": net.state_dict(),
+            "meta": {"dataset_meta": net.dataset_meta, "epoch": 1},
+            "message_hub": {"log_scalars": {"loss": HistoryBuffer([1.0, 0.5], [1, 1]), "none": HistoryBuffer()}},
+        },
+        weights,
+    )
     spec, frames = f"mmdet:{config}:{weights}", [walkers(1)[0], walkers(1, seed=3)[0]]
     detectors.check(spec)
     for tile in (False, True):
         found = detectors.make_detector(spec, min_score=0.0, tile=tile)(frames)
-        assert len(found) == 2 and all(len(x) and x.shape[1] == 5 and x.dtype == np.float32 and np.isfinite(x).all() for x in found)
+        assert len(found) == 2 and all(
+            len(x) and x.shape[1] == 5 and x.dtype == np.float32 and np.isfinite(x).all() for x in found
+        )
     (tmp_path / "broken.pth").write_bytes(b"x")
     with pytest.raises(UserError, match="is damaged, or holds"):
         detectors.make_detector(f"mmdet:{config}:{tmp_path / 'broken.pth'}")
 
 
 def test_windows_paths_in_a_spec_of_mmdet():
-    for config, weights in (("C:\\mm\\cfg.py", "D:\\w\\rtmdet.pth"), ("C:/mm/cfg.py", "w.pth"), ("cfg.py", "C:\\w.pth"), ("a.py", "b.pth")):
+    for config, weights in (
+        ("C:\\mm\\cfg.py", "D:\\w\\rtmdet.pth"),
+        ("C:/mm/cfg.py", "w.pth"),
+        ("cfg.py", "C:\\w.pth"),
+        ("a.py", "b.pth"),
+    ):
         assert detectors.files_of(f"mmdet:{config}:{weights}") == [config, weights]
     for spec in ("mmdet:C:\\cfg.py:w.pth", "onnx:C:\\yolox.onnx", "file:missing.npz"):
         with pytest.raises(UserError, match="does not exist"):
             detectors.check(spec)
 
 
-@pytest.mark.parametrize("flag, value", [("--boxes", "file:missing.npz"), ("--boxes", "onnx:missing.onnx"), ("--boxes", "mmdet:a.py:b.pth"),
-                                         ("--flow", "files:missing")])
+@pytest.mark.parametrize(
+    "flag, value",
+    [
+        ("--boxes", "file:missing.npz"),
+        ("--boxes", "onnx:missing.onnx"),
+        ("--boxes", "mmdet:a.py:b.pth"),
+        ("--flow", "files:missing"),
+    ],
+)
 def test_what_is_missing_is_said_before_any_work(tmp_path, flag, value):
     save_frames(tmp_path / "test" / "v", walkers(6))
-    done = script("hf2vad/preprocess.py", "--dataset", "folder", "--data-root", tmp_path, "--cache", tmp_path / "c", flag, value,
-                  check=False)
+    done = script(
+        "hf2vad/preprocess.py",
+        "--dataset",
+        "folder",
+        "--data-root",
+        tmp_path,
+        "--cache",
+        tmp_path / "c",
+        flag,
+        value,
+        check=False,
+    )
     refused(done, value)
     assert not [p for p in (tmp_path / "c").rglob("*") if p.is_file()]

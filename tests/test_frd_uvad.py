@@ -1,4 +1,5 @@
 """FRD-UVAD through its own scripts, in small; readers of clip features, windows, bank and stand-in features against plain loops."""
+
 import json
 import os
 import signal
@@ -40,7 +41,20 @@ from tests.helpers import (
     walkers,
 )
 
-SMALL = ("--epochs", "2", "--batch-size", "8", "--num-blocks", "2", "--cross-clip", "2", "--workers", "1", "--device", "cpu")
+SMALL = (
+    "--epochs",
+    "2",
+    "--batch-size",
+    "8",
+    "--num-blocks",
+    "2",
+    "--cross-clip",
+    "2",
+    "--workers",
+    "1",
+    "--device",
+    "cpu",
+)
 
 
 def per_video_features(root, train=3, test=2, clips=12, crops=2, width=256, seed=0):
@@ -62,16 +76,28 @@ def per_video_features(root, train=3, test=2, clips=12, crops=2, width=256, seed
 def trained(tmp_path_factory):
     base = tmp_path_factory.mktemp("merkmale ü")
     root = per_video_features(base / "features")
-    done = script("frd_uvad/train.py", "--dataset", "features", "--features", root, "--out", base / "run", *SMALL, "--rounds", "2")
+    done = script(
+        "frd_uvad/train.py", "--dataset", "features", "--features", root, "--out", base / "run", *SMALL, "--rounds", "2"
+    )
     return base, root, done
 
 
 def test_one_command_trains_two_rounds_and_scores(trained):
     base, _, done = trained
-    for text in ("round 1", "round 2", "auxiliary frd:", "micro AUC", "reconstruction error", "AUC, abnormal videos", "next:"):
+    for text in (
+        "round 1",
+        "round 2",
+        "auxiliary frd:",
+        "micro AUC",
+        "reconstruction error",
+        "AUC, abnormal videos",
+        "next:",
+    ):
         assert text in done.stdout, done.stdout
     lines = [json.loads(x) for x in (base / "run" / "round1" / "log.jsonl").read_text().splitlines()]
-    assert [x["epoch"] for x in lines] == [1, 2] and all(0 <= x["pseudo_precision"] <= 1 and x["windows_per_second"] > 0 for x in lines)
+    assert [x["epoch"] for x in lines] == [1, 2] and all(
+        0 <= x["pseudo_precision"] <= 1 and x["windows_per_second"] > 0 for x in lines
+    )
     scores = load_arrays(base / "run" / "strict" / "scores.npz", "scores")
     assert {k: len(v) for k, v in scores.items()} == {"Abuse000_test": 192, "Abuse001_test": 208}
     for name in ("strict/roc.png", "strict/curves/Abuse000_test.png", "pseudo_labels.png"):
@@ -79,11 +105,20 @@ def test_one_command_trains_two_rounds_and_scores(trained):
 
 
 def test_published_command_line_is_understood(tmp_path):
-    words = ("--dataset_name ucfcrime --feature_pretrain_model i3d --feature_modal rgb --cross_clip 4 --lab False --lab_type wlab "
-             "--beta 0.1 --delta 0.5 --Vitblock_num 8 --max_seqlen 320 --max_epoch 5 --Lambda 1_1_1")
+    words = (
+        "--dataset_name ucfcrime --feature_pretrain_model i3d --feature_modal rgb --cross_clip 4 --lab False --lab_type wlab "
+        "--beta 0.1 --delta 0.5 --Vitblock_num 8 --max_seqlen 320 --max_epoch 5 --Lambda 1_1_1"
+    )
     args = parse(words.split())
-    assert (args.dataset, args.cross_clip, args.bank, args.bank_type, args.num_blocks, args.batch_size, args.epochs) == (
-        "ucfcrime", 4, False, "wlab", 8, 320, 5)
+    assert (
+        args.dataset,
+        args.cross_clip,
+        args.bank,
+        args.bank_type,
+        args.num_blocks,
+        args.batch_size,
+        args.epochs,
+    ) == ("ucfcrime", 4, False, "wlab", 8, 320, 5)
     # the same on files of that layout, and the authors' evaluation-only file
     root, rng = tmp_path / "data" / "ucfcrime", np.random.default_rng(0)
     root.mkdir(parents=True)
@@ -91,15 +126,39 @@ def test_published_command_line_is_understood(tmp_path):
     np.save(root / "Concat_test_10.npy", rng.normal(size=(9, 2, 256)).astype(np.float32))
     np.save(root / "nalist.npy", np.array([[0, 4], [5, 8]]))
     np.save(root / "gt-ucf-RTFM.npy", np.repeat([0, 1, 1, 0, 0, 0, 0, 0, 0], 16))
-    done = script("frd_uvad/train.py", *words.replace("--max_epoch 5", "--max_epoch 1").replace("num 8", "num 0").split(), "--data-root",
-                  tmp_path / "data", "--out", tmp_path / "run")
+    done = script(
+        "frd_uvad/train.py",
+        *words.replace("--max_epoch 5", "--max_epoch 1").replace("num 8", "num 0").split(),
+        "--data-root",
+        tmp_path / "data",
+        "--out",
+        tmp_path / "run",
+    )
     assert "may cross videos" in done.stdout and "micro AUC" in done.stdout
     weights = training.load_checkpoint(tmp_path / "run" / "frd.pt")["model_state_dict"]
     torch.save({k: v for k, v in weights.items() if k.startswith("scorer.")}, tmp_path / "scorer.pkl")
-    again = script("frd_uvad/eval.py", "--dataset_name", "ucfcrime", "--data-root", tmp_path / "data", "--ckpt_path",
-                   tmp_path / "scorer.pkl", "--protocol", "official", "--out", tmp_path / "out")
-    a, b = (load_arrays(p, "scores") for p in (tmp_path / "run" / "strict" / "scores.npz", tmp_path / "out" / "official" / "scores.npz"))
-    assert all(np.allclose(a[k], b[k]) for k in a) and "batches of 128" in again.stdout and "reconstruction error" not in again.stdout
+    again = script(
+        "frd_uvad/eval.py",
+        "--dataset_name",
+        "ucfcrime",
+        "--data-root",
+        tmp_path / "data",
+        "--ckpt_path",
+        tmp_path / "scorer.pkl",
+        "--protocol",
+        "official",
+        "--out",
+        tmp_path / "out",
+    )
+    a, b = (
+        load_arrays(p, "scores")
+        for p in (tmp_path / "run" / "strict" / "scores.npz", tmp_path / "out" / "official" / "scores.npz")
+    )
+    assert (
+        all(np.allclose(a[k], b[k]) for k in a)
+        and "batches of 128" in again.stdout
+        and "reconstruction error" not in again.stdout
+    )
 
 
 def test_killed_and_started_again_ends_with_the_same_weights(trained, tmp_path):
@@ -112,30 +171,76 @@ def test_killed_and_started_again_ends_with_the_same_weights(trained, tmp_path):
     assert "going on at epoch" in done.stdout
     a, b = (training.load_checkpoint(p / "frd.pt") for p in (tmp_path / "run", tmp_path / "whole"))
     assert all(torch.equal(a["model_state_dict"][k], b["model_state_dict"][k]) for k in a["model_state_dict"])
-    refused(script("frd_uvad/train.py", *flags, "--out", tmp_path / "run", "--delta", "1", check=False), "delta", "--no-resume")
+    refused(
+        script("frd_uvad/train.py", *flags, "--out", tmp_path / "run", "--delta", "1", check=False),
+        "delta",
+        "--no-resume",
+    )
 
 
 def test_videos_to_features_to_scores(tmp_path):
     root = tiny_folder(tmp_path / "data", frames=40)
-    save_frames(root / "test" / "b9", walkers(5))           # one clip, shorter than 16 frames
+    save_frames(root / "test" / "b9", walkers(5))  # one clip, shorter than 16 frames
     np.save(root / "labels" / "b9.npy", np.zeros(5, np.uint8))
-    done = script("frd_uvad/train.py", "--dataset", "folder", "--data-root", root, "--cache", tmp_path / "cache", "--out",
-                  tmp_path / "run", *SMALL, "--batch-size", "320")   # fewer windows than a batch
+    done = script(
+        "frd_uvad/train.py",
+        "--dataset",
+        "folder",
+        "--data-root",
+        root,
+        "--cache",
+        tmp_path / "cache",
+        "--out",
+        tmp_path / "run",
+        *SMALL,
+        "--batch-size",
+        "320",
+    )  # fewer windows than a batch
     assert "width 1024" in done.stdout
     scores = load_arrays(tmp_path / "run" / "strict" / "scores.npz", "scores")
     assert {k: len(v) for k, v in scores.items()} == {"b0": 40, "b1": 40, "b9": 5}
-    script("frd_uvad/preprocess.py", "--dataset", "folder", "--data-root", root, "--cache", tmp_path / "cache2", "--workers", "2")
+    script(
+        "frd_uvad/preprocess.py",
+        "--dataset",
+        "folder",
+        "--data-root",
+        root,
+        "--cache",
+        tmp_path / "cache2",
+        "--workers",
+        "2",
+    )
     made = sorted(p.relative_to(tmp_path / "cache") for p in (tmp_path / "cache").rglob("*.npy"))
-    assert len(made) == 5 and all((tmp_path / "cache" / p).read_bytes() == (tmp_path / "cache2" / p).read_bytes() for p in made)
-    own = script("frd_uvad/eval.py", "--video", root / "test" / "b9", "--checkpoint", tmp_path / "run" / "frd.pt", "--out",
-                 tmp_path / "own")
+    assert len(made) == 5 and all(
+        (tmp_path / "cache" / p).read_bytes() == (tmp_path / "cache2" / p).read_bytes() for p in made
+    )
+    own = script(
+        "frd_uvad/eval.py",
+        "--video",
+        root / "test" / "b9",
+        "--checkpoint",
+        tmp_path / "run" / "frd.pt",
+        "--out",
+        tmp_path / "own",
+    )
     assert "b9: 5 frames" in own.stdout and (tmp_path / "own" / "b9" / "overlay.mp4").stat().st_size > 500
     table = (tmp_path / "own" / "b9" / "scores.csv").read_text().splitlines()
     assert len(table) == 6 and abs(float(table[1].split(",")[2]) - scores["b9"][0]) < 1e-4
     state = training.load_checkpoint(tmp_path / "run" / "frd.pt")
     assert state["bank"] is None or (tmp_path / "run" / "bank.png").stat().st_size > 1000
-    speed = script("tests/perf/bench.py", "frd_uvad", "--seconds", 0.2, "--dataset", "folder", "--data-root", root, "--cache",
-                   tmp_path / "cache", *SMALL)
+    speed = script(
+        "tests/perf/bench.py",
+        "frd_uvad",
+        "--seconds",
+        0.2,
+        "--dataset",
+        "folder",
+        "--data-root",
+        root,
+        "--cache",
+        tmp_path / "cache",
+        *SMALL,
+    )
     assert "on the device" in speed.stdout and "read from disk" in speed.stdout
 
 
@@ -147,16 +252,45 @@ def test_ugly_features_are_one_sentence(tmp_path):
     np.save(width / "test" / "Abuse001_test.npy", np.zeros((4, 2, 512), np.float32))
     odd, absent = per_video_features(tmp_path / "odd", width=100), per_video_features(tmp_path / "absent")
     np.save(absent / "test" / "Arson009.npy", np.zeros((4, 2, 256), np.float32))
-    cases = [((nan,), ("Abuse001_train", "clip 3")), ((width,), ("differ", "512")), ((odd,), ("width 100",)),
-             ((absent,), ("Arson009", "annotation")), ((absent, "--auxiliary", "nonsense"), ("--auxiliary",)),
-             ((tmp_path / "nowhere",), ("nowhere",)), ((absent, "--Lambda", "1_1"), ("1_1",))]
-    all_refused([*(("frd_uvad/train.py", ("--dataset", "features", *SMALL, "--out", tmp_path / f"run{i}", "--features", *flags), words)
-                   for i, (flags, words) in enumerate(cases)),
-                 ("frd_uvad/preprocess.py", ("--dataset", "folder", "--data-root", tiny_folder(tmp_path / "v"), "--backbone", "r4d",
-                                             "--cache", tmp_path / "c"), ("r4d",))])
+    cases = [
+        ((nan,), ("Abuse001_train", "clip 3")),
+        ((width,), ("differ", "512")),
+        ((odd,), ("width 100",)),
+        ((absent,), ("Arson009", "annotation")),
+        ((absent, "--auxiliary", "nonsense"), ("--auxiliary",)),
+        ((tmp_path / "nowhere",), ("nowhere",)),
+        ((absent, "--Lambda", "1_1"), ("1_1",)),
+    ]
+    all_refused(
+        [
+            *(
+                (
+                    "frd_uvad/train.py",
+                    ("--dataset", "features", *SMALL, "--out", tmp_path / f"run{i}", "--features", *flags),
+                    words,
+                )
+                for i, (flags, words) in enumerate(cases)
+            ),
+            (
+                "frd_uvad/preprocess.py",
+                (
+                    "--dataset",
+                    "folder",
+                    "--data-root",
+                    tiny_folder(tmp_path / "v"),
+                    "--backbone",
+                    "r4d",
+                    "--cache",
+                    tmp_path / "c",
+                ),
+                ("r4d",),
+            ),
+        ]
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------ small parts
+
 
 def test_annotations_and_layouts(tmp_path, capsys, listing):
     data = find_features("features", per_video_features(tmp_path / "a"))
@@ -164,22 +298,36 @@ def test_annotations_and_layouts(tmp_path, capsys, listing):
     labels = data.labels(data.test[0])
     assert len(labels) == 192 and labels.sum() == 48 and labels[64] == 1 and labels[112] == 0
     (tmp_path / "a" / "Temporal_Anomaly_Annotation.txt").write_text(
-        "Abuse000_test.mp4 Abuse 0 5 20 25\nAbuse001_test.mp4 Normal -1 -1 -1 -1\nGone.mp4 Abuse 1 2 -1 -1\n")
+        "Abuse000_test.mp4 Abuse 0 5 20 25\nAbuse001_test.mp4 Normal -1 -1 -1 -1\nGone.mp4 Abuse 1 2 -1 -1\n"
+    )
     data = find_features("features", tmp_path / "a")
-    assert data.labels(data.test[0]).sum() == 12 and data.labels(data.test[1]).sum() == 0 and "Gone" in capsys.readouterr().out
+    assert (
+        data.labels(data.test[0]).sum() == 12
+        and data.labels(data.test[1]).sum() == 0
+        and "Gone" in capsys.readouterr().out
+    )
     root = tmp_path / "crops" / "test"
     root.mkdir(parents=True)
     for i in range(5):
         np.save(root / f"film_label_A__{i}.npy", np.full((7, 256), i, np.float32))
     (tmp_path / "crops" / "annotations.txt").write_text("other_label_B1 3 9\n")
     data = find_features("xdviolence", tmp_path / "crops")
-    assert data.crops == 5 and data.test[0].clips([3])[0, :, 0].tolist() == [0, 1, 2, 3, 4] and data.labels(data.test[0]).sum() == 0
+    assert (
+        data.crops == 5
+        and data.test[0].clips([3])[0, :, 0].tolist() == [0, 1, 2, 3, 4]
+        and data.labels(data.test[0]).sum() == 0
+    )
     flat = tmp_path / "flat"
     flat.mkdir()
-    np.save(flat / "Concat_test_10.npy", np.arange(10, dtype=np.float32)[:, None, None] * np.ones((1, 1, 256), np.float32))
-    np.save(flat / "nalist.npy", np.array([[0, 4], [4, 10]]))     # half-open
+    np.save(
+        flat / "Concat_test_10.npy", np.arange(10, dtype=np.float32)[:, None, None] * np.ones((1, 1, 256), np.float32)
+    )
+    np.save(flat / "nalist.npy", np.array([[0, 4], [4, 10]]))  # half-open
     data = find_features("ucfcrime", flat)
-    assert [v.clips(range(len(v)))[:, 0, 0].tolist() for v in data.test] == [[0, 1, 2, 3], [4, 5, 6, 7, 8, 9]] and not data.has_labels
+    assert [v.clips(range(len(v)))[:, 0, 0].tolist() for v in data.test] == [
+        [0, 1, 2, 3],
+        [4, 5, 6, 7, 8, 9],
+    ] and not data.has_labels
     np.save(flat / "gt-x.npy", np.zeros(7))
     with pytest.raises(UserError, match="7 entries for 10 test clips"):
         find_features("ucfcrime", flat)
@@ -187,18 +335,33 @@ def test_annotations_and_layouts(tmp_path, capsys, listing):
 
 @pytest.mark.parametrize("streamed", [False, True])
 def test_windows_never_cross_videos(streamed):
-    videos = [FeatureVideo(f"v{i}", "train", [np.arange(n, dtype=np.float32)[:, None, None] + 100 * i * np.ones((1, 2, 4), np.float32)])
-              for i, n in enumerate((5, 1, 3))]
+    videos = [
+        FeatureVideo(
+            f"v{i}", "train", [np.arange(n, dtype=np.float32)[:, None, None] + 100 * i * np.ones((1, 2, 4), np.float32)]
+        )
+        for i, n in enumerate((5, 1, 3))
+    ]
     windows = Windows(videos, 3, training.Run("cpu", "fp32"))
     if streamed:
         windows.whole = None
     got = windows.get(np.arange(9))
     assert got.shape == (9, 2, 3, 4)
-    assert got[:, 0, :, 0].tolist() == [[0, 1, 2], [1, 2, 3], [2, 3, 4], [3, 4, 4], [4, 4, 4], [100, 100, 100],
-                                        [200, 201, 202], [201, 202, 202], [202, 202, 202]]
+    assert got[:, 0, :, 0].tolist() == [
+        [0, 1, 2],
+        [1, 2, 3],
+        [2, 3, 4],
+        [3, 4, 4],
+        [4, 4, 4],
+        [100, 100, 100],
+        [200, 201, 202],
+        [201, 202, 202],
+        [202, 202, 202],
+    ]
     order = np.array([4, 8, 0, 5])
     parts = list(windows.iterate(parts_of(order, 3)))
-    assert [p[0].tolist() for p in parts] == [[4, 8, 0], [5]] and torch.equal(torch.cat([p[1] for p in parts]), got[order])
+    assert [p[0].tolist() for p in parts] == [[4, 8, 0], [5]] and torch.equal(
+        torch.cat([p[1] for p in parts]), got[order]
+    )
 
 
 def test_what_the_bank_holds_is_shown(tmp_path):
@@ -208,7 +371,7 @@ def test_what_the_bank_holds_is_shown(tmp_path):
     bank.add(torch.zeros(3, 1, 2, 256), np.array([0, 2, 2]), np.random.default_rng(0))
     bank_sheet(bank, windows, data, tmp_path / "bank.png")
     image = cv2.imread(str(tmp_path / "bank.png"))
-    assert image.shape[1] == 2 * 328 and image.std() > 5       # clips 0 and 2, the last of which has no middle frame
+    assert image.shape[1] == 2 * 328 and image.std() > 5  # clips 0 and 2, the last of which has no middle frame
 
 
 def test_streamed_features_leave_memory_flat(tmp_path):
@@ -241,7 +404,10 @@ def test_the_bank_keeps_its_size():
     bank.add(torch.zeros(3, 1, 1, 2), np.zeros(3, int), rng)
     bank.add(torch.ones(9, 1, 1, 2), np.arange(1, 10), rng)
     assert len(bank.windows) == 4 and ((bank.windows.flatten() > 0).view(4, 2)[:, 0].numpy() == (bank.first > 0)).all()
-    pseudo, scores = torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]]), torch.tensor([[0.9, 0.8], [0.9, 0.1], [0.1, 0.1]])
+    pseudo, scores = (
+        torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]]),
+        torch.tensor([[0.9, 0.8], [0.9, 0.1], [0.1, 0.1]]),
+    )
     assert joins_bank(pseudo, scores, "wlab", 0.0).tolist() == [True, True, False]
     assert joins_bank(pseudo, scores, "slab", 0.0).tolist() == [True, False, False]
 
@@ -253,11 +419,14 @@ def test_attention_across_clips_asks_with_the_clip_before():
     for n in range(2):
         for k in range(3):
             q, key, value = qkv[n, max(0, k - 1), :, 0], qkv[n, k, :, 1], qkv[n, k, :, 2]
-            w = torch.einsum("ihd,jhd->hij", q, key).div(8 ** 0.5).softmax(-1)
+            w = torch.einsum("ihd,jhd->hij", q, key).div(8**0.5).softmax(-1)
             wanted = layer.proj(torch.einsum("hij,jhd->ihd", w, value).reshape(16, 32))
             assert torch.allclose(layer(x, True)[n, k], wanted, atol=1e-5)
     table = positions(16, 8)
-    assert abs(float(table[3, 2]) - np.sin(3 / 10000 ** 0.25)) < 1e-6 and abs(float(table[3, 3]) - np.cos(3 / 10000 ** 0.25)) < 1e-6
+    assert (
+        abs(float(table[3, 2]) - np.sin(3 / 10000**0.25)) < 1e-6
+        and abs(float(table[3, 3]) - np.cos(3 / 10000**0.25)) < 1e-6
+    )
 
 
 def test_losses_by_hand():
@@ -280,8 +449,12 @@ def test_auxiliary_labels_and_scorers(tmp_path):
     x = torch.randn(3, 2, 1, 256)
     assert torch.allclose(auxiliary.net(x), net.eval().scorer(x)) and scoring.load_auxiliary("none") is None
     np.savez(tmp_path / "l.npz", v0=np.ones(5), v1=np.zeros(2))
-    videos = [FeatureVideo("v0", "train", [np.zeros((5, 1, 256), np.float32)]), FeatureVideo("v1", "train", [np.zeros((3, 1, 256))])]
+    videos = [
+        FeatureVideo("v0", "train", [np.zeros((5, 1, 256), np.float32)]),
+        FeatureVideo("v1", "train", [np.zeros((3, 1, 256))]),
+    ]
     from frd_uvad.train import labels_of_clips
+
     labels = scoring.load_auxiliary(f"labels:{tmp_path / 'l.npz'}")
     with pytest.raises(UserError, match="3 clips"):
         labels_of_clips(labels, Windows(videos, 1, training.Run("cpu", "fp32")))
@@ -295,7 +468,10 @@ def test_stand_in_features_and_stretching():
     a, still = preprocess.statistics(clip), preprocess.statistics(np.repeat(clip[:1], 16, 0))
     assert a.shape == (1, 1024) and np.isfinite(a).all()
     assert still[0, 256:].max() < 1e-5 and a[0, 512:].max() > 0.1
-    assert frames_of_clips(np.array([1.0, 2.0]), 20).tolist() == [1.0] * 16 + [2.0] * 4 and len(frames_of_clips(np.array([1.0]), 20)) == 20
+    assert (
+        frames_of_clips(np.array([1.0, 2.0]), 20).tolist() == [1.0] * 16 + [2.0] * 4
+        and len(frames_of_clips(np.array([1.0]), 20)) == 20
+    )
     scores = {"a": np.zeros(16 * 128), "b": np.r_[np.zeros(800), np.ones(800)]}
     labels = {"a": np.zeros(16 * 128, int), "b": np.r_[np.zeros(800, int), np.ones(800, int)]}
     assert published_measures(scores, labels)["auc_abnormal_batches"] == 1.0
@@ -314,7 +490,18 @@ def test_long_videos_out_of_clips(tmp_path):
     for kind, n in (("fight", 3), ("noFight", 12)):
         for i in range(n):
             save_video(tmp_path / "clips" / kind / f"{kind}{i}.avi", walkers(4, seed=i))
-    done = script("tests/tools/long_videos.py", "--clips", tmp_path / "clips", "--out", tmp_path / "long", "--videos", 3, "--size", 32, 48)
+    done = script(
+        "tests/tools/long_videos.py",
+        "--clips",
+        tmp_path / "clips",
+        "--out",
+        tmp_path / "long",
+        "--videos",
+        3,
+        "--size",
+        32,
+        48,
+    )
     assert "3 videos" in done.stdout
     labels = [np.load(tmp_path / "long" / "labels" / f"long0{i}.npy") for i in range(3)]
     assert labels[0].sum() in (4, 8, 12) and labels[1].sum() == 0 and all(40 <= len(y) <= 80 for y in labels)
@@ -330,17 +517,43 @@ def test_torchrun_with_two_processes(trained, tmp_path):
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the process of a rank in /proc")
 def test_a_killed_rank_ends_the_job_and_the_same_command_goes_on(trained, tmp_path):
-    flags = ("--dataset", "features", "--features", str(trained[1]), *SMALL, "--epochs", "60", "--out", str(tmp_path / "run"))
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-               str(ROOT / "frd_uvad" / "train.py"), *flags]
-    job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-                           env={**os.environ, "OMP_NUM_THREADS": "1"})
+    flags = (
+        "--dataset",
+        "features",
+        "--features",
+        str(trained[1]),
+        *SMALL,
+        "--epochs",
+        "60",
+        "--out",
+        str(tmp_path / "run"),
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+        str(ROOT / "frd_uvad" / "train.py"),
+        *flags,
+    ]
+    job = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     path, deadline = tmp_path / "run" / "frd.pt", time.monotonic() + PATIENCE
     while time.monotonic() < deadline and job.poll() is None and not path.exists():
         time.sleep(0.01)
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            mine = str(tmp_path).encode() in (process / "cmdline").read_bytes() and b"\0RANK=1\0" in (process / "environ").read_bytes()
+            mine = (
+                str(tmp_path).encode() in (process / "cmdline").read_bytes()
+                and b"\0RANK=1\0" in (process / "environ").read_bytes()
+            )
         except OSError:
             continue
         if mine:
@@ -354,10 +567,16 @@ def test_a_killed_rank_ends_the_job_and_the_same_command_goes_on(trained, tmp_pa
 
 @pytest.mark.kernels
 def test_two_processes_have_the_losses_of_one(trained, tmp_path):
-    same_losses("frd_uvad/train.py", ("--dataset", "features", "--features", trained[1], *SMALL, "--epochs", "3"), tmp_path)
+    same_losses(
+        "frd_uvad/train.py", ("--dataset", "features", "--features", trained[1], *SMALL, "--epochs", "3"), tmp_path
+    )
 
 
 def test_shards_score_what_one_job_scores(trained, tmp_path):
     base, root, _ = trained
-    scored_by_shards("frd_uvad/eval.py", ("--dataset", "features", "--features", root, "--checkpoint", base / "run" / "frd.pt"),
-                     base / "run" / "strict" / "scores.npz", tmp_path)
+    scored_by_shards(
+        "frd_uvad/eval.py",
+        ("--dataset", "features", "--features", root, "--checkpoint", base / "run" / "frd.pt"),
+        base / "run" / "strict" / "scores.npz",
+        tmp_path,
+    )

@@ -3,6 +3,7 @@
 A new method adds one adapter: function(case) -> {output name: array or number}. The case says what to build, draws its
 own parameters and inputs, and every size comes from its json.
 """
+
 import itertools
 import json
 import os
@@ -31,8 +32,10 @@ class Case:
             self.golden = {k: z[k] for k in z.files}
 
     def state_dict(self):
-        return {k: torch.tensor(0) if k.endswith("num_batches_tracked") else torch.from_numpy(draw(k, *v))
-                for k, v in self.parameters.items()}
+        return {
+            k: torch.tensor(0) if k.endswith("num_batches_tracked") else torch.from_numpy(draw(k, *v))
+            for k, v in self.parameters.items()
+        }
 
     def input(self, name, dtype=torch.float32):
         v = self.inputs[name]
@@ -42,12 +45,15 @@ class Case:
         """The grad_norm.* outputs after total.backward()."""
         total.backward()
         parameters = dict(net.named_parameters())
-        return {k: parameters[k.removeprefix("grad_norm.")].grad.norm() for k in self.outputs if k.startswith("grad_norm.")}
+        return {
+            k: parameters[k.removeprefix("grad_norm.")].grad.norm() for k in self.outputs if k.startswith("grad_norm.")
+        }
 
 
 def hf2vad(case, tmp_path, dtype):
     from hf2vad import scoring
     from hf2vad.model import cube_scores, full_losses, memae_losses
+
     path = tmp_path / "published.pth"
     torch.save({"model_state_dict": case.state_dict()}, path)
     net, _ = scoring.load_model(path, model_args={k: v for k, v in case.config.items()})
@@ -72,12 +78,20 @@ def hf2vad(case, tmp_path, dtype):
 def spr_uvad(case, tmp_path, dtype):
     from spr_uvad import scoring
     from spr_uvad.model import cube_errors, self_paced_weights, weighted_loss
+
     if "steps" in case.config:
         drawn = case.input("scores", dtype)
-        scores = drawn ** 2 / 400  # as the case's note says
-        return {name: self_paced_weights(scores, int(name.partition(".step")[2]), mode=name.partition(".")[0],
-                                         shrink=case.config["shrink_rate"], init_std_range=case.config["init_std_range"])
-                for name in case.outputs}
+        scores = drawn**2 / 400  # as the case's note says
+        return {
+            name: self_paced_weights(
+                scores,
+                int(name.partition(".step")[2]),
+                mode=name.partition(".")[0],
+                shrink=case.config["shrink_rate"],
+                init_std_range=case.config["init_std_range"],
+            )
+            for name in case.outputs
+        }
     path = tmp_path / "published.npy"  # nested lists [h][w][0], saved by torch under a numpy name
     torch.save([[[case.state_dict()]]], path)
     net = scoring.load_checkpoint(path)[0][0, 0].eval().to(dtype)
@@ -91,6 +105,7 @@ def spr_uvad(case, tmp_path, dtype):
 
 def sdmae(case, tmp_path, dtype):
     from sdmae.model import SDMAE, error_maps, gradient_masking, patchify, student_loss, teacher_loss
+
     config = dict(case.config)
     norm, patch = config.pop("score"), config["patch_size"]
     net = SDMAE(**config)
@@ -99,12 +114,18 @@ def sdmae(case, tmp_path, dtype):
     frames, target, gradient, noise = (case.input(k, dtype) for k in ("frames", "target", "gradient", "noise"))
     out = net(frames, noise)
     distill, recon = error_maps(out, target, patch, norm)
-    got = {"teacher.pred": out["teacher"], "student.pred": out["student"], "mask": out["mask"], "latent": out["latent"],
-           "teacher.loss": teacher_loss(out["teacher"], target, gradient, patch),
-           "teacher.score_mse": (patchify(target, patch) - out["teacher"]).pow(2).mean((1, 2)),
-           "student.loss": student_loss(out["student"], out["teacher"], out["mask"]),
-           "student.score_distill": distill.mean(1), "student.score_recon": recon.mean(1),
-           "gradient_masking.mask": gradient_masking(gradient, patch, config["mask_ratio"])[2]}
+    got = {
+        "teacher.pred": out["teacher"],
+        "student.pred": out["student"],
+        "mask": out["mask"],
+        "latent": out["latent"],
+        "teacher.loss": teacher_loss(out["teacher"], target, gradient, patch),
+        "teacher.score_mse": (patchify(target, patch) - out["teacher"]).pow(2).mean((1, 2)),
+        "student.loss": student_loss(out["student"], out["teacher"], out["mask"]),
+        "student.score_distill": distill.mean(1),
+        "student.score_recon": recon.mean(1),
+        "gradient_masking.mask": gradient_masking(gradient, patch, config["mask_ratio"])[2],
+    }
     parameters = dict(net.named_parameters())
     for phase in ("teacher", "student"):
         net.zero_grad()
@@ -121,6 +142,7 @@ def sdmae(case, tmp_path, dtype):
 def scene_aware_ae(case, tmp_path, dtype):
     from scene_aware_ae import scoring
     from scene_aware_ae.model import losses, segment_scores
+
     path, config = tmp_path / "published.pth", case.config
     torch.save({"model": case.state_dict(), "optim": {}, "iter": 0}, path)
     net = scoring.load_model(path, num_heads=config["num_heads"])[0].eval().to(dtype)
@@ -130,40 +152,61 @@ def scene_aware_ae(case, tmp_path, dtype):
     for mode in (0, 1, 2):
         parts = losses(out, features, scenes, mode=mode, temperature=config["temperature"])
         got.update({f"loss_{k}": v for k, v in parts.items() if k != "total"}, **{f"loss_mode{mode}": parts["total"]})
-    got.update(recon=out["recon"], logits=out["logits"], scene_feature=out["scene_feature"],
-               segment_score=segment_scores(out["recon"], features))
+    got.update(
+        recon=out["recon"],
+        logits=out["logits"],
+        scene_feature=out["scene_feature"],
+        segment_score=segment_scores(out["recon"], features),
+    )
     return {**got, **case.gradients(net, got["loss_mode2"])}
 
 
 def frd_uvad(case, tmp_path, dtype):
     from frd_uvad import scoring
     from frd_uvad.model import cumulative, joins_bank, losses
+
     path = tmp_path / "published.pkl"
     torch.save(case.state_dict(), path)
-    net, auxiliary = scoring.load_model(path, heads=case.config["heads"])[0].eval(), scoring.load_auxiliary(f"c2fpl:{path}")
+    net, auxiliary = (
+        scoring.load_model(path, heads=case.config["heads"])[0].eval(),
+        scoring.load_auxiliary(f"c2fpl:{path}"),
+    )
     net.to(dtype), auxiliary.net.to(dtype)
     features = case.input("features", dtype)
     out, aux = net(features), auxiliary.net(features)
     plain = losses(out, aux[..., 0])
-    got = {"reconstruction": out["recon"], "error": out["error"], "threshold": plain["threshold"],
-           "pseudo_labels_reconstruction": losses(out)["pseudo"], "scorer": out["score"], "auxiliary_score": aux,
-           "cumulative_score": cumulative(out["score"]), "pseudo_labels": plain["pseudo"],
-           "loss_reconstruction": plain["reconstruction"], "loss_scorer": plain["scorer"],
-           "eval_score": scoring.clip_scores(net, features[:, :, :1])}
+    got = {
+        "reconstruction": out["recon"],
+        "error": out["error"],
+        "threshold": plain["threshold"],
+        "pseudo_labels_reconstruction": losses(out)["pseudo"],
+        "scorer": out["score"],
+        "auxiliary_score": aux,
+        "cumulative_score": cumulative(out["score"]),
+        "pseudo_labels": plain["pseudo"],
+        "loss_reconstruction": plain["reconstruction"],
+        "loss_scorer": plain["scorer"],
+        "eval_score": scoring.clip_scores(net, features[:, :, :1]),
+    }
     for name in ("bank", "bank_like"):
         bank = case.input(name, dtype)
         step = losses(out, aux[..., 0], net.error(bank))
         got.update({f"{name}.loss_{k}": step[k] for k in ("reconstruction", "disruption", "scorer")})
         for kind in ("weak", "strong"):
             joins = joins_bank(step["pseudo"], out["score"][..., 0], kind[0] + "lab", case.config["delta"])
-            got.update({f"{name}.{kind}.size": np.float32(len(bank) + int(joins.sum())),
-                        f"{name}.{kind}.loss_disruption": step["disruption"],
-                        f"{name}.{kind}.added_mean": features[joins].mean() if joins.any() else np.float32(0)})
+            got.update(
+                {
+                    f"{name}.{kind}.size": np.float32(len(bank) + int(joins.sum())),
+                    f"{name}.{kind}.loss_disruption": step["disruption"],
+                    f"{name}.{kind}.added_mean": features[joins].mean() if joins.any() else np.float32(0),
+                }
+            )
     return {**got, **case.gradients(net, plain["reconstruction"] + plain["scorer"])}
 
 
 def svmae(case, tmp_path, dtype):
     from frd_uvad.svmae.detector import Detector, losses
+
     c = case.config
     net = Detector(**{k: c[k] for k in ("feature_size", "text_dim", "fusion", "feature_group", "aggregate_text")})
     net.load_weights(case.state_dict())
@@ -171,8 +214,13 @@ def svmae(case, tmp_path, dtype):
     out = net(case.input("visual", dtype), case.input("text", dtype))
     parts = losses(out, top_k=c["top_k"], margin=c["margin"], alpha=c["alpha"])
     video = net(case.input("visual_video", dtype), case.input("text_video", dtype))
-    got = {"scores": out["scores"], "magnitudes": out["magnitudes"], "video.scores": video["scores"],
-           **{k: v for k, v in parts.items() if "_" in k}, **{f"loss_{k}": parts[k] for k in ("rtfm", "smooth", "sparsity")}}
+    got = {
+        "scores": out["scores"],
+        "magnitudes": out["magnitudes"],
+        "video.scores": video["scores"],
+        **{k: v for k, v in parts.items() if "_" in k},
+        **{f"loss_{k}": parts[k] for k in ("rtfm", "smooth", "sparsity")},
+    }
     return {**got, **case.gradients(net, parts["total"])}
 
 
@@ -190,8 +238,11 @@ def metrics_case(case, tmp_path, dtype):
 
     def smooth(name):
         kind = next(k for k in ("aedmae", "median", "gaussian", "moving_average") if name.startswith(k))
-        numbers = [int("".join(filter(str.isdigit, part))) for part in name.removeprefix("gaussian1d").split("_")
-                   if any(map(str.isdigit, part))]
+        numbers = [
+            int("".join(filter(str.isdigit, part)))
+            for part in name.removeprefix("gaussian1d").split("_")
+            if any(map(str.isdigit, part))
+        ]
         spec = ":".join([kind, *map(str, numbers)])
         if kind == "moving_average":  # as published: over the concatenation
             return [smoothing.parse(spec)(joined)]
@@ -217,12 +268,21 @@ def metrics_case(case, tmp_path, dtype):
         elif head == "auc_abnormal_videos":
             out[name] = metrics.auc_abnormal_videos(labels, scores)
         else:
-            out[name] = {"ap": metrics.average_precision, "pr_auc": metrics.pr_auc}[head](np.concatenate(labels), joined)
+            out[name] = {"ap": metrics.average_precision, "pr_auc": metrics.pr_auc}[head](
+                np.concatenate(labels), joined
+            )
     return out
 
 
-ADAPTERS = {"hf2vad": hf2vad, "spr_uvad": spr_uvad, "sdmae": sdmae, "scene_aware_ae": scene_aware_ae, "frd_uvad": frd_uvad,
-            "svmae": svmae, "metrics": metrics_case}
+ADAPTERS = {
+    "hf2vad": hf2vad,
+    "spr_uvad": spr_uvad,
+    "sdmae": sdmae,
+    "scene_aware_ae": scene_aware_ae,
+    "frd_uvad": frd_uvad,
+    "svmae": svmae,
+    "metrics": metrics_case,
+}
 
 
 def deviation(case, name, value):
@@ -230,7 +290,7 @@ def deviation(case, name, value):
     spec, gold = case.outputs[name], case.golden[name]
     value = np.asarray(value.detach().numpy() if isinstance(value, torch.Tensor) else value)
     assert list(value.shape) == list(spec["shape"]), f"{name}: shape {value.shape}, golden {spec['shape']}"
-    value = value.ravel()[::spec.get("stride", 1)][:2048]
+    value = value.ravel()[:: spec.get("stride", 1)][:2048]
     gold = gold.ravel()
     assert len(value) == len(gold), name
     worst = np.abs(value - gold).max(initial=0)

@@ -1,4 +1,5 @@
 """HF2-VAD through its own scripts, in small."""
+
 import csv
 import json
 import shutil
@@ -29,12 +30,28 @@ from tests.helpers import (
     walkers,
 )
 
-SMALL = ("--dataset", "folder", "--size", "small", "--epochs", "2,1,1", "--batch-size", "16", "--motion-area", "60",
-         "--device", "cpu", "--workers", "1")
+SMALL = (
+    "--dataset",
+    "folder",
+    "--size",
+    "small",
+    "--epochs",
+    "2,1,1",
+    "--batch-size",
+    "16",
+    "--motion-area",
+    "60",
+    "--device",
+    "cpu",
+    "--workers",
+    "1",
+)
 
 
 def train(root, out, *more, **kwargs):
-    return script("hf2vad/train.py", *SMALL, "--data-root", root, "--cache", root.parent / "cache", "--out", out, *more, **kwargs)
+    return script(
+        "hf2vad/train.py", *SMALL, "--data-root", root, "--cache", root.parent / "cache", "--out", out, *more, **kwargs
+    )
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +73,10 @@ def test_one_command_goes_from_videos_to_results(trained):
     assert 0 <= report["micro_auc"] <= 1 and report["seed"] == 0 and report["statistics"]["cubes"] > 20
     scores = load_arrays(out / "scores.npz", "scores")
     assert sorted(scores) == ["b0", "b1"] and all(s.shape == (24,) and s.dtype == np.float32 for s in scores.values())
-    assert (out / "roc.png").stat().st_size > 5000 and sorted(p.name for p in (out / "curves").iterdir()) == ["b0.png", "b1.png"]
+    assert (out / "roc.png").stat().st_size > 5000 and sorted(p.name for p in (out / "curves").iterdir()) == [
+        "b0.png",
+        "b1.png",
+    ]
     lines = [json.loads(x) for x in (base / "run" / "log.jsonl").read_text().splitlines()]
     assert [(x["stage"], x["epoch"]) for x in lines] == [("memae", 1), ("memae", 2), ("cvae", 1), ("finetune", 1)]
     assert all(x["cubes_per_second"] > 0 for x in lines)
@@ -72,8 +92,20 @@ def test_nothing_is_done_twice(trained):
 
 def test_official_protocol_names_its_liberties(trained):
     base, root, _ = trained
-    done = script("hf2vad/eval.py", "--dataset", "folder", "--data-root", root, "--cache", base / "cache",
-                  "--checkpoint", base / "run" / "finetune.pt", "--protocol", "official", "--overlay")
+    done = script(
+        "hf2vad/eval.py",
+        "--dataset",
+        "folder",
+        "--data-root",
+        root,
+        "--cache",
+        base / "cache",
+        "--checkpoint",
+        base / "run" / "finetune.pt",
+        "--protocol",
+        "official",
+        "--overlay",
+    )
     assert "liberty taken" in done.stdout
     report = json.loads((base / "run" / "official" / "metrics.json").read_text())
     assert report["left_out_frames_per_video"] == 4 and report["frames"] == 40 and report["liberties"]
@@ -84,8 +116,23 @@ def test_official_protocol_names_its_liberties(trained):
 def test_scores_depend_neither_on_batch_size_nor_on_workers(trained, tmp_path):
     base, root, _ = trained
     shutil.copy(base / "run" / "finetune.pt", tmp_path / "finetune.pt")
-    script("hf2vad/eval.py", "--dataset", "folder", "--data-root", root, "--cache", tmp_path / "cache",
-           "--checkpoint", tmp_path / "finetune.pt", "--batch-size", 7, "--workers", 2, "--out", tmp_path / "out")
+    script(
+        "hf2vad/eval.py",
+        "--dataset",
+        "folder",
+        "--data-root",
+        root,
+        "--cache",
+        tmp_path / "cache",
+        "--checkpoint",
+        tmp_path / "finetune.pt",
+        "--batch-size",
+        7,
+        "--workers",
+        2,
+        "--out",
+        tmp_path / "out",
+    )
     a = load_arrays(base / "run" / "strict" / "scores.npz", "scores")
     b = load_arrays(tmp_path / "out" / "strict" / "scores.npz", "scores")
     for k in a:
@@ -94,10 +141,29 @@ def test_scores_depend_neither_on_batch_size_nor_on_workers(trained, tmp_path):
 
 def test_benchmark(trained):
     base, root, _ = trained
-    where = ("--dataset", "folder", "--data-root", root, "--cache", base / "cache", "--motion-area", "60", "--device", "cpu",
-             "--seconds", 0.05)
+    where = (
+        "--dataset",
+        "folder",
+        "--data-root",
+        root,
+        "--cache",
+        base / "cache",
+        "--motion-area",
+        "60",
+        "--device",
+        "cpu",
+        "--seconds",
+        0.05,
+    )
     done = script("tests/perf/bench.py", "hf2vad", *where, "--checkpoint", base / "run" / "finetune.pt")
-    for text in ("plain eager model", "optimised path", "decode", "optical flow", "flow, boxes, cubes together", "peak memory"):
+    for text in (
+        "plain eager model",
+        "optimised path",
+        "decode",
+        "optical flow",
+        "flow, boxes, cubes together",
+        "peak memory",
+    ):
         assert text in done.stdout, done.stdout
     done = script("tests/perf/bench.py", "hf2vad", "train", *where, "--size", "small", "--batch-size", "16")
     for text in ("memae", "cvae", "finetune", "waiting for data"):
@@ -107,8 +173,18 @@ def test_benchmark(trained):
 def test_own_video(trained, tmp_path):
     base, _, _ = trained
     path = save_video(tmp_path / "mein video.avi", walkers(30, size=(72, 110), seed=5), fps=10)
-    done = script("hf2vad/eval.py", "--video", path, "--checkpoint", base / "run" / "finetune.pt", "--out", tmp_path / "out",
-                  "--cache", tmp_path / "cache", cwd=tmp_path)
+    done = script(
+        "hf2vad/eval.py",
+        "--video",
+        path,
+        "--checkpoint",
+        base / "run" / "finetune.pt",
+        "--out",
+        tmp_path / "out",
+        "--cache",
+        tmp_path / "cache",
+        cwd=tmp_path,
+    )
     out = tmp_path / "out" / "mein video"
     rows = list(csv.DictReader(open(out / "scores.csv")))
     assert len(rows) == 30 and rows[10]["seconds"] == "1.000" and sum(int(r["boxes"]) for r in rows) > 10
@@ -121,8 +197,19 @@ def test_published_checkpoints_load_and_get_statistics(trained, tmp_path):
     base, root, _ = trained
     ours = training.load_checkpoint(base / "run" / "finetune.pt")
     torch.save({"model_state_dict": ours["model_state_dict"], "step": 7}, tmp_path / "best.pth")
-    done = script("hf2vad/eval.py", "--dataset", "folder", "--data-root", root, "--cache", base / "cache", "--motion-area", 60,
-                  "--ckpt_path", tmp_path / "best.pth")
+    done = script(
+        "hf2vad/eval.py",
+        "--dataset",
+        "folder",
+        "--data-root",
+        root,
+        "--cache",
+        base / "cache",
+        "--motion-area",
+        60,
+        "--ckpt_path",
+        tmp_path / "best.pth",
+    )
     assert "no training statistics" in done.stdout
     a = load_arrays(base / "run" / "strict" / "scores.npz", "scores")
     b = load_arrays(tmp_path / "strict" / "scores.npz", "scores")
@@ -135,8 +222,10 @@ def weights(path):
 
 
 @pytest.mark.kernels
-@pytest.mark.parametrize("script_name, stop_at", [("train.py", "memae.pt"), ("train.py", "cvae.pt"), ("train.py", "finetune.pt"),
-                                                  ("preprocess.py", None)])
+@pytest.mark.parametrize(
+    "script_name, stop_at",
+    [("train.py", "memae.pt"), ("train.py", "cvae.pt"), ("train.py", "finetune.pt"), ("preprocess.py", None)],
+)
 def test_killed_and_started_again_ends_with_the_same_weights(trained, tmp_path, script_name, stop_at):
     base, root, _ = trained
     out = tmp_path / "run"
@@ -171,19 +260,29 @@ def test_bad_input_is_one_sentence(trained, tmp_path):
     empty.mkdir()
     ours, home = ("--checkpoint", checkpoint), ("--dataset", "folder", "--data-root", root)
     learn = (*SMALL, *cache, "--out", tmp_path / "o")
-    all_refused([("hf2vad/eval.py", (*flags, *cache), words) for flags, words in [
-        (("--dataset", "ped2", "--data-root", empty, *ours), ("ped2", "--data-root")),
-        (("--dataset", "nothing", *ours), ("nothing", "avenue")),
-        ((*home, "--out", empty), ("--checkpoint",)),
-        ((*home, "--checkpoint", tmp_path / "other.pth"), ("other.pth", "HF2-VAD")),
-        (("--video", tmp_path / "no.mp4", *ours), ("no.mp4",)),
-        (("--video", tmp_path / "fake.mp4", *ours), ("fake",)),
-        ((*home, *ours, "--boxes", "guess"), ("--boxes",)),
-        ((*home, *ours, "--device", "cuda:9"), ("--device",)),
-        ((*home, *ours, "--flow", "files:nowhere"), ("--flow", "nowhere")),
-        ((*home, *ours, "--smoothing", "fft"), ("--smoothing",))]])
-    all_refused([("hf2vad/train.py", (*learn, "--data-root", empty), ("holds no videos",)),
-                 ("hf2vad/train.py", (*learn, "--data-root", root, "--epochs", "two"), ("--epochs",))])
+    all_refused(
+        [
+            ("hf2vad/eval.py", (*flags, *cache), words)
+            for flags, words in [
+                (("--dataset", "ped2", "--data-root", empty, *ours), ("ped2", "--data-root")),
+                (("--dataset", "nothing", *ours), ("nothing", "avenue")),
+                ((*home, "--out", empty), ("--checkpoint",)),
+                ((*home, "--checkpoint", tmp_path / "other.pth"), ("other.pth", "HF2-VAD")),
+                (("--video", tmp_path / "no.mp4", *ours), ("no.mp4",)),
+                (("--video", tmp_path / "fake.mp4", *ours), ("fake",)),
+                ((*home, *ours, "--boxes", "guess"), ("--boxes",)),
+                ((*home, *ours, "--device", "cuda:9"), ("--device",)),
+                ((*home, *ours, "--flow", "files:nowhere"), ("--flow", "nowhere")),
+                ((*home, *ours, "--smoothing", "fft"), ("--smoothing",)),
+            ]
+        ]
+    )
+    all_refused(
+        [
+            ("hf2vad/train.py", (*learn, "--data-root", empty), ("holds no videos",)),
+            ("hf2vad/train.py", (*learn, "--data-root", root, "--epochs", "two"), ("--epochs",)),
+        ]
+    )
     assert not (tmp_path / "o").exists() or not list((tmp_path / "o").iterdir())
 
 
@@ -197,8 +296,22 @@ def test_labels_of_another_length_stop_the_evaluation(trained, tmp_path):
     base, root, _ = trained
     shutil.copytree(root, tmp_path / "data")
     np.save(tmp_path / "data" / "labels" / "b1.npy", np.zeros(20, np.uint8))
-    done = script("hf2vad/eval.py", "--dataset", "folder", "--data-root", tmp_path / "data", "--cache", tmp_path / "cache",
-                  "--checkpoint", base / "run" / "finetune.pt", "--out", tmp_path / "out", "--motion-area", 60, check=False)
+    done = script(
+        "hf2vad/eval.py",
+        "--dataset",
+        "folder",
+        "--data-root",
+        tmp_path / "data",
+        "--cache",
+        tmp_path / "cache",
+        "--checkpoint",
+        base / "run" / "finetune.pt",
+        "--out",
+        tmp_path / "out",
+        "--motion-area",
+        60,
+        check=False,
+    )
     refused(done, "b1", "20", "24")
     assert not (tmp_path / "out" / "strict" / "metrics.json").exists()
 
@@ -207,8 +320,21 @@ def test_damaged_videos_are_skipped_and_named(trained, tmp_path):
     base, root, _ = trained
     shutil.copytree(root, tmp_path / "data")
     (tmp_path / "data" / "test" / "broken.avi").write_bytes(b"RIFF" + bytes(300))
-    done = script("hf2vad/eval.py", "--dataset", "folder", "--data-root", tmp_path / "data", "--cache", tmp_path / "cache",
-                  "--checkpoint", base / "run" / "finetune.pt", "--out", tmp_path / "out", "--motion-area", 60)
+    done = script(
+        "hf2vad/eval.py",
+        "--dataset",
+        "folder",
+        "--data-root",
+        tmp_path / "data",
+        "--cache",
+        tmp_path / "cache",
+        "--checkpoint",
+        base / "run" / "finetune.pt",
+        "--out",
+        tmp_path / "out",
+        "--motion-area",
+        60,
+    )
     assert "skipped 1 videos" in done.stdout and "broken" in done.stdout
     assert json.loads((tmp_path / "out" / "strict" / "metrics.json").read_text())["videos"] == 2
 
@@ -217,8 +343,19 @@ def test_output_that_cannot_be_written(trained, tmp_path):
     base, root, _ = trained
     (tmp_path / "file").write_text("not a folder")
     refused(train(root, tmp_path / "file" / "run", check=False), "file", "--out")
-    refused(script("hf2vad/preprocess.py", "--dataset", "folder", "--data-root", root, "--cache", tmp_path / "file" / "c",
-                   check=False), "--cache")
+    refused(
+        script(
+            "hf2vad/preprocess.py",
+            "--dataset",
+            "folder",
+            "--data-root",
+            root,
+            "--cache",
+            tmp_path / "file" / "c",
+            check=False,
+        ),
+        "--cache",
+    )
 
 
 def test_a_full_disk(trained, tmp_path):
@@ -227,9 +364,22 @@ def test_a_full_disk(trained, tmp_path):
 
     def limit():
         import resource
+
         resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-    done = script("hf2vad/preprocess.py", "--dataset", "folder", "--data-root", root, "--cache", tmp_path / "cache",
-                  "--workers", 1, check=False, preexec_fn=limit)
+
+    done = script(
+        "hf2vad/preprocess.py",
+        "--dataset",
+        "folder",
+        "--data-root",
+        root,
+        "--cache",
+        tmp_path / "cache",
+        "--workers",
+        1,
+        check=False,
+        preexec_fn=limit,
+    )
     refused(done, "no space left", "--cache")
     assert not list((tmp_path / "cache").rglob("*.npy")) and not list((tmp_path / "cache").rglob("*.part*"))
 
@@ -241,9 +391,13 @@ def test_memory_does_not_grow_with_the_number_of_videos(tmp_path):
         root = tmp_path / f"data{n}"
         for i in range(n):
             save_frames(root / "train" / f"a{i}", walkers(60, size=(240, 320), seed=i, channels=1))
-        code = ("import sys, resource; sys.path.insert(0, sys.argv[1]); from hf2vad import preprocess;"
-                "preprocess.main(sys.argv[2:]); print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")
-        said = python(code, ROOT, "--dataset", "folder", "--data-root", root, "--cache", tmp_path / "cache", "--workers", "1")
+        code = (
+            "import sys, resource; sys.path.insert(0, sys.argv[1]); from hf2vad import preprocess;"
+            "preprocess.main(sys.argv[2:]); print('PEAK', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+        )
+        said = python(
+            code, ROOT, "--dataset", "folder", "--data-root", root, "--cache", tmp_path / "cache", "--workers", "1"
+        )
         peaks.append(int(said.split("PEAK")[1]) / 1024)
     assert peaks[1] - peaks[0] < 30, peaks
 
@@ -256,8 +410,10 @@ def test_folded_network_gives_the_same_scores():
             m.running_mean.uniform_(-0.2, 0.2)
             m.running_var.uniform_(0.5, 1.5)
     run = training.Run("cpu")
-    batch = {"appearance": torch.randint(0, 255, (5, 5, 1, 32, 32), dtype=torch.uint8),
-             "flow": torch.randn(5, 4, 2, 32, 32).half()}
+    batch = {
+        "appearance": torch.randint(0, 255, (5, 5, 1, 32, 32), dtype=torch.uint8),
+        "flow": torch.randn(5, 4, 2, 32, 32).half(),
+    }
     plain, fast = (scoring.Scorer(net, run, optimised=o).score(batch) for o in (False, True))
     for a, b in zip(plain, fast):
         assert ((a - b).abs() / a.abs()).max() < 1e-3
@@ -265,7 +421,9 @@ def test_folded_network_gives_the_same_scores():
 
 
 def test_sizes_are_read_off_published_weights():
-    other = dict(features_root=16, num_slots=50, mem_usage=(False, False, True, True), skip_ops=("none", "none", "concat"))
+    other = dict(
+        features_root=16, num_slots=50, mem_usage=(False, False, True, True), skip_ops=("none", "none", "concat")
+    )
     for args in ({}, other):
         net = HF2VAD(**args)
         found = scoring.infer_args(net.state_dict())
@@ -297,23 +455,52 @@ def test_frame_scores_by_hand():
 @pytest.mark.kernels
 def test_torchrun_with_two_processes(trained, tmp_path):
     base, root, _ = trained
-    trained_by_two("hf2vad", "finetune.pt", SMALL, ("--dataset", "folder", "--data-root", root, "--cache", base / "cache"), tmp_path)
+    trained_by_two(
+        "hf2vad",
+        "finetune.pt",
+        SMALL,
+        ("--dataset", "folder", "--data-root", root, "--cache", base / "cache"),
+        tmp_path,
+    )
     same_losses("hf2vad/train.py", (*SMALL, "--data-root", root, "--cache", base / "cache"), tmp_path)
 
 
 def test_two_shards_at_once_make_what_one_job_makes(trained, tmp_path):
     base, root, _ = trained
-    flags = ("--dataset", "folder", "--data-root", root, "--cache", tmp_path / "cache", "--motion-area", "60", "--workers", "1")
+    flags = (
+        "--dataset",
+        "folder",
+        "--data-root",
+        root,
+        "--cache",
+        tmp_path / "cache",
+        "--motion-area",
+        "60",
+        "--workers",
+        "1",
+    )
     with ThreadPoolExecutor(2) as pool:
-        said = [x.stdout for x in pool.map(lambda i: script("hf2vad/preprocess.py", *flags, "--shard", f"{i}/2"), (0, 1))]
+        said = [
+            x.stdout for x in pool.map(lambda i: script("hf2vad/preprocess.py", *flags, "--shard", f"{i}/2"), (0, 1))
+        ]
     assert all("next:" in x and "train: " in x for x in said)
     made = sorted(p.relative_to(tmp_path / "cache") for p in (tmp_path / "cache").rglob("*.npy"))
-    assert len(made) == 8 and not list((tmp_path / "cache").rglob("*.part*"))    # frames and cubes of four videos
+    assert len(made) == 8 and not list((tmp_path / "cache").rglob("*.part*"))  # frames and cubes of four videos
     assert all((tmp_path / "cache" / p).read_bytes() == (base / "cache" / p).read_bytes() for p in made)
 
 
 def test_shards_score_what_one_job_scores(trained, tmp_path):
     base, root, _ = trained
-    flags = ("--dataset", "folder", "--data-root", root, "--cache", tmp_path / "cache", "--workers", 1, "--checkpoint",
-             base / "run" / "finetune.pt")
+    flags = (
+        "--dataset",
+        "folder",
+        "--data-root",
+        root,
+        "--cache",
+        tmp_path / "cache",
+        "--workers",
+        1,
+        "--checkpoint",
+        base / "run" / "finetune.pt",
+    )
     scored_by_shards("hf2vad/eval.py", flags, base / "run" / "strict" / "scores.npz", tmp_path)

@@ -1,4 +1,5 @@
 """The house: who imports whom, and that one method copied out with common/ runs elsewhere."""
+
 import ast
 import importlib
 import resource
@@ -11,7 +12,19 @@ import pytest
 from tests.helpers import PATIENCE, ROOT, tiny_folder
 
 METHODS = ("hf2vad", "spr_uvad", "sdmae", "scene_aware_ae", "frd_uvad")
-ALLOWED = {"torch", "torchvision", "numpy", "cv2", "sklearn", "scipy", "matplotlib", "tqdm", "open_clip", "mmdet", "fcntl"}
+ALLOWED = {
+    "torch",
+    "torchvision",
+    "numpy",
+    "cv2",
+    "sklearn",
+    "scipy",
+    "matplotlib",
+    "tqdm",
+    "open_clip",
+    "mmdet",
+    "fcntl",
+}
 
 
 def imports(path):
@@ -55,7 +68,9 @@ def import_graph():
             if isinstance(node, ast.Import):
                 used |= {a.name for a in node.names}
             elif isinstance(node, ast.ImportFrom):
-                used |= {f"{node.module}.{a.name}" if f"{node.module}.{a.name}" in paths else node.module for a in node.names}
+                used |= {
+                    f"{node.module}.{a.name}" if f"{node.module}.{a.name}" in paths else node.module for a in node.names
+                }
         graph[name] = used & set(paths)
     return graph
 
@@ -81,7 +96,11 @@ def test_methods_and_common_need_no_report():
     """What draws is asked for where it is used."""
     graph = import_graph()
     for name in METHODS:
-        scripts = [m for m in graph if m.startswith(f"{name}.") and m.split(".")[-1] in ("preprocess", "train", "eval", "pretrain")]
+        scripts = [
+            m
+            for m in graph
+            if m.startswith(f"{name}.") and m.split(".")[-1] in ("preprocess", "train", "eval", "pretrain")
+        ]
         for module in closure(graph, scripts):
             drawn = {m for m in graph[module] if m.startswith("common.report")}
             assert module.startswith("common.report") or not drawn, (module, drawn)
@@ -91,7 +110,9 @@ def test_a_clock_that_jumps_changes_nothing():
     """Durations are measured by clocks that run on when somebody sets the date, and no file is judged by its age."""
     for path in [p for folder in ("common", *METHODS) for p in files(folder)]:
         names = {ast.unparse(node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
-        allowed = {"datetime.datetime.now"} if path == ROOT / "sdmae" / "live.py" else set()     # when a camera's frame came
+        allowed = (
+            {"datetime.datetime.now"} if path == ROOT / "sdmae" / "live.py" else set()
+        )  # when a camera's frame came
         assert not names & {"time.time", "time.time_ns", "datetime.now", "datetime.datetime.now"} - allowed, path
 
 
@@ -106,11 +127,17 @@ def test_help_answers_at_once(name):
     seconds = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = subprocess.run([sys.executable, "-X", "importtime", ROOT / name, "--help"], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", ROOT / name, "--help"], capture_output=True, text=True
+        )
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines()}
-        assert done.returncode == 0 and "numpy" in loaded and not loaded & {"torch", "torchvision", "matplotlib", "open_clip", "sklearn"}
+        assert (
+            done.returncode == 0
+            and "numpy" in loaded
+            and not loaded & {"torch", "torchvision", "matplotlib", "open_clip", "sklearn"}
+        )
         if seconds[-1] < 1.5:
             return
     raise AssertionError(f"{name} --help took {min(seconds):.1f} s")
@@ -126,8 +153,21 @@ def test_evaluations_look_alike(capsys):
         own = {g for g in groups if g.startswith(("foreground", "input", "features", "--video"))}
         assert [g for g in groups if g not in own] == ["options", "data", "run", "what to score", "scores"], name
         flags = [x.split()[0].rstrip(",") for x in said.splitlines() if x.startswith("  --")]
-        shared = ["--dataset", "--labels", "--out", "--device", "--precision", "--seed", "--workers", "--checkpoint", "--video",
-                  "--protocol", "--smoothing", "--top", "--overlay"]
+        shared = [
+            "--dataset",
+            "--labels",
+            "--out",
+            "--device",
+            "--precision",
+            "--seed",
+            "--workers",
+            "--checkpoint",
+            "--video",
+            "--protocol",
+            "--smoothing",
+            "--top",
+            "--overlay",
+        ]
         assert [f for f in flags if f in shared] == shared, name
 
 
@@ -138,7 +178,9 @@ def test_nothing_but_the_named_packages():
             assert not other, (path, other)
 
 
-@pytest.mark.parametrize("model", [f"{x}/model.py" for x in METHODS] + ["frd_uvad/svmae/model.py", "frd_uvad/svmae/detector.py"])
+@pytest.mark.parametrize(
+    "model", [f"{x}/model.py" for x in METHODS] + ["frd_uvad/svmae/model.py", "frd_uvad/svmae/detector.py"]
+)
 def test_a_model_can_be_pasted_anywhere(model):
     assert imports(ROOT / model) <= {"torch", "math"}, model
 
@@ -149,18 +191,43 @@ def test_one_method_copied_out_runs_elsewhere(tmp_path, left_out):
     for folder in ("frd_uvad", "common"):
         shutil.copytree(ROOT / folder, place / folder, ignore=shutil.ignore_patterns("__pycache__", left_out))
     root = tiny_folder(tmp_path / "data", frames=40)
-    flags = ("--dataset", "folder", "--data-root", root, "--cache", tmp_path / "cache", "--out", tmp_path / "run", "--epochs", 1,
-             "--batch-size", 8, "--num-blocks", 2, "--workers", 1, "--device", "cpu")
+    flags = (
+        "--dataset",
+        "folder",
+        "--data-root",
+        root,
+        "--cache",
+        tmp_path / "cache",
+        "--out",
+        tmp_path / "run",
+        "--epochs",
+        1,
+        "--batch-size",
+        8,
+        "--num-blocks",
+        2,
+        "--workers",
+        1,
+        "--device",
+        "cpu",
+    )
+
     def everything():
         return {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+
     before = everything()
-    done = subprocess.run([sys.executable, place / "frd_uvad" / "train.py", *map(str, flags)], cwd=tmp_path, capture_output=True,
-                          text=True, timeout=PATIENCE)
+    done = subprocess.run(
+        [sys.executable, place / "frd_uvad" / "train.py", *map(str, flags)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
     assert done.returncode == 0 and "micro AUC" in done.stdout, done.stderr[-2000:]
     assert str(ROOT) not in done.stderr and (tmp_path / "run" / "strict" / "scores.npz").exists()
     assert (tmp_path / "run" / "strict" / "report.html").exists() == (left_out == "nothing")
     assert ("there is no common/report here" in done.stdout) == (left_out == "report")
-    after = everything()                 # nothing is written but what --out and --cache say
+    after = everything()  # nothing is written but what --out and --cache say
     own = {p for p in after if p.relative_to(tmp_path).parts[0] in ("run", "cache")}
     assert {p for p in after if after[p] != before.get(p)} == own and before.keys() <= after.keys()
 
@@ -169,11 +236,28 @@ def test_one_method_copied_out_runs_elsewhere(tmp_path, left_out):
 def test_help_of_a_copied_method(name, tmp_path):
     for folder in (name, "common"):
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    done = subprocess.run([sys.executable, tmp_path / name / "train.py", "--help"], cwd="/", capture_output=True, text=True,
-                          timeout=PATIENCE)
+    done = subprocess.run(
+        [sys.executable, tmp_path / name / "train.py", "--help"],
+        cwd="/",
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
-    for flag in ("--dataset", "--data-root", "--out", "--device", "--precision", "--seed", "--epochs", "--batch-size", "--lr", "--workers",
-                 "--resume", "--protocol"):
+    for flag in (
+        "--dataset",
+        "--data-root",
+        "--out",
+        "--device",
+        "--precision",
+        "--seed",
+        "--epochs",
+        "--batch-size",
+        "--lr",
+        "--workers",
+        "--resume",
+        "--protocol",
+    ):
         assert flag in done.stdout, (name, flag)
 
 
@@ -183,5 +267,6 @@ def test_choices_of_flags_are_those_of_the_models():
     from frd_uvad.svmae.train import FUSIONS
     from spr_uvad.model import MODES
     from spr_uvad.train import parse
+
     assert FUSIONS == detector.FUSIONS and preprocess.PRESETS == tuple(model.PRESETS)
     assert [parse(["--self-paced", m]).self_paced for m in (*MODES, "none")] == [*MODES, "none"]

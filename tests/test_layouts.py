@@ -1,5 +1,6 @@
 """Datasets laid out as people have them: unpacked side by side, linked from other disks, incomplete, oddly named, in any order. Labels,
 masks, tracks, boxes and features stand at the video that they were made for, and what is missing is said."""
+
 import os
 import shutil
 from pathlib import Path
@@ -19,7 +20,7 @@ from common.objects.flow import FlowFiles
 from scene_aware_ae.encoder import GivenFeatures
 from tests.helpers import refused, save_frames, save_video, script, walkers
 
-either_order = pytest.mark.usefixtures("listing")       # of files in folders
+either_order = pytest.mark.usefixtures("listing")  # of files in folders
 
 FRAMES = 12
 
@@ -80,11 +81,18 @@ def unpack_avenue(root, beside=None):
 
 
 @either_order
-@pytest.mark.parametrize("videos, masks", [
-    ("Avenue Dataset", "ground_truth_demo/testing_label_mask"),
-    ("Avenue Dataset", "testing_label_mask"),
-    ("Avenue_Dataset/Avenue Dataset", "ground_truth_demo/ground_truth_demo/testing_label_mask"),     # each in a folder of its own
-    ("avenue", "ground_truth_demo/testing_label_mask")])
+@pytest.mark.parametrize(
+    "videos, masks",
+    [
+        ("Avenue Dataset", "ground_truth_demo/testing_label_mask"),
+        ("Avenue Dataset", "testing_label_mask"),
+        (
+            "Avenue_Dataset/Avenue Dataset",
+            "ground_truth_demo/ground_truth_demo/testing_label_mask",
+        ),  # each in a folder of its own
+        ("avenue", "ground_truth_demo/testing_label_mask"),
+    ],
+)
 def test_avenues_two_archives_side_by_side(tmp_path, videos, masks):
     unpack_avenue(tmp_path / videos, tmp_path / masks)
     data = datasets.find("avenue", tmp_path)
@@ -92,7 +100,9 @@ def test_avenues_two_archives_side_by_side(tmp_path, videos, masks):
     assert labels_of(data) == {f"{i:02d}": y.tolist() for i, y in AVENUE.items()}
     assert data.label_source == "masks: testing_label_mask (volLabel)"
     assert data.masks(data.test[2]).sum((1, 2)).tolist() == (16 * AVENUE[10].astype(int)).tolist()
-    assert labels_of(datasets.find("avenue", tmp_path / videos)) == labels_of(data)       # --data-root is the folder of videos itself
+    assert labels_of(datasets.find("avenue", tmp_path / videos)) == labels_of(
+        data
+    )  # --data-root is the folder of videos itself
 
 
 def test_avenue_without_masks_says_where_labels_were_looked_for(tmp_path):
@@ -103,22 +113,33 @@ def test_avenue_without_masks_says_where_labels_were_looked_for(tmp_path):
         assert str(said) in data.no_labels(), said
 
 
-@pytest.mark.parametrize("name, folders, forms", [
-    ("ped1", ("Train/Train001", "Test/Test001"), ("ped1.mat", "UCSDped1.m", "Test*_gt")),
-    ("shanghaitech", ("training/frames/01_001", "testing/frames/01_0014"), ("test_frame_mask/", ".npy")),
-    ("folder", ("train/a", "test/b"), ("labels/<video>.npy", "labels.csv", "masks/"))])
+@pytest.mark.parametrize(
+    "name, folders, forms",
+    [
+        ("ped1", ("Train/Train001", "Test/Test001"), ("ped1.mat", "UCSDped1.m", "Test*_gt")),
+        ("shanghaitech", ("training/frames/01_001", "testing/frames/01_0014"), ("test_frame_mask/", ".npy")),
+        ("folder", ("train/a", "test/b"), ("labels/<video>.npy", "labels.csv", "masks/")),
+    ],
+)
 def test_missing_labels_name_the_forms_that_are_read(tmp_path, capsys, name, folders, forms):
     for folder in folders:
         save_frames(tmp_path / folder, blank())
     data = datasets.find(name, tmp_path)
     assert not data.has_labels
-    evaluation.evaluate(tmp_path / "out", data, {v.name: np.arange(FRAMES) for v in data.test}, protocol=evaluation.Protocol(), method="m")
+    evaluation.evaluate(
+        tmp_path / "out",
+        data,
+        {v.name: np.arange(FRAMES) for v in data.test},
+        protocol=evaluation.Protocol(),
+        method="m",
+    )
     said = capsys.readouterr().out
     for form in (*forms, str(tmp_path)):
         assert said.count(form) and form in data.no_labels(), form
 
 
 # --------------------------------------------------------------------------------------------------------- symbolic links
+
 
 def link(path, disk):
     """Move a file or folder to another disk and leave a symbolic link."""
@@ -131,7 +152,9 @@ def ped1(root):
     for split in ("Train", "Test"):
         for i in (1, 2):
             save_frames(root / split / f"{split}00{i}", blank(), ".tif")
-    (root / "Test" / "UCSDped1.m").write_text("TestVideoFile{end+1}.gt_frame = [3:5];\nTestVideoFile{end+1}.gt_frame = [1:2, 10:12];\n")
+    (root / "Test" / "UCSDped1.m").write_text(
+        "TestVideoFile{end+1}.gt_frame = [3:5];\nTestVideoFile{end+1}.gt_frame = [1:2, 10:12];\n"
+    )
     save_frames(root / "Test" / "Test001_gt", masks_of(marks(2, 3, 4)), ".bmp")
 
 
@@ -155,35 +178,79 @@ def own_folder(root):
 
 LINKED = {
     "ped1": ("ped1", "UCSDped1", ped1, ["", "Test", "Test/Test002", "Test/Test001_gt", "Test/UCSDped1.m"]),
-    "avenue": ("avenue", "Avenue Dataset", lambda root: unpack_avenue(root, root.parent / "ground_truth_demo" / "testing_label_mask"), [
-        "", "testing_videos", "testing_videos/02.avi", "../ground_truth_demo", "../ground_truth_demo/testing_label_mask",
-        "../ground_truth_demo/testing_label_mask/2_label.mat"]),
-    "shanghaitech": ("shanghaitech", "shanghaitech", shanghai, [
-        "", "testing", "testing/frames", "testing/frames/02_0001", "testing/test_frame_mask", "testing/test_pixel_mask",
-        "testing/test_frame_mask/01_0014.npy", "training/videos/01_001.avi"]),
-    "ubnormal": ("ubnormal", "UBnormal", lambda root: ubnormal(root), [
-        "", "scripts", "scripts/abnormal_test_video_names.txt", "Scene2", "Scene2/abnormal_scene_2_scenario_10.avi",
-        "Scene2/abnormal_scene_2_scenario_10_annotations",
-        "Scene2/abnormal_scene_2_scenario_10_annotations/abnormal_scene_2_scenario_10_tracks.txt",
-        "Scene2/abnormal_scene_2_scenario_10_annotations/abnormal_scene_2_scenario_10_0003_gt.png"]),
-    "folder": ("folder", "", own_folder, ["test", "test/a", "masks", "masks/b", "labels.csv", "train", "train/Abuse", "train/Abuse/c.avi"]),
+    "avenue": (
+        "avenue",
+        "Avenue Dataset",
+        lambda root: unpack_avenue(root, root.parent / "ground_truth_demo" / "testing_label_mask"),
+        [
+            "",
+            "testing_videos",
+            "testing_videos/02.avi",
+            "../ground_truth_demo",
+            "../ground_truth_demo/testing_label_mask",
+            "../ground_truth_demo/testing_label_mask/2_label.mat",
+        ],
+    ),
+    "shanghaitech": (
+        "shanghaitech",
+        "shanghaitech",
+        shanghai,
+        [
+            "",
+            "testing",
+            "testing/frames",
+            "testing/frames/02_0001",
+            "testing/test_frame_mask",
+            "testing/test_pixel_mask",
+            "testing/test_frame_mask/01_0014.npy",
+            "training/videos/01_001.avi",
+        ],
+    ),
+    "ubnormal": (
+        "ubnormal",
+        "UBnormal",
+        lambda root: ubnormal(root),
+        [
+            "",
+            "scripts",
+            "scripts/abnormal_test_video_names.txt",
+            "Scene2",
+            "Scene2/abnormal_scene_2_scenario_10.avi",
+            "Scene2/abnormal_scene_2_scenario_10_annotations",
+            "Scene2/abnormal_scene_2_scenario_10_annotations/abnormal_scene_2_scenario_10_tracks.txt",
+            "Scene2/abnormal_scene_2_scenario_10_annotations/abnormal_scene_2_scenario_10_0003_gt.png",
+        ],
+    ),
+    "folder": (
+        "folder",
+        "",
+        own_folder,
+        ["test", "test/a", "masks", "masks/b", "labels.csv", "train", "train/Abuse", "train/Abuse/c.avi"],
+    ),
 }
 
 
 def seen(data):
-    return (labels_of(data), [v.name for v in data.train], data.label_source, data.mask_source,
-            {v.name: None if (x := data.masks(v)) is None else x.sum((1, 2)).tolist() for v in data.test})
+    return (
+        labels_of(data),
+        [v.name for v in data.train],
+        data.label_source,
+        data.mask_source,
+        {v.name: None if (x := data.masks(v)) is None else x.sum((1, 2)).tolist() for v in data.test},
+    )
 
 
 @either_order
-@pytest.mark.parametrize("layout, linked", [(name, place) for name, (*_, places) in LINKED.items() for place in [*places, "everything"]])
+@pytest.mark.parametrize(
+    "layout, linked", [(name, place) for name, (*_, places) in LINKED.items() for place in [*places, "everything"]]
+)
 def test_links_to_another_disk_change_nothing(tmp_path, layout, linked):
     name, folder, make, places = LINKED[layout]
     data_root, disk = tmp_path / "data", tmp_path / "disk"
     disk.mkdir()
     make(data_root / folder)
     plain = seen(datasets.find(name, data_root))
-    for place in sorted(places, key=lambda p: -len(p)) if linked == "everything" else [linked]:       # the inner ones first
+    for place in sorted(places, key=lambda p: -len(p)) if linked == "everything" else [linked]:  # the inner ones first
         link(Path(os.path.normpath(data_root / folder / place)), disk)
     assert seen(datasets.find(name, data_root)) == plain
     if folder:
@@ -199,8 +266,13 @@ def test_a_loop_of_links_ends(tmp_path, layout):
     root = tmp_path / folder
     make(root)
     plain = seen(datasets.find(name, tmp_path))
-    for place in {"ped1": ("Test", ""), "avenue": ("testing_videos", ""), "shanghaitech": ("testing", ""),
-                  "ubnormal": ("scripts", "Scene2", ""), "folder": ("test",)}[layout]:
+    for place in {
+        "ped1": ("Test", ""),
+        "avenue": ("testing_videos", ""),
+        "shanghaitech": ("testing", ""),
+        "ubnormal": ("scripts", "Scene2", ""),
+        "folder": ("test",),
+    }[layout]:
         (root / place / "back").symlink_to(root)
         (root / place / "nowhere").symlink_to(root / "nothing")
     assert seen(datasets.find(name, tmp_path)) == plain
@@ -240,8 +312,11 @@ def published_ped1(root, masks=PED1_MASKS):
         save_frames(root / "Test" / f"Test00{i}", blank(), ".tif")
         if y is not None:
             save_frames(root / "Test" / f"Test00{i}_gt", masks_of(y), ".bmp")
-    (root / "Test" / "UCSDped1.m").write_text("".join(
-        f"TestVideoFile{{end+1}}.gt_frame = [{y.nonzero()[0][0] + 1}:{y.nonzero()[0][-1] + 1}];\n" for y in PED1))
+    (root / "Test" / "UCSDped1.m").write_text(
+        "".join(
+            f"TestVideoFile{{end+1}}.gt_frame = [{y.nonzero()[0][0] + 1}:{y.nonzero()[0][-1] + 1}];\n" for y in PED1
+        )
+    )
     return datasets.find("ped1", root)
 
 
@@ -249,7 +324,9 @@ def evaluated(data, out, box=(4, 4, 7, 7)):
     """Perfect scores, and one box a frame where the masks of these tests are."""
     scores = {v.name: data.labels(v, FRAMES).astype(np.float32) for v in data.test}
     found = {k: np.array([(t, *box, s) for t, s in enumerate(y)], np.float32) for k, y in scores.items()}
-    return evaluation.evaluate(out, data, scores, protocol=evaluation.Protocol("strict", "none"), method="m", detections=found).metrics
+    return evaluation.evaluate(
+        out, data, scores, protocol=evaluation.Protocol("strict", "none"), method="m", detections=found
+    ).metrics
 
 
 def test_ped1_measures_regions_of_the_videos_that_have_masks(tmp_path, capsys):
@@ -271,7 +348,7 @@ def test_ped1_without_any_mask_leaves_regions_out(tmp_path, capsys):
 
 
 def test_masks_and_ranges_that_disagree_are_counted_once(tmp_path, capsys):
-    masks = (marks(2, 3), None, marks(0), marks(8, 9, 10, 11, 1))          # one frame less, none here, the same, two more
+    masks = (marks(2, 3), None, marks(0), marks(8, 9, 10, 11, 1))  # one frame less, none here, the same, two more
     data = published_ped1(tmp_path / "UCSDped1", masks)
     result = evaluated(data, tmp_path / "out")
     sentence = "Test*_gt images differs from UCSDped1.m, which counts, in 3 frames of 2 videos"
@@ -281,7 +358,9 @@ def test_masks_and_ranges_that_disagree_are_counted_once(tmp_path, capsys):
 
 def test_avenues_masks_count_and_its_ranges_are_compared(tmp_path, capsys):
     unpack_avenue(tmp_path / "Avenue Dataset", tmp_path / "ground_truth_demo" / "testing_label_mask")
-    save_ranges(tmp_path / "Avenue Dataset" / "avenue.mat", [(3, 5)], [(1, 2), (12, 12)], *[[]] * 7, [(8, 9)])     # 10 is the tenth
+    save_ranges(
+        tmp_path / "Avenue Dataset" / "avenue.mat", [(3, 5)], [(1, 2), (12, 12)], *[[]] * 7, [(8, 9)]
+    )  # 10 is the tenth
     data = datasets.find("avenue", tmp_path)
     result = evaluated(data, tmp_path / "out")
     sentence = "avenue.mat differs from masks: testing_label_mask (volLabel), which counts, in 2 frames of 2 videos"
@@ -295,8 +374,11 @@ def test_avenues_ranges_of_another_version_are_named(tmp_path, capsys):
     data = datasets.find("avenue", tmp_path)
     assert evaluated(data, tmp_path / "out")["abnormal_frames"] == sum(int(y.sum()) for y in AVENUE.values())
     said = capsys.readouterr().out
-    assert "avenue.mat differs from masks: testing_label_mask (volLabel), which counts, in 1 frames of 1 videos; avenue.mat could not be " \
-        "compared with masks: testing_label_mask (volLabel) in 1 videos: labels of video 02 (avenue.mat) mark frames 1..900" in said
+    assert (
+        "avenue.mat differs from masks: testing_label_mask (volLabel), which counts, in 1 frames of 1 videos; avenue.mat could not be "
+        "compared with masks: testing_label_mask (volLabel) in 1 videos: labels of video 02 (avenue.mat) mark frames 1..900"
+        in said
+    )
 
 
 SOURCES = ["labels/ and labels.csv", "labels.csv and masks/", "labels/ and masks/", "masks/ alone", "labels.csv alone"]
@@ -363,6 +445,7 @@ def test_damaged_masks_cost_the_regions_of_one_video(tmp_path, capsys, damage):
 
 # --------------------------------------------------------------------------------------------------- one split, or a part
 
+
 @pytest.mark.parametrize("place", ["UCSDped1", "UCSD_Anomaly_Dataset.v1p2/UCSDped1", "link"])
 def test_ped1_with_its_test_videos_alone(tmp_path, place):
     root = tmp_path / ("disk" if place == "link" else place)
@@ -401,17 +484,43 @@ def test_a_test_folder_of_anything_is_no_ped1(tmp_path):
 
 def test_training_without_training_videos_is_refused(tmp_path):
     save_frames(tmp_path / "UCSDped1" / "Test" / "Test001", walkers(6), ".tif")
-    refused(script("hf2vad/train.py", "--dataset", "ped1", "--data-root", tmp_path / "UCSDped1", "--cache", tmp_path / "cache", "--device",
-                   "cpu", "--workers", "1", "--out", tmp_path / "run", check=False), "ped1 has no training videos under", "UCSDped1")
+    refused(
+        script(
+            "hf2vad/train.py",
+            "--dataset",
+            "ped1",
+            "--data-root",
+            tmp_path / "UCSDped1",
+            "--cache",
+            tmp_path / "cache",
+            "--device",
+            "cpu",
+            "--workers",
+            "1",
+            "--out",
+            tmp_path / "run",
+            check=False,
+        ),
+        "ped1 has no training videos under",
+        "UCSDped1",
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------- UBnormal
 
-UBNORMAL = {"normal_training": ["normal_scene_1_scenario_1", "normal_scene_3_scenario_1"], "normal_test": ["normal_scene_2_scenario_1"],
-            "abnormal_training": ["abnormal_scene_1_scenario_2", "abnormal_scene_3_scenario_2"],
-            "abnormal_test": ["abnormal_scene_2_scenario_2", "abnormal_scene_2_scenario_10", "abnormal_scene_3_scenario_1"]}
-TRACK = {"abnormal_scene_1_scenario_2": (0, 3), "abnormal_scene_3_scenario_2": (1, 2), "abnormal_scene_2_scenario_2": (5, 8),
-         "abnormal_scene_2_scenario_10": (2, 4), "abnormal_scene_3_scenario_1": (11, 11)}      # first and last abnormal frame
+UBNORMAL = {
+    "normal_training": ["normal_scene_1_scenario_1", "normal_scene_3_scenario_1"],
+    "normal_test": ["normal_scene_2_scenario_1"],
+    "abnormal_training": ["abnormal_scene_1_scenario_2", "abnormal_scene_3_scenario_2"],
+    "abnormal_test": ["abnormal_scene_2_scenario_2", "abnormal_scene_2_scenario_10", "abnormal_scene_3_scenario_1"],
+}
+TRACK = {
+    "abnormal_scene_1_scenario_2": (0, 3),
+    "abnormal_scene_3_scenario_2": (1, 2),
+    "abnormal_scene_2_scenario_2": (5, 8),
+    "abnormal_scene_2_scenario_10": (2, 4),
+    "abnormal_scene_3_scenario_1": (11, 11),
+}  # first and last abnormal frame
 
 
 def ubnormal(root, order=sorted):
@@ -446,12 +555,22 @@ def test_ubnormal_lacks_a_scene(tmp_path, capsys):
     data = datasets.find("ubnormal", tmp_path)
     said = capsys.readouterr().out
     assert [v.name for v in data.train] == ["normal_scene_1_scenario_1"]
-    assert [v.name for v in data.test] == ["abnormal_scene_2_scenario_2", "abnormal_scene_2_scenario_10", "normal_scene_2_scenario_1"]
+    assert [v.name for v in data.test] == [
+        "abnormal_scene_2_scenario_2",
+        "abnormal_scene_2_scenario_10",
+        "normal_scene_2_scenario_1",
+    ]
     assert [v.name for v in data.abnormal_train] == ["abnormal_scene_1_scenario_2"]
     tracks_are_right(data)
-    for kind, name in (("normal_training", "normal_scene_3_scenario_1"), ("abnormal_training", "abnormal_scene_3_scenario_2"),
-                       ("abnormal_test", "abnormal_scene_3_scenario_1")):
-        assert f"note: {kind}_video_names.txt lists 1 of {len(UBNORMAL[kind])} videos that are not in {root}: {name}\n" in said
+    for kind, name in (
+        ("normal_training", "normal_scene_3_scenario_1"),
+        ("abnormal_training", "abnormal_scene_3_scenario_2"),
+        ("abnormal_test", "abnormal_scene_3_scenario_1"),
+    ):
+        assert (
+            f"note: {kind}_video_names.txt lists 1 of {len(UBNORMAL[kind])} videos that are not in {root}: {name}\n"
+            in said
+        )
     assert said.count("note:") == 3
 
 
@@ -459,9 +578,16 @@ def test_ubnormal_lacks_a_video(tmp_path, capsys):
     root = ubnormal(tmp_path / "UBnormal")
     (root / "Scene2" / "abnormal_scene_2_scenario_2.avi").unlink()
     data = datasets.find("ubnormal", tmp_path)
-    assert [v.name for v in data.test] == ["abnormal_scene_2_scenario_10", "abnormal_scene_3_scenario_1", "normal_scene_2_scenario_1"]
+    assert [v.name for v in data.test] == [
+        "abnormal_scene_2_scenario_10",
+        "abnormal_scene_3_scenario_1",
+        "normal_scene_2_scenario_1",
+    ]
     tracks_are_right(data)
-    assert "lists 1 of 3 videos that are not in" in (said := capsys.readouterr().out) and "abnormal_scene_2_scenario_2" in said
+    assert (
+        "lists 1 of 3 videos that are not in" in (said := capsys.readouterr().out)
+        and "abnormal_scene_2_scenario_2" in said
+    )
 
 
 @pytest.mark.parametrize("text", [b"1,2\n", b"one,two,three\n", b"\xff\xfe\x00", b"1,nan,3\n", None])
@@ -471,7 +597,11 @@ def test_an_unreadable_track_file_costs_one_video(tmp_path, capsys, text):
     path = root / "Scene2" / f"{lost}_annotations" / f"{lost}_tracks.txt"
     path.unlink() if text is None else path.write_bytes(text)
     data = datasets.find("ubnormal", tmp_path)
-    assert [v.name for v in data.test] == ["abnormal_scene_2_scenario_10", "abnormal_scene_3_scenario_1", "normal_scene_2_scenario_1"]
+    assert [v.name for v in data.test] == [
+        "abnormal_scene_2_scenario_10",
+        "abnormal_scene_3_scenario_1",
+        "normal_scene_2_scenario_1",
+    ]
     tracks_are_right(data)
     usable = Usable(data, data.train + data.test, {})
     assert len(usable.train) == 2 and len(usable.test) == 3
@@ -482,37 +612,68 @@ def test_an_unreadable_track_file_costs_one_video(tmp_path, capsys, text):
 
 # ------------------------------------------------------------------------------------------ folders of frames and of videos
 
+
 @either_order
 def test_frames_and_videos_of_a_split_are_both_read(tmp_path, capsys):
     root = tmp_path / "shanghaitech"
-    shanghai(root)                                             # 01_001.avi; 01_0014 and 02_0001 as frames
+    shanghai(root)  # 01_001.avi; 01_0014 and 02_0001 as frames
     for name in ("01_002", "01_010"):
         save_frames(root / "training" / "frames" / name, blank(), ".jpg")
-    for name in ("01_0015", "02_0001"):                        # the second one a second time
+    for name in ("01_0015", "02_0001"):  # the second one a second time
         video(root / "testing" / "videos" / f"{name}.avi")
     np.save(root / "testing" / "test_frame_mask" / "01_0015.npy", marks(8))
     data = datasets.find("shanghaitech", tmp_path)
-    assert [v.name for v in data.train] == ["01_001", "01_002", "01_010"] and [bool(v.files) for v in data.train] == [False, True, True]
-    assert [v.name for v in data.test] == ["01_0014", "01_0015", "02_0001"] and [bool(v.files) for v in data.test] == [True, False, True]
-    assert labels_of(data) == {"01_0014": marks(0, 5).tolist(), "01_0015": marks(8).tolist(), "02_0001": marks(1, 5).tolist()}
-    assert "note: 1 videos, such as " in (said := capsys.readouterr().out) and f"stand in {root / 'testing' / 'frames'} too" in said
+    assert [v.name for v in data.train] == ["01_001", "01_002", "01_010"] and [bool(v.files) for v in data.train] == [
+        False,
+        True,
+        True,
+    ]
+    assert [v.name for v in data.test] == ["01_0014", "01_0015", "02_0001"] and [bool(v.files) for v in data.test] == [
+        True,
+        False,
+        True,
+    ]
+    assert labels_of(data) == {
+        "01_0014": marks(0, 5).tolist(),
+        "01_0015": marks(8).tolist(),
+        "02_0001": marks(1, 5).tolist(),
+    }
+    assert (
+        "note: 1 videos, such as " in (said := capsys.readouterr().out)
+        and f"stand in {root / 'testing' / 'frames'} too" in said
+    )
 
 
 # ----------------------------------------------------------------------------------------------------------- class folders
 
+
 @either_order
 def test_class_folders_and_what_is_left_out(tmp_path, capsys):
-    for path in ("train/Normal/n1.avi", "train/Abuse/a1.avi", "train/loose.avi", "test/Abuse/a2.avi", "test/Arrest/r1.avi",
-                 "test/Arrest/a2.avi"):
+    for path in (
+        "train/Normal/n1.avi",
+        "train/Abuse/a1.avi",
+        "train/loose.avi",
+        "test/Abuse/a2.avi",
+        "test/Arrest/r1.avi",
+        "test/Arrest/a2.avi",
+    ):
         video(tmp_path / path)
     save_frames(tmp_path / "train" / "Abuse" / "as frames", blank())
-    for path in ("train/Abuse/a3.vid", "train/notes.docx", "train/Abuse/readme.txt"):      # a text beside videos is nothing strange
+    for path in (
+        "train/Abuse/a3.vid",
+        "train/notes.docx",
+        "train/Abuse/readme.txt",
+    ):  # a text beside videos is nothing strange
         (tmp_path / path).write_text("x")
     (tmp_path / "labels.csv").write_text("Abuse_a2,1,3\nArrest_a2,5,6\nr1,0,1\n")
     data = datasets.find("folder", tmp_path)
     said = capsys.readouterr().out
     assert sorted(v.name for v in data.train) == ["a1", "as frames", "loose", "n1"]
-    assert labels_of(data) == {"Abuse_a2": marks(1, 2).tolist(), "Arrest_a2": marks(5).tolist(), "r1": marks(0).tolist()}
+    assert labels_of(data) == {
+        "Abuse_a2": marks(1, 2).tolist(),
+        "Arrest_a2": marks(5).tolist(),
+        "r1": marks(0).tolist(),
+    }
     assert f"note: 2 files in {tmp_path / 'train'} are no part of a video, or of an unknown kind, such as " in said
     assert said.count("note:") == 1 and ("a3.vid" in said or "notes.docx" in said)
 
@@ -538,8 +699,11 @@ def write_labels(where, form, given=GIVEN, spell=str):
         np.savez(where / "given.npz", **{spell(k): y.astype(bool) if "bools" in form else y for k, y in given.items()})
         return where / "given.npz"
     if form == "csv":
-        (where / "given.csv").write_text("video,start,end\n" + "".join(f"{spell(k)},{t},{t + 1}\n" for k, y in given.items()
-                                                                      for t in np.flatnonzero(y)), encoding="utf-8")
+        (where / "given.csv").write_text(
+            "video,start,end\n"
+            + "".join(f"{spell(k)},{t},{t + 1}\n" for k, y in given.items() for t in np.flatnonzero(y)),
+            encoding="utf-8",
+        )
         return where / "given.csv"
     path = where / "given"
     path.mkdir()
@@ -550,7 +714,7 @@ def write_labels(where, form, given=GIVEN, spell=str):
         elif kind == "txt":
             (path / f"{spell(k)}.txt").write_text(" ".join(map(str, y)))
         elif y.any() and kind == "masks":
-            save_frames(path / spell(k), masks_of(y), digits=1)          # frame 10 follows frame 9
+            save_frames(path / spell(k), masks_of(y), digits=1)  # frame 10 follows frame 9
         elif y.any() and kind == "mask arrays":
             np.save(path / f"{spell(k)}.npy", masks_of(y)[..., 0])
         elif y.any() and kind == "mask archives":
@@ -561,13 +725,15 @@ def write_labels(where, form, given=GIVEN, spell=str):
 
 
 @either_order
-@pytest.mark.parametrize("dataset, form", [(dataset, form) for dataset in ("ped2", "avenue", "folder") for form in FORMS]
-                         + [("avenue", "volLabel")])
+@pytest.mark.parametrize(
+    "dataset, form",
+    [(dataset, form) for dataset in ("ped2", "avenue", "folder") for form in FORMS] + [("avenue", "volLabel")],
+)
 def test_labels_in_every_form_are_the_same(tmp_path, capsys, dataset, form):
     for name in GIVEN:
         save_frames(tmp_path / "data" / "test" / name, blank())
     save_frames(tmp_path / "data" / "train" / "01", blank())
-    (tmp_path / "data" / "labels.csv").write_text("01,0,12\n")          # not asked
+    (tmp_path / "data" / "labels.csv").write_text("01,0,12\n")  # not asked
     spell = {"ped2": lambda k: f"Test0{k}", "avenue": lambda k: str(int(k)), "folder": str}[dataset]
     path = write_labels(tmp_path, form, spell=spell)
     data = datasets.find(dataset, tmp_path / "data", labels=path)
@@ -579,8 +745,15 @@ def test_labels_in_every_form_are_the_same(tmp_path, capsys, dataset, form):
 @either_order
 def test_ucsds_own_test_folder_as_labels(tmp_path, capsys):
     published_ped1(tmp_path / "UCSDped1")
-    data = datasets.find("ped1", tmp_path, labels=tmp_path / "UCSDped1" / "Test")       # frames of videos and masks side by side
-    assert list(labels_of(data).values()) == [marks(2, 3, 4).tolist(), marks().tolist(), marks().tolist(), marks(9, 10, 11).tolist()]
+    data = datasets.find(
+        "ped1", tmp_path, labels=tmp_path / "UCSDped1" / "Test"
+    )  # frames of videos and masks side by side
+    assert list(labels_of(data).values()) == [
+        marks(2, 3, 4).tolist(),
+        marks().tolist(),
+        marks().tolist(),
+        marks(9, 10, 11).tolist(),
+    ]
     assert "2 test videos have no mask in" in capsys.readouterr().out
 
 
@@ -608,8 +781,35 @@ def test_labels_that_name_no_video_are_refused(tmp_path):
 
 # --------------------------------------------------------------------------------------------------------------- odd names
 
-NAMES = ["with space", "#1", "a#b", "100%", "%s %d", "it's", 'say "no"', "a,b", "①", "10²5", "0.25", "0.5", "0", "камера 1", "测试视频",
-         "a__b", "a[1]", "a*", "*", "v=x__#1_label_B2", "naïve-ü", "-dash", "file", "{x}", "$HOME", "a;b", "~"]
+NAMES = [
+    "with space",
+    "#1",
+    "a#b",
+    "100%",
+    "%s %d",
+    "it's",
+    'say "no"',
+    "a,b",
+    "①",
+    "10²5",
+    "0.25",
+    "0.5",
+    "0",
+    "камера 1",
+    "测试视频",
+    "a__b",
+    "a[1]",
+    "a*",
+    "*",
+    "v=x__#1_label_B2",
+    "naïve-ü",
+    "-dash",
+    "file",
+    "{x}",
+    "$HOME",
+    "a;b",
+    "~",
+]
 ODD = {name: marks(i % FRAMES, (i // FRAMES * 5 + i) % FRAMES) for i, name in enumerate(NAMES)}
 
 
@@ -623,7 +823,7 @@ def odd_videos(root, kind):
             save_frames(root / "test" / name, blank(FRAMES), ".bmp")
         else:
             (root / "test").mkdir(parents=True, exist_ok=True)
-            (root / "test" / f"{name}.avi").write_bytes(b"")         # its name alone is asked
+            (root / "test" / f"{name}.avi").write_bytes(b"")  # its name alone is asked
     return root
 
 
@@ -652,7 +852,7 @@ def test_odd_names_in_a_folder(tmp_path, kind, form):
 @pytest.mark.parametrize("form", ["npz", "npy", "csv", "masks", "mask archives"])
 def test_odd_names_given_by_labels(tmp_path, form):
     root = odd_videos(tmp_path / "data", "files")
-    if form == "npz":                       # a name "file" can not be an argument of numpy's savez
+    if form == "npz":  # a name "file" can not be an argument of numpy's savez
         given = {k: y for k, y in ODD.items() if k != "file"}
         (root / "test" / "file.avi").unlink()
     else:
@@ -664,7 +864,7 @@ def test_odd_names_given_by_labels(tmp_path, form):
 
 @either_order
 def test_odd_names_of_features(tmp_path):
-    given = {name: np.repeat(y, CLIP)[:2 * CLIP] for name, y in ODD.items()}
+    given = {name: np.repeat(y, CLIP)[: 2 * CLIP] for name, y in ODD.items()}
     for folder in ("test", "labels"):
         (tmp_path / folder).mkdir()
         for name, y in given.items():
@@ -733,7 +933,7 @@ def test_what_belongs_to_a_video_in_any_order(tmp_path, made, seed):
         frames = np.flatnonzero(truth(name)).tolist()
         if made == "masks, images":
             (folder / name).mkdir()
-            for t in shuffled(range(FRAMES), seed):            # pictures are written in another order too
+            for t in shuffled(range(FRAMES), seed):  # pictures are written in another order too
                 cv2.imwrite(str(folder / name / f"{t}.png"), masks_of(truth(name))[t])
         elif made == "masks, arrays":
             np.save(folder / f"{name}.npy", masks_of(truth(name))[..., 0])
@@ -743,9 +943,11 @@ def test_what_belongs_to_a_video_in_any_order(tmp_path, made, seed):
             np.save(folder / f"{name}.npy", truth(name))
     data = datasets.find("folder", root)
     for v in data.test:
-        found = {"masks": lambda v=v: data.masks(v).any((1, 2)).nonzero()[0].tolist(),
-                 "tracks": lambda v=v: sorted(data.tracks(v)[:, 1].tolist()),
-                 "labels": lambda v=v: np.flatnonzero(data.labels(v, FRAMES)).tolist()}[folder.name]()
+        found = {
+            "masks": lambda v=v: data.masks(v).any((1, 2)).nonzero()[0].tolist(),
+            "tracks": lambda v=v: sorted(data.tracks(v)[:, 1].tolist()),
+            "labels": lambda v=v: np.flatnonzero(data.labels(v, FRAMES)).tolist(),
+        }[folder.name]()
         assert found == np.flatnonzero(truth(v.name)).tolist(), v.name
 
 
@@ -778,7 +980,9 @@ def test_ubnormals_lists_and_tracks_in_any_order(tmp_path, seed):
 def test_flow_files_in_any_order(tmp_path, seed, per_frame):
     data, folder = datasets.find("folder", cameras(tmp_path / "data", seed)), tmp_path / "flow" / "test"
     for name in shuffled(CAMERAS, seed + 1):
-        flow = (int(name[3:]) + np.arange(FRAMES, dtype=np.float32)[:, None, None, None] / 100) * np.ones((1, 16, 16, 2), np.float32)
+        flow = (int(name[3:]) + np.arange(FRAMES, dtype=np.float32)[:, None, None, None] / 100) * np.ones(
+            (1, 16, 16, 2), np.float32
+        )
         (folder / name if per_frame else folder).mkdir(parents=True, exist_ok=True)
         for t in shuffled(range(FRAMES), seed) if per_frame else ():
             np.save(folder / name / f"{t}.npy", flow[t])
@@ -786,7 +990,9 @@ def test_flow_files_in_any_order(tmp_path, seed, per_frame):
             np.save(folder / f"{name}.npy", flow)
     for v in data.test:
         read = FlowFiles(tmp_path / "flow", v, (FRAMES, 16, 16, 1))(range(1, FRAMES))
-        assert [round(float(x.mean()), 3) for x in read] == [round(int(v.name[3:]) + t / 100, 3) for t in range(1, FRAMES)], v.name
+        assert [round(float(x.mean()), 3) for x in read] == [
+            round(int(v.name[3:]) + t / 100, 3) for t in range(1, FRAMES)
+        ], v.name
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -794,7 +1000,10 @@ def test_features_made_elsewhere_in_any_order(tmp_path, seed):
     data, folder = datasets.find("folder", cameras(tmp_path / "data", seed)), tmp_path / "clip" / "test"
     folder.mkdir(parents=True)
     for name in shuffled(CAMERAS, seed + 2):
-        np.save(folder / f"{name}.npy", int(name[3:]) + np.arange(FRAMES, dtype=np.float32)[:, None] / 16 * np.ones((1, 4), np.float32))
+        np.save(
+            folder / f"{name}.npy",
+            int(name[3:]) + np.arange(FRAMES, dtype=np.float32)[:, None] / 16 * np.ones((1, 4), np.float32),
+        )
     given = GivenFeatures(tmp_path / "clip")
     for v in data.test:
         assert given.of(v)[:, 0].tolist() == [int(v.name[3:]) + t / 16 for t in range(FRAMES)], v.name
@@ -814,6 +1023,7 @@ def test_scores_in_any_order(tmp_path, seed):
 
 
 # -------------------------------------------------------------------------------------- annotation files as published
+
 
 def original_name(shared, pattern):
     found = sorted(shared.rglob(pattern))
@@ -848,9 +1058,14 @@ def test_published_annotations_of_xd_violence(shared_data):
     assert len(found) == 500 and all(found.values())
 
 
-@pytest.mark.parametrize("name, dataset, videos, frames, abnormal", [
-    ("ped2", "ped2", 12, 2010, 1648), ("avenue_from_masks", "avenue", 21, 15324, 3712),
-    ("shanghaitech", "shanghaitech", 107, 40791, 17326)])
+@pytest.mark.parametrize(
+    "name, dataset, videos, frames, abnormal",
+    [
+        ("ped2", "ped2", 12, 2010, 1648),
+        ("avenue_from_masks", "avenue", 21, 15324, 3712),
+        ("shanghaitech", "shanghaitech", 107, 40791, 17326),
+    ],
+)
 def test_published_labels_land_on_their_videos(tmp_path, shared_data, name, dataset, videos, frames, abnormal):
     """Through --labels and the dataset's reader, with the videos stood in for by files of their names."""
     given = np.load(shared_data / "labels" / f"{name}.npz")

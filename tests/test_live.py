@@ -1,4 +1,5 @@
 """Live scoring of AED-MAE without a network: events, thresholds, lost streams, and which frames make a sample."""
+
 import csv
 import datetime
 import functools
@@ -35,6 +36,7 @@ def test_events_and_threshold(tmp_path):
 
 class FakeCapture:
     """A camera of ten frames at a time that is lost twice."""
+
     opened = 0
 
     def __init__(self, address):
@@ -81,14 +83,16 @@ def test_no_neighbours_across_a_gap():
     assert [t for t, _, _ in got] == list(range(14))
     for t, seen, (frame,) in got:
         first, last = (0, 4) if t < 5 else (5, 13)
-        assert seen[:, 0, 0, 0].tolist() == [t + d if first <= t + d <= last else t for d in SEEN] and frame[0, 0, 0] == t
+        assert (
+            seen[:, 0, 0, 0].tolist() == [t + d if first <= t + d <= last else t for d in SEEN] and frame[0, 0, 0] == t
+        )
 
 
 def test_an_event_ends_at_a_gap_and_says_when_it_came(tmp_path):
     with open(tmp_path / "e.csv", "w", newline="") as f:
         events = live.Events(1.0, 25.0, f, lambda _: None)
         for t in range(20):
-            seconds = t / 25 + (30 if t >= 10 else 0)            # the camera was away for half a minute
+            seconds = t / 25 + (30 if t >= 10 else 0)  # the camera was away for half a minute
             events.add(live.Moment(t, seconds, f"at {t}", 2.0 + (t == 13)))
         events.end()
     first, second = csv.DictReader(open(tmp_path / "e.csv"))
@@ -98,25 +102,32 @@ def test_an_event_ends_at_a_gap_and_says_when_it_came(tmp_path):
 
 def test_a_window_is_seconds_and_at_an_even_rate_frames():
     scores, even = np.random.default_rng(0).random(100), live.PastMean(0.5, Clock(25.0))
-    assert np.allclose([even.add(t / 25, s) for t, s in enumerate(scores)], live.moving_mean(scores, 12)) and even.rate == 25
-    times = np.r_[np.arange(20.0), 20 + np.arange(80) / 25]      # one frame a second, then 25
+    assert (
+        np.allclose([even.add(t / 25, s) for t, s in enumerate(scores)], live.moving_mean(scores, 12))
+        and even.rate == 25
+    )
+    times = np.r_[np.arange(20.0), 20 + np.arange(80) / 25]  # one frame a second, then 25
     uneven = live.PastMean(0.5, Clock(99 / times[-1], times))
     means = [uneven.add(x, s) for x, s in zip(times, scores)]
     assert np.allclose(means[:20], scores[:20]) and np.isclose(means[60], scores[48:61].mean()) and uneven.width == 13
-    assert 24 < uneven.rate / uneven.width * times[-1] < 30      # means that share no frame: 20, and 2 a second
+    assert 24 < uneven.rate / uneven.width * times[-1] < 30  # means that share no frame: 20, and 2 a second
 
 
 @pytest.mark.parametrize("name", ["a.avi", "a.ts"])
 def test_a_file_behind_http_is_a_recording(tmp_path, name):
     save_video(tmp_path / "a.avi", walkers(40))
-    if name == "a.ts":                      # which says nothing of its length
+    if name == "a.ts":  # which says nothing of its length
         if not shutil.which("ffmpeg"):
             pytest.skip("ffmpeg, which makes the video, is not on this machine")
-        subprocess.run(["ffmpeg", "-v", "error", "-r", "25", "-i", tmp_path / "a.avi", "-c:v", "mpeg2video", tmp_path / name], check=True)
+        subprocess.run(
+            ["ffmpeg", "-v", "error", "-r", "25", "-i", tmp_path / "a.avi", "-c:v", "mpeg2video", tmp_path / name],
+            check=True,
+        )
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_):
             pass
+
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=tmp_path))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
@@ -129,7 +140,10 @@ def test_a_file_behind_http_is_a_recording(tmp_path, name):
 
 
 def test_no_user_and_no_password():
-    hidden = {"rtsp://admin:p@ss/w@10.0.0.1:554/live": "rtsp://10.0.0.1:554/live", "rtsp://10.0.0.1/live": "rtsp://10.0.0.1/live",
-              "http://cam/v?user=joe&password=xyz&channel=1": "http://cam/v?user=…&password=…&channel=1"}
+    hidden = {
+        "rtsp://admin:p@ss/w@10.0.0.1:554/live": "rtsp://10.0.0.1:554/live",
+        "rtsp://10.0.0.1/live": "rtsp://10.0.0.1/live",
+        "http://cam/v?user=joe&password=xyz&channel=1": "http://cam/v?user=…&password=…&channel=1",
+    }
     for address, shown in hidden.items():
         assert without_secrets(address) == shown

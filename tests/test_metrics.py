@@ -1,4 +1,5 @@
 """Measures against hand-computed examples and scikit-learn."""
+
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
@@ -29,9 +30,16 @@ def test_macro_auc_adds_one_frame_of_each_kind():
     assert metrics.macro_auc([[0, 1]], [[-5.0, 40.0]])[0] == 1.0
 
 
-@pytest.mark.parametrize("labels, scores, words", [([], [], "no frames"), ([1, 1], [1, 2], "no normal"),
-                                                   ([0, 0], [1, 2], "no abnormal"), ([0, 1], [1], "2 labels but 1"),
-                                                   ([0, 1], [1, np.nan], "NaN")])
+@pytest.mark.parametrize(
+    "labels, scores, words",
+    [
+        ([], [], "no frames"),
+        ([1, 1], [1, 2], "no normal"),
+        ([0, 0], [1, 2], "no abnormal"),
+        ([0, 1], [1], "2 labels but 1"),
+        ([0, 1], [1, np.nan], "NaN"),
+    ],
+)
 def test_undefined_measures_say_why(labels, scores, words):
     with pytest.raises(ValueError, match=words):
         metrics.auc(labels, scores)
@@ -42,17 +50,26 @@ def test_false_alarm_rate():
 
 
 def test_iou_counts_inclusive_pixels():
-    assert metrics.iou([[0, 0, 9, 9]], [[0, 0, 9, 9], [5, 0, 14, 9], [20, 20, 25, 25]])[0] == pytest.approx([1, 50 / 150, 0])
+    assert metrics.iou([[0, 0, 9, 9]], [[0, 0, 9, 9], [5, 0, 14, 9], [20, 20, 25, 25]])[0] == pytest.approx(
+        [1, 50 / 150, 0]
+    )
 
 
 def test_rbdc_tbdc_by_hand():
     # One video of 4 frames, two tracks: A in frames 0 and 1, B in frame 2.
     tracks = [np.array([[0, 0, 0, 0, 9, 9], [0, 1, 0, 0, 9, 9], [1, 2, 50, 50, 59, 59]], float)]
-    detections = [np.array([[0, 0, 0, 9, 9, 0.9],        # finds A in frame 0
-                            [3, 70, 70, 79, 79, 0.8],    # false positive
-                            [1, 0, 0, 9, 9, 0.7],        # finds A in frame 1
-                            [1, 1, 1, 9, 9, 0.65],       # overlaps a region found already: neither
-                            [2, 80, 80, 89, 89, 0.6]], float)]  # false positive; B is never found
+    detections = [
+        np.array(
+            [
+                [0, 0, 0, 9, 9, 0.9],  # finds A in frame 0
+                [3, 70, 70, 79, 79, 0.8],  # false positive
+                [1, 0, 0, 9, 9, 0.7],  # finds A in frame 1
+                [1, 1, 1, 9, 9, 0.65],  # overlaps a region found already: neither
+                [2, 80, 80, 89, 89, 0.6],
+            ],
+            float,
+        )
+    ]  # false positive; B is never found
     # thresholds .9: x 0, y 1/3 | .8: x 1/4 | .7: x 1/4, y 2/3 | .6: x 2/4, y 2/3, held to 1
     rbdc = (1 / 3) * 0.25 + (2 / 3) * 0.75
     tbdc = 0.5  # track A from the first threshold on, B never
@@ -78,7 +95,7 @@ def test_rbdc_needs_tracks():
 def test_track_needs_a_tenth_of_its_regions():
     track = np.array([[0, t, 0, 0, 9, 9] for t in range(20)], float)
     two = np.array([[0, 0, 0, 9, 9, 0.9], [1, 0, 0, 9, 9, 0.4]], float)
-    assert metrics.rbdc_tbdc([track], [two[:1]], 20)[1] == 0     # 1 of 20 is below alpha = 0.1
+    assert metrics.rbdc_tbdc([track], [two[:1]], 20)[1] == 0  # 1 of 20 is below alpha = 0.1
     assert metrics.rbdc_tbdc([track], [two], 20)[1] == 1
 
 
@@ -88,9 +105,9 @@ def test_tracks_from_masks_link_overlapping_regions():
     masks[1, 12:15, 12:15] = masks[2, 12:15, 13:16] = True
     t = metrics.tracks_from_masks(masks)
     ids = {(int(f), int(x)): int(i) for i, f, x, *_ in t}
-    assert ids[0, 2] == ids[1, 3] != ids[3, 3]      # the gap in frame 2 ends the first track
+    assert ids[0, 2] == ids[1, 3] != ids[3, 3]  # the gap in frame 2 ends the first track
     assert ids[1, 12] == ids[2, 13] and len(t) == 5
-    assert t[0].tolist() == [0, 0, 2, 2, 5, 5]      # inclusive
+    assert t[0].tolist() == [0, 0, 2, 2, 5, 5]  # inclusive
 
 
 def test_pixel_criterion_by_hand():
@@ -120,10 +137,11 @@ def test_smoothing_keeps_length_and_handles_short_videos():
 
 def test_auc_by_kind_of_event():
     from common.evaluation import per_event
+
     labels = {"a": np.array([0, 0, 1, 1]), "b": np.array([0, 1, 0, 0])}
     scores = {"a": np.array([0.1, 0.5, 0.6, 0.2]), "b": np.array([0.3, 0.4, np.nan, 0.0])}
     events = [("a", "cart", 1, 3), ("a", "run", 3, 4), ("b", "run", 0, 2), ("gone", "run", 0, 1)]
-    got = per_event(scores, labels, events)   # normal frames: 0.1, 0.5, 0.3, 0.0
+    got = per_event(scores, labels, events)  # normal frames: 0.1, 0.5, 0.3, 0.0
     assert got == {"cart": 1.0, "run": pytest.approx((2 + 3) / 8)}
 
 
@@ -131,11 +149,11 @@ def test_labels_that_do_not_belong_are_noticed():
     rng, labels, scores = np.random.default_rng(0), {}, {}
     for i in range(6):
         y = np.zeros(120, np.uint8)
-        y[30 + 5 * i:50 + 5 * i] = 1
+        y[30 + 5 * i : 50 + 5 * i] = 1
         labels[f"v{i}"], scores[f"v{i}"] = y, y + rng.normal(0, 0.3, 120)
     gain, _ = evaluation.shift_gain(scores, labels)
     assert gain < 0.005
-    moved = {k: np.roll(y, 6) for k, y in labels.items()}                 # labels come six frames late
+    moved = {k: np.roll(y, 6) for k, y in labels.items()}  # labels come six frames late
     gain, frames = evaluation.shift_gain(scores, moved)
     assert frames == -6 and gain > 0.1
     y, s = (np.concatenate([x[k] for k in labels]) for x in (labels, scores))

@@ -1,4 +1,5 @@
 """Names that a file system can hold: every reader, cache, archive, table and link takes them; a renamed source is noticed."""
+
 import csv
 import json
 import os
@@ -33,10 +34,55 @@ from tests.helpers import ROOT, save_frames, save_video, script, walkers
 from tests.test_report import content
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9") if os.name == "posix" else "caf\udce9"
-NAMES = ["ordinary_01", "file", "allow_pickle", "arr_0", "seconds", "source", "labels", "smoothing", "a#b", "#1", "a?b", "a%20b", "%2F",
-         "a:b", "it's", 'say "x"', "a b", " lead", "trail ", "trail.", "-dash", "$x_1$", r"$\bad{$", "<b>&", "a\\b", "a,b", "a*b", "a|b",
-         "视频", "e\u0301", "\u00e9", "①", "10²5", "😀", "a\nb", "a\tb", "\x1b[31m", "n" * 200, "é" * 120, "CON", "nul.x", "a.b.c", "a.npy",
-         "img%03d", "concat:a", "~x", NOT_UTF8]
+NAMES = [
+    "ordinary_01",
+    "file",
+    "allow_pickle",
+    "arr_0",
+    "seconds",
+    "source",
+    "labels",
+    "smoothing",
+    "a#b",
+    "#1",
+    "a?b",
+    "a%20b",
+    "%2F",
+    "a:b",
+    "it's",
+    'say "x"',
+    "a b",
+    " lead",
+    "trail ",
+    "trail.",
+    "-dash",
+    "$x_1$",
+    r"$\bad{$",
+    "<b>&",
+    "a\\b",
+    "a,b",
+    "a*b",
+    "a|b",
+    "视频",
+    "e\u0301",
+    "\u00e9",
+    "①",
+    "10²5",
+    "😀",
+    "a\nb",
+    "a\tb",
+    "\x1b[31m",
+    "n" * 200,
+    "é" * 120,
+    "CON",
+    "nul.x",
+    "a.b.c",
+    "a.npy",
+    "img%03d",
+    "concat:a",
+    "~x",
+    NOT_UTF8,
+]
 FRAMES = 4
 
 
@@ -59,14 +105,38 @@ def score_page(folder, name):
 
 # -------------------------------------------------------------------------------------------------------------- names of files
 
+
 def test_there_are_many_names():
     assert len(set(NAMES)) == len(NAMES) >= 25
 
 
 def test_ordinary_names_stay_and_no_two_become_one():
-    for name in ("01", "Test001", "01_0014", "normal_scene_1_scenario_2", "Abuse028_x264", "a b", "a.b.c", "视频", "Straße-3"):
+    for name in (
+        "01",
+        "Test001",
+        "01_0014",
+        "normal_scene_1_scenario_2",
+        "Abuse028_x264",
+        "a b",
+        "a.b.c",
+        "视频",
+        "Straße-3",
+    ):
         assert safe_filename(name) == name
-    hard = [*NAMES, "a/b", "a_b", "a%2Fb", "a%252Fb", "..", ".", "n" * 201, "n" * 199 + "m" * 2, "caf\u00e9", "caf%E9", "cam/1?user=…"]
+    hard = [
+        *NAMES,
+        "a/b",
+        "a_b",
+        "a%2Fb",
+        "a%252Fb",
+        "..",
+        ".",
+        "n" * 201,
+        "n" * 199 + "m" * 2,
+        "caf\u00e9",
+        "caf%E9",
+        "cam/1?user=…",
+    ]
     assert len({safe_filename(name) for name in hard}) == len(set(hard))
     for name, filename in (("a/b", "a%2Fb"), ("..", "%2E%2E"), ("CON", "%43ON"), ("trail ", "trail%20")):
         assert safe_filename(name) == filename
@@ -76,7 +146,12 @@ def test_ordinary_names_stay_and_no_two_become_one():
 @settings(max_examples=200, deadline=None)
 def test_a_name_comes_back(name):
     stem = safe_filename(name)
-    assert original_name(stem) == name and stem.isprintable() and not set(stem) & set('/\\:*?"<>|') and stem == stem.strip(" .")
+    assert (
+        original_name(stem) == name
+        and stem.isprintable()
+        and not set(stem) & set('/\\:*?"<>|')
+        and stem == stem.strip(" .")
+    )
     assert len(stem.encode()) <= 300
 
 
@@ -85,8 +160,13 @@ def test_every_name_works(name, tmp_path, capsys):
     """Folder of frames, video file, cache, archive, table, report, kept scores."""
     frames = walkers(FRAMES)
     able(name, lambda: save_frames(tmp_path / "test" / name, frames))
-    able(name, lambda: (tmp_path / "files").mkdir() or (tmp_path / "files" / f"{name}.avi").write_bytes(
-        save_video(tmp_path / "plain.avi", frames).read_bytes()))
+    able(
+        name,
+        lambda: (
+            (tmp_path / "files").mkdir()
+            or (tmp_path / "files" / f"{name}.avi").write_bytes(save_video(tmp_path / "plain.avi", frames).read_bytes())
+        ),
+    )
     (folder,), (file,) = list_videos(tmp_path / "test"), list_videos(tmp_path / "files")
     assert folder.name == file.name == name and open_video(file.path).name == name
     for video in (folder, file):
@@ -102,7 +182,7 @@ def test_every_name_works(name, tmp_path, capsys):
     assert list(found) == [name, "other"] and all(np.array_equal(found[k], scores[k]) for k in scores)
     assert np.array_equal(load_arrays(tmp_path / "scores.npz", "scores", [name])[name], scores[name])
 
-    sys.stdout.reconfigure(errors="backslashreplace")           # as common.io.run does
+    sys.stdout.reconfigure(errors="backslashreplace")  # as common.io.run does
     ranking.write_ranking(scores, tmp_path)
     with open(tmp_path / "ranking.csv", encoding="utf-8", newline="") as f:
         assert [row["video"] for row in csv.DictReader(f)] == [name if name != NOT_UTF8 else "caf\\udce9"]
@@ -110,14 +190,18 @@ def test_every_name_works(name, tmp_path, capsys):
     page = score_page(tmp_path, name)
     (video,) = content(page)["videos"]
     assert video["name"] == name and content(page)["title"] == f"method on {name}"
-    assert (page.parent / urllib.parse.unquote(video["overlay"])).is_file() and not set(video["overlay"]) & set("#?<>\"' :\\")
+    assert (page.parent / urllib.parse.unquote(video["overlay"])).is_file() and not set(video["overlay"]) & set(
+        "#?<>\"' :\\"
+    )
     assert page.read_bytes().count(b"</script>") == 2
 
     r = SimpleNamespace(is_main=True, rank=0, world_size=1, barrier=lambda: None, print=print)
     for video in (folder, file):
         kept = Kept(tmp_path / "kept" / video.path.parent.name, {"weights": "w"}, Video.fingerprint, __file__)
         made = kept.make([video], lambda v, tick: {"scores": scores[v.name]}, r, size=lambda v: 1, unit="video")
-        assert np.array_equal(made[f"test/{name}"]["scores"], scores[name]) and len(list(kept.folder.rglob("*.npz"))) == 1
+        assert (
+            np.array_equal(made[f"test/{name}"]["scores"], scores[name]) and len(list(kept.folder.rglob("*.npz"))) == 1
+        )
 
 
 def test_hidden_files_are_left_out_and_those_put_aside_are_named(tmp_path):
@@ -133,7 +217,7 @@ def test_names_alike_in_archives(tmp_path):
     save_arrays(tmp_path / "a.npz", arrays)
     found = load_arrays(tmp_path / "a.npz", "arrays")
     assert list(found) == list(arrays) and all(np.array_equal(found[k], arrays[k]) for k in arrays)
-    with np.load(tmp_path / "a.npz", allow_pickle=False) as other:            # others read it too
+    with np.load(tmp_path / "a.npz", allow_pickle=False) as other:  # others read it too
         assert other["x/y"].shape == (3,)
     np.savez(tmp_path / "b.npz", one=np.ones(1), two=np.ones(2))
     with zipfile.ZipFile(tmp_path / "b.npz", "a") as z:
@@ -150,8 +234,13 @@ def test_tables_keep_names_with_breaks(tmp_path):
         table.writerows([["video", "start"], ["a\nb", 1], ["a\u2028b", 2], ['say "x", y', 3]])
     with open(tmp_path / "t.csv", "a") as f:
         f.write('# a comment\n"#1",4\n')
-    assert read_table(tmp_path / "t.csv", "table") == [(1, ["video", "start"]), (3, ["a\nb", "1"]), (4, ["a\u2028b", "2"]),
-                                                       (5, ['say "x", y', "3"]), (7, ["#1", "4"])]
+    assert read_table(tmp_path / "t.csv", "table") == [
+        (1, ["video", "start"]),
+        (3, ["a\nb", "1"]),
+        (4, ["a\u2028b", "2"]),
+        (5, ['say "x", y', "3"]),
+        (7, ["#1", "4"]),
+    ]
 
 
 @pytest.mark.parametrize("name", [r"$\bad{$", "$x_1$", "a\nb\x1b", NOT_UTF8], ids=ascii)
@@ -168,7 +257,11 @@ def test_results_of_ones_own_video(name, tmp_path, capsys):
     out = tmp_path / safe_filename(name)
     evaluation.write_own_video(name, walkers(FRAMES), Clock(10.0), np.arange(4.0), "none", "method", out)
     (video,) = content(out / "report.html")["videos"]
-    assert video["name"] == name and (out / video["overlay"]).stat().st_size > 500 and (out / "curve.png").stat().st_size > 1000
+    assert (
+        video["name"] == name
+        and (out / video["overlay"]).stat().st_size > 500
+        and (out / "curve.png").stat().st_size > 1000
+    )
 
 
 @pytest.mark.skipif(os.name != "posix", reason="names are UTF-8 elsewhere")
@@ -184,8 +277,9 @@ def test_an_opencv_that_takes_no_bytes_skips_the_video(tmp_path, monkeypatch):
     able(NOT_UTF8, lambda: (tmp_path / f"{NOT_UTF8}.avi").write_bytes(b"x"))
 
     def refuse(path):
-        assert isinstance(path, bytes)                        # a str would end the process
+        assert isinstance(path, bytes)  # a str would end the process
         raise TypeError
+
     monkeypatch.setattr(container.cv2, "VideoCapture", refuse)
     usable, failed = FrameCache(tmp_path / "cache").build(list_videos(tmp_path), 1)
     assert usable == [] and "not UTF-8, rename it" in failed[f"test/{NOT_UTF8}"]
@@ -193,9 +287,13 @@ def test_an_opencv_that_takes_no_bytes_skips_the_video(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_a_terminal_that_cannot_show_a_name(encoding):
-    code = ("from common.io import UserError, run\n"
-            "def main():\n    print('64×96 ± … 视频 caf\\udce9')\n    raise UserError('no video a\\nb 视频')\nrun(main)")
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding})
+    code = (
+        "from common.io import UserError, run\n"
+        "def main():\n    print('64×96 ± … 视频 caf\\udce9')\n    raise UserError('no video a\\nb 视频')\nrun(main)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding}
+    )
     assert done.returncode == 2 and b"\\u89c6\\u9891 caf\\udce9" in done.stdout and b"96" in done.stdout
     assert done.stderr.decode(encoding).splitlines() == [r"error: no video a\nb \u89c6\u9891"]
 
@@ -214,18 +312,46 @@ def test_a_script_over_all_names_at_once(tmp_path):
     save_frames(tmp_path / "data" / "train" / "a", walkers(40))
     assert len(there) >= 25
     out = tmp_path / "run"
-    done = script("frd_uvad/train.py", "--dataset", "folder", "--data-root", tmp_path / "data", "--cache", tmp_path / "cache", "--out", out,
-                  "--epochs", 1, "--batch-size", 8, "--num-blocks", 2, "--cross-clip", 2, "--workers", 1, "--device", "cpu", "--top", 100,
-                  env={"PYTHONIOENCODING": "ascii"})
+    done = script(
+        "frd_uvad/train.py",
+        "--dataset",
+        "folder",
+        "--data-root",
+        tmp_path / "data",
+        "--cache",
+        tmp_path / "cache",
+        "--out",
+        out,
+        "--epochs",
+        1,
+        "--batch-size",
+        8,
+        "--num-blocks",
+        2,
+        "--cross-clip",
+        2,
+        "--workers",
+        1,
+        "--device",
+        "cpu",
+        "--top",
+        100,
+        env={"PYTHONIOENCODING": "ascii"},
+    )
     assert "micro AUC" in done.stdout and done.stdout.isascii() and "Traceback" not in done.stderr
     page = content(out / "strict" / "report.html")
-    assert set(load_arrays(out / "strict" / "scores.npz", "scores")) == {v["name"] for v in page["videos"]} == set(there)
+    assert (
+        set(load_arrays(out / "strict" / "scores.npz", "scores")) == {v["name"] for v in page["videos"]} == set(there)
+    )
     assert {p.stem for p in (out / "strict" / "curves").iterdir()} == {safe_filename(name) for name in there}
     with open(out / "strict" / "ranking.csv", encoding="utf-8", newline="") as f:
-        assert {row["video"] for row in csv.DictReader(f)} <= {n.encode("utf-8", "backslashreplace").decode() for n in there}
+        assert {row["video"] for row in csv.DictReader(f)} <= {
+            n.encode("utf-8", "backslashreplace").decode() for n in there
+        }
 
 
 # ------------------------------------------------------------------------------------------------------------------- renaming
+
 
 @pytest.fixture(params=["frames", "files"])
 def exchanged(request, tmp_path):
@@ -242,7 +368,7 @@ def exchanged(request, tmp_path):
         for p in (first, second):
             os.truncate(p, size)
     for p in [*tmp_path.rglob("*.bmp"), *tmp_path.rglob("*.avi")]:
-        os.utime(p, ns=(10 ** 18, 10 ** 18))
+        os.utime(p, ns=(10**18, 10**18))
     return (lambda: open_video(first if request.param == "files" else first.parent)), lambda: exchange(first, second)
 
 
@@ -252,9 +378,18 @@ def exchange(first, second):
     first.with_name("t").rename(second)
 
 
-@pytest.mark.parametrize("files", [VideoFiles, FrameCache, ClipFiles, svmae.Features, lambda folder: scene_aware.Features(folder, {}),
-                                   lambda folder: CubeStore(None, folder, Settings())],
-                         ids=["files", "frames", "frd", "svmae", "scene", "cubes"])
+@pytest.mark.parametrize(
+    "files",
+    [
+        VideoFiles,
+        FrameCache,
+        ClipFiles,
+        svmae.Features,
+        lambda folder: scene_aware.Features(folder, {}),
+        lambda folder: CubeStore(None, folder, Settings()),
+    ],
+    ids=["files", "frames", "frd", "svmae", "scene", "cubes"],
+)
 def test_caches_of_videos_notice(files, exchanged, tmp_path):
     video, rename = exchanged
     store = files(tmp_path / "cache")
@@ -287,17 +422,20 @@ def test_kept_scores_and_baselines_notice(exchanged, tmp_path):
 
 def test_depth_by_midas_notices(exchanged, tmp_path, monkeypatch):
     import torch
+
     video, rename = exchanged
     loaded = []
 
     class Net(torch.nn.Module):
         def forward(self, x):
             return x[:, 0]
+
     monkeypatch.setattr(torch.hub, "load", lambda *args, **kwargs: loaded.append(1) or Net())
 
     def depth():
         arrays = [np.stack(list(Decoder(video())))]
         return clips.Depth("midas", [video()], arrays, tmp_path / "cache", "cpu").map(0, 2)
+
     first = depth()
     assert first.shape == (64, 96) and np.array_equal(depth(), first) and len(loaded) == 1
     rename()
@@ -310,8 +448,12 @@ def test_files_made_elsewhere_notice(kind, tmp_path):
     (tmp_path / "test").mkdir()
     for i in range(3):
         np.save(tmp_path / "test" / f"v{i}.npy", np.full((4, 8), i, np.float32))
-        os.utime(tmp_path / "test" / f"v{i}.npy", ns=(10 ** 18, 10 ** 18))
-    known = (lambda: flow.fingerprint(f"files:{tmp_path}")) if kind == "flow" else (lambda: scene_encoder.GivenFeatures(tmp_path).stamp)
+        os.utime(tmp_path / "test" / f"v{i}.npy", ns=(10**18, 10**18))
+    known = (
+        (lambda: flow.fingerprint(f"files:{tmp_path}"))
+        if kind == "flow"
+        else (lambda: scene_encoder.GivenFeatures(tmp_path).stamp)
+    )
     before = known()
     assert before == known()
     exchange(tmp_path / "test" / "v0.npy", tmp_path / "test" / "v2.npy")
@@ -327,7 +469,10 @@ def test_boxes_file_by_another_name_is_other_boxes(tmp_path):
 
 def test_features_of_svmae_and_their_labels_have_one_name(tmp_path):
     """What preprocess.py writes beside each other."""
-    files, video = svmae.Features(tmp_path / "out"), Video("a#b", save_frames(tmp_path / "a#b", walkers(2)), files=["000.png", "001.png"])
+    files, video = (
+        svmae.Features(tmp_path / "out"),
+        Video("a#b", save_frames(tmp_path / "a#b", walkers(2)), files=["000.png", "001.png"]),
+    )
     files.write(video, iter([np.zeros((1, 1, 4), np.float16)]), lambda shape: {"frames": 2, "width": 4})
     data = Dataset("folder", tmp_path, [], [video], _arrays={"a#b": lambda: np.array([0, 1])})
     svmae.finish(tmp_path / "out", files, Usable(data, [video], {}), SimpleNamespace(crops=[0]))

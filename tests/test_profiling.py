@@ -1,4 +1,5 @@
 """tests/perf/profile.py: its parts add up to the step, its FLOPs are right, and it stops any script."""
+
 import re
 
 from tests.helpers import ROOT, python, script, tiny_folder
@@ -29,9 +30,15 @@ raise SystemExit("it did not stop")
 
 def table(out):
     """Part -> milliseconds, and GFLOP by part."""
-    rows = [[c.strip(" *") for c in line.split("|")[1:-1]] for line in out.splitlines() if line.startswith("| ") and "share" not in line]
-    return ({r[0]: float(r[1]) for r in rows},
-            {r[0]: float(m[1]) for r in rows if (m := re.match(r"([\d.]+) GFLOP", r[-1]))})
+    rows = [
+        [c.strip(" *") for c in line.split("|")[1:-1]]
+        for line in out.splitlines()
+        if line.startswith("| ") and "share" not in line
+    ]
+    return (
+        {r[0]: float(r[1]) for r in rows},
+        {r[0]: float(m[1]) for r in rows if (m := re.match(r"([\d.]+) GFLOP", r[-1]))},
+    )
 
 
 def measured(training):
@@ -39,7 +46,7 @@ def measured(training):
 
 
 def test_a_step_of_known_work():
-    forward = 2 * 2048 * (512 * 1024 + 1024 * 256) / 1e9              # two matrix products
+    forward = 2 * 2048 * (512 * 1024 + 1024 * 256) / 1e9  # two matrix products
     ms, work = measured(True)
     parts = ["waiting for data, Python", "tensors outside the network", "forward", "backward", "optimizer"]
     assert list(ms) == [*parts, "whole step"] and abs(sum(ms[p] for p in parts) - ms["whole step"]) < 0.3
@@ -56,19 +63,49 @@ def test_scripts_profile_themselves(tmp_path):
     root = tiny_folder(tmp_path)
     where = ("--dataset", "folder", "--data-root", root, "--cache", tmp_path / "cache", "--device", "cpu")
     small = ("--size", "small", "--image-size", "32x64", "--patch", "8", "--epochs", "2", "--batch-size", "4")
-    done = script("tests/perf/profile.py", "--steps", 2, ROOT / "sdmae/train.py", *where, *small, "--out", tmp_path / "a")
+    done = script(
+        "tests/perf/profile.py", "--steps", 2, ROOT / "sdmae/train.py", *where, *small, "--out", tmp_path / "a"
+    )
     assert "one step of training, mean of 2" in done.stdout and table(done.stdout)[0]["optimizer"] > 0
     assert not (tmp_path / "a/sdmae.pt").exists()
     script("sdmae/train.py", *where, *small, "--out", tmp_path / "a")
-    done = script("tests/perf/profile.py", "--steps", 50, ROOT / "sdmae/eval.py", *where, "--checkpoint", tmp_path / "a/sdmae.pt", "--out",
-                  tmp_path / "b")
+    done = script(
+        "tests/perf/profile.py",
+        "--steps",
+        50,
+        ROOT / "sdmae/eval.py",
+        *where,
+        "--checkpoint",
+        tmp_path / "a/sdmae.pt",
+        "--out",
+        tmp_path / "b",
+    )
     assert "steps too early for a table" in done.stdout
 
 
 def test_training_of_the_stand_in_encoder_is_not_what_is_profiled(tmp_path):
     root = tiny_folder(tmp_path)
-    done = script("tests/perf/profile.py", "--steps", 2, ROOT / "scene_aware_ae/train.py", "--dataset", "folder", "--data-root", root,
-                  "--cache", tmp_path / "cache", "--device", "cpu", "--mode", "0", "--stand-in-steps", "20",
-                  "--clip", "none:autoencoder", "--out", tmp_path / "a")
+    done = script(
+        "tests/perf/profile.py",
+        "--steps",
+        2,
+        ROOT / "scene_aware_ae/train.py",
+        "--dataset",
+        "folder",
+        "--data-root",
+        root,
+        "--cache",
+        tmp_path / "cache",
+        "--device",
+        "cpu",
+        "--mode",
+        "0",
+        "--stand-in-steps",
+        "20",
+        "--clip",
+        "none:autoencoder",
+        "--out",
+        tmp_path / "a",
+    )
     operators = next(line for line in done.stdout.splitlines() if line.startswith("operators by"))
     assert "mean of 2" in done.stdout and "convolution" not in operators, operators

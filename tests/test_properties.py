@@ -1,4 +1,5 @@
 """What must hold for any input, tried on hundreds that hypothesis makes up: measures, smoothing, labels, moments, batches."""
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,7 +18,7 @@ from common.video import pick
 
 MANY = settings(max_examples=150, deadline=None)
 NUMBERS = st.floats(-1e6, 1e6, width=32)
-LEVELS = st.integers(-4, 4)                     # few values: many ties
+LEVELS = st.integers(-4, 4)  # few values: many ties
 FILTERS = st.sampled_from(["median:17", "median:4", "gaussian:3", "moving_average:10", "aedmae:38:11", "none"])
 
 
@@ -39,8 +40,13 @@ def test_measures_agree_with_counting_and_ignore_scale(case, scale, shift):
     assert metrics.auc(labels, -scores) == pytest.approx(1 - pairs, abs=1e-9)
     assert metrics.auc(labels, np.exp(scores / 3)) == pytest.approx(pairs, abs=1e-9)
     threshold = np.unique(scores)
-    by_hand = sum((((scores >= t) & (labels == 1)).sum() - ((scores > t) & (labels == 1)).sum()) / labels.sum()
-                  * ((scores >= t) & (labels == 1)).sum() / (scores >= t).sum() for t in threshold)
+    by_hand = sum(
+        (((scores >= t) & (labels == 1)).sum() - ((scores > t) & (labels == 1)).sum())
+        / labels.sum()
+        * ((scores >= t) & (labels == 1)).sum()
+        / (scores >= t).sum()
+        for t in threshold
+    )
     assert metrics.average_precision(labels, scores) == pytest.approx(by_hand, abs=1e-9)
     assert all(0 <= x <= 1 for x in (*metrics.eer(labels, scores), metrics.pr_auc(labels, scores)))
 
@@ -52,7 +58,10 @@ def test_filters_keep_length_and_range(x, name):
     assert y.shape == x.shape and np.isfinite(y).all()
     if len(x):
         span = max(1.0, np.abs(x).max())
-        assert y.min() >= min(0, x.min()) - 1e-6 * span and y.max() <= max(0, x.max()) * (1.01 if "aed" in name else 1) + 1e-6 * span
+        assert (
+            y.min() >= min(0, x.min()) - 1e-6 * span
+            and y.max() <= max(0, x.max()) * (1.01 if "aed" in name else 1) + 1e-6 * span
+        )
 
 
 @MANY
@@ -85,8 +94,13 @@ def test_ranges_give_the_labels_back(tmp_path_factory, labels):
 
 
 @MANY
-@given(st.dictionaries(st.sampled_from("abc"), arrays.arrays(np.float64, st.integers(0, 60), elements=NUMBERS), max_size=3),
-       st.integers(0, 8), st.integers(0, 20))
+@given(
+    st.dictionaries(
+        st.sampled_from("abc"), arrays.arrays(np.float64, st.integers(0, 60), elements=NUMBERS), max_size=3
+    ),
+    st.integers(0, 8),
+    st.integers(0, 20),
+)
 def test_moments_do_not_overlap_and_fall(scores, top, gap):
     found = moments(scores, top=top, gap=gap)
     assert len(found) <= top
@@ -148,7 +162,9 @@ def test_streamed_arrays_are_the_whole_array(tmp_path_factory, lengths):
 @given(st.lists(st.floats(width=64), max_size=20))
 def test_numbers_of_a_page_are_json(values):
     out = rounded(values)
-    assert all((x is None) == (not np.isfinite(v)) and (x is None or abs(x - v) <= 1e-3 * abs(v)) for x, v in zip(out, values))
+    assert all(
+        (x is None) == (not np.isfinite(v)) and (x is None or abs(x - v) <= 1e-3 * abs(v)) for x, v in zip(out, values)
+    )
 
 
 @settings(max_examples=40, deadline=None)

@@ -1,4 +1,5 @@
 """Pseudo anomalies of AED-MAE: what is cut out, where it is pasted; and UBnormal, whose objects the paper pastes."""
+
 import cv2
 import numpy as np
 import pytest
@@ -13,8 +14,13 @@ from tests.helpers import cached, save_video, walkers
 
 def test_pasted_objects_are_where_the_mask_says():
     rng = np.random.default_rng(0)
-    found = [[(np.full((3, 64, 64), 250, np.uint8), np.full((1, 64, 64), 255, np.uint8), (8, 6), (20.0, 30.0 + t))
-              for t in range(pseudo.LENGTH)] for _ in range(3)]
+    found = [
+        [
+            (np.full((3, 64, 64), 250, np.uint8), np.full((1, 64, 64), 255, np.uint8), (8, 6), (20.0, 30.0 + t))
+            for t in range(pseudo.LENGTH)
+        ]
+        for _ in range(3)
+    ]
     bank = pseudo.bank_of(found, "self")
     five = torch.full((40, 5, 3, 32, 64), 10, dtype=torch.uint8)
     chosen = pseudo.choose(bank, 40, 0.5, (32, 64), rng)
@@ -24,18 +30,20 @@ def test_pasted_objects_are_where_the_mask_says():
     assert (five == 10).all() and 8 < int(touched.sum()) < 32
     assert (seen[~touched] == 10).all() and (mask[~touched] == 0).all()
     inside, outside = mask[touched, 0] > 0, seen[touched, 2, 0] == 10
-    assert (seen[touched, 2, 0][inside] > 120).all()             # the object's colour where the mask is
+    assert (seen[touched, 2, 0][inside] > 120).all()  # the object's colour where the mask is
     grown = torch.nn.functional.max_pool2d(inside.float()[:, None], 3, 1, 1)[:, 0] > 0
-    assert outside[~grown].all()                                 # untouched elsewhere
+    assert outside[~grown].all()  # untouched elsewhere
     whole = [i for i in range(len(inside)) if not (inside[i][[0, -1]].any() or inside[i][:, [0, -1]].any())]
-    for i in whole:                                              # as large as chosen
+    for i in whole:  # as large as chosen
         area = 48 * float(chosen["grow"][i]) ** 2
         assert 0.6 * area - 6 < int(inside[i].sum()) < 1.4 * area + 6
     # the motion: speed factor times the object's own pixel per frame
     for i in whole:
         rows, columns = (torch.nonzero(seen[touched][i, k, 0] > 120).float().mean(0) for k in (1, 3))
         moved = float((columns - rows).norm())
-        edge = (seen[touched][i][[1, 3], 0][:, [0, -1]] > 10).any() or (seen[touched][i][[1, 3], 0][:, :, [0, -1]] > 10).any()
+        edge = (seen[touched][i][[1, 3], 0][:, [0, -1]] > 10).any() or (
+            seen[touched][i][[1, 3], 0][:, :, [0, -1]] > 10
+        ).any()
         assert edge or abs(moved - 2 * float(chosen["speed"][i])) < 1.0
 
 
@@ -53,16 +61,21 @@ def test_people_far_away_are_cut_out_one_by_one():
     """They are a third of a token of 16 × 16 px large."""
     frames = np.full((40, 160, 240, 1), 100, np.uint8)
     for t, f in enumerate(frames):
-        f[60:74, 20 + 2 * t:26 + 2 * t] = 20
+        f[60:74, 20 + 2 * t : 26 + 2 * t] = 20
     assert [14, 6] in pseudo.from_training([frames]).sizes[:, 0].int().tolist()
 
 
 # ------------------------------------------------------------------------------------------------------------- UBnormal
 
+
 def make_ubnormal(root):
     (root / "scripts").mkdir(parents=True)
-    lists = {"normal_training": ["normal_scene_1_scenario_1"], "abnormal_training": ["abnormal_scene_1_scenario_2"],
-             "normal_test": ["normal_scene_2_scenario_1"], "abnormal_test": ["abnormal_scene_2_scenario_10"]}
+    lists = {
+        "normal_training": ["normal_scene_1_scenario_1"],
+        "abnormal_training": ["abnormal_scene_1_scenario_2"],
+        "normal_test": ["normal_scene_2_scenario_1"],
+        "abnormal_test": ["abnormal_scene_2_scenario_10"],
+    }
     for k, names in lists.items():
         (root / "scripts" / f"{k}_video_names.txt").write_text("\n".join(names) + "\n")
         for name in names:
@@ -74,7 +87,7 @@ def make_ubnormal(root):
                 (notes / f"{name}_tracks.txt").write_text("1.000e+00,2.000e+00,9.000e+00\n2,4,30\n")
                 for t in range(2, 12):
                     ids = np.zeros((160, 320), np.uint8)
-                    ids[40:80, 20 + t:50 + t] = 1 if t < 10 else 0
+                    ids[40:80, 20 + t : 50 + t] = 1 if t < 10 else 0
                     ids[100:120, 200:220] = 2 if t >= 4 else 0
                     cv2.imwrite(str(notes / f"{name}_{t:04d}_gt.png"), ids)
     return root
@@ -91,7 +104,9 @@ def test_ubnormal_reader_and_its_objects(tmp_path):
     assert tracks[0].tolist() == [1, 2, 22, 40, 51, 79] and (tracks[:, 0] == 2).sum() == 8
     assert data.masks(data.test[0]).shape == (12, 160, 320) and data.masks(data.test[1]).sum() == 0
     bank = pseudo.from_ubnormal(data, (160, 320), 3)
-    assert len(bank) == 1 and bank.source == "ubnormal" and bank.sizes[0, 0].tolist() == [40, 30]  # the 20 × 20 one is too small
+    assert (
+        len(bank) == 1 and bank.source == "ubnormal" and bank.sizes[0, 0].tolist() == [40, 30]
+    )  # the 20 × 20 one is too small
     assert (bank.crops[:, :, 0] == bank.crops[:, :, 2]).all()
     (tmp_path / "UBnormal" / "scripts" / "normal_test_video_names.txt").unlink()
     with pytest.raises(UserError, match="normal_test_video_names.txt"):

@@ -1,4 +1,5 @@
 """The page that people look at: what it holds, how large it gets, and that it works in a browser, where there is one."""
+
 import html
 import json
 import re
@@ -36,7 +37,9 @@ PROBE = """<script>addEventListener("load", () => {
 
 
 def content(path):
-    found = re.search(r'<script id="data" type="application/json">(.*?)</script>', path.read_text(encoding="utf-8"), re.S)
+    found = re.search(
+        r'<script id="data" type="application/json">(.*?)</script>', path.read_text(encoding="utf-8"), re.S
+    )
     return json.loads(found.group(1))
 
 
@@ -46,8 +49,20 @@ def in_browser(path):
     page = page.replace("<head>", "<head><script>window.errors = []; onerror = m => window.errors.push(m);</script>", 1)
     probe = path.with_name("probe.html")
     probe.write_text(page.replace("</body>", PROBE), encoding="utf-8")
-    done = subprocess.run([BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--window-size=1300,1000", "--dump-dom", f"file://{probe}"],
-                          capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [
+            BROWSER,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--window-size=1300,1000",
+            "--dump-dom",
+            f"file://{probe}",
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     found = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.S)
     assert found, done.stderr[-2000:]
     assert "CONSOLE" not in done.stderr, done.stderr[-2000:]
@@ -61,10 +76,22 @@ def small(path, name="b </script>", overlays=True):
     smoothed[name][0] = np.nan
     labels = {"a": (np.arange(21) >= 10).astype(np.uint8), name: (np.arange(21) < 5).astype(np.uint8)}
     boxes = {k: np.array([[0, 5, 5, 40, 40, 0.1], [20, 5, 5, 40, 40, 9.0]], np.float32) for k in scores}
-    write(path, "method on <data>", scores, smoothed, facts=["two <videos>"], notes=[("warn", "a & b")], labels=labels,
-          columns={"method": {"micro_auc": 0.75}, "baseline": {}}, rows=[("micro_auc", "micro AUC"), ("ap", "AP")],
-          curves={"method": smoothed}, auc_per_video={"a": 1.0, name: 0.25}, detections=boxes,
-          pictures=lambda _: (walkers(21), Clock(10.0)), overlays={k: "overlay/x.mp4" for k in scores} if overlays else None)
+    write(
+        path,
+        "method on <data>",
+        scores,
+        smoothed,
+        facts=["two <videos>"],
+        notes=[("warn", "a & b")],
+        labels=labels,
+        columns={"method": {"micro_auc": 0.75}, "baseline": {}},
+        rows=[("micro_auc", "micro AUC"), ("ap", "AP")],
+        curves={"method": smoothed},
+        auc_per_video={"a": 1.0, name: 0.25},
+        detections=boxes,
+        pictures=lambda _: (walkers(21), Clock(10.0)),
+        overlays={k: "overlay/x.mp4" for k in scores} if overlays else None,
+    )
     return path
 
 
@@ -80,13 +107,18 @@ def test_what_a_page_holds(tmp_path):
     pairs = (s[y][:, None] > s[~y]).mean() + (s[y][:, None] == s[~y]).mean() / 2
     assert data["roc"][0]["area"] == pytest.approx(pairs)
     everything = sorted(x for v in data["videos"] for x in v["score"] if x is not None)
-    assert sum(x >= data["threshold"] for x in everything) == 3              # 5 % of 41 frames, rounded up
+    assert sum(x >= data["threshold"] for x in everything) == 3  # 5 % of 41 frames, rounded up
     text = (tmp_path / "report.html").read_text()
-    assert "http://" not in text.replace("http://www.w3.org/2000/svg", "") and "https://" not in text and "src=\"" not in text
+    assert (
+        "http://" not in text.replace("http://www.w3.org/2000/svg", "")
+        and "https://" not in text
+        and 'src="' not in text
+    )
 
 
 def test_curves_equal_scikit_learn(tmp_path):
     from sklearn.metrics import roc_auc_score
+
     rng = np.random.default_rng(0)
     labels, scores = {"v": rng.integers(0, 2, 5000)}, {"v": rng.normal(size=5000)}
     (roc,), (pr,) = report.area_curves({"m": scores}, labels)
@@ -99,6 +131,7 @@ def test_key_frames_keep_the_peak_and_the_limit():
 
     def boxes(t):
         return np.array([[t, 5, 5, 40, 40, 0.1]], np.float32)
+
     everything = key_frames(frames, 100, 38, boxes, (0, 1), 1e9)
     assert len(everything) == 61 and 38 in [t for t, _ in everything]
     assert everything == key_frames(iter(frames), 100, 38, boxes, (0, 1), 1e9)
@@ -110,19 +143,33 @@ def test_key_frames_keep_the_peak_and_the_limit():
 def test_unlabelled_and_empty(tmp_path):
     write(tmp_path / "r.html", "t", {"a": np.zeros(3), "b": np.zeros(0)}, {"a": np.full(3, np.nan), "b": np.zeros(0)})
     data = content(tmp_path / "r.html")
-    assert data["measures"] == [] and data["roc"] == [] and data["videos"][0]["truth"] is None and data["videos"][1]["shots"] == []
+    assert (
+        data["measures"] == []
+        and data["roc"] == []
+        and data["videos"][0]["truth"] is None
+        and data["videos"][1]["shots"] == []
+    )
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 def test_a_page_in_a_browser(tmp_path):
     saw = in_browser(small(tmp_path / "report.html"))
     assert saw["errors"] == [] and saw["rows"] == 2
-    assert [x[0] for x in saw["hover"]] == ["frame 0 (0.00 s) · score 0 · raw 0 · labelled normal",
-                                            "frame 10 (1.00 s) · score 0.5 · raw 0.5 · labelled abnormal",
-                                            "frame 20 (2.00 s) · score 1 · raw 1 · labelled abnormal"]
+    assert [x[0] for x in saw["hover"]] == [
+        "frame 0 (0.00 s) · score 0 · raw 0 · labelled normal",
+        "frame 10 (1.00 s) · score 0.5 · raw 0.5 · labelled abnormal",
+        "frame 20 (2.00 s) · score 1 · raw 1 · labelled abnormal",
+    ]
     assert [x[1] for x in saw["hover"]] == ["frame 0", "frame 10", "frame 20"]
-    assert saw["byAuc"] == ["a", "b </script>"] and saw["byAucUp"] == ["b </script>", "a"] and saw["byName"] == ["a", "b </script>"]
-    assert saw["events"] == [["1", "0 (0.00 s)", "20 (2.00 s)", "20 (2.00 s)", "1", "video"]] and saw["link"] == "overlay/x.mp4#t=0.00"
+    assert (
+        saw["byAuc"] == ["a", "b </script>"]
+        and saw["byAucUp"] == ["b </script>", "a"]
+        and saw["byName"] == ["a", "b </script>"]
+    )
+    assert (
+        saw["events"] == [["1", "0 (0.00 s)", "20 (2.00 s)", "20 (2.00 s)", "1", "video"]]
+        and saw["link"] == "overlay/x.mp4#t=0.00"
+    )
     write(tmp_path / "r.html", "t", {"a": np.zeros(3), "b": np.zeros(0)}, {"a": np.full(3, np.nan), "b": np.zeros(0)})
     saw = in_browser(tmp_path / "r.html")
     assert saw["errors"] == [] and saw["rows"] == 2
@@ -131,11 +178,19 @@ def test_a_page_in_a_browser(tmp_path):
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
 def test_a_hundred_videos_open_quickly_and_stay_small(tmp_path):
     rng = np.random.default_rng(0)
-    noise = rng.integers(0, 255, (8, 180, 240, 3), dtype=np.uint8)          # worse than any video to compress
+    noise = rng.integers(0, 255, (8, 180, 240, 3), dtype=np.uint8)  # worse than any video to compress
     scores = {f"v{i:03d}": rng.random(1000) for i in range(100)}
     labels = {k: (np.arange(1000) % 300 > 200).astype(np.uint8) for k in scores}
-    write(tmp_path / "r.html", "t", scores, scores, labels=labels, curves={"m": scores}, auc_per_video={k: 0.5 for k in scores},
-          pictures=lambda name: ((noise[t % 8] for t in range(1000)), Clock(25.0)))
+    write(
+        tmp_path / "r.html",
+        "t",
+        scores,
+        scores,
+        labels=labels,
+        curves={"m": scores},
+        auc_per_video={k: 0.5 for k in scores},
+        pictures=lambda name: ((noise[t % 8] for t in range(1000)), Clock(25.0)),
+    )
     assert (tmp_path / "r.html").stat().st_size < 20e6
     saw = in_browser(tmp_path / "r.html")
     assert saw["errors"] == [] and saw["rows"] == 100 and saw["opened"] < 2000, saw["opened"]

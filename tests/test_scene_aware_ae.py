@@ -1,4 +1,5 @@
 """The scene-aware autoencoder through its own scripts, in small; segments, losses and features against plain loops."""
+
 import csv
 import json
 import zipfile
@@ -18,7 +19,17 @@ from scene_aware_ae import encoder as encoders
 from scene_aware_ae import preprocess, scoring
 from scene_aware_ae.eval import best_sigma
 from scene_aware_ae.model import SceneAwareAE, losses, supcon
-from tests.helpers import killed_after, refused, same_losses, save_frames, save_video, scored_by_shards, script, trained_by_two, walkers
+from tests.helpers import (
+    killed_after,
+    refused,
+    same_losses,
+    save_frames,
+    save_video,
+    scored_by_shards,
+    script,
+    trained_by_two,
+    walkers,
+)
 
 STAND_IN = ("--clip", encoders.STAND_IN, "--stand-in-steps", "30")
 SMALL = ("--dataset", "folder", "--iterations", "40", "--segments-per-scene", "4", "--workers", "1", "--device", "cpu")
@@ -64,7 +75,19 @@ def test_one_command_goes_from_videos_to_scores(trained):
 
 def test_benchmark(trained):
     base, root, _ = trained
-    where = ("--dataset", "folder", "--data-root", root, "--cache", base / "cache", *STAND_IN, "--device", "cpu", "--seconds", 0.05)
+    where = (
+        "--dataset",
+        "folder",
+        "--data-root",
+        root,
+        "--cache",
+        base / "cache",
+        *STAND_IN,
+        "--device",
+        "cpu",
+        "--seconds",
+        0.05,
+    )
     done = script("tests/perf/bench.py", "scene_aware_ae", *where)
     for text in ("encoder alone", "videos to features", "one segment at a time", "training, mode 1", "peak memory"):
         assert text in done.stdout, done.stdout
@@ -72,8 +95,19 @@ def test_benchmark(trained):
 
 def test_official_drops_tails_and_says_what_it_chose(trained):
     base, root, _ = trained
-    done = script("scene_aware_ae/eval.py", "--dataset", "folder", "--data-root", root, "--cache", base / "cache", "--checkpoint",
-                  base / "run" / "scene_aware_ae.pt", "--protocol", "official")
+    done = script(
+        "scene_aware_ae/eval.py",
+        "--dataset",
+        "folder",
+        "--data-root",
+        root,
+        "--cache",
+        base / "cache",
+        "--checkpoint",
+        base / "run" / "scene_aware_ae.pt",
+        "--protocol",
+        "official",
+    )
     assert "14 frames after the last whole segments" in done.stdout and "best of 0..19" in done.stdout
     report = json.loads((base / "run" / "official" / "metrics.json").read_text())
     assert report["frames"] == 64 and report["abnormal_frames"] == 16
@@ -83,8 +117,20 @@ def test_official_drops_tails_and_says_what_it_chose(trained):
 
 def test_killed_and_started_again_ends_with_the_same_weights(trained, tmp_path):
     base, root, _ = trained
-    flags = (*SMALL, *STAND_IN, "--data-root", str(root), "--cache", str(base / "cache"), "--out", str(tmp_path / "run"),
-             "--iterations", "200", "--save-minutes", "0")
+    flags = (
+        *SMALL,
+        *STAND_IN,
+        "--data-root",
+        str(root),
+        "--cache",
+        str(base / "cache"),
+        "--out",
+        str(tmp_path / "run"),
+        "--iterations",
+        "200",
+        "--save-minutes",
+        "0",
+    )
     whole = train(root, tmp_path / "whole", "--iterations", "200")
     assert "micro AUC" in whole.stdout
     killed_after("*/scene_aware_ae.pt:1", "scene_aware_ae/train.py", *flags)
@@ -109,9 +155,23 @@ def test_modes_scenes_and_the_variational_variant(trained, tmp_path):
     both = train(root, tmp_path / "both", "--mode", "2", "--variational")
     line = json.loads((tmp_path / "both" / "log.jsonl").read_text().splitlines()[-1])
     assert "variational" in both.stdout and line["ce"] > 0 and line["kl"] >= 0
-    video = script("scene_aware_ae/eval.py", "--dataset", "folder", "--data-root", root, "--cache", base / "cache",
-                   "--checkpoint", tmp_path / "both" / "scene_aware_ae.pt", "--video", root / "test" / "a_9", "--scene", "a",
-                   "--out", tmp_path / "v")
+    video = script(
+        "scene_aware_ae/eval.py",
+        "--dataset",
+        "folder",
+        "--data-root",
+        root,
+        "--cache",
+        base / "cache",
+        "--checkpoint",
+        tmp_path / "both" / "scene_aware_ae.pt",
+        "--video",
+        root / "test" / "a_9",
+        "--scene",
+        "a",
+        "--out",
+        tmp_path / "v",
+    )
     assert "looks like scene" in video.stdout
     rows = list(csv.DictReader(open(tmp_path / "v" / "a_9" / "scores.csv")))
     wanted = load_arrays(tmp_path / "both" / "strict" / "scores.npz", "scores")["a_9"]
@@ -124,11 +184,17 @@ def test_features_made_elsewhere(trained, tmp_path):
     for split in ("train", "test"):
         (tmp_path / "given" / split).mkdir(parents=True)
         for p in (root / split).iterdir():
-            np.save(tmp_path / "given" / split / f"{p.name}.npy", rng.normal(size=(3, 2, 64)).astype(np.float16))   # clips of 16 frames
+            np.save(
+                tmp_path / "given" / split / f"{p.name}.npy", rng.normal(size=(3, 2, 64)).astype(np.float16)
+            )  # clips of 16 frames
     given = encoders.GivenFeatures(tmp_path / "given")
     video = datasets.find("folder", root).test[0]
     x, own = given.of(video), np.load(tmp_path / "given" / "test" / f"{video.name}.npy")
-    assert x.shape == (39, 64) and np.allclose(x[15], own[0].mean(0), atol=1e-2) and np.allclose(x[38], own[2].mean(0), atol=1e-2)
+    assert (
+        x.shape == (39, 64)
+        and np.allclose(x[15], own[0].mean(0), atol=1e-2)
+        and np.allclose(x[38], own[2].mean(0), atol=1e-2)
+    )
     done = train(root, tmp_path / "run", "--clip", f"files:{tmp_path / 'given'}")
     assert "micro AUC" in done.stdout
     np.save(tmp_path / "given" / "test" / "a_9.npy", np.zeros((7, 64), np.float16))
@@ -140,12 +206,46 @@ def test_features_made_elsewhere(trained, tmp_path):
 def test_ugly_input(trained, tmp_path):
     base, root, _ = trained
     refused(train(root, tmp_path / "x", "--clip", "ViT-nonsense", check=False), "ViT-nonsense")
-    refused(script("scene_aware_ae/eval.py", "--dataset", "folder", "--data-root", root, "--cache", base / "cache", "--shard", "3/2",
-                   "--checkpoint", base / "run" / "scene_aware_ae.pt", check=False), "--shard")
-    offline = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "https_proxy": "http://127.0.0.1:9",
-               "HTTPS_PROXY": "http://127.0.0.1:9", "HOME": str(tmp_path)}
-    done = script("scene_aware_ae/train.py", *SMALL, "--data-root", root, "--clip", "ViT-B-32", "--pretrained",
-                  "laion2b_s34b_b79k", "--cache", tmp_path / "c", "--out", tmp_path / "x", env=offline, check=False)
+    refused(
+        script(
+            "scene_aware_ae/eval.py",
+            "--dataset",
+            "folder",
+            "--data-root",
+            root,
+            "--cache",
+            base / "cache",
+            "--shard",
+            "3/2",
+            "--checkpoint",
+            base / "run" / "scene_aware_ae.pt",
+            check=False,
+        ),
+        "--shard",
+    )
+    offline = {
+        "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(tmp_path),
+        "https_proxy": "http://127.0.0.1:9",
+        "HTTPS_PROXY": "http://127.0.0.1:9",
+        "HOME": str(tmp_path),
+    }
+    done = script(
+        "scene_aware_ae/train.py",
+        *SMALL,
+        "--data-root",
+        root,
+        "--clip",
+        "ViT-B-32",
+        "--pretrained",
+        "laion2b_s34b_b79k",
+        "--cache",
+        tmp_path / "c",
+        "--out",
+        tmp_path / "x",
+        env=offline,
+        check=False,
+    )
     refused(done, "--save-weights", "--pretrained ViT-B-32.pt", encoders.STAND_IN)
     short = tmp_path / "short"
     for s in ("train", "test"):
@@ -153,11 +253,16 @@ def test_ugly_input(trained, tmp_path):
     refused(train(short, tmp_path / "x", "--cache", tmp_path / "c", check=False), "at least 16 frames")
     wrong = tmp_path / "wrong.pt"
     torch.save({"method": "sdmae"}, wrong)
-    refused(script("scene_aware_ae/eval.py", "--dataset", "folder", "--data-root", root, "--checkpoint", wrong, check=False),
-            "sdmae")
+    refused(
+        script(
+            "scene_aware_ae/eval.py", "--dataset", "folder", "--data-root", root, "--checkpoint", wrong, check=False
+        ),
+        "sdmae",
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- in small parts
+
 
 def test_segments_cover_every_frame_once():
     for frames in (1, 5, 15, 16, 17, 31, 32, 39, 200):
@@ -166,7 +271,7 @@ def test_segments_cover_every_frame_once():
             assert 0 <= first <= own < end <= frames and (end - first == 16 or frames < 16)
             taken[own:end] += 1
         assert (taken == 1).all(), frames
-        assert scoring.segments(frames)[:frames // 16] == [(t, t + 16, t) for t in range(0, frames // 16 * 16, 16)]
+        assert scoring.segments(frames)[: frames // 16] == [(t, t + 16, t) for t in range(0, frames // 16 * 16, 16)]
 
 
 def test_scores_equal_a_plain_loop():
@@ -211,6 +316,7 @@ def test_authors_checkpoint(tmp_path):
 
 class Brightness:
     """An encoder whose features can be checked by hand."""
+
     name, size, width, hash, batches = "brightness", (8, 8), 2, "0", []
 
     def preprocess_frame(self, frame):
@@ -244,19 +350,20 @@ def test_features_are_written_once_per_video_and_shards_share_them(tmp_path):
         assert (features.array(v) == wanted).all() and features.array(v).dtype == np.float16
     before = len(encoder.batches)
     build(videos[:6], 2)
-    args.shard = "1/2"                     # the other job finds its own done, and counts what is there
+    args.shard = "1/2"  # the other job finds its own done, and counts what is there
     there, failed = prepare_videos(features, videos, build, args, r)
     assert len(there) == 6 and not failed
     assert len(encoder.batches) == before
     other = preprocess.Features(tmp_path / "f", {**encoder.describe(), "weights": "1"})
     assert other.folder != features.folder
-    other.build(videos[:6], 1, encoder=encoder, batch=3)       # any number of workers, any batch
+    other.build(videos[:6], 1, encoder=encoder, batch=3)  # any number of workers, any batch
     assert all(other.path(v).read_bytes() == features.path(v).read_bytes() for v in videos[:6])
 
 
 def test_clip_of_open_clip_random_weights(tmp_path):
     """A real open_clip model: its own preprocessing equals PIL-free arithmetic, the width is the model's, files load."""
     import open_clip
+
     torch.manual_seed(0)
     model = open_clip.create_model("RN50", pretrained=None)
     torch.save(model.state_dict(), tmp_path / "weights.pt")
@@ -293,41 +400,73 @@ def test_shanghaitech_sd_is_read_and_built(tmp_path):
     assert [v.name for v in data.train] == ["01_001", "01_0014"] and [v.name for v in data.test] == ["02_0003"]
     assert data.labels(data.test[0], 6).sum() == 0 and data.train[0].scene == "01"
     listed.write_text("training 77_001\n")
-    refused(script("common/shanghaitech_sd.py", "--list", listed, "--source", root, "--out", tmp_path / "x", check=False), "77_001")
+    refused(
+        script("common/shanghaitech_sd.py", "--list", listed, "--source", root, "--out", tmp_path / "x", check=False),
+        "77_001",
+    )
 
 
 @pytest.mark.kernels
 def test_torchrun_with_two_processes(trained, tmp_path):
     where = ("--dataset", "folder", "--data-root", trained[1], "--cache", tmp_path / "cache")
     trained_by_two("scene_aware_ae", "scene_aware_ae.pt", (*SMALL, *STAND_IN), where, tmp_path)
-    same_losses("scene_aware_ae/train.py", (*SMALL, *STAND_IN, *where, "--mode", "2", "--segments-per-scene", "3", "--iterations", "200"),
-                tmp_path / "losses")
+    same_losses(
+        "scene_aware_ae/train.py",
+        (*SMALL, *STAND_IN, *where, "--mode", "2", "--segments-per-scene", "3", "--iterations", "200"),
+        tmp_path / "losses",
+    )
 
 
 def test_shards_score_what_one_job_scores(trained, tmp_path):
     base, root, _ = trained
-    flags = ("--dataset", "folder", "--data-root", root, "--cache", tmp_path / "cache", "--workers", 1, "--checkpoint",
-             base / "run" / "scene_aware_ae.pt")
+    flags = (
+        "--dataset",
+        "folder",
+        "--data-root",
+        root,
+        "--cache",
+        tmp_path / "cache",
+        "--workers",
+        1,
+        "--checkpoint",
+        base / "run" / "scene_aware_ae.pt",
+    )
     scored_by_shards("scene_aware_ae/eval.py", flags, base / "run" / "strict" / "scores.npz", tmp_path)
 
 
 def test_clip_weights_run_with_the_activation_they_were_trained_with(tmp_path, capsys):
     import open_clip
-    for name, tag in (("ViT-B-16", "openai"), ("ViT-L-14", "openai"), ("RN50", "openai"), ("ViT-B-32", "metaclip_400m")):
+
+    for name, tag in (
+        ("ViT-B-16", "openai"),
+        ("ViT-L-14", "openai"),
+        ("RN50", "openai"),
+        ("ViT-B-32", "metaclip_400m"),
+    ):
         assert clip.config_of(name, tag) == clip.config_of(f"{name}-quickgelu", tag) == f"{name}-quickgelu"
-    assert clip.config_of("ViT-B-32", "laion2b_s34b_b79k") == "ViT-B-32" and clip.config_of("ViT-SO400M-14-SigLIP", "webli")[-1] == "P"
+    assert (
+        clip.config_of("ViT-B-32", "laion2b_s34b_b79k") == "ViT-B-32"
+        and clip.config_of("ViT-SO400M-14-SigLIP", "webli")[-1] == "P"
+    )
     weights = open_clip.create_model("RN50").state_dict()
-    archive = tmp_path / "RN50.pt"                    # TorchScript, as OpenAI's files are
+    archive = tmp_path / "RN50.pt"  # TorchScript, as OpenAI's files are
     with zipfile.ZipFile(archive, "w") as z:
         z.writestr("RN50/code/__torch__.py", "")
     torch.save({"state_dict": weights, "quick_gelu": True}, tmp_path / "quick.pt")
     torch.save({"state_dict": weights, "quick_gelu": False}, tmp_path / "plain.pt")
     assert not capsys.readouterr().out
-    for path, config in ((archive, "RN50-quickgelu"), (tmp_path / "quick.pt", "RN50-quickgelu"), (tmp_path / "plain.pt", "RN50")):
+    for path, config in (
+        (archive, "RN50-quickgelu"),
+        (tmp_path / "quick.pt", "RN50-quickgelu"),
+        (tmp_path / "plain.pt", "RN50"),
+    ):
         assert clip.config_of("RN50", path) == clip.config_of("RN50-quickgelu", path) == config
     torch.save(weights, tmp_path / "bare.pt")
     assert clip.config_of("RN50-quickgelu", tmp_path / "bare.pt") == "RN50-quickgelu" and not capsys.readouterr().out
-    assert clip.config_of("RN50", tmp_path / "bare.pt") == "RN50" and "need --clip RN50-quickgelu" in capsys.readouterr().out
+    assert (
+        clip.config_of("RN50", tmp_path / "bare.pt") == "RN50"
+        and "need --clip RN50-quickgelu" in capsys.readouterr().out
+    )
     for damaged in ((tmp_path / "quick.pt").read_bytes()[:5000], b"", b"PK\x03\x04" + bytes(99)):
         (tmp_path / "damaged.pt").write_bytes(damaged)
         assert clip.uses_quick_gelu(tmp_path / "damaged.pt") is None

@@ -1,4 +1,5 @@
 """AED-MAE through its own scripts, in small; its input, pasting, threshold and live mode against plain loops."""
+
 import csv
 import json
 import os
@@ -36,8 +37,24 @@ from tests.helpers import (
     walkers,
 )
 
-SMALL = ("--dataset", "folder", "--size", "small", "--image-size", "64x96", "--patch", "8", "--epochs", "4", "--batch-size", "8",
-         "--workers", "1", "--device", "cpu")
+SMALL = (
+    "--dataset",
+    "folder",
+    "--size",
+    "small",
+    "--image-size",
+    "64x96",
+    "--patch",
+    "8",
+    "--epochs",
+    "4",
+    "--batch-size",
+    "8",
+    "--workers",
+    "1",
+    "--device",
+    "cpu",
+)
 
 
 def train(root, out, *more, **kwargs):
@@ -65,6 +82,7 @@ def small_net(**more):
 
 # -------------------------------------------------------------------------------------------------------- the commands
 
+
 def test_one_command_goes_from_videos_to_scores(trained):
     base, root, done = trained
     for text in ("pseudo anomalies", "micro AUC", "frame difference", "fastest box", "RBDC", "next:"):
@@ -80,8 +98,19 @@ def test_one_command_goes_from_videos_to_scores(trained):
 
 def test_official_filters_and_names_its_liberties(trained):
     base, root, _ = trained
-    done = script("sdmae/eval.py", "--dataset", "folder", "--data-root", root, "--cache", base / "cache", "--checkpoint",
-                  base / "run" / "sdmae.pt", "--protocol", "official")
+    done = script(
+        "sdmae/eval.py",
+        "--dataset",
+        "folder",
+        "--data-root",
+        root,
+        "--cache",
+        base / "cache",
+        "--checkpoint",
+        base / "run" / "sdmae.pt",
+        "--protocol",
+        "official",
+    )
     assert "aedmae:38:11" in done.stdout and "not published" in done.stdout
     a, b = (load_arrays(base / "run" / p / "scores.npz", "scores") for p in ("strict", "official"))
     assert all((a[k] == b[k]).all() for k in a)
@@ -99,7 +128,16 @@ def test_the_student_phase_leaves_the_teacher_alone(trained, tmp_path):
 
 def test_killed_and_started_again_ends_with_the_same_weights(trained, tmp_path):
     base, root, _ = trained
-    flags = ("--data-root", str(root), "--cache", str(base / "cache"), "--out", str(tmp_path / "run"), "--save-minutes", "0")
+    flags = (
+        "--data-root",
+        str(root),
+        "--cache",
+        str(base / "cache"),
+        "--out",
+        str(tmp_path / "run"),
+        "--save-minutes",
+        "0",
+    )
     killed_after("*/sdmae.pt:13", "sdmae/train.py", *SMALL, *flags)
     path = tmp_path / "run" / "sdmae.pt"
     state = training.load_checkpoint(path)
@@ -115,29 +153,79 @@ def test_authors_two_files(trained, tmp_path):
     base, root, _ = trained
     weights = training.load_checkpoint(base / "run" / "sdmae.pt")["model_state_dict"]
     teacher = {k: v * 0 if "student" in k else v for k, v in weights.items()}
-    torch.save({"model": {**teacher, "erosion.weight": torch.zeros(1), "dilation.weight": torch.zeros(1)}},
-               tmp_path / "teacher.pth")
+    torch.save(
+        {"model": {**teacher, "erosion.weight": torch.zeros(1), "dilation.weight": torch.zeros(1)}},
+        tmp_path / "teacher.pth",
+    )
     torch.save({"model": {k: v if "student" in k else v * 0 for k, v in weights.items()}}, tmp_path / "student.pth")
     with pytest.raises(UserError, match="does not fit"):  # this small network is not the published one
         scoring.load_model(tmp_path / "teacher.pth", tmp_path / "student.pth", (32, 64))
     full = SDMAE(patch_size=8, image_size=(32, 64))
     state = full.state_dict()
-    torch.save({"model": {**{k: v * 0 if "student" in k else v for k, v in state.items()}, "erosion.weight": torch.zeros(1)}},
-               tmp_path / "t.pth")
+    torch.save(
+        {"model": {**{k: v * 0 if "student" in k else v for k, v in state.items()}, "erosion.weight": torch.zeros(1)}},
+        tmp_path / "t.pth",
+    )
     torch.save({"model": {k: v if "student" in k else v * 0 for k, v in state.items()}}, tmp_path / "s.pth")
     net, _ = scoring.load_model(tmp_path / "t.pth", tmp_path / "s.pth", (32, 64))
     assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items())
-    done = script("sdmae/eval.py", "--dataset", "folder", "--data-root", root, "--cache", base / "cache", "--checkpoint",
-                  tmp_path / "t.pth", "--student", tmp_path / "s.pth", "--image-size", "32x64", "--out", tmp_path / "out")
+    done = script(
+        "sdmae/eval.py",
+        "--dataset",
+        "folder",
+        "--data-root",
+        root,
+        "--cache",
+        base / "cache",
+        "--checkpoint",
+        tmp_path / "t.pth",
+        "--student",
+        tmp_path / "s.pth",
+        "--image-size",
+        "32x64",
+        "--out",
+        tmp_path / "out",
+    )
     assert "scoring training frames" in done.stdout and "micro AUC" in done.stdout
-    refused(script("sdmae/eval.py", "--dataset", "folder", "--data-root", root, "--checkpoint", base / "run" / "sdmae.pt",
-                   "--student", tmp_path / "s.pth", check=False), "--student")
+    refused(
+        script(
+            "sdmae/eval.py",
+            "--dataset",
+            "folder",
+            "--data-root",
+            root,
+            "--checkpoint",
+            base / "run" / "sdmae.pt",
+            "--student",
+            tmp_path / "s.pth",
+            check=False,
+        ),
+        "--student",
+    )
 
 
 def test_benchmark(trained):
     base, root, _ = trained
-    done = script("tests/perf/bench.py", "sdmae", "--seconds", 0.2, "--dataset", "folder", "--data-root", root, "--cache", base / "cache",
-                  "--image-size", "32x64", "--patch", "8", "--batch-size", "4", "--device", "cpu")
+    done = script(
+        "tests/perf/bench.py",
+        "sdmae",
+        "--seconds",
+        0.2,
+        "--dataset",
+        "folder",
+        "--data-root",
+        root,
+        "--cache",
+        base / "cache",
+        "--image-size",
+        "32x64",
+        "--patch",
+        "8",
+        "--batch-size",
+        "4",
+        "--device",
+        "cpu",
+    )
     for text in ("eager", "optimised", "bf16", "frame cache", "mp4", "peak memory", "GFLOP"):
         assert text in done.stdout, done.stdout
     differ = [float(x.split("differ by")[1]) for x in done.stdout.splitlines() if "differ by" in x and "fp32" in x]
@@ -146,14 +234,29 @@ def test_benchmark(trained):
 
 def test_preview_writes_a_contact_sheet(trained, tmp_path):
     base, root, _ = trained
-    done = script("sdmae/preprocess.py", "--dataset", "folder", "--data-root", root, "--cache", base / "cache", "--image-size",
-                  "64x96", "--patch", "8", "--preview", "--out", tmp_path)
+    done = script(
+        "sdmae/preprocess.py",
+        "--dataset",
+        "folder",
+        "--data-root",
+        root,
+        "--cache",
+        base / "cache",
+        "--image-size",
+        "64x96",
+        "--patch",
+        "8",
+        "--preview",
+        "--out",
+        tmp_path,
+    )
     assert "next:" in done.stdout
     image = cv2.imread(str(tmp_path / "pseudo_anomalies.png"))
     assert image is not None and image.std() > 5
 
 
 # ---------------------------------------------------------------------------------------------------------- ugly input
+
 
 def test_ugly_input_is_refused_or_survived(trained, tmp_path):
     base, root, _ = trained
@@ -162,8 +265,12 @@ def test_ugly_input_is_refused_or_survived(trained, tmp_path):
     refused(script("sdmae/train.py", *common, "--student-from", "500", check=False), "--student-from")
     refused(script("sdmae/train.py", *common, "--pseudo", "ubnormal", check=False), "ubnormal")
     refused(script("sdmae/eval.py", *common[:6], "--checkpoint", tmp_path / "none.pt", check=False), "none.pt")
-    refused(script("sdmae/eval.py", "--video", "rtsp://127.0.0.1:9/x", "--checkpoint", base / "run" / "sdmae.pt", check=False),
-            "rtsp://127.0.0.1:9/x")
+    refused(
+        script(
+            "sdmae/eval.py", "--video", "rtsp://127.0.0.1:9/x", "--checkpoint", base / "run" / "sdmae.pt", check=False
+        ),
+        "rtsp://127.0.0.1:9/x",
+    )
 
 
 def test_constant_videos_smaller_than_a_patch_and_of_one_frame(tmp_path):
@@ -182,6 +289,7 @@ def test_constant_videos_smaller_than_a_patch_and_of_one_frame(tmp_path):
 
 # ------------------------------------------------------------------------------------------------------ input and model
 
+
 def test_samples_equal_a_plain_loop(tmp_path):
     arrays = cached(tmp_path, walkers(9, channels=3), walkers(2, channels=1), walkers(1, channels=1, seed=2))
     frames = Frames(arrays, steps=STEPS)
@@ -191,12 +299,15 @@ def test_samples_equal_a_plain_loop(tmp_path):
     for a in arrays:
         assert a.shape[1:3] == (32, 64)
         for t in range(len(a)):
-            at = (lambda d: torch.from_numpy(np.repeat(a[t + d] if 0 <= t + d < len(a) else a[t], 3 // a.shape[3], axis=2))
-                  .float().permute(2, 0, 1))
+            at = lambda d: (
+                torch.from_numpy(np.repeat(a[t + d] if 0 <= t + d < len(a) else a[t], 3 // a.shape[3], axis=2))
+                .float()
+                .permute(2, 0, 1)
+            )
             image = torch.cat([at(-3), at(0), at(3)]) / 127.5 - 1
-            assert torch.allclose(image_of(five[n:n + 1, ::2])[0], image, atol=1e-6)
-            assert torch.equal(gradient_of(five[n:n + 1])[0], (at(-1) - at(1)).abs())
-            target = target_of(five[n:n + 1, 2], torch.zeros(1, 1, 32, 64, dtype=torch.uint8))[0]
+            assert torch.allclose(image_of(five[n : n + 1, ::2])[0], image, atol=1e-6)
+            assert torch.equal(gradient_of(five[n : n + 1])[0], (at(-1) - at(1)).abs())
+            target = target_of(five[n : n + 1, 2], torch.zeros(1, 1, 32, 64, dtype=torch.uint8))[0]
             assert torch.allclose(target[:3], at(0) / 127.5 - 1, atol=1e-6) and (target[3] == -1).all()
             n += 1
     order = np.array([3, 0, 11, 9, 5])
@@ -208,13 +319,13 @@ def test_processes_share_every_batch():
     order = np.arange(100, 123)
     for world in (1, 2, 3, 5):
         shares = [parts_of(order, 5, 1, rank, world) for rank in range(world)]
-        assert {len(x) for x in shares} == {4}                                     # the same number of steps in all of them
+        assert {len(x) for x in shares} == {4}  # the same number of steps in all of them
         for i, whole in enumerate(np.split(order[5:], [5, 10, 15])):
             own = [x[i].tolist() for x in shares]
             if len(whole) >= world:
                 assert sorted(sum(own, [])) == whole.tolist() and all(own)
             else:
-                assert all(x == whole.tolist() for x in own)                       # too few to share: all take them
+                assert all(x == whole.tolist() for x in own)  # too few to share: all take them
 
 
 def test_scores_do_not_depend_on_the_batch(tmp_path):
@@ -232,13 +343,18 @@ def test_the_students_error_can_count_on_removed_tokens_alone(tmp_path):
     arrays = cached(tmp_path, walkers(6, channels=1))
     frames, r, rows = Frames(arrays), training.Run("cpu", "fp32"), np.arange(6)
     net = small_net()
-    removed = torch.stack([net(torch.zeros(6, 9, 32, 64), noise_table(net.tokens, draw=i)[:6])["mask"] for i in (0, 1)]).numpy()
+    removed = torch.stack(
+        [net(torch.zeros(6, 9, 32, 64), noise_table(net.tokens, draw=i)[:6])["mask"] for i in (0, 1)]
+    ).numpy()
 
     def errors(tokens, draws):
         scorer = scoring.Scorer(net, scoring.rule_of("avenue", tokens=tokens), r, draws=draws)
         return scoring.score(scorer, frames, rows)
+
     one, both, every = errors("removed", 1), errors("removed", 2), errors("all", 1)
-    assert np.allclose(one[:, 0], every[:, 0] * removed[0], rtol=1e-5) and np.allclose(one[:, 1], every[:, 1], rtol=1e-5)
+    assert np.allclose(one[:, 0], every[:, 0] * removed[0], rtol=1e-5) and np.allclose(
+        one[:, 1], every[:, 1], rtol=1e-5
+    )
     assert np.allclose(both[:, 0] * removed[0], one[:, 0], rtol=1e-5) and (both[:, 0] > 0).all()
 
 
@@ -254,7 +370,12 @@ def test_folded_network_equals_the_trained_one():
     net = small_net()
     for m in net.modules():
         if isinstance(m, torch.nn.BatchNorm2d):
-            m.running_mean.normal_(), m.running_var.uniform_(0.5, 2), m.weight.data.uniform_(0.5, 2), m.bias.data.normal_()
+            (
+                m.running_mean.normal_(),
+                m.running_var.uniform_(0.5, 2),
+                m.weight.data.uniform_(0.5, 2),
+                m.bias.data.normal_(),
+            )
     for channels in (3, 1):
         seen, noise = torch.randint(0, 256, (3, 3, channels, 32, 64), dtype=torch.uint8), torch.rand(3, net.tokens)
         target = target_of(seen[:, 1], torch.zeros(3, 1, 32, 64, dtype=torch.uint8))
@@ -279,9 +400,21 @@ def test_weights_of_a_still_image_are_even():
 
 # ------------------------------------------------------------------------------------------------------------------ live
 
+
 def watch(base, root, *more, **kwargs):
-    return script("sdmae/eval.py", "--dataset", "folder", "--data-root", root, "--cache", base / "cache", "--checkpoint",
-                  base / "run" / "sdmae.pt", *more, **kwargs)
+    return script(
+        "sdmae/eval.py",
+        "--dataset",
+        "folder",
+        "--data-root",
+        root,
+        "--cache",
+        base / "cache",
+        "--checkpoint",
+        base / "run" / "sdmae.pt",
+        *more,
+        **kwargs,
+    )
 
 
 def test_own_video_scores_equal_those_of_the_dataset(trained, tmp_path):
@@ -302,13 +435,27 @@ def test_own_video_scores_equal_those_of_the_dataset(trained, tmp_path):
 def test_ctrl_c_ends_with_everything_written(trained, tmp_path):
     base, root, _ = trained
     path = save_video(tmp_path / "long.avi", np.concatenate([walkers(24, seed=i) for i in range(400)]))
-    process = subprocess.Popen([sys.executable, str(ROOT / "sdmae" / "eval.py"), "--video", str(path), "--checkpoint",
-                                str(base / "run" / "sdmae.pt"), "--out", str(tmp_path / "out")],
-                               stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            str(ROOT / "sdmae" / "eval.py"),
+            "--video",
+            str(path),
+            "--checkpoint",
+            str(base / "run" / "sdmae.pt"),
+            "--out",
+            str(tmp_path / "out"),
+        ],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
     process.stdout.readline()
     deadline = time.monotonic() + PATIENCE
     while process.poll() is None and time.monotonic() < deadline:
-        if any(p.stat().st_size > 4000 for p in (tmp_path / "out" / "long").glob(".*.csv")):   # scores, as they are written
+        if any(
+            p.stat().st_size > 4000 for p in (tmp_path / "out" / "long").glob(".*.csv")
+        ):  # scores, as they are written
             break
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
@@ -316,7 +463,9 @@ def test_ctrl_c_ends_with_everything_written(trained, tmp_path):
     assert process.returncode == 0 and "stopped by Ctrl-C" in text, text
     table = list(csv.DictReader(open(tmp_path / "out" / "long" / "scores.csv")))
     assert 0 < len(table) < 9600 and [int(x["frame"]) for x in table] == list(range(len(table)))
-    assert (tmp_path / "out" / "long" / "overlay.mp4").stat().st_size > 1000 and not list((tmp_path / "out" / "long").glob(".*"))
+    assert (tmp_path / "out" / "long" / "overlay.mp4").stat().st_size > 1000 and not list(
+        (tmp_path / "out" / "long").glob(".*")
+    )
 
 
 def test_boxes_of_maps_are_in_the_sources_pixels():
@@ -334,14 +483,23 @@ def test_boxes_of_maps_are_in_the_sources_pixels():
 def test_torchrun_with_two_processes(trained, tmp_path):
     where = ("--dataset", "folder", "--data-root", trained[1], "--cache", tmp_path / "cache")
     trained_by_two("sdmae", "sdmae.pt", SMALL, where, tmp_path)
-    same_losses("sdmae/train.py", (*SMALL, *where, "--batch-size", "7"), tmp_path)     # shares of 4 and 3
+    same_losses("sdmae/train.py", (*SMALL, *where, "--batch-size", "7"), tmp_path)  # shares of 4 and 3
 
 
 def test_the_rate_falls_over_the_last_third_of_either_phase():
     group = {"lr": 1.0}
-    trainer = SimpleNamespace(plan={"lr": 2.0, "epochs": 9, "student_from": 6, "falls": "cooldown, 6 of 9 epochs"},
-                              optimizer=SimpleNamespace(param_groups=[group]))
-    for phase, epoch, step, wanted in ((1, 0, 0, 2.0), (1, 4, 0, 2.0), (1, 5, 0, 1.0), (1, 5, 5, 0.5), (2, 6, 0, 2.0), (2, 8, 5, 1.0)):
+    trainer = SimpleNamespace(
+        plan={"lr": 2.0, "epochs": 9, "student_from": 6, "falls": "cooldown, 6 of 9 epochs"},
+        optimizer=SimpleNamespace(param_groups=[group]),
+    )
+    for phase, epoch, step, wanted in (
+        (1, 0, 0, 2.0),
+        (1, 4, 0, 2.0),
+        (1, 5, 0, 1.0),
+        (1, 5, 5, 0.5),
+        (2, 6, 0, 2.0),
+        (2, 8, 5, 1.0),
+    ):
         trainer.phase, trainer.at = phase, {"epoch": epoch, "step": step}
         Trainer.set_rate(trainer, 10)
         assert abs(group["lr"] - wanted) < 1e-9, (phase, epoch, step)
@@ -349,6 +507,16 @@ def test_the_rate_falls_over_the_last_third_of_either_phase():
 
 def test_shards_score_what_one_job_scores(trained, tmp_path):
     base, root, _ = trained
-    flags = ("--dataset", "folder", "--data-root", root, "--cache", tmp_path / "cache", "--workers", 1, "--checkpoint",
-             base / "run" / "sdmae.pt")
+    flags = (
+        "--dataset",
+        "folder",
+        "--data-root",
+        root,
+        "--cache",
+        tmp_path / "cache",
+        "--workers",
+        1,
+        "--checkpoint",
+        base / "run" / "sdmae.pt",
+    )
     scored_by_shards("sdmae/eval.py", flags, base / "run" / "strict" / "scores.npz", tmp_path)

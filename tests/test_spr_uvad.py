@@ -1,4 +1,5 @@
 """LBR-SPR through its own scripts, in small."""
+
 import csv
 import json
 import os
@@ -14,10 +15,34 @@ from common.objects.cubes import Settings, flow_boxes
 from common.report.ranking import moments
 from spr_uvad import advantage, scoring
 from spr_uvad.model import LBR, cube_errors, self_paced_weights
-from tests.helpers import killed_after, refused, same_losses, save_frames, scored_by_shards, script, tiny_folder, trained_by_two, walkers
+from tests.helpers import (
+    killed_after,
+    refused,
+    same_losses,
+    save_frames,
+    scored_by_shards,
+    script,
+    tiny_folder,
+    trained_by_two,
+    walkers,
+)
 
-SMALL = ("--dataset", "folder", "--size", "small", "--epochs", "3", "--warmup", "1", "--batch-size", "16", "--workers", "1",
-         "--device", "cpu")
+SMALL = (
+    "--dataset",
+    "folder",
+    "--size",
+    "small",
+    "--epochs",
+    "3",
+    "--warmup",
+    "1",
+    "--batch-size",
+    "16",
+    "--workers",
+    "1",
+    "--device",
+    "cpu",
+)
 
 
 def train(root, out, *more, **kwargs):
@@ -53,19 +78,35 @@ def test_one_command_goes_from_videos_to_a_ranking(trained):
 
 def test_benchmark(trained):
     base, root, _ = trained
-    done = script("tests/perf/bench.py", "spr_uvad", *SMALL, "--data-root", root, "--cache", base / "cache", "--seconds", 0.05)
+    done = script(
+        "tests/perf/bench.py", "spr_uvad", *SMALL, "--data-root", root, "--cache", base / "cache", "--seconds", 0.05
+    )
     for text in ("step without refinement", "step with refinement", "scoring pass as published", "peak memory"):
         assert text in done.stdout, done.stdout
 
 
 def test_official_smooths_over_all_videos_as_one(trained):
     base, root, _ = trained
-    done = script("spr_uvad/eval.py", "--dataset", "folder", "--data-root", root, "--cache", base / "cache", "--checkpoint",
-                  base / "run" / "spr.pt", "--protocol", "official", "--top", 1)
+    done = script(
+        "spr_uvad/eval.py",
+        "--dataset",
+        "folder",
+        "--data-root",
+        root,
+        "--cache",
+        base / "cache",
+        "--checkpoint",
+        base / "run" / "spr.pt",
+        "--protocol",
+        "official",
+        "--top",
+        1,
+    )
     assert "over all videos as one" in done.stdout and "across the borders" in done.stdout
     a, b = (load_arrays(base / "run" / p / "scores.npz", "scores") for p in ("strict", "official"))
     assert all((a[k] == b[k]).all() for k in a)
     from sklearn.metrics import roc_auc_score
+
     smoothed = np.convolve(np.concatenate([b["b0"], b["b1"]]).astype(float), np.ones(10) / 10, "same")
     label = np.tile(np.arange(24) >= 12, 2)
     report = json.loads((base / "run" / "official" / "metrics.json").read_text())
@@ -74,8 +115,17 @@ def test_official_smooths_over_all_videos_as_one(trained):
 
 def test_killed_and_started_again_ends_with_the_same_weights(trained, tmp_path):
     base, root, _ = trained
-    flags = ("--flow", "--setting", "merge", "--save-minutes", "0", "--cache", str(base / "cache"),
-             "--out", str(tmp_path / "run"))
+    flags = (
+        "--flow",
+        "--setting",
+        "merge",
+        "--save-minutes",
+        "0",
+        "--cache",
+        str(base / "cache"),
+        "--out",
+        str(tmp_path / "run"),
+    )
     killed_after("*/spr.pt:9", "spr_uvad/train.py", *SMALL, "--data-root", root, *flags)
     stopped_at = training.load_checkpoint(tmp_path / "run" / "spr.pt")["at"]
     assert stopped_at["epoch"] >= 1 and stopped_at["step"] >= 1
@@ -94,17 +144,43 @@ def test_killed_and_started_again_ends_with_the_same_weights(trained, tmp_path):
 def test_videos_without_labels_without_folders_give_a_ranking(trained, tmp_path):
     root = tmp_path / "my videos"
     save_frames(root / "only one ö", walkers(30))
-    done = script("spr_uvad/train.py", "--dataset", "folder", "--data-root", root, "--cache", tmp_path / "cache", "--out",
-                  tmp_path / "run", "--size", "small", "--epochs", 2, "--warmup", 1)  # fewer cubes than a batch of 256
+    done = script(
+        "spr_uvad/train.py",
+        "--dataset",
+        "folder",
+        "--data-root",
+        root,
+        "--cache",
+        tmp_path / "cache",
+        "--out",
+        tmp_path / "run",
+        "--size",
+        "small",
+        "--epochs",
+        2,
+        "--warmup",
+        1,
+    )  # fewer cubes than a batch of 256
     assert "AUC" not in done.stdout and "most abnormal moments" in done.stdout
     assert (tmp_path / "run" / "strict" / "contact_sheet.png").exists()
     assert not (tmp_path / "run" / "normality_advantage.png").exists()
     assert "micro_auc" not in json.loads((tmp_path / "run" / "strict" / "metrics.json").read_text())
-    video = script("spr_uvad/eval.py", "--video", root / "only one ö", "--cache", tmp_path / "cache", "--checkpoint",
-                   tmp_path / "run" / "spr.pt", "--out", tmp_path / "video")
+    video = script(
+        "spr_uvad/eval.py",
+        "--video",
+        root / "only one ö",
+        "--cache",
+        tmp_path / "cache",
+        "--checkpoint",
+        tmp_path / "run" / "spr.pt",
+        "--out",
+        tmp_path / "video",
+    )
     out = next((tmp_path / "video").iterdir())
     assert "most abnormal moments" in video.stdout
-    assert all((out / x).exists() for x in ("scores.csv", "curve.png", "overlay.mp4", "ranking.csv", "contact_sheet.png"))
+    assert all(
+        (out / x).exists() for x in ("scores.csv", "curve.png", "overlay.mp4", "ranking.csv", "contact_sheet.png")
+    )
 
 
 def test_one_model_per_block(trained, tmp_path):
@@ -119,7 +195,11 @@ def test_one_model_per_block(trained, tmp_path):
 def test_identical_frames_are_one_sentence(tmp_path):
     save_frames(tmp_path / "still" / "a", np.repeat(walkers(1), 12, 0))
     flags = (*SMALL, "--cache", tmp_path / "c", "--out", tmp_path / "o")
-    refused(script("spr_uvad/train.py", *flags, "--data-root", tmp_path / "still", check=False), "no boxes", "--motion-threshold")
+    refused(
+        script("spr_uvad/train.py", *flags, "--data-root", tmp_path / "still", check=False),
+        "no boxes",
+        "--motion-threshold",
+    )
     (tmp_path / "only_train" / "train").mkdir(parents=True)
     save_frames(tmp_path / "only_train" / "train" / "a", walkers(12))
     refused(script("spr_uvad/train.py", *flags, "--data-root", tmp_path / "only_train", check=False), "no test videos")
@@ -137,8 +217,21 @@ def test_the_authors_files_load(trained, tmp_path):
     for name in ("raw_training_scores.npy", "raw_torch.npy"):
         found = scoring.load_training_scores(tmp_path / name, (1, 2))
         assert found[0].tolist() == [3, 5] and found[1].tolist() == [1, 2, 3]
-    ev = (lambda *a, **k: script("spr_uvad/eval.py", "--dataset", "folder", "--data-root", root, "--cache", base / "cache",
-                                 "--checkpoint", tmp_path / "model_set.npy", "--out", tmp_path / "out", *a, **k))
+    ev = lambda *a, **k: script(
+        "spr_uvad/eval.py",
+        "--dataset",
+        "folder",
+        "--data-root",
+        root,
+        "--cache",
+        base / "cache",
+        "--checkpoint",
+        tmp_path / "model_set.npy",
+        "--out",
+        tmp_path / "out",
+        *a,
+        **k,
+    )
     ev("--training-scores", tmp_path / "raw_training_scores.npy")
     report = json.loads((tmp_path / "out" / "strict" / "metrics.json").read_text())
     assert report["statistics"]["0"] == {"cubes": 2, "raw_mean": 4.0, "raw_std": 1.0}
@@ -186,7 +279,7 @@ def test_self_paced_weights_by_hand():
     assert hard.tolist() == [1, 1, 1, 0]
     huber = self_paced_weights(s, 0, mode="huber", init_std_range=1.2)
     assert huber.tolist() == pytest.approx([1, 1, 1, (4 + 1.2 * deviation) / 10])
-    late = self_paced_weights(s, 10 ** 6, mode="mixture")  # the upper limit never falls below mean + deviation
+    late = self_paced_weights(s, 10**6, mode="mixture")  # the upper limit never falls below mean + deviation
     assert late.tolist() == [1, 1, 1, 0]
     assert self_paced_weights(torch.tensor([7.0]), 3).tolist() == [0.0]  # a batch of one: no deviation
     assert self_paced_weights(torch.full((4,), 2.0), 0, mode="huber").tolist() == [1.0] * 4
@@ -198,7 +291,7 @@ def test_blocks_scores_and_moments_by_hand():
     errors, block = np.array([[4, 9], [1, 1], [2, np.nan]], np.float32), np.array([0, 0, 1])
     stats = {0: {"raw_mean": 2.0, "raw_std": 2.0, "flow_mean": 1.0, "flow_std": 4.0, "cubes": 2}}
     assert scoring.combine(errors, block, stats, 0.5, 1.0).tolist() == [0.5 * 1 + 2, 0.5 * -0.5, scoring.NO_MODEL]
-    found = moments({"a": np.array([0, 0, 4, 8, 5, 0.]), "b": np.array([0, 1, 0, 6, 0, 0.])}, gap=0)
+    found = moments({"a": np.array([0, 0, 4, 8, 5, 0.0]), "b": np.array([0, 1, 0, 6, 0, 0.0])}, gap=0)
     assert found[0] == ("a", 2, 4, 3, 8.0) and found[1] == ("b", 3, 3, 3, 6.0)
     assert moments({}) == [] and moments({"a": np.full(3, np.nan)}) == []
     assert advantage.means(np.array([1.0, 3.0, 5.0]), np.array([0, 0, 1])) == {"normal_loss": 2.0, "abnormal_loss": 5.0}
@@ -206,8 +299,8 @@ def test_blocks_scores_and_moments_by_hand():
 
 def test_flow_boxes_by_hand():
     flow = np.zeros((60, 80, 2), np.float32)
-    flow[10:30, 20:36] = 1.0                         # squared length 2
-    flow[40:52, 60:75] = 0.5                         # squared length 0.5: too slow
+    flow[10:30, 20:36] = 1.0  # squared length 2
+    flow[40:52, 60:75] = 0.5  # squared length 0.5: too slow
     s = Settings(motion="flow", motion_threshold=1.0, motion_area=100)
     assert flow_boxes(flow, np.zeros((0, 4)), s).tolist() == [[18, 8, 38, 32]]
     assert len(flow_boxes(flow, np.array([[20, 10, 36, 30]]), s)) == 0
@@ -230,6 +323,16 @@ def test_torchrun_with_two_processes(trained, tmp_path):
 
 def test_shards_score_what_one_job_scores(trained, tmp_path):
     base, root, _ = trained
-    flags = ("--dataset", "folder", "--data-root", root, "--cache", tmp_path / "cache", "--workers", 1, "--checkpoint",
-             base / "run" / "spr.pt")
+    flags = (
+        "--dataset",
+        "folder",
+        "--data-root",
+        root,
+        "--cache",
+        tmp_path / "cache",
+        "--workers",
+        1,
+        "--checkpoint",
+        base / "run" / "spr.pt",
+    )
     scored_by_shards("spr_uvad/eval.py", flags, base / "run" / "strict" / "scores.npz", tmp_path)

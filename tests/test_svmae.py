@@ -1,4 +1,5 @@
 """SVMAE's pre-training, features and detector through their own scripts, in small; masks, losses and fusion against plain loops."""
+
 import csv
 import itertools
 import json
@@ -32,8 +33,24 @@ from tests.helpers import (
     walkers,
 )
 
-SMALL = ("--dataset", "folder", "--preset", "tiny", "--size", "32", "--frames", "4", "--stride", "1", "--batch-size", "6", "--workers", "1",
-         "--device", "cpu")
+SMALL = (
+    "--dataset",
+    "folder",
+    "--preset",
+    "tiny",
+    "--size",
+    "32",
+    "--frames",
+    "4",
+    "--stride",
+    "1",
+    "--batch-size",
+    "6",
+    "--workers",
+    "1",
+    "--device",
+    "cpu",
+)
 
 
 def pretrain(root, out, *more, **kwargs):
@@ -45,7 +62,7 @@ def pretrain(root, out, *more, **kwargs):
 def trained(tmp_path_factory):
     base = tmp_path_factory.mktemp("vor training ß")
     root = tiny_folder(base / "data", train=4, frames=40)
-    save_frames(root / "train" / "a9", walkers(3))           # shorter than a clip
+    save_frames(root / "train" / "a9", walkers(3))  # shorter than a clip
     (root / "normal.txt").write_text("a0\na1\n")
     (root / "abnormal.txt").write_text("a2\na3\n")
     return base, root, pretrain(root, base / "run", "--epochs", "3")
@@ -54,27 +71,54 @@ def trained(tmp_path_factory):
 @pytest.fixture(scope="module")
 def features(trained):
     base, root, _ = trained
-    done = script("frd_uvad/svmae/preprocess.py", "--dataset", "folder", "--data-root", root, "--checkpoint", base / "run" / "pretrain.pt",
-                  "--out", base / "features", "--crops", "10", "--encode-batch", "2")
+    done = script(
+        "frd_uvad/svmae/preprocess.py",
+        "--dataset",
+        "folder",
+        "--data-root",
+        root,
+        "--checkpoint",
+        base / "run" / "pretrain.pt",
+        "--out",
+        base / "features",
+        "--crops",
+        "10",
+        "--encode-batch",
+        "2",
+    )
     return base / "features", done
 
 
 # -------------------------------------------------------------------------------------------------------- the commands
+
 
 def test_pretraining_learns_and_draws(trained):
     base, _, done = trained
     for text in ("5 videos", "masking scene", "loss perspective", "preview.png", "next:"):
         assert text in done.stdout, done.stdout
     lines = [json.loads(x) for x in (base / "run" / "log.jsonl").read_text().splitlines()]
-    assert [x["epoch"] for x in lines] == [1, 2, 3] and all(np.isfinite(x["loss"]) and x["tokens_per_second"] > 0 for x in lines)
+    assert [x["epoch"] for x in lines] == [1, 2, 3] and all(
+        np.isfinite(x["loss"]) and x["tokens_per_second"] > 0 for x in lines
+    )
     assert cv2.imread(str(base / "run" / "preview.png")).std() > 20
 
 
 @pytest.mark.kernels
 def test_killed_and_started_again_ends_with_the_same_weights(trained, tmp_path):
     base, root, _ = trained
-    flags = (*SMALL, "--data-root", str(root), "--cache", str(base / "cache"), "--out", str(tmp_path / "run"), "--epochs", "3",
-             "--save-minutes", "0")
+    flags = (
+        *SMALL,
+        "--data-root",
+        str(root),
+        "--cache",
+        str(base / "cache"),
+        "--out",
+        str(tmp_path / "run"),
+        "--epochs",
+        "3",
+        "--save-minutes",
+        "0",
+    )
     killed_after("*/pretrain.pt:2", "frd_uvad/svmae/pretrain.py", *flags)
     path = tmp_path / "run" / "pretrain.pt"
     assert not training.load_checkpoint(path)["done"]
@@ -92,24 +136,54 @@ def test_every_part_can_be_switched_off(trained, tmp_path):
         np.save(maps / f"{v}.npy", np.linspace(3, 9, 20 * 30).reshape(20, 30))
     cv2.imwrite(str(maps / "a9.png"), np.arange(64, dtype=np.uint8).reshape(8, 8))
     for masking, loss, depth in (("random", "mse", "perspective"), ("tube", "perspective", maps)):
-        done = pretrain(root, tmp_path / masking, "--epochs", "1", "--masking", masking, "--loss", loss, "--depth", depth,
-                        "--init", base / "run" / "pretrain.pt", "--layer-decay", "0.7")
+        done = pretrain(
+            root,
+            tmp_path / masking,
+            "--epochs",
+            "1",
+            "--masking",
+            masking,
+            "--loss",
+            loss,
+            "--depth",
+            depth,
+            "--init",
+            base / "run" / "pretrain.pt",
+            "--layer-decay",
+            "0.7",
+        )
         assert f"masking {masking}" in done.stdout and "entries of the encoder are set" in done.stdout
     (maps / "a9.png").unlink()
     refused(pretrain(root, tmp_path / "x", "--depth", maps, check=False), "a9.npy")
     refused(pretrain(root, tmp_path / "x", "--mask-ratio", "1.5", check=False), "--mask-ratio")
     refused(pretrain(root, tmp_path / "x", "--size", "33", check=False), "multiple of 16")
-    speed = script("tests/perf/bench.py", "svmae", "--seconds", 0.2, *SMALL, "--data-root", root, "--cache", root.parent / "cache")
+    speed = script(
+        "tests/perf/bench.py", "svmae", "--seconds", 0.2, *SMALL, "--data-root", root, "--cache", root.parent / "cache"
+    )
     assert "tokens/s" in speed.stdout and "visible tokens" in speed.stdout and "% of a step" in speed.stdout
 
 
 @pytest.mark.kernels
 def test_torchrun_with_two_processes(trained, tmp_path):
     _, root, _ = trained
-    torchrun("frd_uvad/svmae/pretrain.py", *SMALL, "--data-root", root, "--cache", tmp_path / "cache", "--out", tmp_path / "run",
-             "--epochs", "1")
+    torchrun(
+        "frd_uvad/svmae/pretrain.py",
+        *SMALL,
+        "--data-root",
+        root,
+        "--cache",
+        tmp_path / "cache",
+        "--out",
+        tmp_path / "run",
+        "--epochs",
+        "1",
+    )
     assert training.load_checkpoint(tmp_path / "run" / "pretrain.pt")["done"]
-    same_losses("frd_uvad/svmae/pretrain.py", (*SMALL, "--data-root", root, "--cache", tmp_path / "cache", "--epochs", "2"), tmp_path)
+    same_losses(
+        "frd_uvad/svmae/pretrain.py",
+        (*SMALL, "--data-root", root, "--cache", tmp_path / "cache", "--epochs", "2"),
+        tmp_path,
+    )
 
 
 def test_features_are_what_detector_and_frd_uvad_read(features, trained):
@@ -119,11 +193,38 @@ def test_features_are_what_detector_and_frd_uvad_read(features, trained):
     assert {v.name: len(v) for v in data.train} == {"a0": 3, "a1": 3, "a2": 3, "a3": 3, "a9": 1}
     assert len(data.labels(data.test[0])) == 40
     base, root, _ = trained
-    again = script("frd_uvad/svmae/preprocess.py", "--dataset", "folder", "--data-root", root, "--checkpoint", base / "run" / "pretrain.pt",
-                   "--out", folder, "--pool", "mean", check=False)
+    again = script(
+        "frd_uvad/svmae/preprocess.py",
+        "--dataset",
+        "folder",
+        "--data-root",
+        root,
+        "--checkpoint",
+        base / "run" / "pretrain.pt",
+        "--out",
+        folder,
+        "--pool",
+        "mean",
+        check=False,
+    )
     refused(again, "pool", "--out")
-    random = script("frd_uvad/svmae/preprocess.py", "--dataset", "folder", "--data-root", root, "--checkpoint", "random", "--preset",
-                    "tiny", "--size", "32", "--frames", "4", "--out", base / "random")
+    random = script(
+        "frd_uvad/svmae/preprocess.py",
+        "--dataset",
+        "folder",
+        "--data-root",
+        root,
+        "--checkpoint",
+        "random",
+        "--preset",
+        "tiny",
+        "--size",
+        "32",
+        "--frames",
+        "4",
+        "--out",
+        base / "random",
+    )
     assert "1 crops of width 96" in random.stdout
 
 
@@ -138,35 +239,80 @@ def test_detector_trains_and_scores(features, trained, tmp_path):
     assert {k: len(v) for k, v in scores.items()} == {"b0": 40, "b1": 40}
     # two processes share each batch of bags, and the scoring
     same_losses("frd_uvad/svmae/train.py", (*flags, "--iterations", "200"), tmp_path / "losses")
-    scored_by_shards("frd_uvad/svmae/eval.py", ("--features", folder, "--checkpoint", tmp_path / "run" / "detector.pt"),
-                     tmp_path / "run" / "strict" / "scores.npz", tmp_path)
+    scored_by_shards(
+        "frd_uvad/svmae/eval.py",
+        ("--features", folder, "--checkpoint", tmp_path / "run" / "detector.pt"),
+        tmp_path / "run" / "strict" / "scores.npz",
+        tmp_path,
+    )
     torchrun("frd_uvad/svmae/train.py", *flags, "--out", tmp_path / "two")
-    script("frd_uvad/svmae/eval.py", "--features", folder, "--checkpoint", tmp_path / "two" / "detector.pt", "--out", tmp_path / "one")
+    script(
+        "frd_uvad/svmae/eval.py",
+        "--features",
+        folder,
+        "--checkpoint",
+        tmp_path / "two" / "detector.pt",
+        "--out",
+        tmp_path / "one",
+    )
     same_scores(tmp_path / "two" / "strict" / "scores.npz", tmp_path / "one" / "strict" / "scores.npz")
     # one's own footage is encoded as the features were: a test video again has its scores again
-    own = script("frd_uvad/svmae/eval.py", "--video", root / "test" / "b1", "--checkpoint", tmp_path / "run" / "detector.pt", "--out",
-                 tmp_path / "own")
+    own = script(
+        "frd_uvad/svmae/eval.py",
+        "--video",
+        root / "test" / "b1",
+        "--checkpoint",
+        tmp_path / "run" / "detector.pt",
+        "--out",
+        tmp_path / "own",
+    )
     lines = list(csv.DictReader(open(tmp_path / "own" / "b1" / "scores.csv")))
     assert "report.html" in own.stdout and np.allclose([float(x["score"]) for x in lines], scores["b1"], atol=2e-3)
     # the authors' files are bare state-dicts
     weights = training.load_checkpoint(tmp_path / "run" / "detector.pt")["model_state_dict"]
     torch.save(weights, tmp_path / "authors.pkl")
-    script("frd_uvad/svmae/eval.py", "--features", folder, "--ckpt_path", tmp_path / "authors.pkl", "--out", tmp_path / "again")
+    script(
+        "frd_uvad/svmae/eval.py",
+        "--features",
+        folder,
+        "--ckpt_path",
+        tmp_path / "authors.pkl",
+        "--out",
+        tmp_path / "again",
+    )
     again = load_arrays(tmp_path / "again" / "strict" / "scores.npz", "scores")
     assert all(np.allclose(scores[k], again[k]) for k in scores)
     # text: one row more or less than clips, tiled over crops
     (tmp_path / "text").mkdir()
     for v in find_features("features", folder).train + find_features("features", folder).test:
-        np.save(tmp_path / "text" / f"{v.name}.npy", np.random.default_rng(0).normal(size=(len(v) + 1, 16)).astype(np.float32))
-    both = script("frd_uvad/svmae/train.py", *flags, "--text", tmp_path / "text", "--fusion", "add", "--out", tmp_path / "add")
+        np.save(
+            tmp_path / "text" / f"{v.name}.npy",
+            np.random.default_rng(0).normal(size=(len(v) + 1, 16)).astype(np.float32),
+        )
+    both = script(
+        "frd_uvad/svmae/train.py", *flags, "--text", tmp_path / "text", "--fusion", "add", "--out", tmp_path / "add"
+    )
     assert "text of width 16, add" in both.stdout
-    all_refused([("frd_uvad/svmae/eval.py", ("--features", folder, "--checkpoint", tmp_path / "add" / "detector.pt"), ["--text"]),
-                 ("frd_uvad/svmae/eval.py", ("--video", root / "test" / "b1", "--checkpoint", tmp_path / "authors.pkl"), ["--features"]),
-                 ("frd_uvad/svmae/eval.py", ("--checkpoint", tmp_path / "run" / "detector.pt"), ["--video"]),
-                 ("frd_uvad/svmae/train.py", (*flags, "--out", tmp_path / "run", "--top-k", "99"), ["--top-k"])])
+    all_refused(
+        [
+            (
+                "frd_uvad/svmae/eval.py",
+                ("--features", folder, "--checkpoint", tmp_path / "add" / "detector.pt"),
+                ["--text"],
+            ),
+            (
+                "frd_uvad/svmae/eval.py",
+                ("--video", root / "test" / "b1", "--checkpoint", tmp_path / "authors.pkl"),
+                ["--features"],
+            ),
+            ("frd_uvad/svmae/eval.py", ("--checkpoint", tmp_path / "run" / "detector.pt"), ["--video"]),
+            ("frd_uvad/svmae/train.py", (*flags, "--out", tmp_path / "run", "--top-k", "99"), ["--top-k"]),
+        ]
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------- in small parts
+
 
 def test_tokens_are_cubes_and_come_back():
     clips = torch.rand(2, 3, 4, 32, 48)
@@ -207,8 +353,12 @@ def test_loss_by_hand():
     off[:, 0] += 2.0
     assert abs(float(m.reconstruction_loss(off, tokens, hidden)) - 2.0) < 1e-4
     weights = m.perspective_weights(torch.tensor([[0.0, 0.3, 0.6, 1.0]]))
-    assert weights.tolist() == pytest.approx([1.2, 1.0, 0.8, 0.6]) or torch.allclose(weights, torch.tensor([[1.2, 1.0, 0.8, 0.6]]))
-    assert abs(float(m.reconstruction_loss(off, tokens, hidden, weights)) - 2.0) < 1e-4    # token 1 weighs 1.0, token 3 has no error
+    assert weights.tolist() == pytest.approx([1.2, 1.0, 0.8, 0.6]) or torch.allclose(
+        weights, torch.tensor([[1.2, 1.0, 0.8, 0.6]])
+    )
+    assert (
+        abs(float(m.reconstruction_loss(off, tokens, hidden, weights)) - 2.0) < 1e-4
+    )  # token 1 weighs 1.0, token 3 has no error
 
 
 def test_fusion_equals_a_plain_loop():
@@ -236,8 +386,13 @@ def test_the_encoder_reads_videomae_files():
     assert not lost and not kept and torch.equal(net.encoder.norm.weight, own["norm.weight"] + 1)
     q, key, value = net.encoder.blocks[0].attn.qkv.bias.chunk(3)
     assert (q == 1).all() and (key == 0).all() and (value == 2).all()
-    tuned = {k.removeprefix("encoder.").replace("norm.", "fc_norm.") if k.startswith("encoder.norm") else k.removeprefix("encoder."): v
-             for k, v in published.items() if k.startswith("encoder.")}
+    tuned = {
+        k.removeprefix("encoder.").replace("norm.", "fc_norm.")
+        if k.startswith("encoder.norm")
+        else k.removeprefix("encoder."): v
+        for k, v in published.items()
+        if k.startswith("encoder.")
+    }
     tuned["head.weight"] = torch.zeros(400, 96)
     lost, kept = m.load_encoder(net.encoder, tuned)
     assert lost == ["head.weight"] and not kept
@@ -248,7 +403,11 @@ def test_clips_are_the_frames_of_their_video():
     clips = Clips(arrays, Depth("perspective", [], arrays, None, "cpu"), 4, 2, "cpu")
     assert len(clips) == 3 + 1 and clips.channels == 3
     order = clips.epoch(0, 1)
-    assert sorted(order[:, 0].tolist()) == [0, 0, 0, 1] and (clips.epoch(0, 1) == order).all() and (clips.epoch(0, 2) != order).any()
+    assert (
+        sorted(order[:, 0].tolist()) == [0, 0, 0, 1]
+        and (clips.epoch(0, 1) == order).all()
+        and (clips.epoch(0, 2) != order).any()
+    )
     for samples, frames, near in clips.iterate(parts_of(order, 3)):
         for (v, first), x in zip(samples, frames.numpy()):
             for k in range(4):
@@ -258,12 +417,16 @@ def test_clips_are_the_frames_of_their_video():
 
 def test_crops_show_what_they_say():
     frames = np.zeros((1, 2, 32, 64, 3), np.uint8)
-    frames[:, :, :16, :32] = (10, 20, 30)                                            # BGR
+    frames[:, :, :16, :32] = (10, 20, 30)  # BGR
     near = np.zeros((1, 32, 64), np.uint8)
     whole, depth = cut(torch.from_numpy(frames), torch.from_numpy(near), WHOLE, 16)
-    assert whole.shape == (1, 3, 2, 16, 16) and torch.allclose(whole[0, :, 0, 2, 2] * 255, torch.tensor([30.0, 20.0, 10.0]))
+    assert whole.shape == (1, 3, 2, 16, 16) and torch.allclose(
+        whole[0, :, 0, 2, 2] * 255, torch.tensor([30.0, 20.0, 10.0])
+    )
     assert whole[0, :, :, 12, 12].abs().sum() == 0 and depth.shape == (1, 16, 16)
-    corner, _ = cut(torch.from_numpy(frames), torch.from_numpy(near), np.array([[-0.5, -0.5, 0.5, 0.5]], np.float32), 16)
+    corner, _ = cut(
+        torch.from_numpy(frames), torch.from_numpy(near), np.array([[-0.5, -0.5, 0.5, 0.5]], np.float32), 16
+    )
     assert torch.allclose(corner[0, 0] * 255, torch.full((2, 16, 16), 30.0))
     mirrored, _ = cut(torch.from_numpy(frames), torch.from_numpy(near), np.array([[0, 0, -1, 1]], np.float32), 16)
     assert torch.allclose(mirrored.flip(4), whole, atol=1e-6)
@@ -292,7 +455,11 @@ def test_every_detector_loads_scores_and_learns(fusion, group, aggregate_text, t
     detector.losses(out)["total"].backward()
     applied = {"fc1", "fc2", "fc3"} | ({"Aggregate"} if group != "text" else set())
     applied |= {"Aggregate_text"} if aggregate_text and group != "vis" else set()
-    applied |= {"add": {"fc0"}, "product": {"fc0"}, "add_up": {"fc_vis", "fc_text"}}.get(fusion, set()) if group == "both" else set()
+    applied |= (
+        {"add": {"fc0"}, "product": {"fc0"}, "add_up": {"fc_vis", "fc_text"}}.get(fusion, set())
+        if group == "both"
+        else set()
+    )
     learned = {k.split(".")[0] for k, p in net.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
     assert learned == applied
 
@@ -301,10 +468,11 @@ def test_every_detector_loads_scores_and_learns(fusion, group, aggregate_text, t
     assert {"Aggregate", "Aggregate_text"} <= {k.split(".")[0] for k in weights}
     torch.save(weights, tmp_path / "authors.pkl")
     again, state = load_detector(tmp_path / "authors.pkl", fusion, group, aggregate_text)
-    assert {k: v for k, v in state["model_args"].items() if k != "fusion" or group == "both"} == \
-        {k: v for k, v in args.items() if k != "fusion" or group == "both"}
+    assert {k: v for k, v in state["model_args"].items() if k != "fusion" or group == "both"} == {
+        k: v for k, v in args.items() if k != "fusion" or group == "both"
+    }
     assert torch.equal(again.eval()(visual, text)["scores"], net(visual, text)["scores"])
-    told = load_detector(tmp_path / "authors.pkl", fusion)[1]["model_args"]       # what weights tell by themselves
+    told = load_detector(tmp_path / "authors.pkl", fusion)[1]["model_args"]  # what weights tell by themselves
     assert told["feature_group"] == group and told["aggregate_text"]
     # without the parameters that are not applied it loads too, and without others it does not
     detector.Detector(**args).load_weights({k: v for k, v in weights.items() if k.split(".")[0] in applied})
@@ -324,8 +492,13 @@ def test_fusions_by_hand():
         def layer(name, rows):
             part = getattr(net, name)
             return np.maximum(rows @ part.weight.detach().numpy().T + part.bias.detach().numpy(), 0)
-        wanted = {"concat": lambda: np.hstack([v, t]), "add": lambda: layer("fc0", v) + t, "product": lambda: layer("fc0", v) * t,
-                  "add_up": lambda: layer("fc_vis", v) + layer("fc_text", t)}[fusion]()
+
+        wanted = {
+            "concat": lambda: np.hstack([v, t]),
+            "add": lambda: layer("fc0", v) + t,
+            "product": lambda: layer("fc0", v) * t,
+            "add_up": lambda: layer("fc_vis", v) + layer("fc_text", t),
+        }[fusion]()
         assert np.allclose(net(x, words)["features"][0, 0].detach().numpy(), wanted, atol=1e-5), fusion
 
 
@@ -362,8 +535,24 @@ def test_long_videos_with_a_training_split(tmp_path):
     for kind, n in (("fight", 6), ("noFight", 24)):
         for i in range(n):
             save_video(tmp_path / "clips" / kind / f"{kind}{i}.avi", walkers(3, seed=i))
-    script("tests/tools/long_videos.py", "--clips", tmp_path / "clips", "--out", tmp_path / "long", "--videos", 2, "--train", 4,
-           "--size", 32, 48)
+    script(
+        "tests/tools/long_videos.py",
+        "--clips",
+        tmp_path / "clips",
+        "--out",
+        tmp_path / "long",
+        "--videos",
+        2,
+        "--train",
+        4,
+        "--size",
+        32,
+        48,
+    )
     normal, abnormal = ((tmp_path / "long" / f"{k}.txt").read_text().split() for k in ("normal", "abnormal"))
-    assert sorted(normal + abnormal) == [f"train{i:02d}" for i in range(4)] and "train00" in abnormal and "train01" in normal
+    assert (
+        sorted(normal + abnormal) == [f"train{i:02d}" for i in range(4)]
+        and "train00" in abnormal
+        and "train01" in normal
+    )
     assert {p.stem for p in (tmp_path / "long" / "labels").iterdir()} == {"long00", "long01"}

@@ -1,4 +1,5 @@
 """Checkpoints, resuming and the loop's safeguards."""
+
 import json
 import os
 import pickle
@@ -25,9 +26,11 @@ class Evil:
 
 
 def test_a_pickle_that_would_run_code_is_refused(tmp_path, capfd):
-    for name, write in (("plain.pt", lambda p: p.write_bytes(pickle.dumps({"model_state_dict": Evil()}))),
-                        ("torch.pt", lambda p: torch.save({"model_state_dict": {"a": Evil()}}, p)),
-                        ("old.pt", lambda p: torch.save({"a": Evil()}, p, _use_new_zipfile_serialization=False))):
+    for name, write in (
+        ("plain.pt", lambda p: p.write_bytes(pickle.dumps({"model_state_dict": Evil()}))),
+        ("torch.pt", lambda p: torch.save({"model_state_dict": {"a": Evil()}}, p)),
+        ("old.pt", lambda p: torch.save({"a": Evil()}, p, _use_new_zipfile_serialization=False)),
+    ):
         path = tmp_path / name
         write(path)
         with pytest.raises(UserError, match=f"{name}.*refused"):
@@ -43,7 +46,7 @@ def test_damaged_and_foreign_checkpoints(tmp_path):
     with pytest.raises(UserError, match="belongs to the method sdmae"):
         training.load_checkpoint(path, "hf2vad")
     whole = path.read_bytes()
-    for content in (b"", b"hello", whole[:len(whole) // 2]):
+    for content in (b"", b"hello", whole[: len(whole) // 2]):
         path.write_bytes(content)
         with pytest.raises(UserError, match="a.pt"):
             training.load_checkpoint(path)
@@ -71,7 +74,10 @@ def test_what_a_killed_process_left_is_cleaned_up(tmp_path):
     with atomic_write(tmp_path / "x" / path.name) as tmp:
         assert len(tmp.name.encode()) < 120
         tmp.write_bytes(b"x")
-        left = {who: tmp.name.replace(f"-{os.getpid()}.", f"-{pid}.") for who, pid in (("dead", dead.pid), ("alive", os.getppid()))}
+        left = {
+            who: tmp.name.replace(f"-{os.getpid()}.", f"-{pid}.")
+            for who, pid in (("dead", dead.pid), ("alive", os.getppid()))
+        }
     left["elsewhere"] = left["dead"].replace(f".{io._HOST}-", ".elsewhere-")
     for name in left.values():
         (tmp_path / name).write_bytes(b"x")
@@ -96,8 +102,15 @@ def full_gpu():
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
-@pytest.mark.parametrize("allocate", [lambda: np.empty(2 ** 50), lambda: torch.empty(2 ** 50), full_gpu,
-                                      lambda: cv2.copyMakeBorder(np.zeros((4, 4), np.uint8), 0, 2 ** 30, 0, 2 ** 30, cv2.BORDER_CONSTANT)])
+@pytest.mark.parametrize(
+    "allocate",
+    [
+        lambda: np.empty(2**50),
+        lambda: torch.empty(2**50),
+        full_gpu,
+        lambda: cv2.copyMakeBorder(np.zeros((4, 4), np.uint8), 0, 2**30, 0, 2**30, cv2.BORDER_CONSTANT),
+    ],
+)
 def test_out_of_memory_says_which_flag_to_lower(allocate, capsys):
     with pytest.raises(SystemExit) as end:
         io.run(allocate)
@@ -141,8 +154,10 @@ def test_batches_read_long_memory_maps_in_little_memory(tmp_path):
 
 
 def test_a_second_run_in_one_folder_is_refused_until_the_first_ends(tmp_path):
-    code = ("import sys, time; from common.io import lock_dir; lock_dir(sys.argv[1]); lock_dir(sys.argv[1])\n"
-            "print('mine', flush=True); time.sleep(60)")
+    code = (
+        "import sys, time; from common.io import lock_dir; lock_dir(sys.argv[1]); lock_dir(sys.argv[1])\n"
+        "print('mine', flush=True); time.sleep(60)"
+    )
     first = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True, cwd=ROOT)
     try:
         assert first.stdout.readline() == "mine\n"
@@ -156,6 +171,7 @@ def test_a_second_run_in_one_folder_is_refused_until_the_first_ends(tmp_path):
 
 def test_kept_scores_are_made_again_when_anything_they_stand_for_changes(tmp_path):
     from common.kept import Kept, seconds_of
+
     code, new, done = tmp_path / "method" / "model.py", {"a": 1, "b": 1}, []
     code.parent.mkdir()
     code.write_text("x = 1")
@@ -166,9 +182,11 @@ def test_kept_scores_are_made_again_when_anything_they_stand_for_changes(tmp_pat
             done.append(v.name)
             tick(3)
             return {"scores": np.full(3, new[v.name], np.float32)}
+
         done.clear()
         kept = Kept(tmp_path, settings or {"weights": "w"}, lambda v: new[v.name], code)
         return kept, kept.make(videos, score, training.Run("cpu"), size=lambda v: 3, unit="frame", **how)
+
     kept, found = make()
     assert done == ["a", "b"] and found["test/b"]["scores"].tolist() == [1, 1, 1] and seconds_of(found) > 0
     assert make()[1].keys() == {"test/a", "test/b"} and done == []

@@ -1,4 +1,5 @@
 """Decoding and the frame cache, on good and on damaged input."""
+
 import os
 import shutil
 
@@ -52,7 +53,7 @@ def test_a_damaged_frame_is_replaced_and_named(tmp_path, capsys, suffix, harm):
     folder = save_frames(tmp_path / "v", walkers(5), suffix)
     bad = folder / f"002{suffix}"
     data = bad.read_bytes()
-    bad.write_bytes({"truncated": data[:len(data) // 2], "empty": b"", "noise": os.urandom(500)}[harm])
+    bad.write_bytes({"truncated": data[: len(data) // 2], "empty": b"", "noise": os.urandom(500)}[harm])
     video = open_video(folder)
     cache, _, failed = cached(tmp_path, video)
     got = cache.frames(video)
@@ -80,7 +81,7 @@ def test_frames_of_another_size_are_resized_and_counted(tmp_path, capsys):
 
 def test_truncated_and_empty_video_files(tmp_path, capsys):
     path = save_video(tmp_path / "a.avi", walkers(40))
-    path.write_bytes(path.read_bytes()[:path.stat().st_size // 2])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     (tmp_path / "b.avi").write_bytes(b"")
     (tmp_path / "c.avi").write_bytes(b"not a video at all" * 100)
     cache = FrameCache(tmp_path / "cache")
@@ -148,5 +149,8 @@ def test_any_number_of_workers_makes_the_same_files(tmp_path):
     for workers in (1, 2, 3):
         cache = FrameCache(tmp_path / f"cache{workers}", (32, 48))
         cache.build(videos, workers)
-        made.append([cache.path(v).read_bytes() for v in videos] + [cache.path(v).with_suffix(".json").read_text() for v in videos])
+        made.append(
+            [cache.path(v).read_bytes() for v in videos]
+            + [cache.path(v).with_suffix(".json").read_text() for v in videos]
+        )
     assert made[0] == made[1] == made[2]

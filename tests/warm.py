@@ -5,6 +5,7 @@ that a forked process reads the scripts and common/ as a new one would.
 
     python tests/warm.py SOCKET          # tests/helpers.py starts one for each worker of pytest; it ends with its standard input
 """
+
 import atexit
 import gc
 import json
@@ -16,8 +17,20 @@ import socket
 import sys
 import traceback
 
-LIBRARIES = ("numpy", "cv2", "tqdm", "scipy.io", "scipy.ndimage", "sklearn.metrics", "matplotlib.pyplot", "torch", "torch.distributed",
-             "torch._dynamo", "torchvision", "open_clip")
+LIBRARIES = (
+    "numpy",
+    "cv2",
+    "tqdm",
+    "scipy.io",
+    "scipy.ndimage",
+    "sklearn.metrics",
+    "matplotlib.pyplot",
+    "torch",
+    "torch.distributed",
+    "torch._dynamo",
+    "torchvision",
+    "open_clip",
+)
 
 
 def serve(address):
@@ -52,7 +65,9 @@ def become(request):
     os.chdir(request["cwd"])
     os.environ.clear()
     os.environ.update(request["env"])
-    for number, (path, mode) in enumerate(((os.devnull, os.O_RDONLY), (request["stdout"], os.O_WRONLY), (request["stderr"], os.O_WRONLY))):
+    for number, (path, mode) in enumerate(
+        ((os.devnull, os.O_RDONLY), (request["stdout"], os.O_WRONLY), (request["stderr"], os.O_WRONLY))
+    ):
         file = os.open(path, mode | os.O_APPEND)
         os.dup2(file, number)
         os.close(file)
@@ -62,6 +77,7 @@ def become(request):
 
 if __name__ == "__main__":
     import matplotlib
+
     matplotlib.use("Agg")
     for name in LIBRARIES:
         __import__(name)
@@ -78,4 +94,4 @@ if __name__ == "__main__":
     atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)          # the interpreter's own end takes a second after such imports
+    os._exit(code)  # the interpreter's own end takes a second after such imports

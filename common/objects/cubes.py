@@ -4,6 +4,7 @@ One record of a cube file holds uint8 `appearance` [frames, C, S, S] (C as in th
 `flow` [flows, 2, S, S] in pixels, `box` (x1, y1, x2, y2), `frame` (its number in the video) and `speed` (mean flow
 magnitude inside the box, pixels per frame).
 """
+
 import hashlib
 import json
 from dataclasses import asdict, dataclass, fields
@@ -24,21 +25,22 @@ from common.pool import map_videos, tick
 @dataclass
 class Settings:
     """Everything that decides what a cube file holds; boxes in pixels, areas in square pixels."""
+
     boxes: str = "motion"
     tile: bool = False
     flow: str = "dis"
     min_score: float = 0.5
     min_area: float = 100
-    covered: float = 0.6           # drop a box covered more than this by a larger one
-    motion: str = "difference"     # motion boxes from frame differences, or from optical "flow"
+    covered: float = 0.6  # drop a box covered more than this by a larger one
+    motion: str = "difference"  # motion boxes from frame differences, or from optical "flow"
     motion_blur: int = 3
-    motion_threshold: float = 18   # grey levels; with flow the squared length in px²
+    motion_threshold: float = 18  # grey levels; with flow the squared length in px²
     motion_area: float = 100
-    motion_close: int = 0          # join moving parts up to this many pixels apart (0: as published)
-    frames: tuple = (-4, -3, -2, -1, 0)   # relative to the box's frame
+    motion_close: int = 0  # join moving parts up to this many pixels apart (0: as published)
+    frames: tuple = (-4, -3, -2, -1, 0)  # relative to the box's frame
     flows: tuple = (-3, -2, -1, 0)
     size: int = 32
-    first_pair: tuple = (0, 0)     # the frames whose flow stands for that of frame 0, which has no predecessor
+    first_pair: tuple = (0, 0)  # the frames whose flow stands for that of frame 0, which has no predecessor
 
     def key(self):
         d = {**asdict(self), "boxes": detectors.fingerprint(self.boxes), "flow": optical_flow.fingerprint(self.flow)}
@@ -49,6 +51,7 @@ class Settings:
 
 
 # ----------------------------------------------------------------------------------------------------------- boxes
+
 
 def drop_covered(boxes, limit):
     """Keep boxes [n, 4+] not covered more than `limit` of their own area by a larger one (areas counted with +1)."""
@@ -88,7 +91,7 @@ def flow_boxes(flow, known, s):
 def outside(moving, known):
     """Blank the `known` boxes, grown by 2 px, in a 0/1 image (in place)."""
     for x1, y1, x2, y2 in known:
-        moving[max(0, int(y1) - 2):int(y2) + 3, max(0, int(x1) - 2):int(x2) + 3] = 0
+        moving[max(0, int(y1) - 2) : int(y2) + 3, max(0, int(x1) - 2) : int(x2) + 3] = 0
     return moving
 
 
@@ -106,10 +109,17 @@ def contour_boxes(binary, min_area, max_aspect=10, grow=2):
 
 # ----------------------------------------------------------------------------------------------------------- cubes
 
+
 def record(s, channels):
-    return np.dtype([("appearance", "u1", (len(s.frames), channels, s.size, s.size)),
-                     ("flow", "<f2", (len(s.flows), 2, s.size, s.size)),
-                     ("box", "<f4", (4,)), ("frame", "<i4"), ("speed", "<f4")])
+    return np.dtype(
+        [
+            ("appearance", "u1", (len(s.frames), channels, s.size, s.size)),
+            ("flow", "<f2", (len(s.flows), 2, s.size, s.size)),
+            ("box", "<f4", (4,)),
+            ("frame", "<i4"),
+            ("speed", "<f4"),
+        ]
+    )
 
 
 class Ring:
@@ -128,7 +138,7 @@ class Ring:
         if self.array is None:
             self.channels = picture.shape[2]
             self.array = np.empty((*picture.shape[:2], self.slots * self.channels), picture.dtype)
-        self.array[:, :, slot * self.channels:(slot + 1) * self.channels] = picture
+        self.array[:, :, slot * self.channels : (slot + 1) * self.channels] = picture
         self.held[slot] = number
 
     def cut(self, lo, hi, numbers, size, out):
@@ -163,10 +173,10 @@ def cubes_of_video(frames, found, s, flow_into):
     frames uint8 [T, H, W, C]; found: list of [n, 5] detections per frame, or None; flow_into: of flow_of_video.
     """
     last = len(frames) - 1
-    at = (lambda t: min(max(t, 0), last))
+    at = lambda t: min(max(t, 0), last)
     dtype = record(s, frames.shape[3])
     flow_of, blurred, pictures, motions = {}, {}, Ring(s.frames), Ring(s.flows)
-    blur = (lambda t: cv2.GaussianBlur(np.ascontiguousarray(gray(frames[t])), (s.motion_blur, s.motion_blur), 0))
+    blur = lambda t: cv2.GaussianBlur(np.ascontiguousarray(gray(frames[t])), (s.motion_blur, s.motion_blur), 0)
     for t in range(len(frames)):
         wanted = sorted({at(t + d) for d in s.flows} | {t})
         missing = [k for k in wanted if k not in flow_of]
@@ -212,13 +222,18 @@ class CubeStore(VideoFiles):
 
     info(video): {"source", "cubes", "frames", "channels"}.
     """
+
     what = "cube file"
 
     def __init__(self, cache, folder, settings):
         super().__init__(Path(folder) / f"cubes-{settings.key()}")
         self.cache, self.s = cache, settings
-        self.boxes_folder = Path(folder) / ("boxes-" + hashlib.sha256(json.dumps(
-            [detectors.fingerprint(settings.boxes), settings.tile]).encode()).hexdigest()[:10])
+        self.boxes_folder = Path(folder) / (
+            "boxes-"
+            + hashlib.sha256(json.dumps([detectors.fingerprint(settings.boxes), settings.tile]).encode()).hexdigest()[
+                :10
+            ]
+        )
 
     def records(self, video):
         """Structured memory map [n]."""
@@ -238,17 +253,27 @@ class CubeStore(VideoFiles):
             if todo:
                 if show:
                     print(f"detecting objects in {len(todo)} videos with {s.boxes}", flush=True)
-                _, errors = map_videos(_detect, [(self, v, str(device)) for v in todo],
-                                       workers=1 if detectors.uses_device(s.boxes) else workers,
-                                       total=sum(length[v.key] for v in todo), label="detect", show=show)
+                _, errors = map_videos(
+                    _detect,
+                    [(self, v, str(device)) for v in todo],
+                    workers=1 if detectors.uses_device(s.boxes) else workers,
+                    total=sum(length[v.key] for v in todo),
+                    label="detect",
+                    show=show,
+                )
                 failed.update({todo[i].key: e for i, e in errors})
                 fresh = [v for v in fresh if v.key not in failed]
         write_json(self.folder / "settings.json", asdict(s))
         if show:
             print(f"cutting cubes of {len(fresh)} of {len(videos)} videos into {self.folder}", flush=True)
-        _, errors = map_videos(_cut, [(self, v, str(device)) for v in fresh],
-                               workers=1 if optical_flow.uses_device(s.flow) else workers,
-                               total=sum(length[v.key] for v in fresh), label="cubes", show=show)
+        _, errors = map_videos(
+            _cut,
+            [(self, v, str(device)) for v in fresh],
+            workers=1 if optical_flow.uses_device(s.flow) else workers,
+            total=sum(length[v.key] for v in fresh),
+            label="cubes",
+            show=show,
+        )
         failed.update({fresh[i].key: e for i, e in errors})
         return [v for v in videos if v.key not in failed], failed
 
@@ -275,10 +300,16 @@ def _detect(job):
     detect = _detector(store.s.boxes, device, 0.05, store.s.tile)
     frames, found, source = store.cache.frames(video), [], json.dumps(video.fingerprint())
     for i in range(0, len(frames), 8):
-        found += detect(list(frames[i:i + 8]))
+        found += detect(list(frames[i : i + 8]))
         tick(len(found) - i)
-    save_arrays(store._boxes_path(video), {"boxes": np.concatenate(found).astype(np.float32),
-                                           "count": np.array([len(f) for f in found], np.int32), "source": source})
+    save_arrays(
+        store._boxes_path(video),
+        {
+            "boxes": np.concatenate(found).astype(np.float32),
+            "count": np.array([len(f) for f in found], np.int32),
+            "source": source,
+        },
+    )
 
 
 def _cut(job):
@@ -291,5 +322,9 @@ def _cut(job):
             tick()
             yield part
 
-    store.write(video, parts(), lambda shape: {"cubes": shape[0], "frames": len(frames), "channels": frames.shape[3]},
-                record(store.s, frames.shape[3]))
+    store.write(
+        video,
+        parts(),
+        lambda shape: {"cubes": shape[0], "frames": len(frames), "channels": frames.shape[3]},
+        record(store.s, frames.shape[3]),
+    )

@@ -1,11 +1,12 @@
 """Object boxes for every frame, from whichever detector is at hand.
 
-    motion                              none here: motion boxes alone (see common.objects.cubes)
-    file:BOXES.npz                      `<training|testing>.<video>.boxes` [n, 5] and `.count` [frames]
-    onnx:YOLOX.onnx                     YOLOX through cv2.dnn
-    torchvision[:MODEL]                 a torchvision detection model, weights from torchvision's own hub
-    mmdet:CONFIG:CHECKPOINT             any mmdet 3 detector (optional, see requirements.txt)
+motion                              none here: motion boxes alone (see common.objects.cubes)
+file:BOXES.npz                      `<training|testing>.<video>.boxes` [n, 5] and `.count` [frames]
+onnx:YOLOX.onnx                     YOLOX through cv2.dnn
+torchvision[:MODEL]                 a torchvision detection model, weights from torchvision's own hub
+mmdet:CONFIG:CHECKPOINT             any mmdet 3 detector (optional, see requirements.txt)
 """
+
 import pickle
 import re
 from functools import lru_cache
@@ -24,7 +25,7 @@ def files_of(spec):
     """The files that a spec names."""
     kind, _, rest = spec.partition(":")
     if kind == "mmdet":
-        return re.split(r":(?![\\/])", rest)       # C:\\… and C:/… are drives
+        return re.split(r":(?![\\/])", rest)  # C:\\… and C:/… are drives
     return [rest] if kind in ("file", "onnx") else []
 
 
@@ -65,9 +66,16 @@ def boxes_from_file(path, video, frames):
     if boxes is None or count is None:
         raise UserError(f"boxes file {path} has no {split}.{video.name}.boxes and .count")
     if len(count) != frames:
-        raise UserError(f"boxes file {path}: video {split}.{video.name} has {len(count)} frames there, "
-                        f"{frames} on disk")
-    if boxes.ndim != 2 or boxes.shape[1] != 5 or boxes.dtype.kind not in "iuf" or (count < 0).any() or count.sum() != len(boxes):
+        raise UserError(
+            f"boxes file {path}: video {split}.{video.name} has {len(count)} frames there, {frames} on disk"
+        )
+    if (
+        boxes.ndim != 2
+        or boxes.shape[1] != 5
+        or boxes.dtype.kind not in "iuf"
+        or (count < 0).any()
+        or count.sum() != len(boxes)
+    ):
         raise UserError(f"boxes file {path}: {split}.{video.name}.boxes must be [n, 5] with n the sum of .count")
     if not np.isfinite(boxes).all():
         raise UserError(f"boxes file {path}: {split}.{video.name}.boxes holds NaN or infinite numbers")
@@ -83,7 +91,7 @@ def make_detector(spec, device="cpu", min_score=0.05, tile=False):
     """-> function(list of uint8 [H, W, C] frames) giving a list of float32 [n, 5]."""
     kind, _, rest = spec.partition(":")
     detect = {"onnx": _onnx, "torchvision": _torchvision, "mmdet": _mmdet}[kind](rest, device, min_score)
-    bgr = (lambda f: f if f.shape[2] == 3 else np.repeat(f, 3, axis=2))
+    bgr = lambda f: f if f.shape[2] == 3 else np.repeat(f, 3, axis=2)
     if not tile:
         return lambda frames: detect([bgr(f) for f in frames])
     return lambda frames: [_tiled(detect, bgr(f)) for f in frames]
@@ -94,7 +102,7 @@ def _tiled(detect, frame):
     h, w = frame.shape[:2]
     th, tw = int(np.ceil(0.6 * h)), int(np.ceil(0.6 * w))
     places = [(y, x) for y in (0, h - th) for x in (0, w - tw)]
-    results = detect([frame] + [np.ascontiguousarray(frame[y:y + th, x:x + tw]) for y, x in places])
+    results = detect([frame] + [np.ascontiguousarray(frame[y : y + th, x : x + tw]) for y, x in places])
     merged = [results[0]]
     for (y, x), r in zip(places, results[1:]):
         # a box that ends at an inner border of its quarter is a part of an object: a neighbour sees the whole
@@ -118,8 +126,9 @@ def _onnx(path, _device, min_score, size=416):
         net = cv2.dnn.readNetFromONNX(opencv_path(path))
     except cv2.error as e:
         raise UserError(f"--boxes onnx:{path}: OpenCV cannot read this model ({first_line(e)})") from None
-    grid = np.concatenate([np.stack(np.meshgrid(np.arange(size // s), np.arange(size // s)), -1).reshape(-1, 2)
-                           for s in (8, 16, 32)]).astype(np.float32)
+    grid = np.concatenate(
+        [np.stack(np.meshgrid(np.arange(size // s), np.arange(size // s)), -1).reshape(-1, 2) for s in (8, 16, 32)]
+    ).astype(np.float32)
     stride = np.concatenate([np.full((size // s) ** 2, s, np.float32) for s in (8, 16, 32)])[:, None]
 
     def one(frame):
@@ -127,7 +136,7 @@ def _onnx(path, _device, min_score, size=416):
         r = min(size / h, size / w)
         canvas = np.full((size, size, 3), 114, np.uint8)
         small = cv2.resize(frame, (max(1, int(w * r)), max(1, int(h * r))), interpolation=cv2.INTER_LINEAR)
-        canvas[:small.shape[0], :small.shape[1]] = small
+        canvas[: small.shape[0], : small.shape[1]] = small
         net.setInput(canvas.transpose(2, 0, 1)[None].astype(np.float32))
         out = net.forward().reshape(-1, 85)
         if len(out) != len(grid):
@@ -146,6 +155,7 @@ def _onnx(path, _device, min_score, size=416):
 def _torchvision(name, device, min_score):
     import torch
     from torchvision.models import detection
+
     name = name or "fasterrcnn_resnet50_fpn_v2"
     build = getattr(detection, name, None)
     if build is None:
@@ -153,14 +163,18 @@ def _torchvision(name, device, min_score):
     try:
         net = build(weights="DEFAULT", box_score_thresh=min_score)
     except (OSError, TypeError) as e:
-        raise UserError(f"--boxes torchvision:{name}: its weights could not be loaded ({first_line(e)}); run once where "
-                        "there is a network and copy ~/.cache/torch/hub/checkpoints, or use --boxes motion") from None
+        raise UserError(
+            f"--boxes torchvision:{name}: its weights could not be loaded ({first_line(e)}); run once where "
+            "there is a network and copy ~/.cache/torch/hub/checkpoints, or use --boxes motion"
+        ) from None
     net = net.to(device).eval()
 
     @torch.inference_mode()
     def detect(frames):
-        batch = [torch.from_numpy(np.ascontiguousarray(f[:, :, ::-1])).to(device).permute(2, 0, 1).float() / 255
-                 for f in frames]
+        batch = [
+            torch.from_numpy(np.ascontiguousarray(f[:, :, ::-1])).to(device).permute(2, 0, 1).float() / 255
+            for f in frames
+        ]
         return [torch.cat([r["boxes"], r["scores"][:, None]], 1).cpu().numpy() for r in net(batch)]
 
     return detect
@@ -179,21 +193,34 @@ def _no_attribute(owner, name):
 
 def _mmdet(rest, device, min_score):
     import torch
+
     config, checkpoint = files_of(f"mmdet:{rest}")
     try:
         from mmdet.apis import inference_detector, init_detector
     except ImportError as e:
-        raise UserError(f"--boxes mmdet:… needs mmdet ({first_line(e)}); requirements.txt says how to install it") from None
+        raise UserError(
+            f"--boxes mmdet:… needs mmdet ({first_line(e)}); requirements.txt says how to install it"
+        ) from None
     rebuild = np._core.multiarray._reconstruct
-    log = [(_Log, "mmengine.logging.history_buffer.HistoryBuffer"), (_no_attribute, "builtins.getattr"), rebuild,
-           (rebuild, "numpy.core.multiarray._reconstruct"), np.ndarray, np.dtype, bytes, *(type(np.dtype(t)) for t in ("f4", "f8", "i8"))]
+    log = [
+        (_Log, "mmengine.logging.history_buffer.HistoryBuffer"),
+        (_no_attribute, "builtins.getattr"),
+        rebuild,
+        (rebuild, "numpy.core.multiarray._reconstruct"),
+        np.ndarray,
+        np.dtype,
+        bytes,
+        *(type(np.dtype(t)) for t in ("f4", "f8", "i8")),
+    ]
     try:
         with torch.serialization.safe_globals(log):
             net = init_detector(config, checkpoint, device=str(device))
     except pickle.UnpicklingError:
-        raise UserError(f"--boxes mmdet: {checkpoint} is damaged, or holds objects that would run code on loading: refused; keep its "
-                        "state_dict alone in a file of its own") from None
-    except Exception as e:   # configurations run code of their own, which raises many kinds
+        raise UserError(
+            f"--boxes mmdet: {checkpoint} is damaged, or holds objects that would run code on loading: refused; keep its "
+            "state_dict alone in a file of its own"
+        ) from None
+    except Exception as e:  # configurations run code of their own, which raises many kinds
         raise UserError(f"--boxes mmdet:{rest}: the detector could not be made ({first_line(e)})") from None
 
     def detect(frames):

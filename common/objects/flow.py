@@ -1,4 +1,5 @@
 """Optical flow between consecutive frames, in pixels: OpenCV's DIS on the CPU, torchvision's RAFT on the device, or from files."""
+
 from pathlib import Path
 
 import cv2
@@ -10,7 +11,7 @@ from common.video import natural
 METHODS = ("dis", "dis-fast", "dis-fine", "raft-small", "raft-large")
 FILES = "files:"
 HELP = f"optical flow: {', '.join(METHODS)}, or {FILES}DIR with one made elsewhere"
-BATCH = 8                      # pairs at once on the device
+BATCH = 8  # pairs at once on the device
 
 
 def check(method):
@@ -70,6 +71,7 @@ class PairFlow:
 class FlowFiles:
     """The same from files: <folder>/<split>/<video>.npy or <folder>/<video>.npy [T, H, W, 2], or a folder of that name with one
     [H, W, 2] per frame; entry t holds the flow from frame t-1 to t in pixels, the first one is not used."""
+
     batch = 1
 
     def __init__(self, folder, video, shape, first_pair=(0, 0)):
@@ -81,7 +83,9 @@ class FlowFiles:
         else:
             place = next((p for p in places if p.is_dir()), None)
             if place is None:
-                raise UserError(f"--flow {FILES}{folder}: there is no {video.split}/{video.name}.npy, nor a folder of that name")
+                raise UserError(
+                    f"--flow {FILES}{folder}: there is no {video.split}/{video.name}.npy, nor a folder of that name"
+                )
             self.parts = sorted(place.glob("*.npy"), key=natural)
         self.path, count = file or place, len(self.parts) if isinstance(self.parts, list) or self.parts.ndim else 0
         if count != shape[0]:
@@ -96,14 +100,17 @@ class FlowFiles:
         x = self.parts[t]
         x = load_array(x, "optical flow") if isinstance(x, Path) else x
         if x.shape != (*self.shape[1:3], 2) or x.dtype.kind != "f" or not np.isfinite(x).all():
-            raise UserError(f"optical flow {self.path}, frame {t}: expected finite numbers [{self.shape[1]}, {self.shape[2]}, 2], got "
-                            f"shape {x.shape} of type {x.dtype}")
+            raise UserError(
+                f"optical flow {self.path}, frame {t}: expected finite numbers [{self.shape[1]}, {self.shape[2]}, 2], got "
+                f"shape {x.shape} of type {x.dtype}"
+            )
         return np.asarray(x, np.float32)
 
 
 def _dis(method):
-    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST if method == "dis-fast"
-                                    else cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+    dis = cv2.DISOpticalFlow_create(
+        cv2.DISOPTICAL_FLOW_PRESET_FAST if method == "dis-fast" else cv2.DISOPTICAL_FLOW_PRESET_MEDIUM
+    )
     if method == "dis-fine":  # down to full resolution instead of half: for objects of a few dozen pixels
         dis.setFinestScale(0)
 
@@ -119,20 +126,23 @@ def _raft(method, device):
     import torch
     import torch.nn.functional as F
     from torchvision.models import optical_flow
+
     small = method == "raft-small"
     weights = (optical_flow.Raft_Small_Weights if small else optical_flow.Raft_Large_Weights).DEFAULT
     try:
         net = (optical_flow.raft_small if small else optical_flow.raft_large)(weights=weights)
     except OSError as e:
-        raise UserError(f"--flow {method}: its weights could not be downloaded ({e}); fetch {weights.url} where there "
-                        "is a network, put it into ~/.cache/torch/hub/checkpoints, or use --flow dis") from None
+        raise UserError(
+            f"--flow {method}: its weights could not be downloaded ({e}); fetch {weights.url} where there "
+            "is a network, put it into ~/.cache/torch/hub/checkpoints, or use --flow dis"
+        ) from None
     net = net.to(device).eval()
 
     @torch.inference_mode()
     def run(pairs):
         out = []
         for i in range(0, len(pairs), BATCH):
-            part = pairs[i:i + BATCH]
+            part = pairs[i : i + BATCH]
             h, w = part[0][0].shape[:2]
             a, b = (torch.from_numpy(np.stack([p[k] for p in part])).to(device) for k in (0, 1))
             both = torch.cat([a, b]).permute(0, 3, 1, 2).flip(1).float() / 127.5 - 1  # BGR -> RGB, [-1, 1]

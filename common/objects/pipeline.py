@@ -1,4 +1,5 @@
 """What object-level methods share: from a dataset to cubes, and from scores of cubes to results."""
+
 import argparse
 import hashlib
 import json
@@ -18,16 +19,32 @@ from common.objects import detectors, flow
 from common.objects.cubes import CubeStore, Settings, motion_boxes
 from common.pool import add_shard_flag, map_videos, prepare_videos, tick
 
-FLAGS = ("boxes", "tile", "flow", "min_score", "min_area", "covered", "motion_blur", "motion_threshold", "motion_area",
-         "motion_close")
+FLAGS = (
+    "boxes",
+    "tile",
+    "flow",
+    "min_score",
+    "min_area",
+    "covered",
+    "motion_blur",
+    "motion_threshold",
+    "motion_area",
+    "motion_close",
+)
 
 
 def add_foreground_flags(parser):
     """-> the argument group, to which a method may add its own."""
     g = parser.add_argument_group("foreground (defaults: as the checkpoint was trained, else the paper's constants)")
-    g.add_argument("--boxes", help=f"{detectors.KINDS} (default: motion); motion boxes always add what the detector misses")
-    g.add_argument("--tile", action=argparse.BooleanOptionalAction, default=None,
-                   help="detect in the frame and in 2×2 overlapping quarters: for small objects (default: no)")
+    g.add_argument(
+        "--boxes", help=f"{detectors.KINDS} (default: motion); motion boxes always add what the detector misses"
+    )
+    g.add_argument(
+        "--tile",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="detect in the frame and in 2×2 overlapping quarters: for small objects (default: no)",
+    )
     g.add_argument("--min-score", type=float, help="least score of a detection, 0..1")
     g.add_argument("--min-area", type=float, help="least area of a detection, px²")
     g.add_argument("--covered", type=float, help="drop a box covered more than this by a larger one, 0..1")
@@ -40,15 +57,20 @@ def add_difference_flags(group):
     group.add_argument("--flow", help=f"{flow.HELP} (default: dis)")
     group.add_argument("--motion-blur", type=int, help="Gaussian kernel before differencing, px, odd")
     group.add_argument("--motion-threshold", type=int, help="least grey-level difference, 0..255")
-    group.add_argument("--motion-close", type=int, help="join moving parts up to this many px apart (default: 0, on demo 9)")
+    group.add_argument(
+        "--motion-close", type=int, help="join moving parts up to this many px apart (default: 0, on demo 9)"
+    )
 
 
 def for_own_video(trained, boxes):
     """Settings of a checkpoint for footage that a boxes file knows nothing of: motion boxes, unless --boxes says better."""
     trained = dict(trained or {})
     if str(trained.get("boxes")).startswith("file:") and boxes is None:
-        print(f"note: trained with boxes from {trained['boxes']}, which knows nothing of this video: motion boxes are used; the "
-              "same detector (--boxes) would score best", flush=True)
+        print(
+            f"note: trained with boxes from {trained['boxes']}, which knows nothing of this video: motion boxes are used; the "
+            "same detector (--boxes) would score best",
+            flush=True,
+        )
         trained["boxes"] = "motion"
     return trained
 
@@ -92,8 +114,10 @@ class Prepared(Usable):
     def summary(self):
         for split in ("train", "test"):
             videos = getattr(self, split)
-            print(f"{split}: {len(videos)} videos, {sum(map(self.frames, videos))} frames, "
-                  f"{sum(self.store.info(v)['cubes'] for v in videos)} cubes")
+            print(
+                f"{split}: {len(videos)} videos, {sum(map(self.frames, videos))} frames, "
+                f"{sum(self.store.info(v)['cubes'] for v in videos)} cubes"
+            )
 
 
 def prepare(args, published, r, splits=("train", "test"), data=None, trained=None):
@@ -107,7 +131,7 @@ def prepare(args, published, r, splits=("train", "test"), data=None, trained=Non
     folder = data.cache_folder(args.cache)
     videos = [v for s in splits for v in getattr(data, s)]
     cache = FrameCache(folder / "frames")
-    store = CubeStore(cache, folder, settings)      # refuses wrong settings before any work
+    store = CubeStore(cache, folder, settings)  # refuses wrong settings before any work
     usable, failed = prepare_videos(cache, videos, cache.build, args, r)
     there, lost = prepare_videos(store, usable, partial(store.build, device=r.device), args, r, among=videos)
     return Prepared(data, there, {**failed, **lost}, cache, store)
@@ -131,6 +155,7 @@ def preprocess_alone(prepare, add_data_flags, argv, about, script):
 
 # ------------------------------------------------------------------------------------------- from cube scores to results
 
+
 def frame_scores(cube_frames, scores, frames, empty):
     """Maximum over a frame's cubes; `empty` for frames without any. -> float32 [frames]."""
     out = np.full(frames, -np.inf, np.float32)
@@ -146,7 +171,7 @@ def per_video(ready, videos, cube_scores, empty):
     scores, detections, start = {}, {}, 0
     for v in videos:
         frames, boxes = (ready.column([v], k)[0] for k in ("frame", "box"))
-        s = cube_scores[start:start + len(frames)]
+        s = cube_scores[start : start + len(frames)]
         start += len(frames)
         scores[v.name] = frame_scores(frames, s, ready.frames(v), empty)
         detections[v.name] = np.column_stack([frames, boxes.reshape(-1, 4), s]).astype(np.float32)
@@ -171,8 +196,13 @@ def frame_baselines(cache, videos, workers):
     names = ("frame difference", "fastest box")
     missing = [v for v in videos if not _baseline_file(cache, v).exists()]
     if missing:
-        _, errors = map_videos(_baseline, [(cache, v) for v in missing], workers=workers, label="trivial baselines",
-                               total=sum(cache.info(v)["frames"] for v in missing))
+        _, errors = map_videos(
+            _baseline,
+            [(cache, v) for v in missing],
+            workers=workers,
+            label="trivial baselines",
+            total=sum(cache.info(v)["frames"] for v in missing),
+        )
         if errors:
             raise UserError(errors[0][1])
     kept = {v.name: load_arrays(_baseline_file(cache, v), "trivial baselines") for v in videos}
@@ -189,15 +219,15 @@ def _baseline(job):
     frames, s, method = cache.frames(video), Settings(), flow.make_flow("dis")
     speeds = np.zeros(len(frames), np.float32)
     last = len(frames) - 1
-    grey = (lambda t: cv2.GaussianBlur(np.ascontiguousarray(flow.gray(frames[min(max(t, 0), last)])), (3, 3), 0))
-    area = s.motion_area * frames.shape[1] * frames.shape[2] / (240 * 360)   # its default belongs to frames of 240 × 360
+    grey = lambda t: cv2.GaussianBlur(np.ascontiguousarray(flow.gray(frames[min(max(t, 0), last)])), (3, 3), 0)
+    area = s.motion_area * frames.shape[1] * frames.shape[2] / (240 * 360)  # its default belongs to frames of 240 × 360
     for t in range(1, len(frames)):
         boxes = motion_boxes(grey(t - 1), grey(t), grey(t + 1), [], replace(s, motion_area=area))
         if len(boxes):
             x, y = np.moveaxis(method([(frames[t - 1], frames[t])])[0], 2, 0)
             speed = cv2.magnitude(np.ascontiguousarray(x), np.ascontiguousarray(y))
-            speeds[t] = max(speed[int(y1):int(y2) + 1, int(x1):int(x2) + 1].mean() for x1, y1, x2, y2 in boxes)
+            speeds[t] = max(speed[int(y1) : int(y2) + 1, int(x1) : int(x2) + 1].mean() for x1, y1, x2, y2 in boxes)
         tick()
-    save_arrays(_baseline_file(cache, video), {"frame difference": evaluation.frame_difference(frames), "fastest box": speeds})
-
-
+    save_arrays(
+        _baseline_file(cache, video), {"frame difference": evaluation.frame_difference(frames), "fastest box": speeds}
+    )

@@ -1,8 +1,9 @@
 """Compare finished runs on one dataset, with confidence intervals over videos; or put them together.
 
-    python common/report/compare.py runs/a/strict runs/b/strict --dataset ped2 --out compared
-    python common/report/compare.py runs/*/strict --dataset ped2 --fuse --fuse-weights 1,2
+python common/report/compare.py runs/a/strict runs/b/strict --dataset ped2 --out compared
+python common/report/compare.py runs/*/strict --dataset ped2 --fuse --fuse-weights 1,2
 """
+
 import argparse
 import sys
 from pathlib import Path
@@ -16,24 +17,48 @@ from common import datasets, evaluation, metrics, smoothing
 from common.io import UserError, atomic_write, read_json, run, safe_filename, writable_folder, writing_table
 from common.report import plots
 
-COLUMNS = [("micro_auc", "micro AUC"), ("macro_auc", "macro AUC"), ("ap", "AP"), ("eer", "EER"), ("rbdc", "RBDC"), ("tbdc", "TBDC")]
-COSTS = [("frames_per_second", "frames/s, scoring", "{:.0f}", 1), ("parameters", "parameters, M", "{:.1f}", 1e6),
-         ("training_seconds", "training, min", "{:.1f}", 60)]
+COLUMNS = [
+    ("micro_auc", "micro AUC"),
+    ("macro_auc", "macro AUC"),
+    ("ap", "AP"),
+    ("eer", "EER"),
+    ("rbdc", "RBDC"),
+    ("tbdc", "TBDC"),
+]
+COSTS = [
+    ("frames_per_second", "frames/s, scoring", "{:.0f}", 1),
+    ("parameters", "parameters, M", "{:.1f}", 1e6),
+    ("training_seconds", "training, min", "{:.1f}", 60),
+]
 
 
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", help="folders with a scores.npz (and metrics.json), or scores.npz files")
+    parser.add_argument(
+        "runs", type=Path, nargs="+", help="folders with a scores.npz (and metrics.json), or scores.npz files"
+    )
     parser.add_argument("--dataset", required=True)
     parser.add_argument("--data-root", type=Path, default=Path("data"), help="(default: %(default)s)")
     parser.add_argument("--labels", type=Path, default=None, help=".npz of video name -> 0/1 per frame")
     parser.add_argument("--smoothing", default="median:17", help="the same for all runs (default: %(default)s)")
-    parser.add_argument("--resamples", type=int, default=1000, help="bootstrap resamples of the videos; 0: no intervals "
-                        "(default: %(default)s)")
+    parser.add_argument(
+        "--resamples",
+        type=int,
+        default=1000,
+        help="bootstrap resamples of the videos; 0: no intervals (default: %(default)s)",
+    )
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--fuse", action="store_true", help="also average the runs' z-scores; the weights are given, never tuned on labels")
-    parser.add_argument("--fuse-weights", default=None, metavar="A,B,…", help="weights of the runs in the order given (default: alike)")
-    parser.add_argument("--out", type=Path, default=None, help="folder for comparison.csv, .md and .tex, roc.png and curves")
+    parser.add_argument(
+        "--fuse",
+        action="store_true",
+        help="also average the runs' z-scores; the weights are given, never tuned on labels",
+    )
+    parser.add_argument(
+        "--fuse-weights", default=None, metavar="A,B,…", help="weights of the runs in the order given (default: alike)"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=None, help="folder for comparison.csv, .md and .tex, roc.png and curves"
+    )
     return parser.parse_args(argv)
 
 
@@ -115,12 +140,19 @@ def main(argv=None):
         raise UserError(f"{data.name} has no labels under {data.root}: nothing to compare by; give --labels FILE.npz")
     for scores in runs.values():
         if set(scores) != set(labels):
-            raise UserError(f"the runs scored different videos ({len(set(scores) & set(labels))} in common): compare runs of the same "
-                            "test set")
+            raise UserError(
+                f"the runs scored different videos ({len(set(scores) & set(labels))} in common): compare runs of the same "
+                "test set"
+            )
         evaluation.labels_of(scores, data)
     smoothed = {title: {k: apply(s) for k, s in scores.items()} for title, scores in runs.items()}
-    measured = {title: {**evaluation.measure(runs[title], labels, protocol)[0],
-                        **{k: reports[title][k] for k in ("rbdc", "tbdc") if k in reports[title]}} for title in runs}
+    measured = {
+        title: {
+            **evaluation.measure(runs[title], labels, protocol)[0],
+            **{k: reports[title][k] for k in ("rbdc", "tbdc") if k in reports[title]},
+        }
+        for title in runs
+    }
     if args.fuse:
         weights = weights_of(args.fuse_weights, len(runs))
         smoothed["fused"] = fuse(smoothed, weights)
@@ -138,8 +170,12 @@ def main(argv=None):
         write_tables(out, measured, reports)
         plots.roc(smoothed, labels, out / "roc.png")
         for name in labels:
-            plots.curves({t: s[name] for t, s in smoothed.items()}, labels[name], f"{data.name} · {name}",
-                         out / "curves" / f"{safe_filename(name)}.png")
+            plots.curves(
+                {t: s[name] for t, s in smoothed.items()},
+                labels[name],
+                f"{data.name} · {name}",
+                out / "curves" / f"{safe_filename(name)}.png",
+            )
         print(f"wrote {out}/comparison.csv, .md, .tex, roc.png and curves/")
 
 
@@ -165,7 +201,7 @@ def print_intervals(measured, found):
         print(f"  {title:<{width}}  {100 * m.get('micro_auc', np.nan):6.2f}  ({text})")
     names = list(found)
     for i, a in enumerate(names):
-        for b in names[i + 1:]:
+        for b in names[i + 1 :]:
             span = interval(found[a] - found[b])
             if span:
                 noise = "within noise" if span[0] <= 0 <= span[1] else f"{a if span[0] > 0 else b} is better"
@@ -195,10 +231,27 @@ def write_tables(out, measured, reports):
     with atomic_write(out / "comparison.md") as tmp:
         tmp.write_text("\n".join(lines) + "\n", encoding="utf-8", errors="backslashreplace")
     special = str.maketrans({c: "\\" + c for c in "&%$#_{}"})
-    body = [" & ".join(x.translate(special) for x in line) + r" \\" for line in (columns, *([r[c] for c in columns] for r in rows))]
+    body = [
+        " & ".join(x.translate(special) for x in line) + r" \\"
+        for line in (columns, *([r[c] for c in columns] for r in rows))
+    ]
     with atomic_write(out / "comparison.tex") as tmp:
-        tmp.write_text("\n".join([r"\begin{tabular}{l" + "r" * (len(columns) - 1) + "}", r"\toprule", body[0], r"\midrule", *body[1:],
-                                  r"\bottomrule", r"\end{tabular}"]) + "\n", encoding="utf-8", errors="backslashreplace")
+        tmp.write_text(
+            "\n".join(
+                [
+                    r"\begin{tabular}{l" + "r" * (len(columns) - 1) + "}",
+                    r"\toprule",
+                    body[0],
+                    r"\midrule",
+                    *body[1:],
+                    r"\bottomrule",
+                    r"\end{tabular}",
+                ]
+            )
+            + "\n",
+            encoding="utf-8",
+            errors="backslashreplace",
+        )
 
 
 if __name__ == "__main__":

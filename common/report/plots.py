@@ -1,4 +1,5 @@
 """Pictures of results: score curves, ROC, and overlay videos."""
+
 from pathlib import Path
 
 import cv2
@@ -13,9 +14,11 @@ BLUE, GREY, RED = "#1f5fa8", "#9aa5b1", "#d6453d"
 def pyplot():
     """matplotlib.pyplot without a screen; imported when something is drawn, as it would double the start of every script."""
     import matplotlib
+
     matplotlib.use("Agg")
-    matplotlib.rcParams["text.parse_math"] = False           # a $ in a name is no formula
+    matplotlib.rcParams["text.parse_math"] = False  # a $ in a name is no formula
     import matplotlib.pyplot
+
     return matplotlib.pyplot
 
 
@@ -79,7 +82,10 @@ def tsne(panels, path, most=1500):
     A colour per group; kind 0 is a dot, 1 a circle, 2 a cross. At most `most` points a panel.
     """
     from sklearn.manifold import TSNE
-    figure, axes = pyplot().subplots(1, len(panels), figsize=(6 * len(panels), 5.4), layout="constrained", squeeze=False)
+
+    figure, axes = pyplot().subplots(
+        1, len(panels), figsize=(6 * len(panels), 5.4), layout="constrained", squeeze=False
+    )
     for ax, (title, (points, groups, kinds)) in zip(axes[0], panels.items()):
         keep = np.sort(np.random.default_rng(0).permutation(len(points))[:most])
         points, groups, kinds = points[keep], groups[keep], kinds[keep]
@@ -89,8 +95,16 @@ def tsne(panels, path, most=1500):
             for kind, mark, size, edge in ((0, ".", 14, None), (1, "o", 18, "white"), (2, "X", 46, "black")):
                 own = (groups == group) & (kinds == kind)
                 if own.any():
-                    ax.scatter(*flat[own].T, marker=mark, s=size, color=colours(i % colours.N), linewidths=0.5,
-                               edgecolors=edge, alpha=0.95 if kind else 0.5, label=None if kind else group)
+                    ax.scatter(
+                        *flat[own].T,
+                        marker=mark,
+                        s=size,
+                        color=colours(i % colours.N),
+                        linewidths=0.5,
+                        edgecolors=edge,
+                        alpha=0.95 if kind else 0.5,
+                        label=None if kind else group,
+                    )
         ax.set(title=title, xticks=[], yticks=[])
     axes[0, 0].legend(fontsize=8, frameon=False)
     save(figure, path)
@@ -99,6 +113,7 @@ def tsne(panels, path, most=1500):
 def roc(runs, labels, path):
     """ROC over all frames of several runs {title: {video: [T]}}; frames left out (NaN) are skipped."""
     from sklearn.metrics import auc, roc_curve
+
     figure, ax = pyplot().subplots(figsize=(5, 5), layout="constrained")
     names = sorted(labels)
     y = np.concatenate([labels[k] for k in names])
@@ -110,8 +125,14 @@ def roc(runs, labels, path):
         fpr, tpr, _ = roc_curve(y[ok], s[ok])
         ax.plot(fpr, tpr, lw=2.2 if i == 0 else 1.2, label=f"{printable(title)}: {100 * auc(fpr, tpr):.1f}")
     ax.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=":")
-    ax.set(xlabel="false positive rate", ylabel="true positive rate", xlim=(0, 1), ylim=(0, 1.005), aspect="equal",
-           title="ROC over all frames (AUC in %)")
+    ax.set(
+        xlabel="false positive rate",
+        ylabel="true positive rate",
+        xlim=(0, 1),
+        ylim=(0, 1.005),
+        aspect="equal",
+        title="ROC over all frames (AUC in %)",
+    )
     ax.legend(loc="lower right", fontsize=8, frameon=False)
     ax.spines[["top", "right"]].set_visible(False)
     save(figure, path)
@@ -130,12 +151,20 @@ def contact_sheet(path, tiles, columns=3):
     height, done = max(image.shape[0] for image, _ in tiles), []
     for image, text in tiles:
         image = np.pad(image, ((0, height - image.shape[0] + 34), (0, 8), (0, 0)), constant_values=255)
-        cv2.putText(image, text.encode("ascii", "replace").decode(), (4, height + 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (30, 30, 30), 1,
-                    cv2.LINE_AA)
+        cv2.putText(
+            image,
+            text.encode("ascii", "replace").decode(),
+            (4, height + 18),
+            cv2.FONT_HERSHEY_SIMPLEX,
+            0.5,
+            (30, 30, 30),
+            1,
+            cv2.LINE_AA,
+        )
         done.append(image)
     columns = min(columns, len(done))
     done += [np.full_like(done[0], 255)] * (-len(done) % columns)
-    write_image(path, np.vstack([np.hstack(done[i:i + columns]) for i in range(0, len(done), columns)]))
+    write_image(path, np.vstack([np.hstack(done[i : i + columns]) for i in range(0, len(done), columns)]))
 
 
 def heat(share):
@@ -149,7 +178,9 @@ def blend_map(image, values, value_range):
     low, high = value_range
     share = np.clip((np.asarray(values, np.float32) - low) / max(1e-9, high - low), 0, 1)
     share = cv2.resize(share, image.shape[1::-1], interpolation=cv2.INTER_LINEAR)[..., None]
-    colour = np.concatenate([np.full_like(share, 40), 200 * np.minimum(1, 2 - 2 * share), 230 * np.minimum(1, 2 * share)], axis=2)
+    colour = np.concatenate(
+        [np.full_like(share, 40), 200 * np.minimum(1, 2 - 2 * share), 230 * np.minimum(1, 2 * share)], axis=2
+    )
     return (image + 0.6 * np.minimum(1, 3 * share) * (colour - image)).astype(np.uint8)
 
 
@@ -182,7 +213,7 @@ def overlay(frames, boxes, smoothed, labels, path, clock, box_range, score_range
             image = cv2.resize(as_channels(image, 3), (width, height), interpolation=cv2.INTER_LINEAR)
             if maps is not None:
                 image = blend_map(image, maps[i], map_range)
-            part = order[edges[i]:edges[i + 1]]
+            part = order[edges[i] : edges[i + 1]]
             for _, x1, y1, x2, y2, s in part[np.argsort(part[:, 5])]:
                 share = (s - box_range[0]) / max(1e-9, box_range[1] - box_range[0])
                 a, b = (int(x1 * scale), int(y1 * scale)), (int((x2 + 1) * scale), int((y2 + 1) * scale))
@@ -190,7 +221,7 @@ def overlay(frames, boxes, smoothed, labels, path, clock, box_range, score_range
             below = background.copy()
             x = int(i / max(1, t - 1) * (width - 1))
             cv2.line(below, (x, 0), (x, strip), (40, 40, 40), 1)
-            below[:, x + 1:] = below[:, x + 1:] // 2 + 110   # what is still to come stays pale
+            below[:, x + 1 :] = below[:, x + 1 :] // 2 + 110  # what is still to come stays pale
             if labels is not None and labels[i]:
                 cv2.rectangle(image, (0, 0), (width - 1, height - 1), (61, 69, 214), 4)
             said = f"{i}" if clock.times is None else f"{i}  {clock.text(i, 2)} s"
@@ -204,18 +235,20 @@ def open_mp4(tmp, path, fps, size):
     """A writer of frames (width, height) `size` into the file `tmp`, which will be called `path`."""
     writer = cv2.VideoWriter(opencv_path(tmp), cv2.VideoWriter_fourcc(*"mp4v"), fps or 25.0, size)
     if not writer.isOpened():
-        raise UserError(f"the overlay video {path} cannot be written: this OpenCV has no mp4 encoder, or the folder refuses it")
+        raise UserError(
+            f"the overlay video {path} cannot be written: this OpenCV has no mp4 encoder, or the folder refuses it"
+        )
     return writer
 
 
 def _strip(smoothed, labels, width, height, score_range):
     image = np.full((height, width, 3), 250, np.uint8)
     t = len(smoothed)
-    place = (lambda i: i / max(1, t - 1) * (width - 1))
+    place = lambda i: i / max(1, t - 1) * (width - 1)
     span = max(1e-9, score_range[1] - score_range[0])
-    level = (lambda s: height - 4 - (height - 8) * np.clip((s - score_range[0]) / span, 0, 1))
+    level = lambda s: height - 4 - (height - 8) * np.clip((s - score_range[0]) / span, 0, 1)
     for a, b in ranges(labels) if labels is not None else ():
-        image[:, int(place(a)):int(place(b)) + 1] = (220, 222, 250)
+        image[:, int(place(a)) : int(place(b)) + 1] = (220, 222, 250)
     values = np.nan_to_num(np.asarray(smoothed, np.float64), nan=score_range[0])
     points = np.stack([place(np.arange(t)), level(values)], 1).round().astype(np.int32)
     cv2.polylines(image, [points.reshape(-1, 1, 2)], False, (168, 95, 31), 2, cv2.LINE_AA)

@@ -1,4 +1,5 @@
 """For footage without labels: the most abnormal moments as ranking.csv, thumbnails and one contact sheet."""
+
 import cv2
 import numpy as np
 
@@ -36,7 +37,7 @@ def moments(smoothed, *, top=20, share=0.5, gap=25):
         while last + 1 < len(s) and s[last + 1] >= limit:
             last += 1
         out.append((video, first, last, t, float(s[t])))
-        s[max(0, first - gap):last + gap + 1] = -np.inf
+        s[max(0, first - gap) : last + gap + 1] = -np.inf
     return out
 
 
@@ -47,8 +48,14 @@ def picture(frame, boxes, span, width=480):
     way = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
     image = cv2.resize(image, (width, max(1, round(image.shape[0] * scale))), interpolation=way)
     for i, (_, x1, y1, x2, y2, s) in enumerate(boxes[np.argsort(boxes[:, 5])]):
-        cv2.rectangle(image, (int(x1 * scale), int(y1 * scale)), (int((x2 + 1) * scale), int((y2 + 1) * scale)),
-                      heat((s - span[0]) / max(1e-12, span[1] - span[0])), 3 if i == len(boxes) - 1 else 1, cv2.LINE_AA)
+        cv2.rectangle(
+            image,
+            (int(x1 * scale), int(y1 * scale)),
+            (int((x2 + 1) * scale), int((y2 + 1) * scale)),
+            heat((s - span[0]) / max(1e-12, span[1] - span[0])),
+            3 if i == len(boxes) - 1 else 1,
+            cv2.LINE_AA,
+        )
     return image
 
 
@@ -69,15 +76,28 @@ def write_ranking(smoothed, out, *, pictures=None, detections=None, span=(0.0, 1
             images[name, t] = picture(frame, boxes_at(detections, name, t), span)
     tiles = []
     with writing_table(out / "ranking.csv") as table:
-        table.writerow(["rank", "video", "start_frame", "end_frame", "start_seconds", "end_seconds", "peak_frame", "score",
-                        "thumbnail"])
+        table.writerow(
+            [
+                "rank",
+                "video",
+                "start_frame",
+                "end_frame",
+                "start_seconds",
+                "end_seconds",
+                "peak_frame",
+                "score",
+                "thumbnail",
+            ]
+        )
         for rank, (name, first, last, t, score) in enumerate(found, 1):
             thumbnail, clock = "", clocks.get(name, Clock())
             if (name, t) in images:
                 thumbnail, seconds = f"thumbnails/{rank:02d}.jpg", f"  {clock.text(t, 1)} s" if clock.text(t, 1) else ""
                 write_image(out / thumbnail, images[name, t])
                 tiles.append((images[name, t], f"{rank}. {name}  frame {t}{seconds}  score {score:.3g}"))
-            table.writerow([rank, name, first, last, clock.text(first, 2), clock.text(last, 2), t, f"{score:.6g}", thumbnail])
+            table.writerow(
+                [rank, name, first, last, clock.text(first, 2), clock.text(last, 2), t, f"{score:.6g}", thumbnail]
+            )
     contact_sheet(out / "contact_sheet.png", tiles[:sheet])
     print("most abnormal moments:")
     for rank, (name, first, last, _, score) in enumerate(found[:5], 1):

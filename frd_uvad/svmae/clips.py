@@ -1,4 +1,5 @@
 """Clips of unlabeled videos for pre-training: read from the frame cache, cropped and flipped on the device, with their depth."""
+
 import numpy as np
 from tqdm import tqdm
 
@@ -19,7 +20,13 @@ class Clips:
     """
 
     def __init__(self, arrays, depth, frames, stride, device):
-        self.arrays, self.depth, self.frames, self.device, self.waited = arrays, depth, frames, torch.device(device), 0.0
+        self.arrays, self.depth, self.frames, self.device, self.waited = (
+            arrays,
+            depth,
+            frames,
+            torch.device(device),
+            0.0,
+        )
         self.length = np.array([len(a) for a in arrays])
         self.starts = np.concatenate([[0], np.cumsum(self.length)])
         self.size, self.channels = arrays[0].shape[1:3], max(a.shape[3] for a in arrays)
@@ -85,8 +92,16 @@ class Depth:
             x = x if x.ndim == 2 else x[:, :, 0]
         if x.ndim == 2:
             x = x[None]
-        if x.ndim != 3 or len(x) not in (1, frames) or not x.size or x.dtype.kind not in "biuf" or not np.isfinite(x).all():
-            raise UserError(f"depth map {path}: expected finite numbers, [h, w] or [{frames}, h, w], got shape {x.shape}")
+        if (
+            x.ndim != 3
+            or len(x) not in (1, frames)
+            or not x.size
+            or x.dtype.kind not in "biuf"
+            or not np.isfinite(x).all()
+        ):
+            raise UserError(
+                f"depth map {path}: expected finite numbers, [h, w] or [{frames}, h, w], got shape {x.shape}"
+            )
         low, high = float(x.min()), float(x.max())
         scaled = (np.round(255 * (m.astype(np.float32) - low) / max(high - low, 1e-9)).astype(np.uint8) for m in x)
         return np.stack([resize(m[:, :, None], self.size)[:, :, 0] for m in scaled])
@@ -102,7 +117,9 @@ class Depth:
 def given(folder, video):
     """The file of a video's depth in a folder of maps made elsewhere; by split where a training and a test video have one name."""
     places = (folder / video.split, folder)
-    path = next((p for p in (place / f"{video.name}{s}" for place in places for s in (".npy", ".png")) if p.exists()), None)
+    path = next(
+        (p for p in (place / f"{video.name}{s}" for place in places for s in (".npy", ".png")) if p.exists()), None
+    )
     if path is None:
         raise UserError(f"--depth {folder}: there is no {video.name}.npy or .png for the video {video.name}")
     return path
@@ -117,12 +134,16 @@ def midas(videos, arrays, folder, device):
     try:
         net = torch.hub.load("intel-isl/MiDaS", "MiDaS_small", trust_repo=True).eval().to(device)
     except Exception as e:  # the hub and the network raise many kinds
-        raise UserError(f"--depth midas could not be loaded from torch.hub ({first_line(e)}); where there is no network use --depth "
-                        "perspective, or a folder of maps made elsewhere") from None
+        raise UserError(
+            f"--depth midas could not be loaded from torch.hub ({first_line(e)}); where there is no network use --depth "
+            "perspective, or a folder of maps made elsewhere"
+        ) from None
     for video, array in tqdm(missing, desc="depth by MiDaS", unit="video", dynamic_ncols=True):
         x = torch.from_numpy(np.array(array[len(array) // 2])).to(device).permute(2, 0, 1)[None].float() / 255
         x = torch.nn.functional.interpolate(x.expand(-1, 3, -1, -1).flip(1), (256, 256), mode="bilinear")
-        mean, std = (torch.tensor(v, device=device).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+        mean, std = (
+            torch.tensor(v, device=device).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        )
         with torch.inference_mode():
             near = net((x - mean) / std)[0].float().cpu().numpy()
         files.write(video, iter([near[None]]), lambda shape: {})

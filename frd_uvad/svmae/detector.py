@@ -6,6 +6,7 @@ Parameter names are the published ones.
     out = net(visual, text)                 # [B, crops, T, 1536], [B, crops, T, 768] -> scores [B, T, 1]
     losses(out)["total"]                    # the first half of the bags is normal, the second abnormal
 """
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -24,7 +25,7 @@ class NonLocal(nn.Module):
         nn.init.zeros_(self.W[1].bias)
 
     def forward(self, x):
-        attention = self.theta(x).transpose(1, 2) @ self.phi(x) / x.shape[2]     # [N, T, T]
+        attention = self.theta(x).transpose(1, 2) @ self.phi(x) / x.shape[2]  # [N, T, T]
         return self.W((attention @ self.g(x).transpose(1, 2)).transpose(1, 2)) + x
 
 
@@ -36,7 +37,10 @@ class Aggregate(nn.Module):
         quarter = dim // 4
 
         def dilated(step):
-            return nn.Sequential(nn.Conv1d(dim, quarter, 3, padding=step, dilation=step), nn.ReLU(), nn.BatchNorm1d(quarter))
+            return nn.Sequential(
+                nn.Conv1d(dim, quarter, 3, padding=step, dilation=step), nn.ReLU(), nn.BatchNorm1d(quarter)
+            )
+
         self.conv_1, self.conv_2, self.conv_3 = dilated(1), dilated(2), dilated(4)
         self.conv_4 = nn.Sequential(nn.Conv1d(dim, quarter, 1, bias=False), nn.ReLU())
         self.non_local = NonLocal(quarter)
@@ -64,8 +68,16 @@ class Detector(nn.Module):
     "features": [crops, B, T, width]}.
     """
 
-    def __init__(self, *, feature_size=1536, text_dim=768, fusion="concat", feature_group="both", aggregate_text=True,
-                 dropout=0.7):
+    def __init__(
+        self,
+        *,
+        feature_size=1536,
+        text_dim=768,
+        fusion="concat",
+        feature_group="both",
+        aggregate_text=True,
+        dropout=0.7,
+    ):
         super().__init__()
         if fusion not in FUSIONS:
             raise ValueError(f"fusion {fusion!r}: expected one of {', '.join(FUSIONS)}")
@@ -102,7 +114,9 @@ class Detector(nn.Module):
         """Load a state-dict, in which parameters that are not applied may be missing. Raises RuntimeError where it does not fit."""
         missing, unexpected = self.load_state_dict(weights, strict=False)
         missing = [k for k in missing if not k.startswith(self.not_applied or ("-",))]
-        unexpected = [k for k in unexpected if self.group == "both" or not k.startswith(("fc0.", "fc_vis.", "fc_text."))]
+        unexpected = [
+            k for k in unexpected if self.group == "both" or not k.startswith(("fc0.", "fc_vis.", "fc_text."))
+        ]
         if missing or unexpected:
             raise RuntimeError(f"missing parameters {missing[:3]}, unexpected parameters {unexpected[:3]}")
 
@@ -144,7 +158,7 @@ def select(out, bags, top_k, dropout=0.0):
     magnitudes = out["magnitudes"][bags]
     if dropout:
         magnitudes = magnitudes * F.dropout(torch.ones_like(magnitudes), dropout)
-    index = magnitudes.topk(top_k, dim=1).indices                                   # [bags, k]
+    index = magnitudes.topk(top_k, dim=1).indices  # [bags, k]
     features = out["features"][:, bags]
     picked = features.gather(2, index[None, :, :, None].expand(len(features), -1, -1, features.shape[3])).flatten(0, 1)
     return picked, out["scores"][bags].gather(1, index[:, :, None]).mean(1)
@@ -163,7 +177,15 @@ def losses(out, *, top_k=3, margin=100.0, alpha=1e-4, smooth=8e-4, sparse=8e-3, 
     far = (margin - abnormal.mean(1).norm(dim=1)).abs()
     near = normal.mean(1).norm(dim=1)
     rtfm = F.binary_cross_entropy(score, label) + alpha * (far + near).pow(2).mean()
-    own = out["scores"][half:].flatten()  # of all abnormal bags in a row, as published: the norm and one difference span bags
+    own = out["scores"][
+        half:
+    ].flatten()  # of all abnormal bags in a row, as published: the norm and one difference span bags
     parts = {"rtfm": rtfm, "smooth": smooth * (own[1:] - own[:-1]).pow(2).sum(), "sparsity": sparse * own.norm()}
-    return {"total": sum(parts.values()), **parts, "feat_normal": normal, "feat_abnormal": abnormal, "score_normal": normal_score,
-            "score_abnormal": abnormal_score}
+    return {
+        "total": sum(parts.values()),
+        **parts,
+        "feat_normal": normal,
+        "feat_abnormal": abnormal,
+        "score_normal": normal_score,
+        "score_abnormal": abnormal_score,
+    }

@@ -1,12 +1,13 @@
 """SVMAE: a video masked autoencoder whose masking and loss know the scene. Imports torch alone; parameter names are VideoMAE's.
 
-    net = SVMAE(**PRESETS["vit_s"], frames=16, size=224)
-    tokens = tokenize(clips)                                 # clips [N, 3, 16, 224, 224] in [0, 1] -> [N, 1568, 3, 512]
-    near = pool(nearness, net.grid)                          # nearness [N, 224, 224] in [0, 1], 1 = nearest -> [N, 1568]
-    mask = draw_mask(mask_probability(cube_difference(tokens, net.grid), near), 0.9, torch.rand(N, 1568))
-    prediction, hidden = net(tokens, mask)
-    loss = reconstruction_loss(prediction, tokens, hidden, perspective_weights(near))
+net = SVMAE(**PRESETS["vit_s"], frames=16, size=224)
+tokens = tokenize(clips)                                 # clips [N, 3, 16, 224, 224] in [0, 1] -> [N, 1568, 3, 512]
+near = pool(nearness, net.grid)                          # nearness [N, 224, 224] in [0, 1], 1 = nearest -> [N, 1568]
+mask = draw_mask(mask_probability(cube_difference(tokens, net.grid), near), 0.9, torch.rand(N, 1568))
+prediction, hidden = net(tokens, mask)
+loss = reconstruction_loss(prediction, tokens, hidden, perspective_weights(near))
 """
+
 import math
 
 import torch
@@ -14,15 +15,18 @@ import torch.nn.functional as F
 from torch import nn
 
 TUBELET, PATCH = 2, 16
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)      # of the input's RGB, as VideoMAE's weights expect
-BANDS = (1.2, 1.0, 0.8, 0.6)                                  # loss weights from far to near
-PRESETS = {"tiny": dict(dim=96, depth=2, heads=3, decoder_dim=48, decoder_depth=1, decoder_heads=3),   # for the demo and tests
-           "vit_s": dict(dim=384, depth=12, heads=6, decoder_dim=192, decoder_depth=4, decoder_heads=3),
-           "vit_b": dict(dim=768, depth=12, heads=12, decoder_dim=384, decoder_depth=4, decoder_heads=6),
-           "vit_l": dict(dim=1024, depth=24, heads=16, decoder_dim=512, decoder_depth=12, decoder_heads=8)}
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of the input's RGB, as VideoMAE's weights expect
+BANDS = (1.2, 1.0, 0.8, 0.6)  # loss weights from far to near
+PRESETS = {
+    "tiny": dict(dim=96, depth=2, heads=3, decoder_dim=48, decoder_depth=1, decoder_heads=3),  # for the demo and tests
+    "vit_s": dict(dim=384, depth=12, heads=6, decoder_dim=192, decoder_depth=4, decoder_heads=3),
+    "vit_b": dict(dim=768, depth=12, heads=12, decoder_dim=384, decoder_depth=4, decoder_heads=6),
+    "vit_l": dict(dim=1024, depth=24, heads=16, decoder_dim=512, decoder_depth=12, decoder_heads=8),
+}
 
 
 # ------------------------------------------------------------------------------------------------------------- tokens
+
 
 def grid_of(frames, size):
     """(time, rows, columns) of the tokens of a clip."""
@@ -33,7 +37,7 @@ def tokenize(clips):
     """[N, C, T, H, W] -> cubes of 2 × 16 × 16 pixels [N, L, C, 512]; L by time, row, column."""
     n, c, t, h, w = clips.shape
     x = clips.view(n, c, t // TUBELET, TUBELET, h // PATCH, PATCH, w // PATCH, PATCH)
-    return x.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(n, -1, c, TUBELET * PATCH ** 2)
+    return x.permute(0, 2, 4, 6, 1, 3, 5, 7).reshape(n, -1, c, TUBELET * PATCH**2)
 
 
 def untokenize(tokens, grid):
@@ -46,13 +50,13 @@ def untokenize(tokens, grid):
 
 def pool(maps, grid):
     """Maps of a clip's pixels [N, H, W] -> their means over tokens, alike at all times [N, L]."""
-    small = F.avg_pool2d(maps[:, None], PATCH)                                     # [N, 1, h, w]
+    small = F.avg_pool2d(maps[:, None], PATCH)  # [N, 1, h, w]
     return small.expand(-1, grid[0], -1, -1).flatten(1)
 
 
 def cube_difference(tokens, grid):
     """Mean absolute difference of each cube to the one before it in time (the first: to the one after). [N, L, C, P] -> [N, L]"""
-    x = tokens.unflatten(1, (grid[0], -1))                                         # [N, T', h·w, C, P]
+    x = tokens.unflatten(1, (grid[0], -1))  # [N, T', h·w, C, P]
     if grid[0] == 1:
         return tokens.new_zeros(tokens.shape[:2])
     change = (x[:, 1:] - x[:, :-1]).abs().mean((3, 4))
@@ -66,6 +70,7 @@ def positions(length, dim):
 
 
 # ------------------------------------------------------------------------------------------------------------ masking
+
 
 def mask_probability(difference, near, space=0.5, time=0.5, floor=0.1):
     """Scene-aware probability that a token is masked, [N, L], summing to 1: near tokens and moving ones more often.
@@ -102,7 +107,7 @@ def tube_mask(ratio, noise, grid):
 
 # -------------------------------------------------------------------------------------------------------------- model
 
-SHORT = 256         # tokens up to which the backward pass of attention is faster in float32 than in bf16 on CPUs
+SHORT = 256  # tokens up to which the backward pass of attention is faster in float32 than in bf16 on CPUs
 
 
 def attend(q, k, v):
@@ -163,13 +168,15 @@ class Decoder(nn.Module):
     def __init__(self, dim, depth, heads):
         super().__init__()
         self.blocks = nn.ModuleList([Block(dim, heads) for _ in range(depth)])
-        self.norm, self.head = nn.LayerNorm(dim, eps=1e-6), nn.Linear(dim, 3 * TUBELET * PATCH ** 2)
+        self.norm, self.head = nn.LayerNorm(dim, eps=1e-6), nn.Linear(dim, 3 * TUBELET * PATCH**2)
 
 
 class SVMAE(nn.Module):
     """Masked autoencoder of video clips: the encoder sees the visible tokens alone, a light decoder predicts the others."""
 
-    def __init__(self, *, dim=384, depth=12, heads=6, decoder_dim=192, decoder_depth=4, decoder_heads=3, frames=16, size=224):
+    def __init__(
+        self, *, dim=384, depth=12, heads=6, decoder_dim=192, decoder_depth=4, decoder_heads=3, frames=16, size=224
+    ):
         super().__init__()
         if frames % TUBELET or size % PATCH:
             raise ValueError(f"{frames} frames of {size} px: expected a multiple of {TUBELET} and of {PATCH}")
@@ -213,6 +220,7 @@ def take(x, places):
 
 # ------------------------------------------------------------------------------------------------------------- losses
 
+
 def target(tokens):
     """Cubes normalised by their own mean and deviation per channel, as VideoMAE's target. -> alike, mean and deviation [N, L, C, 1]"""
     mean, std = tokens.mean(3, keepdim=True), tokens.var(3, keepdim=True).sqrt() + 1e-6
@@ -227,11 +235,12 @@ def perspective_weights(near):
 def reconstruction_loss(prediction, tokens, hidden, weights=None):
     """Mean squared error of the masked tokens, weighted by `weights` [N, L] where there are some."""
     wanted = target(take(tokens, hidden).float())[0]
-    errors = (prediction.float() - wanted).pow(2).mean((2, 3))                     # [N, M]
+    errors = (prediction.float() - wanted).pow(2).mean((2, 3))  # [N, M]
     return errors.mean() if weights is None else (errors * take(weights, hidden)).mean()
 
 
 # ------------------------------------------------------------------------------------------------------------- fusion
+
 
 def fuse_tokens(features, difference, near, ratio=0.5, alpha=0.05):
     """Scene-aware token fusion: the `ratio` of a clip's tokens that move most, averaged with weights 1 + alpha · farness.
@@ -248,6 +257,7 @@ def fuse_tokens(features, difference, near, ratio=0.5, alpha=0.05):
 
 # --------------------------------------------------------------------------------------------------------- checkpoints
 
+
 def encoder_weights(state):
     """VideoMAE's published weights, pre-trained (encoder.*) or fine-tuned, under the names of Encoder; other entries left out."""
     has_prefix = any(k.startswith("encoder.") for k in state)
@@ -258,7 +268,7 @@ def encoder_weights(state):
         if k.endswith((".q_bias", ".v_bias")):
             continue
         out[k] = v
-        if k.endswith("attn.qkv.weight") and k.replace("qkv.weight", "q_bias") in own:   # keys have no bias there
+        if k.endswith("attn.qkv.weight") and k.replace("qkv.weight", "q_bias") in own:  # keys have no bias there
             q, value = own[k.replace("qkv.weight", "q_bias")], own[k.replace("qkv.weight", "v_bias")]
             out[k.replace("weight", "bias")] = torch.cat([q, torch.zeros_like(q), value])
     return out

@@ -1,8 +1,9 @@
 """Train SVMAE's weakly supervised detector on bags: videos of which it is known only whether something abnormal happens in them.
 
-    python frd_uvad/svmae/train.py --features features/svmae/folder                        # normal.txt and abnormal.txt lie there
-    python frd_uvad/svmae/train.py --features data/UCF-Crime --text data/captions --fusion add
+python frd_uvad/svmae/train.py --features features/svmae/folder                        # normal.txt and abnormal.txt lie there
+python frd_uvad/svmae/train.py --features data/UCF-Crime --text data/captions --fusion add
 """
+
 import argparse
 import sys
 from pathlib import Path
@@ -27,17 +28,38 @@ SEGMENTS, ITERATIONS, BAGS, LR, DECAY = 32, 1000, 32, 1e-3, 5e-3
 def parse(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_data_flags(parser)
-    training.add_flags(parser, out="runs/svmae/<dataset>-detector", lr=LR, epochs="as many as --iterations make; given, it sets them: "
-                       "passes over the abnormal bags", batch_size=f"{2 * BAGS}: bags of a step, half of them normal")
+    training.add_flags(
+        parser,
+        out="runs/svmae/<dataset>-detector",
+        lr=LR,
+        epochs="as many as --iterations make; given, it sets them: passes over the abnormal bags",
+        batch_size=f"{2 * BAGS}: bags of a step, half of them normal",
+    )
     g = parser.add_argument_group("method")
-    g.add_argument("--normal", type=Path, default=None, help="file with the names of normal training videos, a line each (default: "
-                   "normal.txt beside the features, else by the names of UCF-Crime and XD-Violence)")
+    g.add_argument(
+        "--normal",
+        type=Path,
+        default=None,
+        help="file with the names of normal training videos, a line each (default: "
+        "normal.txt beside the features, else by the names of UCF-Crime and XD-Violence)",
+    )
     g.add_argument("--abnormal", type=Path, default=None, help="of abnormal ones (default: abnormal.txt likewise)")
     g.add_argument("--iterations", type=int, default=None, help=f"training steps (default: {ITERATIONS})")
-    g.add_argument("--fusion", choices=FUSIONS, default="concat", help="of visual and text features (default: %(default)s)")
-    g.add_argument("--feature-group", choices=GROUPS, default=None, help="what the detector reads (default: both with --text, else vis)")
-    g.add_argument("--aggregate-text", action=argparse.BooleanOptionalAction, default=True,
-                   help="text passes a multi-scale temporal network of its own (default: yes)")
+    g.add_argument(
+        "--fusion", choices=FUSIONS, default="concat", help="of visual and text features (default: %(default)s)"
+    )
+    g.add_argument(
+        "--feature-group",
+        choices=GROUPS,
+        default=None,
+        help="what the detector reads (default: both with --text, else vis)",
+    )
+    g.add_argument(
+        "--aggregate-text",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="text passes a multi-scale temporal network of its own (default: yes)",
+    )
     g.add_argument("--top-k", type=int, default=3, help="segments of a bag that decide (default: %(default)s)")
     add_eval_flags(parser)
     return parser.parse_args(argv)
@@ -45,29 +67,39 @@ def parse(argv=None):
 
 def bags_of(args, data):
     """-> normal and abnormal training videos."""
-    files = {k: getattr(args, k) or (args.features / f"{k}.txt" if (args.features / f"{k}.txt").exists() else None)
-             for k in ("normal", "abnormal")}
+    files = {
+        k: getattr(args, k) or (args.features / f"{k}.txt" if (args.features / f"{k}.txt").exists() else None)
+        for k in ("normal", "abnormal")
+    }
     if files["normal"] and files["abnormal"]:
         by_name, out = {v.name: v for v in data.train}, []
         for path in files.values():
             names = set(listed_names(path, by_name))
             out.append([by_name[n] for n in sorted(names & set(by_name))])
             if names - set(by_name):
-                print(f"note: {len(names - set(by_name))} videos of {path} have no features, such as {sorted(names - set(by_name))[0]}")
+                print(
+                    f"note: {len(names - set(by_name))} videos of {path} have no features, such as {sorted(names - set(by_name))[0]}"
+                )
         normal, abnormal = ({v.name for v in videos} for videos in out)
         if normal & abnormal:
-            raise UserError(f"the training video {min(normal & abnormal)} is in {files['normal']} and in {files['abnormal']}: "
-                            "leave it in one")
+            raise UserError(
+                f"the training video {min(normal & abnormal)} is in {files['normal']} and in {files['abnormal']}: "
+                "leave it in one"
+            )
         if unlisted := sorted(set(by_name) - normal - abnormal):
             print(f"note: {len(unlisted)} training videos are in neither list and left out, such as {unlisted[0]}")
     else:
         normal = [v for v in data.train if "Normal" in v.name or "label_A" in v.name]
         if not normal:
-            raise UserError(f"which training videos are normal is not known: put normal.txt and abnormal.txt with their names into "
-                            f"{args.features}, or give --normal and --abnormal")
+            raise UserError(
+                f"which training videos are normal is not known: put normal.txt and abnormal.txt with their names into "
+                f"{args.features}, or give --normal and --abnormal"
+            )
         out = [normal, [v for v in data.train if v not in normal]]
     if not all(out):
-        raise UserError(f"the detector needs normal and abnormal training videos; there are {len(out[0])} and {len(out[1])}")
+        raise UserError(
+            f"the detector needs normal and abnormal training videos; there are {len(out[0])} and {len(out[1])}"
+        )
     return out
 
 
@@ -77,7 +109,9 @@ def segments(clips, count=SEGMENTS):
     [clips, …] -> [count, …]
     """
     edges = np.linspace(0, len(clips), count + 1).astype(int)
-    return np.stack([clips[a:max(b, a + 1)].mean(0) for a, b in zip(np.minimum(edges[:-1], len(clips) - 1), edges[1:])])
+    return np.stack(
+        [clips[a : max(b, a + 1)].mean(0) for a, b in zip(np.minimum(edges[:-1], len(clips) - 1), edges[1:])]
+    )
 
 
 class Bags:
@@ -86,10 +120,14 @@ class Bags:
     def __init__(self, videos, text, device):
         self.count = [len(v) for v in videos]
         visual, words = [], []
-        for v in tqdm([v for part in videos for v in part], desc="read bags", unit="video", dynamic_ncols=True, mininterval=5):
+        for v in tqdm(
+            [v for part in videos for v in part], desc="read bags", unit="video", dynamic_ncols=True, mininterval=5
+        ):
             clips = v.clips(range(len(v))).astype(np.float32)
             if not np.isfinite(clips).all():
-                raise UserError(f"features of video {v.name} ({v.path}) hold NaN or infinite numbers: encode it again, or take it away")
+                raise UserError(
+                    f"features of video {v.name} ({v.path}) hold NaN or infinite numbers: encode it again, or take it away"
+                )
             visual.append(segments(clips).transpose(1, 0, 2))
             if text:
                 words.append(np.repeat(segments(text_of(text, v))[None], visual[-1].shape[0], axis=0))
@@ -109,15 +147,25 @@ class Trainer(StepTrainer):
     def __init__(self, plan, model_args, bags, r, path, identity, extra):
         training.seed_everything(plan["seed"])
         net, self.bags = detector.Detector(**model_args).to(r.device), bags
-        super().__init__(net, torch.optim.Adam(net.parameters(), lr=plan["lr"], weight_decay=DECAY, fused=True), plan, model_args, r, path,
-                         identity, extra)
+        super().__init__(
+            net,
+            torch.optim.Adam(net.parameters(), lr=plan["lr"], weight_decay=DECAY, fused=True),
+            plan,
+            model_args,
+            r,
+            path,
+            identity,
+            extra,
+        )
 
     def one(self, rng):
         r, n = self.run, self.plan["batch_size"]
         rows = self.bags.draw(rng, n // 2)[r.batch_slice(n)[0]]
         with r.autocast():
             out = self.net(self.bags.visual[rows], None if self.bags.text is None else self.bags.text[rows])
-        out = {k: r.all_gather_batch(v.float(), n, 1 if k == "features" else 0) for k, v in out.items()}   # the losses span bags
+        out = {
+            k: r.all_gather_batch(v.float(), n, 1 if k == "features" else 0) for k, v in out.items()
+        }  # the losses span bags
         parts = detector.losses(out, top_k=self.plan["top_k"], dropout=0.7)
         self.descend(parts["total"])
         return {k: parts[k].detach() for k in ("total", "rtfm", "smooth", "sparsity")}
@@ -146,19 +194,38 @@ def train(args, data, r):
     plan = plan_of(args, len(videos[1]))
     bags = Bags(videos, args.text, r.device)
     group = args.feature_group or ("both" if args.text else "vis")
-    model_args = {"feature_size": data.width, "fusion": args.fusion, "feature_group": group,
-                  "text_dim": bags.text.shape[3] if args.text else 768, "aggregate_text": args.aggregate_text}
-    identity = {"model_args": model_args, "features": str(args.features.resolve()), "bags": bags.count, "precision": r.precision,
-                "processes": r.world_size, **{k: v for k, v in plan.items() if k != "iterations"}}
+    model_args = {
+        "feature_size": data.width,
+        "fusion": args.fusion,
+        "feature_group": group,
+        "text_dim": bags.text.shape[3] if args.text else 768,
+        "aggregate_text": args.aggregate_text,
+    }
+    identity = {
+        "model_args": model_args,
+        "features": str(args.features.resolve()),
+        "bags": bags.count,
+        "precision": r.precision,
+        "processes": r.world_size,
+        **{k: v for k, v in plan.items() if k != "iterations"},
+    }
     out = r.open_output_dir(args.out or Path("runs/svmae") / f"{args.dataset}-detector")
     try:
-        trainer = Trainer(plan, model_args, bags, r, out / "detector.pt", identity, {"features": settings_of(args.features)})
+        trainer = Trainer(
+            plan, model_args, bags, r, out / "detector.pt", identity, {"features": settings_of(args.features)}
+        )
     except RuntimeError as e:
-        raise UserError(f"features of width {data.width} and text of width {model_args['text_dim']} do not fit --fusion {args.fusion} "
-                        f"({e})") from None
+        raise UserError(
+            f"features of width {data.width} and text of width {model_args['text_dim']} do not fit --fusion {args.fusion} "
+            f"({e})"
+        ) from None
     text = f", text of width {model_args['text_dim']}, {args.fusion}" if args.text else ""
-    trainer.start(args, training.Log(out / "log.jsonl"), f"{args.dataset}: {bags.count[0]} normal and {bags.count[1]} abnormal bags of "
-                  f"{SEGMENTS} segments, {data.crops} crops of width {data.width}{text}")
+    trainer.start(
+        args,
+        training.Log(out / "log.jsonl"),
+        f"{args.dataset}: {bags.count[0]} normal and {bags.count[1]} abnormal bags of "
+        f"{SEGMENTS} segments, {data.crops} crops of width {data.width}{text}",
+    )
     return trainer.path
 
 

@@ -1,21 +1,28 @@
 """Speed of a method on this machine, and the plain version beside it.
 
-    python tests/perf/bench.py hf2vad --dataset demo                     # scoring; any flag of hf2vad/eval.py
-    python tests/perf/bench.py hf2vad train --dataset demo --seconds 5   # training; any flag of hf2vad/train.py
-    python tests/perf/bench.py svmae pretrain --dataset folder --data-root videos
+python tests/perf/bench.py hf2vad --dataset demo                     # scoring; any flag of hf2vad/eval.py
+python tests/perf/bench.py hf2vad train --dataset demo --seconds 5   # training; any flag of hf2vad/train.py
+python tests/perf/bench.py svmae pretrain --dataset folder --data-root videos
 """
+
 import argparse
 import importlib
 import sys
 from pathlib import Path
 
-sys.path.pop(0)                         # this folder, whose profile.py is not Python's
+sys.path.pop(0)  # this folder, whose profile.py is not Python's
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from common.io import UserError, run
 
-PARTS = {"hf2vad": ("eval", "train"), "spr_uvad": ("train",), "sdmae": ("eval", "train"), "scene_aware_ae": ("eval", "train"),
-         "frd_uvad": ("train",), "svmae": ("pretrain",)}       # the first one by default
+PARTS = {
+    "hf2vad": ("eval", "train"),
+    "spr_uvad": ("train",),
+    "sdmae": ("eval", "train"),
+    "scene_aware_ae": ("eval", "train"),
+    "frd_uvad": ("train",),
+    "svmae": ("pretrain",),
+}  # the first one by default
 
 
 def seconds(text):
@@ -27,6 +34,7 @@ def seconds(text):
 
 def main(argv=None):
     from common import training
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("method", choices=PARTS)
     parser.add_argument("part", nargs="?", choices=["eval", "train", "pretrain"], help="the script that is measured")

@@ -1,4 +1,5 @@
 """FRD-UVAD: training steps on features that lie on the device and that are read from disk."""
+
 import time
 
 import numpy as np
@@ -19,8 +20,10 @@ def measure_train(args, measured_seconds, r):
     trainer = Trainer(plan, model_args_of(args, data), windows, None, r, None, {}, args.seed)
     trainer.net.train()
     order, whole = training.epoch_order(len(windows), args.seed, 0), windows.whole
-    print(f"\nFRD-UVAD on {where(r)}: {len(windows)} windows of {plan['cross_clip']} clips, {data.crops} crops of width "
-          f"{data.width}, batch {plan['batch_size']}")
+    print(
+        f"\nFRD-UVAD on {where(r)}: {len(windows)} windows of {plan['cross_clip']} clips, {data.crops} crops of width "
+        f"{data.width}, batch {plan['batch_size']}"
+    )
     for name, features in (("features on the device", whole), ("features read from disk", None)):
         if name.endswith("device") and whole is None:
             print(f"  {name}: they do not fit")
@@ -28,7 +31,7 @@ def measure_train(args, measured_seconds, r):
         windows.whole, windows.waited, n, began = features, 0.0, 0, None
         for i, (first, batch) in enumerate(windows.iterate(parts_of(order, plan["batch_size"]) * 1000)):
             trainer.step(first, batch, np.random.default_rng(i))
-            if began is None:                         # the first step does not count
+            if began is None:  # the first step does not count
                 synchronize(r.device)
                 began, windows.waited = time.perf_counter(), 0.0
                 continue
@@ -38,13 +41,15 @@ def measure_train(args, measured_seconds, r):
                 break
         seconds = time.perf_counter() - began
         line(name, n / seconds, "windows/s", f"waits for data {100 * windows.waited / seconds:.1f} %")
-    rows = order[:plan["batch_size"]]
+    rows = order[: plan["batch_size"]]
 
     def reading(features, size):
         def read():
             windows.whole = features
-            return torch.cat([windows.get(rows[i:i + size]) for i in range(0, len(rows), size)])
+            return torch.cat([windows.get(rows[i : i + size]) for i in range(0, len(rows), size)])
+
         return read
+
     ways = {"one window at a time": reading(None, 1), "a batch at once": reading(None, len(rows))}
     if whole is not None:
         ways["a batch at once, on the device"] = reading(whole, len(rows))

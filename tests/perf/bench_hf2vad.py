@@ -1,4 +1,5 @@
 """HF2-VAD: speed of every step, agreement of the fast path, memory."""
+
 import time
 
 import numpy as np
@@ -20,6 +21,7 @@ CPU = torch.device("cpu")
 def flops(function):
     """Floating-point operations of one call (convolutions and matrix products)."""
     from torch.utils.flop_counter import FlopCounterMode
+
     with FlopCounterMode(display=False) as counter:
         function()
     return counter.get_total_flops()
@@ -48,7 +50,7 @@ def measure_eval(args, seconds, r):
         frames, flows = scoring.to_input(batch)
         with torch.inference_mode(), r.autocast():
             recon = torch.cat([plain.net.memAE(f)["recon"] for f in flows.split(2, 1)], 1)
-            out = plain.net.vunet(frames[:, :plain.net.past_channels], recon, prior=True)
+            out = plain.net.vunet(frames[:, : plain.net.past_channels], recon, prior=True)
         return float(out["frame_pred"].sum())
 
     whole = plain.whole
@@ -56,13 +58,21 @@ def measure_eval(args, seconds, r):
     slow, quick = rates([eager, lambda: float(fast.score(batch)[0].sum())], n, r.device, seconds)
     print(f"\nHF2-VAD on {where(r)}; model: {what}; {n} cubes a batch")
     line("plain eager model", slow, "cubes/s", "flows in turn, prior drawn, no folding")
-    line("optimised path", quick, "cubes/s", f"{quick / slow:.2f}×; folded norms, batched flows, no prior, channels_last")
+    line(
+        "optimised path", quick, "cubes/s", f"{quick / slow:.2f}×; folded norms, batched flows, no prior, channels_last"
+    )
     work, peak = flops(lambda: fast.score(batch)) / n, matrix_rate(r.device, r.precision == "bf16") / 1e9
-    line("share of this machine's matrix rate", 100 * quick * work / 1e9 / peak, "%",
-         f"{work / 1e9:.2f} GFLOP a cube, {peak:.0f} GFLOP/s in a matrix product")
+    line(
+        "share of this machine's matrix rate",
+        100 * quick * work / 1e9 / peak,
+        "%",
+        f"{work / 1e9:.2f} GFLOP a cube, {peak:.0f} GFLOP/s in a matrix product",
+    )
     a, b = plain.score(batch), fast.score(batch)
     worst = max(float(((x - y).abs() / (1e-6 + y.abs())).max()) for x, y in zip(a, b))
-    print(f"  largest relative difference of their scores: {worst:.1e} ({'agree' if worst < 1e-3 else 'DO NOT AGREE'} to 1e-3)")
+    print(
+        f"  largest relative difference of their scores: {worst:.1e} ({'agree' if worst < 1e-3 else 'DO NOT AGREE'} to 1e-3)"
+    )
     data.waited, start = 0.0, time.perf_counter()
     order = np.arange(min(len(data), max(8 * n, 1024)))
     for _, part in data.iterate(order, n):
@@ -81,13 +91,16 @@ def steps_of_preprocessing(ready, seconds, frames=60):
     n = min(frames, len(pictures))
     picked = pictures[:n]
     found = ready.store.detections(video, len(pictures)) if s.boxes != "motion" else None
-    print(f"preprocessing, one process ({cores()} run side by side), {pictures.shape[2]}×{pictures.shape[1]}, "
-          f"{s.boxes.split(':')[0]} boxes, flow {s.flow}")
+    print(
+        f"preprocessing, one process ({cores()} run side by side), {pictures.shape[2]}×{pictures.shape[1]}, "
+        f"{s.boxes.split(':')[0]} boxes, flow {s.flow}"
+    )
 
     def decode():
         for i, _ in enumerate(Decoder(video)):
             if i + 1 >= n:
                 break
+
     line("decode", rate(decode, n, CPU, seconds), "frames/s")
     flow_into = flow_of_video(pictures, video, s)
     line("optical flow", rate(lambda: flow_into(range(n)), n, CPU, seconds), "frames/s")
@@ -98,6 +111,7 @@ def steps_of_preprocessing(ready, seconds, frames=60):
         for t in range(n):
             known = object_boxes(found[t], s) if found else none
             motion_boxes(grey[max(0, t - 1)], grey[t], grey[min(n - 1, t + 1)], known, s)
+
     line("boxes (filter and motion)", rate(boxes, n, CPU, seconds), "frames/s")
     zero = np.zeros((*picked.shape[1:3], 2), np.float32)
     still = PairFlow(picked, lambda pairs: [zero] * len(pairs))
@@ -106,11 +120,13 @@ def steps_of_preprocessing(ready, seconds, frames=60):
     def cut():
         for _ in cubes_of_video(picked, found, s, still):
             pass
+
     line("boxes and cubes without flow", rate(cut, n, CPU, seconds), "frames/s", f"{cubes / n:.1f} cubes a frame")
 
     def all_of_it():
         for _ in cubes_of_video(picked, found, s, flow_into):
             pass
+
     line("flow, boxes, cubes together", rate(all_of_it, n, CPU, seconds), "frames/s")
 
 
@@ -128,7 +144,7 @@ def measure_train(args, _seconds, r):
         data = Batches(records, fields[name], r.device)
         n = min(plan[name]["batch_size"], len(data))
         order, done = training.epoch_order(len(data), 0, 0), 0
-        for i, (rows, batch) in enumerate(data.iterate(order[:4 * n], n)):
+        for i, (rows, batch) in enumerate(data.iterate(order[: 4 * n], n)):
             if name == "cvae":
                 batch["recon"] = batch["flow"].flatten(1, 2)
             if i == 1:
@@ -138,6 +154,10 @@ def measure_train(args, _seconds, r):
                 float(loss.detach())
                 done += len(rows)
         seconds = time.perf_counter() - start
-        line(f"stage {name}, batch {n}", done / seconds, "cubes/s",
-             f"waiting for data {100 * data.waited / seconds:.2f} %, one epoch {len(data) * seconds / done / 60:.1f} min")
+        line(
+            f"stage {name}, batch {n}",
+            done / seconds,
+            "cubes/s",
+            f"waiting for data {100 * data.waited / seconds:.2f} %, one epoch {len(data) * seconds / done / 60:.1f} min",
+        )
     line("peak memory of this process", training.peak_memory(), "MiB")

@@ -1,4 +1,5 @@
 """Scene-aware autoencoder: encoding, training and scoring rates, waiting, memory."""
+
 import itertools
 import time
 
@@ -25,7 +26,9 @@ def measure_eval(args, seconds, r):
     batch = np.stack([encoder.preprocess_frame(f) for f in itertools.islice(Decoder(videos[0]), args.encode_batch)])
     alone = rate(lambda: encoder.encode(batch).cpu(), len(batch), r.device, seconds)
     line("the encoder alone, the same batch again", alone, "frames/s")
-    read = rate(lambda: [encoder.preprocess_frame(f) for f, _ in zip(Decoder(videos[0]), range(64))], 64, r.device, seconds)
+    read = rate(
+        lambda: [encoder.preprocess_frame(f) for f, _ in zip(Decoder(videos[0]), range(64))], 64, r.device, seconds
+    )
     line("decoding and resizing, one thread", read, "frames/s")
     began, n = time.perf_counter(), 0
     for _, one in VideoPrefetcher(videos, encoder.preprocess_frame, args.workers or cores()):
@@ -59,8 +62,12 @@ def training_rate(ready, encoder, seconds, r):
     began = time.perf_counter()
     steps = rate(lambda: trainer.one(rng), 1, r.device, 2 * seconds)
     share = 100 * trainer.waited / (time.perf_counter() - began)
-    line(f"training, mode {mode}, {len(segments.labels)} segments a step", steps, "steps/s",
-         f"waits for data {share:.1f} %; {ITERATIONS} steps in {ITERATIONS / steps / 60:.1f} min")
+    line(
+        f"training, mode {mode}, {len(segments.labels)} segments a step",
+        steps,
+        "steps/s",
+        f"waits for data {share:.1f} %; {ITERATIONS} steps in {ITERATIONS / steps / 60:.1f} min",
+    )
 
 
 class _Count:

@@ -1,4 +1,5 @@
 """AED-MAE: frames/s of the model and end to end, agreement, memory."""
+
 import itertools
 import tempfile
 import time
@@ -39,6 +40,7 @@ def graphed(function, *inputs):
             a.copy_(b)
         graph.replay()
         return out
+
     return run
 
 
@@ -79,11 +81,19 @@ def measure(args, ready, size, patch, seconds, r):
         scores = torch.stack(error_maps(function(), target, patch, norm)).float().mean(2)
         reference = scores if reference is None else reference
         difference = float(((scores - reference).abs() / reference.abs()).max())
-        line(name, found[name], "frames/s", f"{found[name] / found[EAGER]:.2f}× eager, scores differ by {difference:.1e}")
+        line(
+            name, found[name], "frames/s", f"{found[name] / found[EAGER]:.2f}× eager, scores differ by {difference:.1e}"
+        )
     from_uint8(net, ready, videos, size, batch, found[own], seconds, r)
     training_rates(ready, size, patch, seconds, r)
-    print(f"  best of the model: {max(found.values()):.0f} frames/s; peak memory {training.peak_memory():.0f} MiB"
-          + (f", {torch.cuda.max_memory_allocated(device) / 2 ** 20:.0f} MiB on the device" if device.type == "cuda" else ""))
+    print(
+        f"  best of the model: {max(found.values()):.0f} frames/s; peak memory {training.peak_memory():.0f} MiB"
+        + (
+            f", {torch.cuda.max_memory_allocated(device) / 2**20:.0f} MiB on the device"
+            if device.type == "cuda"
+            else ""
+        )
+    )
 
 
 EAGER = "eager: norms apart, attention in three steps, fp32"
@@ -91,40 +101,59 @@ EAGER = "eager: norms apart, attention in three steps, fp32"
 
 def ways_of(net, image, pixels, noise, args, r):
     """{name: function -> the network's outputs}, and the name of the one that scoring uses here."""
+
     def eager():
         with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH):
             return net(image, noise)
+
     ways = {EAGER: eager}
     for dtype, name in ((torch.float32, "fp32"), (torch.bfloat16, "bf16")):
         fast = scoring.fold(net, dtype)
-        ways[f"optimised: folded norms, fused attention, {name}"] = torch.inference_mode()(lambda fast=fast: fast(pixels, noise))
+        ways[f"optimised: folded norms, fused attention, {name}"] = torch.inference_mode()(
+            lambda fast=fast: fast(pixels, noise)
+        )
         if r.device.type == "cuda":
             with torch.inference_mode():
                 replay = graphed(fast, pixels, noise)
             ways[f"the same as a CUDA graph, {name}"] = lambda replay=replay: replay(pixels, noise)
         if args.compile:
             compiled = torch.compile(fast)
-            ways[f"the same compiled, {name}"] = torch.inference_mode()(lambda compiled=compiled: compiled(pixels, noise))
+            ways[f"the same compiled, {name}"] = torch.inference_mode()(
+                lambda compiled=compiled: compiled(pixels, noise)
+            )
     return ways, f"optimised: folded norms, fused attention, {r.precision}"
 
 
 def from_uint8(net, ready, videos, size, batch, model, seconds, r):
     """End to end: from the frame cache, and from a video file."""
-    scorer, frames = scoring.Scorer(net, scoring.rule_of(ready.data.name), r), Frames(ready.arrays(videos[:4]), r.device)
+    scorer, frames = (
+        scoring.Scorer(net, scoring.rule_of(ready.data.name), r),
+        Frames(ready.arrays(videos[:4]), r.device),
+    )
     rows = np.arange(min(len(frames), 512))
     colour = frames.channels == 3
     cached = rate(lambda: scoring.score(scorer, frames, rows, batch), len(rows), r.device, seconds)
     frames.waited, began = 0.0, time.perf_counter()
     scoring.score(scorer, frames, rows, batch)
     waited = frames.waited / (time.perf_counter() - began)
-    line("from the frame cache to scores", cached, "frames/s", f"{100 * (1 - cached / model):.0f} % below the model alone "
-         f"({r.precision}, {'colour' if colour else 'grey'}); waited for data {100 * waited:.0f} %")
+    line(
+        "from the frame cache to scores",
+        cached,
+        "frames/s",
+        f"{100 * (1 - cached / model):.0f} % below the model alone "
+        f"({r.precision}, {'colour' if colour else 'grey'}); waited for data {100 * waited:.0f} %",
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = write_video(itertools.islice(Decoder(videos[0]), 300), Path(folder) / "video.mp4")
         from_file(scorer, path, size, batch)
         began = time.perf_counter()
         n = from_file(scorer, path, size, batch)
-        line("from an mp4 file to scores", n / (time.perf_counter() - began), "frames/s", f"{n} frames, decoding and resizing included")
+        line(
+            "from an mp4 file to scores",
+            n / (time.perf_counter() - began),
+            "frames/s",
+            f"{n} frames, decoding and resizing included",
+        )
 
 
 def write_video(frames, path):
@@ -152,11 +181,16 @@ def training_rates(ready, size, patch, seconds, r):
     """Frames/s of training steps of both phases."""
     plan = dict(epochs=1, batch_size=8, lr=1e-4, student_from=0, pseudo="none", pseudo_share=0.0, gradient_weights=True)
     frames = Frames(ready.arrays((ready.train or ready.test)[:4]), r.device, STEPS)
-    trainer = Trainer(plan, {"patch_size": patch, "image_size": list(size)}, frames, None, r, None, {}, 0, {"parts": []})
+    trainer = Trainer(
+        plan, {"patch_size": patch, "image_size": list(size)}, frames, None, r, None, {}, 0, {"parts": []}
+    )
     n = min(len(frames), 8 if r.device.type == "cpu" else 100)
     five, rng = frames.get(np.arange(n)), np.random.default_rng(0)
     noise = torch.rand(n, trainer.net.tokens)
     for phase, name in ((1, "teacher"), (2, "student alone")):
         trainer.enter(phase)
-        line(f"training, {name} ({r.precision}, batch {n})", rate(lambda: trainer.step(five, rng, noise), n, r.device, seconds),
-             "frames/s")
+        line(
+            f"training, {name} ({r.precision}, batch {n})",
+            rate(lambda: trainer.step(five, rng, noise), n, r.device, seconds),
+            "frames/s",
+        )

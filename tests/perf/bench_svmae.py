@@ -1,4 +1,5 @@
 """SVMAE: pre-training steps, and what masking takes."""
+
 import time
 
 import numpy as np
@@ -21,14 +22,23 @@ def measure_pretrain(args, seconds, r):
     frames, near = clips.to_device(clips.read(part))
     tokens, nearness, mask = trainer.input(frames, near, np.random.default_rng(0))
     noise = torch.rand(n, length, device=r.device)
-    visible = mask.to(torch.uint8).argsort(dim=1, stable=True)[:, :length - int(mask[0].sum())]
+    visible = mask.to(torch.uint8).argsort(dim=1, stable=True)[:, : length - int(mask[0].sum())]
 
     def encode(places):
         with torch.inference_mode(), r.autocast():
             net.encoder(tokens if places is None else m.take(tokens, places), places)
+
     resident, masking, seen, everything = rates(
-        [lambda: trainer.step(frames, near, np.random.default_rng(0)), lambda: trainer.mask(tokens, nearness, noise),
-         lambda: encode(visible), lambda: encode(None)], n, r.device, seconds)
+        [
+            lambda: trainer.step(frames, near, np.random.default_rng(0)),
+            lambda: trainer.mask(tokens, nearness, noise),
+            lambda: encode(visible),
+            lambda: encode(None),
+        ],
+        n,
+        r.device,
+        seconds,
+    )
     clips.waited, done, began = 0.0, 0, None
     for _, frames, near in clips.iterate([part] * 1000):
         trainer.step(frames, near, np.random.default_rng(0))
@@ -42,8 +52,12 @@ def measure_pretrain(args, seconds, r):
     streamed = done / (time.perf_counter() - began)
     print(f"\nSVMAE pre-training on {where(r)}, batch {n}")
     line("steps on clips that lie on the device", resident, "clips/s", f"{resident * length:.0f} tokens/s")
-    line("steps on clips read from the frame cache", streamed, "clips/s", f"{100 * streamed / resident:.0f} % of that, waits "
-                   f"{100 * clips.waited / (time.perf_counter() - began):.1f} %")
+    line(
+        "steps on clips read from the frame cache",
+        streamed,
+        "clips/s",
+        f"{100 * streamed / resident:.0f} % of that, waits {100 * clips.waited / (time.perf_counter() - began):.1f} %",
+    )
     line(f"masking ({plan['masking']})", masking, "clips/s", f"{100 * resident / masking:.2f} % of a step")
     line("encoder on visible tokens", seen, "clips/s", f"{seen / everything:.1f}× the encoder on all tokens")
     print(f"  peak memory {training.peak_memory():.0f} MiB")

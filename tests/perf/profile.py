@@ -7,6 +7,7 @@ The script stops after so many steps. Nothing in it knows of this: hooks of PyTo
 begins and ends. A step of training lasts until the network is used again after the optimizer, a step of scoring (or encoding) until
 torch.inference_mode() ends.
 """
+
 import argparse
 import importlib
 import os
@@ -15,9 +16,9 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
-sys.path.pop(0)                         # this folder, in which this file would stand for Python's own profile.py
+sys.path.pop(0)  # this folder, in which this file would stand for Python's own profile.py
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-os.environ.setdefault("KINETO_LOG_LEVEL", "5")      # the profiler's own remarks, such as that there is no GPU
+os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # the profiler's own remarks, such as that there is no GPU
 
 import torch
 from torch.nn.modules import module as modules
@@ -31,13 +32,19 @@ from common import training
 from common.io import UserError, run
 from tests.perf.rates import bandwidth, matrix_rate, where
 
-WARM = 3                # steps before, of which the last one is counted: its FLOPs and bytes
-PARTS = {"outside": "waiting for data, Python", "tensors": "tensors outside the network", "forward": "forward", "backward": "backward",
-         "optimizer": "optimizer"}
+WARM = 3  # steps before, of which the last one is counted: its FLOPs and bytes
+PARTS = {
+    "outside": "waiting for data, Python",
+    "tensors": "tensors outside the network",
+    "forward": "forward",
+    "backward": "backward",
+    "optimizer": "optimizer",
+}
 
 
 class Traffic(TorchDispatchMode):
     """Bytes that every operation reads and writes, summed."""
+
     total = 0
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -55,7 +62,7 @@ class StepProfiler:
         self.run, self.steps, self.training = run, steps, training
         self.done, self.depth, self.regions, self.ended = 0, 0, [], False
         self.asleep = False
-        self.work = {k: [0, 0] for k in PARTS}          # FLOPs and bytes of one step
+        self.work = {k: [0, 0] for k in PARTS}  # FLOPs and bytes of one step
         self.counters, self.profiler = None, None
         modules.register_module_forward_pre_hook(lambda *_: self.enter())
         modules.register_module_forward_hook(lambda *_: self.leave(), always_call=True)
@@ -80,6 +87,7 @@ class StepProfiler:
             out = original(*args, **kwargs)
             after()
             return out
+
         setattr(owner, name, wrapped)
 
     # ------------------------------------------------------------------------------------------------ parts of a step
@@ -111,7 +119,7 @@ class StepProfiler:
         """Of modules the outermost alone is the network; those that run inside a backward pass belong to that."""
         if self.asleep:
             return
-        if self.ended:      # not in the optimizer's hook, which PyTorch's own mark of its step encloses
+        if self.ended:  # not in the optimizer's hook, which PyTorch's own mark of its step encloses
             self.ended = False
             self.step()
         self.depth += 1
@@ -141,7 +149,7 @@ class StepProfiler:
         self.done += 1
         if self.done == WARM - 1:
             self.counters, self.seen = (FlopCounterMode(display=False), Traffic()), (0, 0)
-            torch.backends.mha.set_fastpath_enabled(False)      # one operation that the modes cannot look into
+            torch.backends.mha.set_fastpath_enabled(False)  # one operation that the modes cannot look into
             for mode in self.counters:
                 mode.__enter__()
         elif self.done == WARM:
@@ -174,42 +182,64 @@ class StepProfiler:
         events = self.profiler.events()
         steps = [e for e in events if e.name == "vad::step" and e.cpu_children is not None]
         cuda = self.run.device.type == "cuda"
-        time = dict.fromkeys(PARTS, 0.0)                # ms a step
+        time = dict.fromkeys(PARTS, 0.0)  # ms a step
         device = dict.fromkeys(PARTS, 0.0)
         for step in steps:
             time["outside"] += step.cpu_time_total
             for e in step.cpu_children:
-                part = ("optimizer" if e.name.startswith("Optimizer.") else e.name.removeprefix("vad::") if e.name.startswith("vad::")
-                        else "tensors")
+                part = (
+                    "optimizer"
+                    if e.name.startswith("Optimizer.")
+                    else e.name.removeprefix("vad::")
+                    if e.name.startswith("vad::")
+                    else "tensors"
+                )
                 time[part] += e.cpu_time_total
                 time["outside"] -= e.cpu_time_total
                 device[part] += e.device_time_total
         time, device = ({k: v / 1000 / len(steps) for k, v in x.items()} for x in (time, device))
         rate, speed = matrix_rate(self.run.device, bf16=self.run.precision == "bf16"), bandwidth(self.run.device)
         # networks are bound by arithmetic at best, everything else by memory
-        floor = {k: 1000 * (self.work[k][0] / rate if k in ("forward", "backward") else self.work[k][1] / speed) for k in PARTS}
-        what = {k: (f"{self.work[k][0] / 1e9:.1f} GFLOP; " if k in ("forward", "backward") else "")
-                + f"{self.work[k][1] / 2 ** 20:.1f} MiB moved" for k in PARTS}
+        floor = {
+            k: 1000 * (self.work[k][0] / rate if k in ("forward", "backward") else self.work[k][1] / speed)
+            for k in PARTS
+        }
+        what = {
+            k: (f"{self.work[k][0] / 1e9:.1f} GFLOP; " if k in ("forward", "backward") else "")
+            + f"{self.work[k][1] / 2**20:.1f} MiB moved"
+            for k in PARTS
+        }
         whole = sum(time.values())
-        lines = [f"one step of {'training' if self.training else 'scoring'}, mean of {len(steps)}, on {where(self.run)}; floor: FLOPs at "
-                 f"{rate / 1e9:.0f} GFLOP/s (a matrix product), bytes at {speed / 1e9:.1f} GB/s (a copy)", "",
-                 f"| part | ms | share |{' ms on the GPU |' if cuda else ''} floor, ms | |",
-                 f"|---|---|---|{'---|' if cuda else ''}---|---|"]
+        lines = [
+            f"one step of {'training' if self.training else 'scoring'}, mean of {len(steps)}, on {where(self.run)}; floor: FLOPs at "
+            f"{rate / 1e9:.0f} GFLOP/s (a matrix product), bytes at {speed / 1e9:.1f} GB/s (a copy)",
+            "",
+            f"| part | ms | share |{' ms on the GPU |' if cuda else ''} floor, ms | |",
+            f"|---|---|---|{'---|' if cuda else ''}---|---|",
+        ]
         for k, name in PARTS.items():
             if k in ("backward", "optimizer") and not self.training:
                 continue
             known = k != "outside"
-            lines.append(f"| {name} | {time[k]:.1f} | {100 * time[k] / whole:.1f} % |{f' {device[k]:.1f} |' if cuda else ''} "
-                         f"{f'{floor[k]:.1f}' if known else '0'} | {what[k] if known else ''} |")
-        lines.append(f"| **whole step** | {whole:.1f} | |{f' {sum(device.values()):.1f} |' if cuda else ''} {sum(floor.values()):.1f} | "
-                     f"{100 * sum(floor.values()) / whole:.0f} % of the time |")
+            lines.append(
+                f"| {name} | {time[k]:.1f} | {100 * time[k] / whole:.1f} % |{f' {device[k]:.1f} |' if cuda else ''} "
+                f"{f'{floor[k]:.1f}' if known else '0'} | {what[k] if known else ''} |"
+            )
+        lines.append(
+            f"| **whole step** | {whole:.1f} | |{f' {sum(device.values()):.1f} |' if cuda else ''} {sum(floor.values()):.1f} | "
+            f"{100 * sum(floor.values()) / whole:.0f} % of the time |"
+        )
         own = {}
         for e in events:
             if not e.name.startswith(("vad::", "Profiler", "Optimizer.")):
                 own[e.name] = own.get(e.name, 0.0) + (e.self_device_time_total if cuda else e.self_cpu_time_total)
         most = sorted(own.items(), key=lambda x: -x[1])[:6]
         total = sum(own.values()) or 1.0
-        lines += ["", "operators by their own time: " + ", ".join(f"{k.removeprefix('aten::')} {100 * v / total:.0f} %" for k, v in most)]
+        lines += [
+            "",
+            "operators by their own time: "
+            + ", ".join(f"{k.removeprefix('aten::')} {100 * v / total:.0f} %" for k, v in most),
+        ]
         return "\n".join(["", *lines])
 
     @contextmanager
@@ -236,6 +266,7 @@ def watched(cls, steps):
         if profiler and profiler.left:
             self.print(f"the run ended {profiler.left} steps too early for a table; give fewer --steps, or more to do")
         plain_close(self)
+
     cls.from_args, cls.close = classmethod(from_args), close
 
 
@@ -247,6 +278,7 @@ def without_stand_in():
     def train(self, *args, **kwargs):
         with self.run.profiler.sleeping():
             return plain(self, *args, **kwargs)
+
     encoder.StandIn.train = train
 
 

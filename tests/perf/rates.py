@@ -1,4 +1,5 @@
 """Rates: several ways measured in turn, after one call of each that does not count."""
+
 import statistics
 import time
 
@@ -31,10 +32,10 @@ def matrix_rate(device, bf16=False, n=2048):
     """FLOP/s of a matrix product here: the rate that networks are measured against."""
     dtype = torch.bfloat16 if bf16 else torch.float32
     a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    return rate(lambda: a @ b, 2 * n ** 3, device, 1.0)
+    return rate(lambda: a @ b, 2 * n**3, device, 1.0)
 
 
-def bandwidth(device, size=2 ** 28):
+def bandwidth(device, size=2**28):
     """Bytes/s, read and written, of a large copy."""
     a, b = (torch.ones(size, dtype=torch.uint8, device=device) for _ in range(2))
     return rate(lambda: b.copy_(a), 2 * size, device, 1.0)
@@ -50,5 +51,9 @@ def line(name, value, unit, note=""):
 
 def where(r):
     """The machine in words."""
-    name = f" {torch.cuda.get_device_name(r.device)}" if r.device.type == "cuda" else f", {torch.get_num_threads()} threads"
+    name = (
+        f" {torch.cuda.get_device_name(r.device)}"
+        if r.device.type == "cuda"
+        else f", {torch.get_num_threads()} threads"
+    )
     return f"{r.device}{name}, {r.precision}"

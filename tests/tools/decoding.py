@@ -1,7 +1,8 @@
 """How fast videos are decoded and the frame cache is made, beside what cv2 alone decodes by as many processes.
 
-    python tests/tools/decoding.py --data-root my_videos
+python tests/tools/decoding.py --data-root my_videos
 """
+
 import argparse
 import sys
 import tempfile
@@ -32,7 +33,9 @@ def by_decoder(video):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data-root", type=Path, required=True, help="folder of videos, as --dataset folder takes them")
+    parser.add_argument(
+        "--data-root", type=Path, required=True, help="folder of videos, as --dataset folder takes them"
+    )
     parser.add_argument("--rounds", type=int, default=3, help="(default: %(default)s)")
     args = parser.parse_args()
     data = find("folder", args.data_root, None)
@@ -41,9 +44,13 @@ def main():
     best = {}
     for _ in range(args.rounds):
         with tempfile.TemporaryDirectory() as folder:
-            ways = {"cv2 alone": lambda: map_videos(by_cv2, videos, workers=cores(), total=total, label="cv2 alone"),
-                    "our decoder": lambda: map_videos(by_decoder, videos, workers=cores(), total=total, label="our decoder"),
-                    "frame cache, written and synced": lambda: FrameCache(folder).build(videos, cores())}
+            ways = {
+                "cv2 alone": lambda: map_videos(by_cv2, videos, workers=cores(), total=total, label="cv2 alone"),
+                "our decoder": lambda: map_videos(
+                    by_decoder, videos, workers=cores(), total=total, label="our decoder"
+                ),
+                "frame cache, written and synced": lambda: FrameCache(folder).build(videos, cores()),
+            }
             for name, way in ways.items():
                 began = time.perf_counter()
                 way()

@@ -4,6 +4,7 @@ weights, features, cubes and scores must be equal to the last bit (CPU, one thre
     python tests/tools/faults.py --kills 20                   # all scripts; 25 minutes on one core
     python tests/tools/faults.py --kills 20 --only hf2vad spr_uvad/train.py
 """
+
 import argparse
 import os
 import random
@@ -25,20 +26,92 @@ from common.io import load_array, load_arrays
 from tests.helpers import ROOT, tiny_folder
 
 FOLDER = ["--dataset", "folder", "--workers", "1", "--device", "cpu"]
-TRAINING = {                               # --save-minutes 0 saves after every step, so that a kill finds something half done
-    "hf2vad": ["--size", "small", "--epochs", "2,1,1", "--batch-size", "16", "--motion-area", "60", "--save-minutes", "0"],
-    "spr_uvad": ["--size", "small", "--epochs", "3", "--warmup", "1", "--batch-size", "16", "--save-minutes", "0", "--flow"],
-    "sdmae": ["--size", "small", "--image-size", "32x64", "--patch", "8", "--epochs", "3", "--batch-size", "8", "--save-minutes", "0"],
-    "scene_aware_ae": ["--clip", "none:autoencoder", "--stand-in-steps", "30", "--iterations", "200", "--segments-per-scene", "4",
-                       "--mode", "0", "--save-minutes", "0"],
+TRAINING = {  # --save-minutes 0 saves after every step, so that a kill finds something half done
+    "hf2vad": [
+        "--size",
+        "small",
+        "--epochs",
+        "2,1,1",
+        "--batch-size",
+        "16",
+        "--motion-area",
+        "60",
+        "--save-minutes",
+        "0",
+    ],
+    "spr_uvad": [
+        "--size",
+        "small",
+        "--epochs",
+        "3",
+        "--warmup",
+        "1",
+        "--batch-size",
+        "16",
+        "--save-minutes",
+        "0",
+        "--flow",
+    ],
+    "sdmae": [
+        "--size",
+        "small",
+        "--image-size",
+        "32x64",
+        "--patch",
+        "8",
+        "--epochs",
+        "3",
+        "--batch-size",
+        "8",
+        "--save-minutes",
+        "0",
+    ],
+    "scene_aware_ae": [
+        "--clip",
+        "none:autoencoder",
+        "--stand-in-steps",
+        "30",
+        "--iterations",
+        "200",
+        "--segments-per-scene",
+        "4",
+        "--mode",
+        "0",
+        "--save-minutes",
+        "0",
+    ],
     "frd_uvad": ["--epochs", "3", "--batch-size", "8", "--num-blocks", "2", "--cross-clip", "2", "--rounds", "2"],
-    "frd_uvad/svmae": ["--preset", "tiny", "--size", "32", "--frames", "4", "--stride", "1", "--batch-size", "6", "--epochs", "4",
-                       "--save-minutes", "0"],
+    "frd_uvad/svmae": [
+        "--preset",
+        "tiny",
+        "--size",
+        "32",
+        "--frames",
+        "4",
+        "--stride",
+        "1",
+        "--batch-size",
+        "6",
+        "--epochs",
+        "4",
+        "--save-minutes",
+        "0",
+    ],
 }
-PREPARING = {"hf2vad": ["--motion-area", "60"], "spr_uvad": [], "sdmae": ["--image-size", "32x64", "--patch", "8"],
-             "scene_aware_ae": ["--clip", "none:autoencoder", "--stand-in-steps", "30"], "frd_uvad": []}
-CHECKPOINTS = {"hf2vad": "finetune.pt", "spr_uvad": "spr.pt", "sdmae": "sdmae.pt", "scene_aware_ae": "scene_aware_ae.pt",
-               "frd_uvad": "frd.pt"}
+PREPARING = {
+    "hf2vad": ["--motion-area", "60"],
+    "spr_uvad": [],
+    "sdmae": ["--image-size", "32x64", "--patch", "8"],
+    "scene_aware_ae": ["--clip", "none:autoencoder", "--stand-in-steps", "30"],
+    "frd_uvad": [],
+}
+CHECKPOINTS = {
+    "hf2vad": "finetune.pt",
+    "spr_uvad": "spr.pt",
+    "sdmae": "sdmae.pt",
+    "scene_aware_ae": "scene_aware_ae.pt",
+    "frd_uvad": "frd.pt",
+}
 
 
 def jobs(base, root):
@@ -54,8 +127,18 @@ def jobs(base, root):
     detector = base / "whole" / "frd_uvad_svmae_train.py" / "out" / "detector.pt"
     out["frd_uvad/svmae/pretrain.py"] = [*FOLDER, "--data-root", root, *TRAINING["frd_uvad/svmae"]]
     out["frd_uvad/svmae/preprocess.py"] = [*FOLDER, "--data-root", root, "--checkpoint", encoder, "--encode-batch", "1"]
-    out["frd_uvad/svmae/train.py"] = ["--features", features, "--iterations", "200", "--batch-size", "4", "--device", "cpu",
-                                      "--save-minutes", "0"]
+    out["frd_uvad/svmae/train.py"] = [
+        "--features",
+        features,
+        "--iterations",
+        "200",
+        "--batch-size",
+        "4",
+        "--device",
+        "cpu",
+        "--save-minutes",
+        "0",
+    ]
     out["frd_uvad/svmae/eval.py"] = ["--features", features, "--checkpoint", detector, "--device", "cpu"]
     return out
 
@@ -67,8 +150,13 @@ def command_of(name, flags, place):
 
 
 def start(command, log):
-    return subprocess.Popen([str(x) for x in command], stdout=log, stderr=subprocess.STDOUT, start_new_session=True,
-                            env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return subprocess.Popen(
+        [str(x) for x in command],
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
 
 
 def finish(name, command, place):
@@ -87,7 +175,7 @@ def killed(name, command, place, kills, seconds, rng):
             try:
                 if process.wait(rng.uniform(0.3, 1.0) * seconds) != 0:
                     raise SystemExit(f"{name} failed after a kill:\n{(place / 'log.txt').read_text()[-3000:]}")
-                early += 1                       # it was done: from the beginning again, and faster than was thought
+                early += 1  # it was done: from the beginning again, and faster than was thought
                 seconds = min(seconds, time.perf_counter() - began)
                 for x in ("cache", "out"):
                     shutil.rmtree(place / x, ignore_errors=True)
@@ -154,11 +242,16 @@ def main(argv=None):
             continue
         other = base / "killed" / name.replace("/", "_")
         other.mkdir(parents=True)
-        kills, early = killed(name, command_of(name, flags, other), other, args.kills, seconds, random.Random(f"{args.seed} {name}"))
+        kills, early = killed(
+            name, command_of(name, flags, other), other, args.kills, seconds, random.Random(f"{args.seed} {name}")
+        )
         found = differences(place, other)
         failed += bool(found)
-        print(f"{name}: {kills} kills, {early} runs were done before theirs; "
-              + (f"DIFFERS: {'; '.join(found[:5])}" if found else f"equal to the uninterrupted run ({seconds:.1f} s)"), flush=True)
+        print(
+            f"{name}: {kills} kills, {early} runs were done before theirs; "
+            + (f"DIFFERS: {'; '.join(found[:5])}" if found else f"equal to the uninterrupted run ({seconds:.1f} s)"),
+            flush=True,
+        )
     if failed:
         raise SystemExit(f"{failed} scripts did not end as they do undisturbed; see {base}")
     shutil.rmtree(base)

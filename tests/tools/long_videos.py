@@ -7,6 +7,7 @@
 Writes test/<video>.avi and labels/<video>.npy of a `folder` dataset; half of the videos hold one to three fights. A fight is used
 once, a calm clip once in a video. All frames are brought to one size, so that a join shows in the picture and nowhere else.
 """
+
 import argparse
 import sys
 from pathlib import Path
@@ -30,7 +31,7 @@ def plan(fights, calm, videos, rng, shortest=10, longest=20):
     for i in range(videos):
         n = int(rng.integers(shortest, longest + 1))
         own = [(left.pop(), True) for _ in range(min(len(left), int(rng.integers(1, 4))))] if i % 2 == 0 else []
-        own += [(int(k), False) for k in rng.permutation(calm)[:n - len(own)]]   # fewer where there are not enough
+        own += [(int(k), False) for k in rng.permutation(calm)[: n - len(own)]]  # fewer where there are not enough
         out.append([own[k] for k in rng.permutation(len(own))])
     return out
 
@@ -58,9 +59,17 @@ def main(argv=None):
     parser.add_argument("--clips", type=Path, required=True, help="folder with fight/ and noFight/")
     parser.add_argument("--out", type=Path, default=Path("data/fights"), help="(default: %(default)s)")
     parser.add_argument("--videos", type=int, default=16, help="(default: %(default)s)")
-    parser.add_argument("--train", type=int, default=0, metavar="N", help="also N training videos in train/, of other clips than the test "
-                        "videos, and their names in normal.txt and abnormal.txt (default: %(default)s)")
-    parser.add_argument("--size", type=int, nargs=2, default=(240, 320), metavar=("HEIGHT", "WIDTH"), help="(default: 240 320)")
+    parser.add_argument(
+        "--train",
+        type=int,
+        default=0,
+        metavar="N",
+        help="also N training videos in train/, of other clips than the test "
+        "videos, and their names in normal.txt and abnormal.txt (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--size", type=int, nargs=2, default=(240, 320), metavar=("HEIGHT", "WIDTH"), help="(default: 240 320)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
     kinds = {}
@@ -73,7 +82,7 @@ def main(argv=None):
     splits = {"test": args.videos} if not args.train else {"test": args.videos, "train": args.train}
     frames, bags = 0, {"normal": [], "abnormal": []}
     for i, (split, count) in enumerate(splits.items()):
-        own = {k: [kinds[k][j] for j in halves[k][i::len(splits)]] for k in kinds}
+        own = {k: [kinds[k][j] for j in halves[k][i :: len(splits)]] for k in kinds}
         videos = plan(len(own["fight"]), len(own["noFight"]), count, rng)
         for j, clips in enumerate(tqdm(videos, desc=f"join {split} videos", unit="video")):
             name = f"{'train' if split == 'train' else 'long'}{j:02d}"

@@ -1,8 +1,9 @@
 """Peak memory of every script on N videos and on four times as many: they must differ by less than a tenth. Not part of the suite.
 
-    python tests/tools/scale.py --videos 6                    # all scripts
-    python tests/tools/scale.py --videos 6 --only hf2vad spr_uvad/train.py
+python tests/tools/scale.py --videos 6                    # all scripts
+python tests/tools/scale.py --videos 6 --only hf2vad spr_uvad/train.py
 """
+
 import argparse
 import os
 import shutil
@@ -47,20 +48,27 @@ def peak(name, flags, place):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", type=int, default=6, help="N, training and test videos each (default: %(default)s)")
-    parser.add_argument("--only", nargs="+", default=None, help="methods, or scripts of theirs (those that they need run too)")
+    parser.add_argument(
+        "--only", nargs="+", default=None, help="methods, or scripts of theirs (those that they need run too)"
+    )
     args = parser.parse_args(argv)
     base, grown = Path(tempfile.mkdtemp(prefix="scale ")), []
     found = {}
     for n in (args.videos, 4 * args.videos):
         place = base / str(n)
         for name, flags in jobs(place, dataset(place / "data", n)).items():
-            if args.only and not any(name.rsplit("/", 1)[0] == x.rsplit("/", 1)[0] if x.endswith(".py") else name.startswith(x + "/")
-                                     for x in args.only):
+            if args.only and not any(
+                name.rsplit("/", 1)[0] == x.rsplit("/", 1)[0] if x.endswith(".py") else name.startswith(x + "/")
+                for x in args.only
+            ):
                 continue
             found.setdefault(name, []).append(peak(name, flags, place / "whole" / name.replace("/", "_")))
             if len(found[name]) == 2:
                 (a, s), (b, t) = found[name]
-                print(f"{name:<34} {a:6.0f} MiB in {s:4.0f} s, {b:6.0f} MiB in {t:4.0f} s: {100 * (b / a - 1):+.1f} %", flush=True)
+                print(
+                    f"{name:<34} {a:6.0f} MiB in {s:4.0f} s, {b:6.0f} MiB in {t:4.0f} s: {100 * (b / a - 1):+.1f} %",
+                    flush=True,
+                )
                 grown += [name] if b > 1.1 * a else []
     if grown:
         raise SystemExit(f"memory grows with the number of videos: {', '.join(grown)}; see {base}")

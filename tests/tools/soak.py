@@ -4,6 +4,7 @@ Not part of the suite:
 
     python tests/tools/soak.py --video my.mp4 --checkpoint runs/sdmae/folder/sdmae.pt --minutes 60
 """
+
 import argparse
 import csv
 import os
@@ -25,6 +26,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 class Looped(live.Recorded):
     """A recorded video whose last frame is followed by its first, a new segment each time."""
+
     ended = threading.Event()
 
     def frames(self, stop):
@@ -35,12 +37,12 @@ class Looped(live.Recorded):
                     yield segment, frame
                 segment += 1
         finally:
-            self.ended.set()         # what follows is the report, drawn once
+            self.ended.set()  # what follows is the report, drawn once
 
 
 def resident():
     """Memory that this process holds now, in MiB."""
-    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE / 2 ** 20
+    return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE / 2**20
 
 
 def observe(seen, every):
@@ -67,14 +69,31 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--video", required=True)
     parser.add_argument("--checkpoint", required=True)
-    parser.add_argument("--minutes", type=float, default=60, help="of footage; allocators settle in the first few (default: %(default)s)")
+    parser.add_argument(
+        "--minutes",
+        type=float,
+        default=60,
+        help="of footage; allocators settle in the first few (default: %(default)s)",
+    )
     parser.add_argument("--threshold", type=float, default=None)
     parser.add_argument("--precision", default="auto")
     own = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        args = evaluation.parse(["--video", own.video, "--checkpoint", own.checkpoint, "--out", folder, "--precision", own.precision,
-                                 "--max-seconds", str(own.minutes * 60),
-                                 *(["--threshold", str(own.threshold)] if own.threshold else [])])
+        args = evaluation.parse(
+            [
+                "--video",
+                own.video,
+                "--checkpoint",
+                own.checkpoint,
+                "--out",
+                folder,
+                "--precision",
+                own.precision,
+                "--max-seconds",
+                str(own.minutes * 60),
+                *(["--threshold", str(own.threshold)] if own.threshold else []),
+            ]
+        )
         args.checkpoint = Path(args.checkpoint)
         thresholds = []
 
@@ -82,6 +101,7 @@ def main(argv=None):
             def __init__(self, threshold, *more):
                 thresholds.append(threshold)
                 super().__init__(threshold, *more)
+
         live.source_of, live.Events = (lambda video, reconnect: Looped(video)), Noted
         r = training.Run(args.device, args.precision)
         model, seen = evaluation.Scored(args, "folder", r), []
@@ -101,8 +121,10 @@ def check(table, events, threshold, seen):
     begin = seen[len(seen) // 4][1]
     growth = (seen[-1][1] - begin) / begin
     lost, wrong = set(expected) - set(found), set(found) - set(expected)
-    print(f"{len(table)} frames, {len(found)} events above {threshold:.4g}, {len(lost)} lost, {len(wrong)} wrong; "
-          f"resident memory from {begin:.0f} MiB after a quarter of the time to {seen[-1][1]:.0f} MiB at the end ({100 * growth:+.1f} %)")
+    print(
+        f"{len(table)} frames, {len(found)} events above {threshold:.4g}, {len(lost)} lost, {len(wrong)} wrong; "
+        f"resident memory from {begin:.0f} MiB after a quarter of the time to {seen[-1][1]:.0f} MiB at the end ({100 * growth:+.1f} %)"
+    )
     if found != expected or growth > 0.02:
         raise UserError("an event was lost, or memory grew by more than 2 %")
 

@@ -8,6 +8,7 @@
 
 A process of torchrun sees its part of a batch only, and would normalise and drop by that.
 """
+
 import os
 import runpy
 import signal
@@ -18,15 +19,19 @@ from pathlib import Path
 
 def hold_still(path):
     import torch
+
     to_mode = torch.nn.Module.train
     torch.nn.Module.train = lambda self, mode=True: to_mode(self, False)
     first = int(os.environ.get("RANK", 0)) == 0
 
     def step(optimizer, *_, **__):
-        norms = [0.0 if p.grad is None else float(p.grad.norm()) for group in optimizer.param_groups for p in group["params"]]
+        norms = [
+            0.0 if p.grad is None else float(p.grad.norm()) for group in optimizer.param_groups for p in group["params"]
+        ]
         if first:
             with open(path, "a") as file:
                 file.write(" ".join(f"{x:.8g}" for x in norms) + "\n")
+
     for optimizer in (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD):
         optimizer.step = step
 
@@ -41,6 +46,7 @@ def kill_after(what):
         left[0] -= fnmatch(str(path), pattern)
         if not left[0]:
             os.kill(os.getpid(), signal.SIGKILL)
+
     os.replace = replace_and_die
 
 
