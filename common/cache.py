@@ -7,7 +7,7 @@ import numpy as np
 from common.container import Clock
 from common.io import UserError, atomic_write, load_array, read_json, safe_filename, stream_npy, write_json
 from common.pictures import resize
-from common.pool import map_videos, tick
+from common.pool import cores, map_videos, shard_of, tick
 from common.video import Decoder, print_warnings
 
 
@@ -48,6 +48,19 @@ class VideoFiles:
         """Say what reading these videos ran into; every preparation ends with it."""
         for v in videos:
             print_warnings(v, (self.info(v) or {}).get("warnings", ()))
+
+    def prepare(self, videos, run, *, workers=None, shard=None, all_videos=None, **options):
+        """Build what is missing: every rank its share of `videos`, or a job of an array (shard "I/N") its own.
+
+        all_videos: the complete list. Shards are taken from it, not from `videos`, because concurrent jobs see different
+        remaining videos. options: passed on to build(). -> (usable videos, {video key: why} of those that failed).
+        """
+        first, step = shard_of(shard, run)
+        own = {v.key for v in (all_videos or videos)[first::step]}
+        workers = workers or max(1, cores() // run.world_size)
+        _, failed = self.build([v for v in videos if v.key in own], workers, run.is_main, **options)
+        videos, failed = self.collect(videos, failed, shard, run)
+        return [v for v in videos if v.key not in failed], failed
 
     def collect(self, videos, failed, sharded, r):
         """What there is once every process of Run `r` has done its share. sharded: what is not there is other jobs' work, no failure.

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common import training
+from common import old_training as training
 from common.io import UserError, first_line
 from common.late import torch
 from common.pictures import resize

@@ -1,14 +1,18 @@
 """From frame scores to results: smoothing, metrics, table, metrics.json, curves."""
 
+import hashlib
 import importlib
+import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from common import metrics, smoothing
-from common.io import UserError, load_arrays, save_arrays, writable_folder, write_json, writing_table
+from common.io import UserError, load_arrays, safe_filename, save_arrays, writable_folder, write_json, writing_table
+from common.pool import shard_of
 
 BASELINE_FILTER = "median:17"
 SUSPICIOUS = 0.02  # gain of micro AUC by moving the labels from which on they are reported
@@ -90,6 +94,74 @@ def load_scores(path):
     if not scores:
         raise UserError(f"scores {path} holds no video")
     return scores
+
+
+class ScoreCache:
+    """Raw scores, one .npz per video under folder/scored-…: a killed evaluation continues, a second protocol costs
+    nothing, and the jobs of an array share the work.
+
+    settings: {name: value} of everything besides the video that the scores depend on (weights, precision, the method's
+    SCORES_VERSION, …); source(video): fingerprint of the input.
+    """
+
+    def __init__(self, folder, settings, source):
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+        self.folder, self.source = Path(folder) / f"scored-{digest[:10]}", source
+
+    def path(self, video):
+        return self.folder / video.split / f"{safe_filename(video.name)}.npz"
+
+    def load(self, video):
+        """-> {name: array} with the "seconds" that scoring took; None if missing, damaged or of another input."""
+        path = self.path(video)
+        if not path.exists():
+            return None
+        try:
+            arrays = load_arrays(path, "scores of a video")
+        except UserError:
+            return None
+        same = str(arrays.pop("source", "")) == json.dumps(self.source(video))
+        return arrays if same and "seconds" in arrays else None
+
+    def compute(self, videos, score, run, *, size, unit, all_videos=None, shard=None):
+        """score(video, tick) -> {name: array} for every video that has none; tick(n) moves the bar by n of its
+        size(video) units. The ranks share the videos.
+
+        shard "I/N": score only every N-th video of `all_videos`, starting at I.
+        -> {video key: {name: array}} on rank 0; None on the other ranks, and for a shard.
+        """
+        first, step = shard_of(shard, run)
+        own = {v.key for v in (all_videos or videos)[first::step]}
+        missing = [v for v in videos if v.key in own and self.load(v) is None]
+        total = sum(map(size, missing))
+        with tqdm(
+            total=total, desc="score", unit=unit, disable=not run.is_main, dynamic_ncols=True, mininterval=2
+        ) as bar:
+            for v in missing:
+                began, source = time.perf_counter(), json.dumps(self.source(v))
+                arrays = score(v, bar.update)
+                save_arrays(self.path(v), {**arrays, "seconds": time.perf_counter() - began, "source": source})
+        run.barrier()
+        if shard:
+            run.print(
+                f"shard {shard}: {sum(v.key in own for v in videos)} videos are scored, in {self.folder}\n"
+                "next: once every shard is done, the same command without --shard shows the results"
+            )
+            return None
+        if not run.is_main:
+            return None
+        scores = {v.key: self.load(v) for v in videos}
+        if lost := [k for k, x in scores.items() if x is None]:
+            raise UserError(
+                f"scores of {lost[0]} are not in {self.folder}, or its source changed meanwhile: run the command again; "
+                "processes on several machines need an --out that all of them see"
+            )
+        return scores
+
+
+def total_seconds(scores):
+    """Seconds that scoring took, summed over the videos of ScoreCache.compute()."""
+    return float(sum(x["seconds"] for x in scores.values()))
 
 
 def labels_of(scores, data):

@@ -6,7 +6,7 @@ import time
 import numpy as np
 from tqdm import tqdm
 
-from common import training
+from common import old_training as training
 
 EVERY = 100  # steps between two lines of the log
 

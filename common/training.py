@@ -1,262 +1,229 @@
-"""Seed, device, precision, torchrun, checkpoints, resume and log: the part of a training loop that is no method's own."""
+"""What every training shares: checkpoint, exact resume, progress, log. The loop itself stands in each method's train.py."""
 
-import argparse
-import functools
 import hashlib
 import json
-import os
 import pickle
-import random
 import resource
 import sys
+import time
 import zipfile
-from contextlib import contextmanager, nullcontext
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
+import torch
+from tqdm import tqdm
 
-from common.batches import own_part
-from common.io import UserError, atomic_write, first_line, lock_dir, writable_folder
-from common.late import torch
+from common.io import UserError, atomic_write, first_line
 
-
-def add_flags(parser, *, out, epochs=None, batch_size=None, lr=None, number=None):
-    """The flags that mean the same in every script. `number` reads numbers of stages: one or several. -> the group "run" """
-    g = run = parser.add_argument_group("run")
-    g.add_argument("--out", "--model_save_path", type=Path, default=None, help=f"folder of this run (default: {out})")
-    g.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    g.add_argument(
-        "--precision",
-        choices=["auto", "fp32", "bf16"],
-        default="auto",
-        help="auto: bf16 autocast on a GPU that has it, fp32 elsewhere (CPUs with AMX gain from bf16 too)",
-    )
-    g.add_argument("--seed", type=int, default=0)
-    g.add_argument("--workers", type=int, default=None, help="processes that read and crop (default: one per core)")
-    if lr:
-        g = parser.add_argument_group("optimisation")
-        g.add_argument("--epochs", "--max_epoch", type=number or int, default=None, help=f"(default: {epochs})")
-        g.add_argument(
-            "--batch-size",
-            "--batchsize",
-            "--max_seqlen",
-            type=number or int,
-            default=None,
-            help=f"(default: {batch_size})",
-        )
-        g.add_argument("--lr", type=number or float, default=None, help=f"(default: {lr})")
-        g.add_argument(
-            "--resume",
-            action=argparse.BooleanOptionalAction,
-            default=True,
-            help="go on where an interrupted run of the same settings stopped",
-        )
-        g.add_argument(
-            "--save-minutes",
-            type=float,
-            default=5,
-            help="minutes between checkpoints inside an epoch (one is always written at its end)",
-        )
-        g.add_argument("--compile", action="store_true", help="torch.compile the model")
-    return run
+CHECK_EVERY = 20  # steps between two looks at the loss, each of which waits for the device
+SAVE_SECONDS = 60  # an epoch's end writes a checkpoint if the last one is older
 
 
-def inference(function):
-    """torch.inference_mode() around a function; unlike that decorator it does not load torch where the function is defined."""
-
-    @functools.wraps(function)
-    def wrapped(*args, **kwargs):
-        with torch.inference_mode():
-            return function(*args, **kwargs)
-
-    return wrapped
+def set_lr(optimizer, lr: float) -> None:
+    """lr times the `scale` of each parameter group, where it has one."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("scale", 1.0)
 
 
-def seed_everything(seed):
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
+class EpochMeter:
+    """Progress bar, mean losses, finite check, timed checkpoints and the log line of a training.
 
+    for epoch in range(meter.epoch, epochs):
+        for batch, weight in meter.batches(loader, epoch):
+            ...
+            meter.update(losses, weight)
+        meter.end_epoch(loader)
 
-class Run:
-    """Where a script runs: device, precision, and its place among torchrun's processes."""
+    stage: names the run in log.jsonl; save(): writes a checkpoint with state_dict() in it; unit: what is counted per
+    second. `epoch`, `step`, `seconds` and `sums` say where an interrupted run continues.
+    """
 
-    def __init__(self, device="auto", precision="auto"):
-        self.rank, self.world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        local = int(os.environ.get("LOCAL_RANK", 0))
-        if device == "auto":
-            device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
-        try:
-            self.device = torch.device(device)
-            torch.empty(1, device=self.device)
-        except (RuntimeError, AssertionError) as e:
-            raise UserError(f"--device {device} cannot be used here ({first_line(e)}); try --device cpu") from None
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)
-            torch.set_float32_matmul_precision("high")
-            torch.backends.cudnn.benchmark = True
-        bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        self.precision = ("bf16" if bf16 else "fp32") if precision == "auto" else precision
-        if self.world_size > 1 and not torch.distributed.is_initialized():
-            # one process may prepare for hours while the others wait; torchrun itself notices one that has died
-            torch.distributed.init_process_group(
-                "nccl" if self.device.type == "cuda" else "gloo", timeout=timedelta(days=7)
-            )
+    def __init__(self, run, stage, epochs, *, log, save, unit="sample", save_minutes=5.0, print_epochs=True):
+        self.run, self.stage, self.epochs, self.log, self.save = run, stage, epochs, log, save
+        self.unit, self.save_minutes, self.print_epochs = unit, save_minutes, print_epochs
+        self.epoch, self.step, self.seconds, self.sums = 0, 0, 0.0, {}
+        self.steps = 0  # of the present epoch
+        self.bar = None
+        self.saved = time.perf_counter()
 
-    @classmethod
-    def from_args(cls, args):
-        """As a script's flags say."""
-        return cls(args.device, args.precision)
+    def state_dict(self) -> dict:
+        return {"epoch": self.epoch, "step": self.step, "seconds": self.seconds, "sums": self.sums}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.epoch, self.step = state["epoch"], state["step"]
+        self.seconds, self.sums = state["seconds"], state["sums"]
 
     @property
-    def is_main(self):
-        return self.rank == 0
+    def progress(self) -> float:
+        """The part of the present epoch that is done, 0..1."""
+        return self.step / self.steps
 
-    def autocast(self):
-        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+    def batches(self, loader, epoch: int):
+        """Yield (batch, weight): this rank's part, and what its mean loss counts in the mean over the ranks."""
+        self.steps, self.first_step = loader.steps(epoch), self.step
+        if self.bar is None:
+            self.bar = progress_bar(self.stage, loader, self.epochs, epoch, self.step, self.run.is_main)
+        self.began, before, loader.waited = time.perf_counter(), self.seconds, 0.0
+        for batch in loader.batches(epoch, self.step):
+            yield batch, self.run.batch_slice(len(batch))[1]
+            self.step += 1
+            self.bar.update()
+            now = time.perf_counter()
+            self.seconds = before + now - self.began
+            due = now - self.saved > 60 * self.save_minutes and self.step < self.steps
+            if due or self.step % CHECK_EVERY == 0 or self.step == self.steps:
+                self.check_finite()  # a checkpoint never holds weights from after a NaN
+            if due:
+                self.save()
+                self.saved = time.perf_counter()
 
-    def print(self, text):
-        if self.is_main:
-            print(text, flush=True)
+    def update(self, losses: dict, weight: float = 1.0) -> None:
+        """Add the losses of a step; they stay on the device. The first one is shown by the bar."""
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach() * weight
 
-    def open_output_dir(self, folder):
-        """The folder that this run writes into, which no other run may use meanwhile."""
-        folder = writable_folder(folder)
-        return lock_dir(folder) if self.is_main else folder
+    def check_finite(self) -> None:
+        name, total = next(iter(self.sums.items()))
+        mean = float(total) / self.step
+        if not np.isfinite(mean):
+            raise UserError(
+                f"the loss became {mean} in {self.stage}, epoch {self.epoch + 1}, step {self.step}: lower --lr, or try "
+                "--precision fp32; the last checkpoint before it is kept"
+            )
+        self.bar.set_postfix(**{name: f"{mean:.4g}"}, epoch=f"{self.epoch + 1}/{self.epochs}")
 
-    @contextmanager
-    def main_first(self):
-        """What is done in here the first process does before the others, who find it done."""
-        if not self.is_main:
-            self.barrier()
-        yield
-        if self.is_main:
-            self.barrier()
+    def end_epoch(self, loader, **extra) -> None:
+        """Means over the ranks -> log.jsonl and one printed line; the checkpoint, if the last one is old. extra: logged too."""
+        means = self.run.mean_over_ranks({k: float(v) / self.steps for k, v in self.sums.items()})
+        duration, steps = time.perf_counter() - self.began, self.steps - self.first_step
+        samples = min(steps * loader.batch_size, getattr(loader, "samples", np.inf))
+        self.epoch, self.step, self.sums = self.epoch + 1, 0, {}
+        if time.perf_counter() - self.saved > min(SAVE_SECONDS, 60 * self.save_minutes) or self.epoch == self.epochs:
+            self.save()
+            self.saved = time.perf_counter()
+        if self.run.is_main:
+            rates = {f"{self.unit}s_per_second": samples / duration, "waited_share": loader.waited / duration}
+            self.log.write(
+                stage=self.stage, epoch=self.epoch, **means, **extra, seconds=self.seconds, steps=self.steps, **rates
+            )
+            if self.print_epochs:
+                values = {k: v for k, v in {**means, **extra}.items() if isinstance(v, float)}
+                self.bar.write(
+                    f"{self.stage} epoch {self.epoch}/{self.epochs}: "
+                    + ", ".join(f"{k} {v:.5g}" for k, v in values.items())
+                )
+        if self.epoch == self.epochs:
+            self.bar.close()
 
-    def barrier(self):
-        if self.world_size > 1:
-            torch.distributed.barrier()
 
-    def average_gradients(self, parameters):
-        """Mean of the gradients over the processes, in one flat message."""
-        if self.world_size == 1:
+def progress_bar(name, loader, epochs, epoch, step, show):
+    return tqdm(
+        total=sum(loader.steps(e) for e in range(epochs)),
+        initial=sum(loader.steps(e) for e in range(epoch)) + step,
+        desc=name,
+        unit="step",
+        disable=not show,
+        dynamic_ncols=True,
+        mininterval=1 if sys.stderr.isatty() else 30,
+    )
+
+
+class Log:
+    """One JSON line per epoch, appended and flushed."""
+
+    def __init__(self, path):
+        self.path = Path(path)
+
+    def write(self, **values) -> None:
+        with open(self.path, "a") as file:
+            file.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in values.items()}) + "\n")
+
+    def drop_after(self, stage: str, epoch: int) -> None:
+        """Remove the lines of `stage` past `epoch`: the run continues from a checkpoint written before them."""
+        if not self.path.exists():
             return
-        grads = [p.grad for p in parameters if p.grad is not None]
-        flat = torch._utils._flatten_dense_tensors(grads)
-        torch.distributed.all_reduce(flat)
-        flat /= self.world_size
-        for g, f in zip(grads, torch._utils._unflatten_dense_tensors(flat, grads)):
-            g.copy_(f)
-
-    def sync_buffers(self, module):
-        """Rank 0's buffers (batch-norm statistics) on every process."""
-        if self.world_size > 1:
-            for b in module.buffers():
-                torch.distributed.broadcast(b, 0)
-
-    def all_reduce_sum(self, array):
-        """Sum of every process's array, on every process."""
-        if self.world_size == 1:
-            return array
-        total = torch.from_numpy(np.array(array)).to(self.device)
-        torch.distributed.all_reduce(total)
-        return total.cpu().numpy()
-
-    def batch_slice(self, n):
-        """This process's part of a batch of n samples, and what the mean loss over it counts in the mean over the processes, so that
-        both together are the mean over the batch. -> slice, float"""
-        own = own_part(n, self.rank, self.world_size)
-        return own, (len(range(n)[own]) * self.world_size / n if n >= self.world_size else 1.0)
-
-    def all_gather_batch(self, x, n, dim=0):
-        """Every process's rows of a batch of n, as batch_slice() cut it, in the batch's order, on every process. x [n_i, …], or with the
-        batch at `dim`.
-
-        For losses that need the whole batch: each process computes all of the loss, whose gradient reaches its own rows alone. It counts
-        there as often as there are processes, because average_gradients() divides by that.
-        """
-        if self.world_size == 1 or n < self.world_size:
-            return x
-        x = x.movedim(dim, 0)
-        own = own_part(n, self.rank, self.world_size)
-        every = torch.zeros(n, *x.shape[1:], dtype=x.dtype, device=x.device)
-        every[own] = x.detach()
-        torch.distributed.all_reduce(every)
-        if x.requires_grad:
-            every[own] = x + (self.world_size - 1) * (x - x.detach())
-        return every.movedim(0, dim)
-
-    def mean_over_ranks(self, values):
-        """{name: mean over the processes} of each process's {name: number}."""
-        every = self.all_gather_object(values)
-        return {k: sum(x[k] for x in every) / len(every) for k in values}
-
-    def contiguous_share(self, n):
-        """This process's contiguous part of range(n)."""
-        return range(n * self.rank // self.world_size, n * (self.rank + 1) // self.world_size)
-
-    def all_gather_object(self, value):
-        """Every process's value, in rank order, on every process."""
-        if self.world_size == 1:
-            return [value]
-        values = [None] * self.world_size
-        torch.distributed.all_gather_object(values, value)
-        return values
-
-    def gather(self, array):
-        """Concatenate every process's array [n_i, ...] in rank order, on every process."""
-        return array if self.world_size == 1 else np.concatenate(self.all_gather_object(array))
-
-    def close(self):
-        if self.world_size > 1 and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+        lines = [json.loads(line) for line in self.path.read_text().splitlines() if line.strip().endswith("}")]
+        kept = [x for x in lines if not (x.get("stage") == stage and x.get("epoch", 0) > epoch)]
+        with atomic_write(self.path) as tmp:
+            tmp.write_text("".join(json.dumps(x) + "\n" for x in kept))
 
 
-def epoch_order(n, seed, epoch):
-    """The permutation of n samples for one epoch, the same however often the run was interrupted. int64 [n]."""
-    return np.random.default_rng([seed, epoch]).permutation(n)
+# ---------------------------------------------------------------------------------------------------- checkpoints
 
 
-def get_rng():
+def get_rng() -> dict:
     state = {"torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
 
 
-def set_rng(state):
+def set_rng(state: dict) -> None:
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def save_checkpoint(path, state):
+def training_state(method, meter, net, optimizer, **rest) -> dict:
+    """What a checkpoint of a training holds. rest: done, model_args, plan, identity and a method's own."""
+    return {
+        "method": method,
+        **rest,
+        **meter.state_dict(),
+        "model_state_dict": net.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "rng": get_rng(),
+    }
+
+
+def resume(path, method, identity, meter, net, optimizer, wanted=True) -> dict | None:
+    """Continue from the checkpoint of an interrupted run, if there is one. -> its dict, or None for a new run.
+
+    identity: {setting: value} that must be the same in both runs, else UserError; wanted: False for --no-resume.
+    Lines of the log from after the checkpoint are removed, all of them for a new run of the stage.
+    """
+    state = None
+    if wanted and Path(path).exists():
+        state = load_checkpoint(path, method)
+        check_identity(path, state.get("identity"), identity)
+        net.load_state_dict(state["model_state_dict"])
+        optimizer.load_state_dict(state["optimizer"])
+        meter.load_state_dict(state)
+        set_rng(state["rng"])
+    if meter.run.is_main:
+        meter.log.drop_after(meter.stage, meter.epoch)
+    if meter.epoch >= meter.epochs:
+        meter.run.print(f"{meter.stage}: {meter.epoch} epochs done before ({path})")
+    elif meter.epoch or meter.step:
+        meter.run.print(f"{meter.stage}: going on at epoch {meter.epoch + 1}, step {meter.step + 1}")
+    return state
+
+
+def save_checkpoint(path, state: dict) -> None:
     """Tensors, numbers, strings, lists and dicts only, so that weights_only loading accepts it; written, then renamed."""
     with atomic_write(path) as tmp:
         torch.save(state, tmp)
 
 
-def load_checkpoint(path, method=None):
-    """A checkpoint as a dict, on the CPU. Refuses files that would run code and checkpoints of another method."""
+def load_checkpoint(path, method: str | None = None) -> dict:
+    """A checkpoint as a dict, on the CPU. Refuses files that would run code and checkpoints of another method (UserError)."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise UserError(f"checkpoint {path} is missing") from None
     except pickle.UnpicklingError:
         raise UserError(
-            f"checkpoint {path} holds objects that would run code on loading, or is damaged: refused; "
-            "only tensors, numbers, strings, lists and dicts are read"
+            f"checkpoint {path} holds objects that would run code on loading, or is damaged: refused; only tensors, "
+            "numbers, strings, lists and dicts are read"
         ) from None
     except (
         RuntimeError,
         OSError,
         EOFError,
         ValueError,
-        KeyError,
+        LookupError,
         AttributeError,
         TypeError,
-        IndexError,
         zipfile.BadZipFile,
     ) as e:
         raise UserError(f"checkpoint {path} cannot be read ({first_line(e)}); is it a PyTorch file, whole?") from None
@@ -267,64 +234,47 @@ def load_checkpoint(path, method=None):
     return state
 
 
-def check_identity(path, known, now):
-    """A run goes on only with the settings it began with. known, now: {setting: value} of the checkpoint and of this call."""
+def load_weights(make_net, weights: dict, path) -> torch.nn.Module:
+    """make_net() -> a network that the file's weights must fit exactly, all of them finite; else UserError."""
+    try:
+        net = make_net()
+        net.load_state_dict(weights)
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as e:
+        lines = [line.strip() for line in str(e).splitlines()] or [type(e).__name__]
+        raise UserError(f"checkpoint {path} does not fit the model: {' '.join(lines[:3])}") from None
+    if not all(torch.isfinite(p).all() for p in net.parameters()):
+        raise UserError(f"checkpoint {path} holds NaN or infinite weights")
+    return net
+
+
+def check_identity(path, saved: dict | None, now: dict) -> None:
+    """A run continues only with the settings it began with. saved, now: {setting: value} of the checkpoint and of this call."""
     for key, value in now.items():
-        if (known or {}).get(key) != value:
+        if (saved or {}).get(key) != value:
             raise UserError(
-                f"{path} was trained with {key} = {(known or {}).get(key)}, now it is {value}: choose another --out, or "
+                f"{path} was trained with {key} = {(saved or {}).get(key)}, now it is {value}: choose another --out, or "
                 "start again with --no-resume"
             )
 
 
-class Log:
-    """One JSON line per epoch, appended and flushed."""
-
-    def __init__(self, path):
-        self.path = Path(path)
-
-    def write(self, **values):
-        with open(self.path, "a") as f:
-            f.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in values.items()}) + "\n")
-
-    def drop_after(self, stage, epoch):
-        """Forget lines of `stage` past `epoch`: the run goes back to a checkpoint made before them."""
-        if not self.path.exists():
-            return
-        lines = [json.loads(line) for line in self.path.read_text().splitlines() if line.strip().endswith("}")]
-        kept = [x for x in lines if not (x.get("stage") == stage and x.get("epoch", 0) > epoch)]
-        with atomic_write(self.path) as tmp:
-            tmp.write_text("".join(json.dumps(x) + "\n" for x in kept))
-
-
-def weights_hash(module):
+def weights_hash(net: torch.nn.Module) -> str:
     """Names a network by its weights."""
-    h = hashlib.sha256()
-    for k, v in sorted(module.state_dict().items()):
-        h.update(k.encode() + v.cpu().numpy().tobytes())
-    return h.hexdigest()[:16]
+    digest = hashlib.sha256()
+    for name, x in sorted(net.state_dict().items()):
+        digest.update(name.encode() + x.cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
-def check_finite(value, where):
-    """Stop with a way out on a NaN or infinite loss."""
-    if not np.isfinite(value):
-        raise UserError(
-            f"the loss became {value} {where}: lower --lr, or try --precision fp32; "
-            "the last checkpoint before it is kept"
-        )
-
-
-def peak_memory():
+def peak_memory() -> float:
     """Largest resident memory of this process so far, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1024 if sys.platform != "darwin" else peak / 2**20
 
 
-def about(checkpoint, state, nets, seconds, skipped, r):
-    """What metrics.json says of every run: where it comes from, and what it cost.
+def run_info(checkpoint, state: dict, nets, seconds: float, skipped: dict, run) -> dict:
+    """What metrics.json says of every run: its checkpoint, and what it cost.
 
-    state: the checkpoint's; seconds: that scoring took one process from prepared input (frames or cubes in the cache, features) to
-    raw scores, summed over the videos.
+    seconds: from prepared input (cached frames, cubes or features) to raw scores on one process, summed over videos.
     """
     identity = state.get("identity", {})
     return {
@@ -334,9 +284,9 @@ def about(checkpoint, state, nets, seconds, skipped, r):
         "training_seconds": state.get("seconds"),
         "scoring_seconds": seconds,
         "parameters": sum(p.numel() for n in nets for p in n.parameters()),
-        "device": str(r.device),
-        "precision": r.precision,
-        "processes": r.world_size,
+        "device": str(run.device),
+        "precision": run.precision,
+        "processes": run.world_size,
         "skipped_videos": skipped,
         "peak_memory_mib": round(peak_memory()),
     }

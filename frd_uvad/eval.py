@@ -13,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from common import evaluation, metrics, smoothing, training
+from common import evaluation, metrics, smoothing
+from common import old_training as training
 from common.dataset import report_skipped
 from common.features import CLIP, FeatureVideo, canonical_features, frames_of_clips
 from common.io import UserError, run, safe_filename, writable_folder, write_json

@@ -16,7 +16,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from common import datasets, training
+from common import datasets
+from common import old_training as training
 from common.cache import VideoFiles
 from common.dataset import Usable, report_skipped
 from common.features import CLIP, FeatureData, FeatureVideo, add_label_flags, canonical_features, find_features

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from common import training
+from common import old_training as training
 from common.io import UserError, first_line, load_arrays
 from common.late import Late, torch
 

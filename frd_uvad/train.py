@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from tqdm import tqdm
 
-from common import training
+from common import old_training as training
 from common.batches import parts_of
 from common.evaluation import report_folder
 from common.features import CLIP

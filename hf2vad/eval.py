@@ -12,7 +12,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from common import evaluation, smoothing, training
+from common import evaluation, smoothing
+from common import old_training as training
 from common.dataset import Dataset
 from common.io import UserError, run, safe_filename, writable_folder
 from common.kept import Kept, seconds_of

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 from tqdm import tqdm
 
-from common import training
+from common import old_training as training
 from common.batches import Batches
 from common.io import UserError
 from common.late import Late, torch

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from tqdm import tqdm
 
-from common import training
+from common import old_training as training
 from common.batches import Batches, copy_rows
 from common.io import UserError, atomic_write, load_array, read_json, run, write_json
 from common.late import Late, torch

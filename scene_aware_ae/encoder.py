@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from common import training
+from common import old_training as training
 from common.clip import config_of
 from common.features import CLIP
 from common.io import UserError, first_line, load_array, read_json, safe_filename, stamp

@@ -13,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from common import datasets, evaluation, metrics, smoothing, training
+from common import datasets, evaluation, metrics, smoothing
+from common import old_training as training
 from common.cache import FrameCache
 from common.dataset import Dataset
 from common.io import UserError, run, safe_filename, writable_folder

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from common import training
+from common import old_training as training
 from common.io import UserError, first_line
 from common.late import Late, torch
 

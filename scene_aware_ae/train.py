@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from common import training
+from common import old_training as training
 from common.batches import take_rows
 from common.io import UserError, run
 from common.late import Late, torch

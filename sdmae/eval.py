@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from common import datasets, evaluation, smoothing, training
+from common import datasets, evaluation, smoothing
+from common import old_training as training
 from common.io import UserError, run, writable_folder
 from common.kept import seconds_of
 from common.objects import pipeline

@@ -24,7 +24,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from common import training
+from common import old_training as training
 from common.container import Clock, claimed_frames, open_capture, rate_of
 from common.evaluation import report_folder
 from common.io import UserError, atomic_write, safe_filename, writable_folder

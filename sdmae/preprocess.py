@@ -14,7 +14,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import cv2
 import numpy as np
 
-from common import datasets, training
+from common import datasets
+from common import old_training as training
 from common.cache import FrameCache
 from common.dataset import Usable
 from common.io import UserError, run, writable_folder

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from common import training
+from common import old_training as training
 from common.batches import parts_of
 from common.io import UserError, first_line
 from common.kept import Kept

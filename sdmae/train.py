@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from tqdm import tqdm
 
-from common import datasets, training
+from common import datasets
+from common import old_training as training
 from common.batches import parts_of
 from common.io import UserError, run
 from common.late import Late, torch

@@ -13,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from common import datasets, evaluation, smoothing, training
+from common import datasets, evaluation, smoothing
+from common import old_training as training
 from common.dataset import Dataset
 from common.io import UserError, run, safe_filename, writable_folder
 from common.objects import pipeline

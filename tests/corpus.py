@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from scipy import io
 
-from common import datasets, evaluation, labels, training, ubnormal
+from common import datasets, evaluation, labels, ubnormal
+from common import old_training as training
 from common.features import FeatureVideo, find_features, listed_names
 from common.io import load_array, read_json
 from common.objects import detectors

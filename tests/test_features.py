@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from common import training
+from common import old_training as training
 from common.features import CLIP, FeatureVideo, find_features, per_video
 from common.io import UserError, safe_filename
 from common.video import Video

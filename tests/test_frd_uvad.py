@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import torch
 
-from common import datasets, training
+from common import datasets
+from common import old_training as training
 from common.batches import parts_of
 from common.features import FeatureVideo, find_features, frames_of_clips
 from common.io import UserError, load_arrays
@@ -379,7 +380,7 @@ def test_streamed_features_leave_memory_flat(tmp_path):
     code = """
 import resource, sys
 import numpy as np
-from common import training
+from common import old_training as training
 from common.batches import parts_of
 from common.features import find_features
 from frd_uvad.windows import Windows

@@ -8,7 +8,7 @@ LOOP = """
 import sys
 sys.path.insert(0, {root!r})
 import torch
-from common import training
+from common import old_training as training
 from tests.perf.profile import StepProfiler
 run = training.Run("cpu", "fp32")
 StepProfiler(run, 3, training={training})

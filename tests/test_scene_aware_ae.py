@@ -11,7 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common import clip, datasets, training
+from common import clip, datasets
+from common import old_training as training
 from common.io import UserError, load_arrays
 from common.pool import prepare_videos
 from common.video import open_video

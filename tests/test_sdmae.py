@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from common import training
+from common import old_training as training
 from common.batches import parts_of
 from common.io import UserError, load_arrays
 from sdmae import scoring

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from common import training
+from common import old_training as training
 from common.io import UserError, load_arrays
 from common.objects.cubes import Settings, flow_boxes
 from common.report.ranking import moments

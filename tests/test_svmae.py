@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from common import training
+from common import old_training as training
 from common.batches import parts_of
 from common.features import find_features
 from common.io import UserError, load_arrays

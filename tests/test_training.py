@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 import torch
 
-from common import io, training
+from common import io
+from common import old_training as training
 from common.batches import Batches
 from common.io import UserError, atomic_write, load_array, lock_dir
 from tests.helpers import ROOT

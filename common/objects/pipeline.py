@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from common import datasets, evaluation, training
+from common import datasets, evaluation
+from common import old_training as training
 from common.cache import FrameCache
 from common.dataset import Usable
 from common.io import UserError, load_arrays, safe_filename, save_arrays

@@ -13,7 +13,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from common import evaluation, smoothing, training
+from common import evaluation, smoothing
+from common import old_training as training
 from common.dataset import report_skipped
 from common.features import FeatureVideo, add_label_flags, find_features, frames_of_clips
 from common.io import UserError, first_line, load_array, run, safe_filename, writable_folder

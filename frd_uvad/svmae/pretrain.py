@@ -16,7 +16,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 from tqdm import tqdm
 
-from common import datasets, training
+from common import datasets
+from common import old_training as training
 from common.batches import parts_of
 from common.cache import FrameCache
 from common.dataset import Usable

@@ -33,7 +33,7 @@ def seconds(text):
 
 
 def main(argv=None):
-    from common import training
+    from common import old_training as training
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("method", choices=PARTS)

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import torch
 
-from common import training
+from common import old_training as training
 from common.batches import parts_of
 from frd_uvad import preprocess
 from frd_uvad.train import Trainer, model_args_of, plan_of

@@ -5,7 +5,7 @@ import time
 import numpy as np
 import torch
 
-from common import training
+from common import old_training as training
 from common.batches import Batches
 from common.objects.cubes import cubes_of_video, flow_of_video, motion_boxes, object_boxes
 from common.objects.flow import PairFlow

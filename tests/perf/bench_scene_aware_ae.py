@@ -5,7 +5,8 @@ import time
 
 import numpy as np
 
-from common import datasets, training
+from common import datasets
+from common import old_training as training
 from common.ahead import VideoPrefetcher
 from common.clip import RANDOM
 from common.io import UserError

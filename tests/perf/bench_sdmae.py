@@ -10,7 +10,8 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from common import datasets, training
+from common import datasets
+from common import old_training as training
 from common.io import UserError
 from common.pictures import as_channels
 from common.report import plots

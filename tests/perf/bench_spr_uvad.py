@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from common import training
+from common import old_training as training
 from common.batches import Batches
 from common.io import UserError
 from spr_uvad import model, preprocess, scoring

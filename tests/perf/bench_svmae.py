@@ -5,7 +5,7 @@ import time
 import numpy as np
 import torch
 
-from common import training
+from common import old_training as training
 from frd_uvad.svmae import model as m
 from frd_uvad.svmae.pretrain import build
 from tests.perf.rates import line, rates, synchronize, where

@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from common import training
+from common import old_training as training
 from common.io import UserError, run
 from tests.perf.rates import bandwidth, matrix_rate, where
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common import training
+from common import old_training as training
 from common.io import UserError, run
 from sdmae import eval as evaluation
 from sdmae import live

@@ -1,0 +1,192 @@
+"""Flags that mean the same in every script, and the values that they become. Imports no torch, so that --help answers at once."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.datasets import ALIASES, canonical
+from common.io import UserError
+
+
+@dataclass
+class DataSource:
+    """Which dataset, and how its videos are prepared."""
+
+    dataset: str
+    data_root: Path = Path("data")
+    cache: Path = Path("cache")
+    labels: Path | None = None  # frame labels instead of the dataset's own
+    workers: int | None = None  # decoding processes; None: one per core
+    shard: str | None = None  # "I/N": only every N-th video, from number I
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> "DataSource":
+        return cls(args.dataset, args.data_root, args.cache, args.labels, args.workers, getattr(args, "shard", None))
+
+
+@dataclass
+class ScoreOptions:
+    """How scores become results."""
+
+    protocol: str = "strict"
+    smoothing: str = "median:17"
+    top: int = 20  # peaks in ranking.csv
+    overlay: bool = False  # write an mp4 per video
+
+    @classmethod
+    def from_args(cls, args: argparse.Namespace) -> "ScoreOptions":
+        return cls(args.protocol, args.smoothing, args.top, args.overlay)
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+
+def with_synonyms(argv: list, synonyms: dict) -> list:
+    """A published command line with our names of its flags. synonyms: {"--max_epoch": "--epochs"}; values may follow "="."""
+    out = []
+    for word in map(str, argv):
+        flag, equals, value = word.partition("=")
+        out.append(synonyms.get(flag, flag) + equals + value)
+    return out
+
+
+def number(kind, least, above=False):
+    """An argparse type: a number of at least `least`, or `above` it."""
+
+    def read(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+        if not (value > least if above else value >= least) or value in (float("inf"), float("nan")):
+            raise argparse.ArgumentTypeError(f"must be {'above' if above else 'at least'} {least}, not {text}")
+        return value
+
+    return read
+
+
+positive_int = number(int, 1)
+natural_int = number(int, 0)
+positive_float = number(float, 0, above=True)
+natural_float = number(float, 0)
+
+
+def add_data_flags(parser):
+    group = parser.add_argument_group("data")
+    group.add_argument(
+        "--dataset",
+        default="demo",
+        help=f"one of {', '.join(ALIASES)}; the papers' spellings are understood (default: %(default)s)",
+    )
+    group.add_argument(
+        "--data-root", type=Path, default=Path("data"), help="folder that holds the dataset (default: %(default)s)"
+    )
+    group.add_argument(
+        "--cache", type=Path, default=Path("cache"), help="folder for decoded frames and cubes (default: %(default)s)"
+    )
+    group.add_argument(
+        "--labels",
+        type=Path,
+        help="frame labels to use instead of the dataset's own: an .npz of video name -> 0/1 per frame, a csv of "
+        "video,start,end, or a folder of one .npy or .txt, or of pixel masks, per video",
+    )
+
+
+def add_run_flags(parser, out):
+    """out: the default folder, in words. -> the argument group"""
+    group = parser.add_argument_group("run")
+    group.add_argument("--out", type=Path, help=f"folder of this run (default: {out})")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    group.add_argument(
+        "--precision",
+        choices=["auto", "fp32", "bf16"],
+        default="auto",
+        help="auto: bf16 autocast on a GPU that has it, fp32 elsewhere (CPUs with AMX gain from bf16 too)",
+    )
+    group.add_argument("--seed", type=int, default=0)
+    group.add_argument(
+        "--workers", type=positive_int, help="processes that read and crop videos (default: one per core)"
+    )
+    return group
+
+
+def add_optimisation_flags(parser, epochs, batch_size, lr, types=(positive_int, positive_int, positive_float)):
+    """epochs, batch_size, lr: the defaults, in words; types: what reads them."""
+    group = parser.add_argument_group("optimisation")
+    group.add_argument("--epochs", type=types[0], help=f"(default: {epochs})")
+    group.add_argument("--batch-size", type=types[1], help=f"(default: {batch_size})")
+    group.add_argument("--lr", type=types[2], help=f"(default: {lr})")
+    group.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="continue an interrupted run of the same settings",
+    )
+    # minutes between checkpoints inside an epoch: for tests and for clusters that stop jobs early
+    group.add_argument("--save-minutes", type=natural_float, default=5, help=argparse.SUPPRESS)
+    return group
+
+
+def add_checkpoint_flags(parser, checkpoint, video="a video file or a folder of frames", whose="ours or the authors'"):
+    """What scores, and what is scored. checkpoint: the default, in words. -> the argument group"""
+    group = parser.add_argument_group("what to score")
+    group.add_argument("--checkpoint", type=Path, help=f"{whose} (default: {checkpoint})")
+    if video:
+        group.add_argument("--video", type=Path, help=f"{video} instead of the dataset's test set")
+    return group
+
+
+def add_score_flags(parser, protocol, smoothing="median:17", overlay="scored boxes and the curve"):
+    """protocol, overlay: help texts. -> the argument group"""
+    group = parser.add_argument_group("scores")
+    group.add_argument(
+        "--protocol", choices=["strict", "official"], default="strict", help=f"{protocol} (default: %(default)s)"
+    )
+    group.add_argument(
+        "--smoothing",
+        default=smoothing,
+        help="filter of frame scores, unless the protocol has its own (default: %(default)s)",
+    )
+    group.add_argument("--top", type=positive_int, default=20, help="peaks in ranking.csv (default: %(default)s)")
+    group.add_argument("--overlay", action="store_true", help=f"also write an mp4 per video with {overlay}")
+    return group
+
+
+def add_shard_flag(group, scoring=False):
+    group.add_argument(
+        "--shard",
+        metavar="I/N",
+        help="only every N-th video, from number I (array jobs)"
+        + ("; the same command without it then shows the results" if scoring else ""),
+    )
+
+
+def given(args: argparse.Namespace, names) -> dict:
+    """{name: value} of those flags that the user gave (whose default is None)."""
+    return {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
+
+
+def parse_size(flag: str, text: str, most: int, example: str) -> tuple[int, int]:
+    """ "4x1" -> (4, 1): both at least 1 and at most `most`."""
+    try:
+        size = tuple(int(x) for x in text.lower().split("x"))
+    except ValueError:
+        size = ()
+    if len(size) != 2 or not all(0 < x <= most for x in size):
+        raise UserError(f"{flag} {text}: expected {example}")
+    return size
+
+
+def dataset_name(args: argparse.Namespace) -> str:
+    return canonical(args.dataset)
+
+
+def print_next_steps(script, checkpoint, out, *, overlay=False, pictures=True, more=""):
+    """Print suggested next commands. more: an extra suggestion, ending in "; "; pictures: False if no frames are available."""
+    print(
+        f"next: look at {out}/report.html; "
+        + ("" if overlay or not pictures else "add --overlay for videos with scores; ")
+        + more
+        + f"python {script} --video FILE --checkpoint {checkpoint} scores your own video"
+    )

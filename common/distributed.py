@@ -1,0 +1,170 @@
+"""Where a script runs: device, precision, and its rank among torchrun's processes."""
+
+import os
+import random
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common.io import UserError, first_line, lock_dir, writable_folder
+
+
+def seed_everything(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+class Run:
+    """Device, precision and rank of this process. device: auto, cpu, cuda or cuda:N; precision: auto, fp32 or bf16.
+
+    Raises UserError where the device cannot be used.
+    """
+
+    def __init__(self, device: str = "auto", precision: str = "auto"):
+        self.rank, self.world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        local_rank = int(os.environ.get("LOCAL_RANK", 0))
+        if device == "auto":
+            device = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
+        try:
+            self.device = torch.device(device)
+            torch.empty(1, device=self.device)
+        except (RuntimeError, AssertionError) as e:
+            raise UserError(f"--device {device} cannot be used here ({first_line(e)}); try --device cpu") from None
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+            torch.set_float32_matmul_precision("high")
+            torch.backends.cudnn.benchmark = True
+        bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        self.precision = ("bf16" if bf16 else "fp32") if precision == "auto" else precision
+        if self.world_size > 1 and not torch.distributed.is_initialized():
+            # one rank may prepare for hours while the others wait; torchrun itself notices a rank that died
+            backend = "nccl" if self.device.type == "cuda" else "gloo"
+            torch.distributed.init_process_group(backend, timeout=timedelta(days=7))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        if self.world_size > 1 and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def autocast(self):
+        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+
+    def to_device(self, array: np.ndarray) -> torch.Tensor:
+        """In its stored type; from pinned memory, so that a GPU copies while it computes."""
+        x = torch.from_numpy(array)
+        return x.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else x
+
+    def fits_device(self, size: int, cpu_limit: int = 0) -> bool:
+        """Whether `size` bytes may stay on the device: half of a GPU's free memory, `cpu_limit` bytes on a CPU."""
+        free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else 2 * cpu_limit
+        return size < 0.5 * free
+
+    def print(self, text) -> None:
+        if self.is_main:
+            print(text, flush=True)
+
+    def open_output_dir(self, folder) -> Path:
+        """Create the folder of this run; no other run may write into it meanwhile."""
+        folder = writable_folder(folder)
+        return lock_dir(folder) if self.is_main else folder
+
+    @contextmanager
+    def main_first(self):
+        """Run the block on rank 0 first, then on the other ranks."""
+        if not self.is_main:
+            self.barrier()
+        yield
+        if self.is_main:
+            self.barrier()
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            torch.distributed.barrier()
+
+    # ---- training: every rank computes the loss of its part of each batch
+
+    def batch_slice(self, n: int) -> tuple[slice, float]:
+        """-> (slice of a batch of n for this rank, weight).
+
+        Averaging weight · (mean loss of the slice) over the ranks gives the mean over the batch. A batch with fewer
+        rows than ranks is computed whole by every rank.
+        """
+        if n < self.world_size:
+            return slice(None), 1.0
+        part = slice(self.rank, None, self.world_size)
+        return part, len(range(n)[part]) * self.world_size / n
+
+    def all_gather_batch(self, x: torch.Tensor, n: int, dim: int = 0) -> torch.Tensor:
+        """All-gather a batch of n rows from all ranks, in the batch's order. x [n_i, …], or with the batch at `dim`.
+
+        For losses that need the whole batch. Only this rank's rows carry a gradient; it is multiplied by world_size
+        because average_gradients() divides by it.
+        """
+        if self.world_size == 1 or n < self.world_size:
+            return x
+        x = x.movedim(dim, 0)
+        part = self.batch_slice(n)[0]
+        batch = torch.zeros(n, *x.shape[1:], dtype=x.dtype, device=x.device)
+        batch[part] = x.detach()
+        torch.distributed.all_reduce(batch)
+        if x.requires_grad:
+            batch[part] = x + (self.world_size - 1) * (x - x.detach())
+        return batch.movedim(0, dim)
+
+    def average_gradients(self, net: torch.nn.Module) -> None:
+        """Mean of the gradients over the ranks, in one flat message."""
+        if self.world_size == 1:
+            return
+        grads = [p.grad for p in net.parameters() if p.grad is not None]
+        flat = torch.cat([g.reshape(-1) for g in grads])
+        torch.distributed.all_reduce(flat)
+        flat /= self.world_size
+        for grad, mean in zip(grads, flat.split([g.numel() for g in grads])):
+            grad.copy_(mean.view_as(grad))
+
+    def sync_buffers(self, net: torch.nn.Module) -> None:
+        """Rank 0's buffers (batch-norm statistics) on every rank."""
+        if self.world_size > 1:
+            for buffer in net.buffers():
+                torch.distributed.broadcast(buffer, 0)
+
+    # ---- collectives of plain values
+
+    def all_gather_object(self, value) -> list:
+        """Every rank's value, in rank order, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        values = [None] * self.world_size
+        torch.distributed.all_gather_object(values, value)
+        return values
+
+    def all_gather_array(self, array: np.ndarray) -> np.ndarray:
+        """Concatenate every rank's array [n_i, …] in rank order, on every rank."""
+        return array if self.world_size == 1 else np.concatenate(self.all_gather_object(array))
+
+    def all_reduce_sum(self, array: np.ndarray) -> np.ndarray:
+        """Sum of every rank's array, on every rank."""
+        if self.world_size == 1:
+            return array
+        total = torch.from_numpy(np.array(array)).to(self.device)
+        torch.distributed.all_reduce(total)
+        return total.cpu().numpy()
+
+    def mean_over_ranks(self, values: dict) -> dict:
+        """{name: mean over the ranks} of each rank's {name: number}."""
+        ranks = self.all_gather_object(values)
+        return {k: sum(x[k] for x in ranks) / len(ranks) for k in values}
+
+    def contiguous_share(self, n: int) -> range:
+        """This rank's contiguous part of range(n)."""
+        return range(n * self.rank // self.world_size, n * (self.rank + 1) // self.world_size)

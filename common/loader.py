@@ -1,0 +1,135 @@
+"""Rows of memory maps -> batches on the device: seeded order, one batch read ahead, this rank's part of each."""
+
+import mmap
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.io import UserError
+
+
+def copy_rows(array, rows, out, places, field=None, part=slice(None)):
+    """out[places] = array[rows], or array[field][rows][:, part].
+
+    Rows of a memory map are read from its file: mapped pages would count as this process's memory, up to the whole file.
+    """
+    start = 0
+    if field is not None:
+        sub, start = array.dtype.fields[field]
+        start += part.indices(sub.shape[0])[0] * (sub.itemsize // sub.shape[0])
+    # rows lie one after another
+    contiguous = array.flags.c_contiguous and (field is not None or array.shape[1:] == out.shape[1:])
+    if not isinstance(array.base, mmap.mmap) or not hasattr(os, "preadv") or not contiguous:
+        out[places] = array[rows] if field is None else array[field][rows][:, part]
+        return
+    file = os.open(array.filename, os.O_RDONLY)
+    try:
+        for place, row in zip(places.tolist(), rows.tolist()):
+            if os.preadv(file, [out[place]], array.offset + row * array.strides[0] + start) != out[place].nbytes:
+                raise UserError(
+                    f"{array.filename} is shorter than its header says: delete it and run the command again"
+                )
+    finally:
+        os.close(file)
+
+
+def take_rows(arrays, starts, rows, shape, dtype, field=None, part=slice(None)):
+    """Rows int [n] of arrays laid end to end, array i starting at row starts[i] -> [n, *shape]; see copy_rows."""
+    out, rows = np.empty((len(rows), *shape), dtype), np.asarray(rows)
+    which = np.searchsorted(starts, rows, side="right") - 1
+    for i in np.unique(which):
+        places = np.flatnonzero(which == i)
+        copy_rows(arrays[i], rows[places] - starts[i], out, places, field, part)
+    return out
+
+
+def prefetch(items, read):
+    """Yield (item, read(item), seconds waited for it); the next one is read in a thread meanwhile."""
+    with ThreadPoolExecutor(1) as pool:
+        ahead = pool.submit(read, items[0]) if items else None
+        for i, item in enumerate(items):
+            before = time.perf_counter()
+            result = ahead.result()
+            waited = time.perf_counter() - before
+            if i + 1 < len(items):
+                ahead = pool.submit(read, items[i + 1])
+            yield item, result, waited
+
+
+def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
+    """The permutation of n samples for one epoch, the same however often the run was interrupted. int64 [n]."""
+    return np.random.default_rng([seed, epoch]).permutation(n)
+
+
+@dataclass
+class Batch:
+    """What one step trains on. rows and rng are the same on every rank, so that random draws do not depend on ranks."""
+
+    rows: np.ndarray  # int [n]: samples of the whole batch
+    part: slice  # those of this rank
+    data: object  # their tensors, on the device
+    rng: np.random.Generator  # seeded by epoch and step
+
+    def __len__(self):
+        return len(self.rows)
+
+
+class Loader:
+    """Batches of one epoch after another.
+
+    dataset: read(rows) -> arrays, called in a thread one batch ahead; to_device(arrays) -> tensors, called in the main
+    thread. order(epoch) -> int [samples]: the samples of an epoch in their order, by default a permutation of all.
+    `waited` sums the seconds that training waited for data.
+    """
+
+    def __init__(self, dataset, batch_size, seed, run, order=None):
+        self.dataset, self.batch_size, self.seed, self.run = dataset, batch_size, seed, run
+        self.order = order or (lambda epoch: epoch_order(len(dataset), seed, epoch))
+        self.samples = len(self.order(0))
+        self.waited = 0.0
+
+    def steps(self, epoch: int) -> int:
+        return -(-self.samples // self.batch_size)
+
+    def batches(self, epoch: int, start: int = 0):
+        """Yield a Batch for every step of an epoch from number `start` on."""
+        order, size = self.order(epoch), self.batch_size
+        batches = [order[i : i + size] for i in range(start * size, len(order), size)]
+        parts = [self.run.batch_slice(len(rows))[0] for rows in batches]
+        own = [rows[part] for rows, part in zip(batches, parts)]
+        for i, (_, arrays, waited) in enumerate(prefetch(own, self.dataset.read)):
+            self.waited += waited
+            rng = np.random.default_rng([self.seed, epoch, start + i, 0])
+            yield Batch(batches[i], parts[i], self.dataset.to_device(arrays), rng)
+
+
+class DrawLoader:
+    """Batches drawn at random in every step, for trainings that count steps; an "epoch" is `interval` steps.
+
+    dataset.draw(rng) -> int [batch_size, …]: what a step trains on; dataset.get(rows) -> tensors on the device.
+    """
+
+    def __init__(self, dataset, batch_size, iterations, seed, run, interval=100):
+        self.dataset, self.batch_size, self.iterations = dataset, batch_size, iterations
+        self.seed, self.run, self.interval = seed, run, interval
+        self.waited = 0.0
+
+    @property
+    def epochs(self) -> int:
+        return -(-self.iterations // self.interval)
+
+    def steps(self, epoch: int) -> int:
+        return min(self.interval, self.iterations - epoch * self.interval)
+
+    def batches(self, epoch: int, start: int = 0):
+        for step in range(start, self.steps(epoch)):
+            began = time.perf_counter()
+            rng = np.random.default_rng([self.seed, epoch * self.interval + step, 0])
+            rows = self.dataset.draw(rng)
+            part, _ = self.run.batch_slice(len(rows))
+            data = self.dataset.get(rows[part])
+            self.waited += time.perf_counter() - began
+            yield Batch(rows, part, data, rng)
