@@ -1,6 +1,7 @@
-"""Flags that mean the same in every script, and the values that they become. Imports no torch, so that --help answers at once."""
+"""Flags that mean the same in every script, and their values. Imports no torch, so that --help answers at once."""
 
 import argparse
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,10 +43,10 @@ def make_parser(description: str) -> argparse.ArgumentParser:
     return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
-def with_synonyms(argv: list, synonyms: dict) -> list:
-    """A published command line with our names of its flags. synonyms: {"--max_epoch": "--epochs"}; values may follow "="."""
+def with_synonyms(argv: list | None, synonyms: dict) -> list:
+    """A published command line with our names of its flags: {"--max_epoch": "--epochs"}. argv: None for the script's own."""
     out = []
-    for word in map(str, argv):
+    for word in map(str, sys.argv[1:] if argv is None else argv):
         flag, equals, value = word.partition("=")
         out.append(synonyms.get(flag, flag) + equals + value)
     return out
@@ -183,7 +184,7 @@ def dataset_name(args: argparse.Namespace) -> str:
 
 
 def print_next_steps(script, checkpoint, out, *, overlay=False, pictures=True, more=""):
-    """Print suggested next commands. more: an extra suggestion, ending in "; "; pictures: False if no frames are available."""
+    """Print suggested next commands. more: an extra one, ending in "; "; pictures: False if there are no frames."""
     print(
         f"next: look at {out}/report.html; "
         + ("" if overlay or not pictures else "add --overlay for videos with scores; ")

@@ -11,8 +11,10 @@ import numpy as np
 from tqdm import tqdm
 
 from common import metrics, smoothing
+from common.cli import print_next_steps
+from common.dataset import report_skipped
 from common.io import UserError, load_arrays, safe_filename, save_arrays, writable_folder, write_json, writing_table
-from common.pool import shard_of
+from common.pool import cores, shard_of
 
 BASELINE_FILTER = "median:17"
 SUSPICIOUS = 0.02  # gain of micro AUC by moving the labels from which on they are reported
@@ -374,6 +376,40 @@ def evaluate(out, data, scores, *, protocol, method, detections=None, baselines=
     return Evaluation(method, data, protocol, scores, smoothed, labels, detections, columns, filtered, said, report)
 
 
+def score_test_set(dataset, score, run, *, out, settings, source, size, unit, shard=None) -> dict | None:
+    """Raw scores of all test videos, cached in `out`; see ScoreCache. dataset: a UsableVideos.
+
+    -> {video key: {name: array}} on rank 0; None on the other ranks, and for a shard. Raises UserError without test videos.
+    """
+    if not dataset.test:
+        raise UserError(
+            f"{dataset.data.name} has no test videos under {dataset.data.root}; score single ones with --video"
+        )
+    cache = ScoreCache(writable_folder(out), settings, source)
+    return cache.compute(dataset.test, score, run, size=size, unit=unit, all_videos=dataset.data.test, shard=shard)
+
+
+def frame_baselines(cache, videos, workers=None) -> dict:
+    """Trivial scores for methods without boxes, on the frames that the method sees. -> {title: {video: float32 [T]}}
+
+    The fastest motion box needs common/objects; a copy without that folder has the frame difference only.
+    """
+    try:
+        baselines = importlib.import_module("common.objects.baselines")
+    except ModuleNotFoundError as e:
+        if e.name not in ("common.objects", "common.objects.baselines"):
+            raise
+        return {"frame difference": {v.name: frame_difference(cache.frames(v)) for v in videos}}
+    return baselines.frame_baselines(cache, videos, workers or cores())
+
+
+def finish(out, result, *, script, checkpoint, options, skipped, more="", pictures=None, **drawing):
+    """What follows a table: pictures, skipped videos, next commands. options: cli.ScoreOptions; drawing: see write_results."""
+    show(out, result, pictures=pictures, top=options.top, overlay=options.overlay, **drawing)
+    report_skipped(skipped)
+    print_next_steps(script, checkpoint, out, overlay=options.overlay, pictures=pictures is not None, more=more)
+
+
 def report_folder():
     """common.report, or None where that folder was left out of a copy: scores and measures need no pictures."""
     try:
@@ -397,16 +433,6 @@ def show(out, evaluation, **options):
         print(
             f"wrote {out}/metrics.json, scores.npz; there is no common/report here, which would write a page, plots and overlays"
         )
-
-
-def print_next_steps(script, checkpoint, out, args, more="", pictures=True):
-    """What one can do after an evaluation. more: a method's own next step, ending in '; '; pictures: whether there are any."""
-    print(
-        f"next: look at {out}/report.html; "
-        + ("" if args.overlay or not pictures else "add --overlay for videos with scores; ")
-        + more
-        + f"python {script} --video FILE --checkpoint {checkpoint} scores your own footage"
-    )
 
 
 def write_own_video(name, frames, clock, scores, filter_, method, out, boxes=None, red=0.0, top=20):

@@ -39,7 +39,7 @@ class UserError(Exception):
     """Something the user can put right: one sentence that names the file or flag and the way out."""
 
 
-def run(main):
+def run_script(main):
     """Call main() as a script does: a UserError is one line on stderr and exit code 2, Ctrl-C is 130. What a terminal cannot show, such as
     a Chinese name where it is ASCII alone, is escaped."""
     for stream in (sys.stdout, sys.stderr):
@@ -67,6 +67,9 @@ def run(main):
             file=sys.stderr,
         )
         sys.exit(2)
+
+
+run = run_script  # goes with the last script that uses it
 
 
 def out_of_memory(e):

@@ -4,20 +4,16 @@ import argparse
 import functools
 import hashlib
 import json
-import os
 import pickle
 import random
 import resource
 import sys
 import zipfile
-from contextlib import contextmanager, nullcontext
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 
-from common.batches import own_part
-from common.io import UserError, atomic_write, first_line, lock_dir, writable_folder
+from common.io import UserError, atomic_write, first_line
 from common.late import torch
 
 
@@ -79,138 +75,34 @@ def seed_everything(seed):
     torch.manual_seed(seed)
 
 
-class Run:
-    """Where a script runs: device, precision, and its place among torchrun's processes."""
+def __getattr__(name):
+    """Run as the methods that have not moved yet use it; torch is loaded with it."""
+    if name != "Run":
+        raise AttributeError(name)
+    from common import distributed
 
-    def __init__(self, device="auto", precision="auto"):
-        self.rank, self.world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        local = int(os.environ.get("LOCAL_RANK", 0))
-        if device == "auto":
-            device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
-        try:
-            self.device = torch.device(device)
-            torch.empty(1, device=self.device)
-        except (RuntimeError, AssertionError) as e:
-            raise UserError(f"--device {device} cannot be used here ({first_line(e)}); try --device cpu") from None
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)
-            torch.set_float32_matmul_precision("high")
-            torch.backends.cudnn.benchmark = True
-        bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        self.precision = ("bf16" if bf16 else "fp32") if precision == "auto" else precision
-        if self.world_size > 1 and not torch.distributed.is_initialized():
-            # one process may prepare for hours while the others wait; torchrun itself notices one that has died
-            torch.distributed.init_process_group(
-                "nccl" if self.device.type == "cuda" else "gloo", timeout=timedelta(days=7)
-            )
+    class Run(distributed.Run):
+        @classmethod
+        def from_args(cls, args):
+            return cls(args.device, args.precision)
 
-    @classmethod
-    def from_args(cls, args):
-        """As a script's flags say."""
-        return cls(args.device, args.precision)
+        gather = distributed.Run.all_gather_array
 
-    @property
-    def is_main(self):
-        return self.rank == 0
+        def average_gradients(self, parameters):
+            parameters = parameters.parameters() if hasattr(parameters, "parameters") else parameters
+            grads = [p.grad for p in parameters if p.grad is not None]
+            if self.world_size > 1:
+                flat = torch.cat([g.reshape(-1) for g in grads])
+                torch.distributed.all_reduce(flat)
+                flat /= self.world_size
+                for grad, mean in zip(grads, flat.split([g.numel() for g in grads])):
+                    grad.copy_(mean.view_as(grad))
 
-    def autocast(self):
-        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+        def close(self):
+            self.__exit__()
 
-    def print(self, text):
-        if self.is_main:
-            print(text, flush=True)
-
-    def open_output_dir(self, folder):
-        """The folder that this run writes into, which no other run may use meanwhile."""
-        folder = writable_folder(folder)
-        return lock_dir(folder) if self.is_main else folder
-
-    @contextmanager
-    def main_first(self):
-        """What is done in here the first process does before the others, who find it done."""
-        if not self.is_main:
-            self.barrier()
-        yield
-        if self.is_main:
-            self.barrier()
-
-    def barrier(self):
-        if self.world_size > 1:
-            torch.distributed.barrier()
-
-    def average_gradients(self, parameters):
-        """Mean of the gradients over the processes, in one flat message."""
-        if self.world_size == 1:
-            return
-        grads = [p.grad for p in parameters if p.grad is not None]
-        flat = torch._utils._flatten_dense_tensors(grads)
-        torch.distributed.all_reduce(flat)
-        flat /= self.world_size
-        for g, f in zip(grads, torch._utils._unflatten_dense_tensors(flat, grads)):
-            g.copy_(f)
-
-    def sync_buffers(self, module):
-        """Rank 0's buffers (batch-norm statistics) on every process."""
-        if self.world_size > 1:
-            for b in module.buffers():
-                torch.distributed.broadcast(b, 0)
-
-    def all_reduce_sum(self, array):
-        """Sum of every process's array, on every process."""
-        if self.world_size == 1:
-            return array
-        total = torch.from_numpy(np.array(array)).to(self.device)
-        torch.distributed.all_reduce(total)
-        return total.cpu().numpy()
-
-    def batch_slice(self, n):
-        """This process's part of a batch of n samples, and what the mean loss over it counts in the mean over the processes, so that
-        both together are the mean over the batch. -> slice, float"""
-        own = own_part(n, self.rank, self.world_size)
-        return own, (len(range(n)[own]) * self.world_size / n if n >= self.world_size else 1.0)
-
-    def all_gather_batch(self, x, n, dim=0):
-        """Every process's rows of a batch of n, as batch_slice() cut it, in the batch's order, on every process. x [n_i, …], or with the
-        batch at `dim`.
-
-        For losses that need the whole batch: each process computes all of the loss, whose gradient reaches its own rows alone. It counts
-        there as often as there are processes, because average_gradients() divides by that.
-        """
-        if self.world_size == 1 or n < self.world_size:
-            return x
-        x = x.movedim(dim, 0)
-        own = own_part(n, self.rank, self.world_size)
-        every = torch.zeros(n, *x.shape[1:], dtype=x.dtype, device=x.device)
-        every[own] = x.detach()
-        torch.distributed.all_reduce(every)
-        if x.requires_grad:
-            every[own] = x + (self.world_size - 1) * (x - x.detach())
-        return every.movedim(0, dim)
-
-    def mean_over_ranks(self, values):
-        """{name: mean over the processes} of each process's {name: number}."""
-        every = self.all_gather_object(values)
-        return {k: sum(x[k] for x in every) / len(every) for k in values}
-
-    def contiguous_share(self, n):
-        """This process's contiguous part of range(n)."""
-        return range(n * self.rank // self.world_size, n * (self.rank + 1) // self.world_size)
-
-    def all_gather_object(self, value):
-        """Every process's value, in rank order, on every process."""
-        if self.world_size == 1:
-            return [value]
-        values = [None] * self.world_size
-        torch.distributed.all_gather_object(values, value)
-        return values
-
-    def gather(self, array):
-        """Concatenate every process's array [n_i, ...] in rank order, on every process."""
-        return array if self.world_size == 1 else np.concatenate(self.all_gather_object(array))
-
-    def close(self):
-        if self.world_size > 1 and torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
+    globals()["Run"] = Run
+    return Run
 
 
 def epoch_order(n, seed, epoch):

@@ -19,12 +19,6 @@ CHECK_EVERY = 20  # steps between two looks at the loss, each of which waits for
 SAVE_SECONDS = 60  # an epoch's end writes a checkpoint if the last one is older
 
 
-def set_lr(optimizer, lr: float) -> None:
-    """lr times the `scale` of each parameter group, where it has one."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group.get("scale", 1.0)
-
-
 class EpochMeter:
     """Progress bar, mean losses, finite check, timed checkpoints and the log line of a training.
 
@@ -43,6 +37,7 @@ class EpochMeter:
         self.unit, self.save_minutes, self.print_epochs = unit, save_minutes, print_epochs
         self.epoch, self.step, self.seconds, self.sums = 0, 0, 0.0, {}
         self.steps = 0  # of the present epoch
+        self.lr = None
         self.bar = None
         self.saved = time.perf_counter()
 
@@ -77,20 +72,27 @@ class EpochMeter:
                 self.save()
                 self.saved = time.perf_counter()
 
+    def set_lr(self, optimizer, lr: float) -> None:
+        """lr times the `scale` of each parameter group, where it has one; logged."""
+        self.lr = lr
+        for group in optimizer.param_groups:
+            group["lr"] = lr * group.get("scale", 1.0)
+
     def update(self, losses: dict, weight: float = 1.0) -> None:
-        """Add the losses of a step; they stay on the device. The first one is shown by the bar."""
+        """Add the losses of a step; they stay on the device. "total", or the first one, is shown by the bar."""
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, 0.0) + value.detach() * weight
 
     def check_finite(self) -> None:
-        name, total = next(iter(self.sums.items()))
-        mean = float(total) / self.step
+        name = "total" if "total" in self.sums else next(iter(self.sums))
+        mean = float(self.sums[name]) / self.step
         if not np.isfinite(mean):
             raise UserError(
                 f"the loss became {mean} in {self.stage}, epoch {self.epoch + 1}, step {self.step}: lower --lr, or try "
                 "--precision fp32; the last checkpoint before it is kept"
             )
-        self.bar.set_postfix(**{name: f"{mean:.4g}"}, epoch=f"{self.epoch + 1}/{self.epochs}")
+        if self.bar:
+            self.bar.set_postfix({name: f"{mean:.4g}", "epoch": f"{self.epoch + 1}/{self.epochs}"})
 
     def end_epoch(self, loader, **extra) -> None:
         """Means over the ranks -> log.jsonl and one printed line; the checkpoint, if the last one is old. extra: logged too."""
@@ -102,10 +104,13 @@ class EpochMeter:
             self.save()
             self.saved = time.perf_counter()
         if self.run.is_main:
-            rates = {f"{self.unit}s_per_second": samples / duration, "waited_share": loader.waited / duration}
-            self.log.write(
-                stage=self.stage, epoch=self.epoch, **means, **extra, seconds=self.seconds, steps=self.steps, **rates
-            )
+            line = {"stage": self.stage, "epoch": self.epoch, **means, **extra}
+            if self.lr is not None:
+                line["lr"] = self.lr
+            line["seconds"] = self.seconds
+            line[f"{self.unit}s_per_second"] = samples / duration
+            line["waited_share"] = loader.waited / duration
+            self.log.write(**line)
             if self.print_epochs:
                 values = {k: v for k, v in {**means, **extra}.items() if isinstance(v, float)}
                 self.bar.write(

@@ -179,8 +179,8 @@ def evaluate(args, data, checkpoint, r):
         "frd_uvad/eval.py",
         checkpoint,
         out,
-        args,
-        f"python frd_uvad/train.py --dataset {args.dataset} --auxiliary "
+        overlay=args.overlay,
+        more=f"python frd_uvad/train.py --dataset {args.dataset} --auxiliary "
         f"frd:{checkpoint} --out {folder}-2 trains a second round; ",
         pictures=bool(sources),
     )

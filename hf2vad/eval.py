@@ -1,10 +1,9 @@
-"""Score test videos, or one's own, with a trained HF2-VAD.
+"""Score test videos, or your own video, with a trained HF2-VAD.
 
 python hf2vad/eval.py --dataset ped2 --checkpoint runs/hf2vad/ped2/cvae.pt --protocol official --overlay
 python hf2vad/eval.py --video my.mp4 --checkpoint runs/hf2vad/ped2/cvae.pt
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -12,193 +11,220 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from common import evaluation, smoothing
-from common import old_training as training
-from common.dataset import Dataset
-from common.io import UserError, run, safe_filename, writable_folder
-from common.kept import Kept, seconds_of
+from common import cli, evaluation, smoothing
+from common.io import UserError, run_script, safe_filename, writable_folder
 from common.objects import pipeline
-from common.pool import add_shard_flag
 from common.video import Video, open_video
-from hf2vad import preprocess, scoring
+from hf2vad import preprocess
 
+# torch is imported inside functions: --help answers at once.
+
+METHOD = "HF2-VAD"
 SKIPPED = 4  # frames without full history, which the authors leave out
-# w_r (flow) and w_p (frame). How the published values were found is unknown, so strict weighs both errors alike.
+# w_r (flow) and w_p (frame). How the published values were found is unknown, so strict weighs both errors equally.
 STRICT_WEIGHTS = (1.0, 1.0)
 OFFICIAL_WEIGHTS = {"ped2": (1.0, 0.1)}
 
 
 def add_eval_flags(parser):
-    g = evaluation.add_score_flags(
-        parser, "strict: every frame, nothing chosen on test labels; official: as the authors computed it", "median:17"
+    group = cli.add_score_flags(
+        parser, "strict: every frame, nothing chosen on test labels; official: as the authors computed it"
     )
-    g.add_argument("--w-flow", type=float, default=None, help="weight of the flow error w_r (default: 1)")
-    g.add_argument(
-        "--w-frame", type=float, default=None, help="weight of the frame error w_p (default: 1; official on ped2: 0.1)"
+    group.add_argument("--w-flow", type=float, help="weight of the flow error w_r (default: 1)")
+    group.add_argument(
+        "--w-frame", type=float, help="weight of the frame error w_p (default: 1; official on ped2: 0.1)"
     )
 
 
 def parse(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.make_parser(__doc__)
     preprocess.add_data_flags(parser)
-    training.add_flags(parser, out="the checkpoint's folder")
-    g = evaluation.add_source_flags(parser, "the newest of runs/hf2vad/<dataset>")
-    add_shard_flag(g, scoring=True)
-    g.add_argument(
+    cli.add_run_flags(parser, out="the checkpoint's folder")
+    group = cli.add_checkpoint_flags(parser, "the newest of runs/hf2vad/<dataset>")
+    cli.add_shard_flag(group, scoring=True)
+    group.add_argument(
         "--batch-size",
-        type=int,
-        default=None,
-        help="cubes at once; scores do not depend on it "
-        "(default: 256 on GPUs; on CPUs 64, which stay in the processor's cache)",
+        type=cli.positive_int,
+        help="cubes at once; scores do not depend on it (default: 256 on GPUs; on CPUs 64, which fit the cache)",
     )
     add_eval_flags(parser)
-    return parser.parse_args(argv)
+    return parser.parse_args(cli.with_synonyms(argv, {"--ckpt_path": "--checkpoint"}))
 
 
-def weights_of(args, dataset):
-    default = OFFICIAL_WEIGHTS.get(dataset, STRICT_WEIGHTS) if args.protocol == "official" else STRICT_WEIGHTS
-    return (default[0] if args.w_flow is None else args.w_flow, default[1] if args.w_frame is None else args.w_frame)
-
-
-def protocol_of(args, dataset):
-    if args.protocol == "strict":
-        return evaluation.Protocol("strict", args.smoothing)
+def make_protocol(options: cli.ScoreOptions, dataset: str) -> evaluation.Protocol:
+    if options.protocol == "strict":
+        return evaluation.Protocol("strict", options.smoothing)
     liberties = [f"the first {SKIPPED} frames of every video are left out"]
     if dataset in OFFICIAL_WEIGHTS:
         liberties.append(
             "the weights of the two errors are the authors' for this dataset; how they were chosen is unknown"
         )
-    return evaluation.Protocol("official", args.smoothing, SKIPPED, liberties)
+    return evaluation.Protocol("official", options.smoothing, SKIPPED, liberties)
 
 
-def cube_errors(scorer, net, ready, videos, folder, r, batch_size, among=None, shard=None):
-    """[N, 2] flow and frame errors of all cubes of `videos`, and the seconds that scoring took; None where common.kept says so."""
-    kept = Kept(
-        folder,
-        {"weights": training.weights_hash(net), "cubes": ready.store.s.key(), "precision": r.precision},
-        Video.fingerprint,
-        __file__,
-    )
-    found = kept.make(
-        videos,
-        lambda v, tick: {"errors": scorer.errors_of(ready.store.records(v), batch_size, tick)},
-        r,
-        size=lambda v: ready.store.info(v)["cubes"],
-        unit="cube",
-        among=among,
-        shard=shard,
-    )
-    return found and (np.concatenate([found[v.key]["errors"] for v in videos]), seconds_of(found))
+def error_weights(options, dataset, w_flow, w_frame):
+    """-> (w_r, w_p)"""
+    official = options.protocol == "official"
+    default = OFFICIAL_WEIGHTS.get(dataset, STRICT_WEIGHTS) if official else STRICT_WEIGHTS
+    return default[0] if w_flow is None else w_flow, default[1] if w_frame is None else w_frame
 
 
-def per_video(ready, errors, stats, weights):
-    """-> {video: frame scores}, {video: detections} of the test videos; a frame without cubes scores as one without error."""
-    return pipeline.per_video(
-        ready, ready.test, scoring.combine(errors, stats, *weights), scoring.empty_score(stats, *weights)
-    )
-
-
-def red(weights):
+def color_max(weights):
     """The score that overlays paint red: three deviations of the training cubes above their mean."""
     return 3 * float(np.hypot(*weights)) or 1.0
 
 
-def training_statistics(state, net, scorer, args, r, checkpoint, batch_size):
-    """The checkpoint's own statistics, or those of the dataset's training cubes where it has none (on the first process)."""
-    if state.get("statistics"):
-        return state["statistics"]
-    r.print(f"{checkpoint} has no training statistics: scoring the training cubes of {args.dataset}")
-    ready = preprocess.prepare(args, r, splits=("train",), trained=state.get("foreground"))
-    if not ready.train:
+def cached_scoring(dataset, scorer, net, run, batch_size=None):
+    """-> score(video, tick) and the settings that scores depend on, as evaluation.ScoreCache takes them."""
+    from common.training import weights_hash
+    from hf2vad import scoring
+
+    settings = {
+        "weights": weights_hash(net),
+        "cubes": dataset.store.s.key(),
+        "precision": run.precision,
+        "version": scoring.SCORES_VERSION,
+    }
+
+    def score(video, tick):
+        return scoring.score_video(scorer, dataset.store.records(video), batch_size, tick)
+
+    return score, settings
+
+
+def training_statistics(train_set, checkpoint, scorer, net, run, out, batch_size=None):
+    """Statistics for a checkpoint that has none, from the training cubes of the dataset (rank 0; None on the others)."""
+    from hf2vad import scoring
+
+    run.print(f"{checkpoint} has no training statistics: scoring the training cubes of {train_set.data.name}")
+    if not train_set.train:
         raise UserError(
-            f"{checkpoint} has no training statistics and {args.dataset} no training videos: the scores cannot "
-            "be normalised"
+            f"{checkpoint} has no training statistics and {train_set.data.name} no training videos: the scores cannot be "
+            "normalised"
         )
-    found = cube_errors(scorer, net, ready, ready.train, ready.store.folder, r, batch_size)
-    return found and scoring.statistics(found[0])
+    score, settings = cached_scoring(train_set, scorer, net, run, batch_size)
+    cache = evaluation.ScoreCache(out, settings, Video.fingerprint)
+    arrays = cache.compute(train_set.train, score, run, size=train_set.cubes, unit="cube")
+    return arrays and scoring.statistics(np.concatenate([arrays[v.key]["errors"] for v in train_set.train]))
 
 
-def evaluate(args, ready, checkpoint, r, batch_size=None):
-    """Score the test set, print and write the results. -> metrics (rank 0)."""
-    if not ready.test:
-        raise UserError(f"{ready.data.name} has no test videos under {ready.data.root}; score single ones with --video")
+def evaluate(
+    dataset, checkpoint, *, out, run, options, w_flow=None, w_frame=None, batch_size=None, shard=None, train_set=None
+):
+    """Score the test set, print and write the results. -> metrics on rank 0, else None.
+
+    dataset: pipeline.CubeVideos; train_set() -> the same of the training videos, for checkpoints without statistics.
+    """
+    from common.training import run_info
+    from hf2vad import scoring
+
     net, state = scoring.load_model(checkpoint)
-    scorer = scoring.Scorer(net, r)
-    folder, shard = writable_folder(args.out or Path(checkpoint).parent), getattr(args, "shard", None)
-    found = cube_errors(scorer, net, ready, ready.test, folder, r, batch_size, ready.data.test, shard)
-    stats = None if shard else training_statistics(state, net, scorer, args, r, checkpoint, batch_size)
-    if not found:
+    scorer = scoring.Scorer(net, run)
+    score, settings = cached_scoring(dataset, scorer, net, run, batch_size)
+    arrays = evaluation.score_test_set(
+        dataset,
+        score,
+        run,
+        out=out,
+        settings=settings,
+        source=Video.fingerprint,
+        size=dataset.cubes,
+        unit="cube",
+        shard=shard,
+    )
+    stats = state.get("statistics")
+    if not stats and not shard:
+        stats = training_statistics(train_set(), checkpoint, scorer, net, run, out, batch_size)
+    if not arrays:
         return None
-    errors, seconds = found
-    weights = weights_of(args, ready.data.name)
+    weights = error_weights(options, dataset.data.name, w_flow, w_frame)
     if state.get("done") is False:
-        print(
-            f"note: the training of {checkpoint} has not finished (stage {state['stage']}, {state['epoch']} whole epochs)"
-        )
-    if not scorer.whole:
-        print("this checkpoint is stage one alone: scores are flow errors")
-    scores, detections = per_video(ready, errors, stats, weights)
-    out = folder / args.protocol
+        epochs = f"stage {state['stage']}, {state['epoch']} whole epochs"
+        print(f"note: the training of {checkpoint} has not finished ({epochs})")
+    if not scorer.predicts_frames:
+        print("this checkpoint is of stage memae: scores are flow errors")
+    errors = np.concatenate([arrays[v.key]["errors"] for v in dataset.test])
+    scores, detections = frame_scores(dataset, errors, stats, weights)
+    out = Path(out) / options.protocol
     result = evaluation.evaluate(
         out,
-        ready.data,
+        dataset.data,
         scores,
-        method="HF2-VAD",
-        protocol=protocol_of(args, ready.data.name),
+        method=METHOD,
+        protocol=make_protocol(options, dataset.data.name),
         detections=detections,
-        baselines=pipeline.baselines(ready, ready.test),
+        baselines=pipeline.baselines(dataset, dataset.test),
         extra={
-            **training.about(checkpoint, state, [net], seconds, ready.skipped, r),
+            **run_info(checkpoint, state, [net], evaluation.total_seconds(arrays), dataset.skipped, run),
             "weights": weights,
             "statistics": stats,
             "stage": state.get("stage"),
             "epochs": state.get("epoch"),
-            "foreground": vars(ready.store.s),
+            "foreground": vars(dataset.store.s),
         },
     )
-    evaluation.show(
+    red = color_max(weights)
+    evaluation.finish(
         out,
         result,
-        pictures=ready.pictures,
-        red=red(weights),
-        curve_top=red(weights),
-        top=args.top,
-        overlay=args.overlay,
+        script="hf2vad/eval.py",
+        checkpoint=checkpoint,
+        options=options,
+        skipped=dataset.skipped,
+        pictures=dataset.pictures,
+        red=red,
+        curve_top=red,
     )
-    ready.report_skipped()
-    evaluation.print_next_steps("hf2vad/eval.py", checkpoint, out, args)
     return result.metrics
 
 
-def score_video(args, r):
-    """One's own footage: scores.csv, curve.png, overlay.mp4."""
-    video = open_video(args.video)
-    net, state = scoring.load_model(args.checkpoint)
-    scorer = scoring.Scorer(net, r)
-    stats = training_statistics(state, net, scorer, args, r, args.checkpoint, args.batch_size)
-    ready = preprocess.prepare(
-        args,
-        r,
-        data=Dataset("video", video.path.resolve().parent, [], [video]),
-        trained=pipeline.for_own_video(state.get("foreground"), args.boxes),
+def frame_scores(dataset, errors, stats, weights):
+    """-> {video: frame scores}, {video: detections} of the test videos; a frame without cubes scores as one without error."""
+    from hf2vad import scoring
+
+    cube_scores, empty = scoring.combine(errors, stats, *weights), scoring.empty_score(stats, *weights)
+    return pipeline.per_video(dataset, dataset.test, cube_scores, empty)
+
+
+def score_own_video(
+    video,
+    checkpoint,
+    source,
+    *,
+    out,
+    run,
+    options,
+    foreground,
+    w_flow=None,
+    w_frame=None,
+    batch_size=None,
+    train_set=None,
+):
+    """scores.csv, curve.png, overlay.mp4 and report.html of one video. video: common.video.Video; out: folder for it."""
+    from hf2vad import scoring
+
+    net, state = scoring.load_model(checkpoint)
+    scorer = scoring.Scorer(net, run)
+    stats = state.get("statistics") or training_statistics(train_set(), checkpoint, scorer, net, run, out, batch_size)
+    dataset = preprocess.prepare(source, run, video=video, foreground=foreground, trained=state.get("foreground"))
+    out = writable_folder(out / safe_filename(video.name))
+    if not run.is_main:
+        return
+    errors = scoring.score_video(scorer, dataset.store.records(video), batch_size)["errors"]
+    weights = error_weights(options, state.get("identity", {}).get("dataset"), w_flow, w_frame)
+    scores, detections = frame_scores(dataset, errors, stats, weights)
+    evaluation.write_own_video(
+        video.name,
+        *dataset.pictures(video),
+        scores[video.name],
+        options.smoothing,
+        METHOD,
+        out,
+        detections[video.name],
+        color_max(weights),
+        options.top,
     )
-    out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / safe_filename(video.name))
-    if r.is_main:
-        errors = scorer.errors_of(ready.store.records(video), args.batch_size)
-        weights = weights_of(args, state.get("identity", {}).get("dataset"))
-        scores, detections = per_video(ready, errors, stats, weights)
-        evaluation.write_own_video(
-            video.name,
-            *ready.pictures(video),
-            scores[video.name],
-            args.smoothing,
-            "HF2-VAD",
-            out,
-            detections[video.name],
-            red(weights),
-            args.top,
-        )
-        ready.report_skipped()
+    dataset.report_skipped()
 
 
 def newest_checkpoint(folder):
@@ -211,20 +237,33 @@ def newest_checkpoint(folder):
 
 def main(argv=None):
     args = parse(argv)
-    if args.batch_size is not None and args.batch_size < 1:
-        raise UserError("--batch-size must be at least 1")
     smoothing.parse(args.smoothing)
-    r = training.Run.from_args(args)
-    from common.datasets import canonical
+    checkpoint = args.checkpoint or newest_checkpoint(args.out or Path("runs/hf2vad") / cli.dataset_name(args))
+    from common.distributed import Run
+    from hf2vad import scoring
 
-    args.checkpoint = args.checkpoint or newest_checkpoint(args.out or Path("runs/hf2vad") / canonical(args.dataset))
-    if args.video:
-        return score_video(args, r)
-    trained = scoring.load_model(args.checkpoint)[1].get("foreground")  # a wrong file is refused before any work
-    ready = preprocess.prepare(args, r, splits=("test",), trained=trained)
-    evaluate(args, ready, args.checkpoint, r, args.batch_size)
-    r.close()
+    with Run(args.device, args.precision) as run:
+        trained = scoring.load_model(checkpoint)[1].get("foreground")  # a wrong file is refused before any work
+        source, foreground = cli.DataSource.from_args(args), cli.given(args, pipeline.FLAGS)
+
+        def train_set():
+            return preprocess.prepare(source, run, splits=("train",), foreground=foreground, trained=trained)
+
+        how = dict(
+            run=run,
+            options=cli.ScoreOptions.from_args(args),
+            w_flow=args.w_flow,
+            w_frame=args.w_frame,
+            batch_size=args.batch_size,
+            train_set=train_set,
+        )
+        if args.video:
+            video, out = open_video(args.video), args.out or checkpoint.parent / "video"
+            score_own_video(video, checkpoint, source, out=out, foreground=foreground, **how)
+        else:
+            dataset = preprocess.prepare(source, run, splits=("test",), foreground=foreground, trained=trained)
+            evaluate(dataset, checkpoint, out=args.out or checkpoint.parent, shard=args.shard, **how)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

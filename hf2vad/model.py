@@ -1,4 +1,4 @@
-"""HF2-VAD's networks and losses (Liu et al., ICCV 2021). Imports torch alone.
+"""HF2-VAD's networks and losses. Imports torch only.
 
 Parameter names are the published ones, so checkpoints travel both ways between this file and the authors' code.
 
@@ -165,7 +165,7 @@ class WeightNorm(nn.Module):
         self.weight_g = nn.Parameter(plain.weight.detach().flatten(1).norm(dim=1).view(-1, 1, 1, 1))
 
     def weight(self):
-        return torch._weight_norm(self.weight_v, self.weight_g, 0)
+        return self.weight_v * (self.weight_g / self.weight_v.flatten(1).norm(dim=1).view(-1, 1, 1, 1))
 
 
 class NormConv2d(nn.Module):
@@ -201,22 +201,6 @@ def depth_to_space(x):
     return x.permute(0, 1, 3, 2, 4, 5).reshape(n, 2 * h, 2 * w, c // 4).permute(0, 3, 1, 2)
 
 
-def dropout(x, p, training):
-    """F.dropout, exact to 1/65536 in p; on the CPU four decisions come from one 64-bit draw (torch's own: 11 % of a step)."""
-    if not training or p == 0:
-        return x
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return F.dropout(x, p)
-    draws = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[: x.numel()]
-    keep = draws >= round(p * 65536) - 32768
-    if x.is_contiguous(memory_format=torch.channels_last):
-        n, c, h, w = x.shape
-        keep = keep.view(n, h, w, c).permute(0, 3, 1, 2)
-    else:
-        keep = keep.view(x.shape)
-    return x * keep * (1 / (1 - p))
-
-
 class Residual(nn.Module):
     def __init__(self, ch, skip=False, dropout=0.1):
         super().__init__()
@@ -227,7 +211,7 @@ class Residual(nn.Module):
 
     def forward(self, x, skip=None):
         h = F.elu(x) if skip is None else F.elu(torch.cat([x, self.pre(F.elu(skip))], dim=1), inplace=True)
-        return self.conv2d(dropout(h, self.dropout, self.training)).add_(x)
+        return self.conv2d(F.dropout(h, self.dropout, self.training)).add_(x)
 
 
 class DownConv(nn.Module):

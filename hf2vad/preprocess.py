@@ -1,4 +1,4 @@
-"""Videos -> space-time cubes on disk. Run by train.py and eval.py where it is missing, or alone:
+"""Videos -> space-time cubes on disk. train.py and eval.py run it if it is missing.
 
 python hf2vad/preprocess.py --dataset ped2 --data-root data --boxes file:boxes.npz
 """
@@ -8,8 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import datasets
-from common.io import run
+from common import cli
+from common.io import run_script
 from common.objects import pipeline
 
 # Constants of the paper's configuration: areas in square pixels, the rest as in common.objects.cubes.Settings.
@@ -34,18 +34,21 @@ PUBLISHED = {
 
 
 def add_data_flags(parser):
-    datasets.add_flags(parser)
+    cli.add_data_flags(parser)
     pipeline.add_difference_flags(pipeline.add_foreground_flags(parser))
 
 
-def prepare(args, r, **how):
-    """-> common.objects.pipeline.Prepared; what is missing of decoding, detection, flow and cubes is done first."""
-    return pipeline.prepare(args, PUBLISHED, r, **how)
+def prepare(source: cli.DataSource, run, **options) -> pipeline.CubeVideos:
+    """Do what is missing of decoding, detection, flow and cubes; options: see common.objects.pipeline.prepare."""
+    return pipeline.prepare(source, PUBLISHED, run, **options)
 
 
 def main(argv=None):
-    pipeline.preprocess_alone(prepare, add_data_flags, argv, __doc__, "hf2vad/train.py")
+    parser = cli.make_parser(__doc__)
+    add_data_flags(parser)
+    cli.add_shard_flag(cli.add_run_flags(parser, out="not used here"))
+    pipeline.preprocess(prepare, parser.parse_args(argv), "hf2vad/train.py")
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

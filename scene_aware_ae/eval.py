@@ -20,7 +20,6 @@ from common.dataset import Dataset
 from common.io import UserError, run, safe_filename, writable_folder
 from common.kept import Kept, seconds_of
 from common.late import torch
-from common.objects import pipeline
 from common.pool import add_shard_flag, cores
 from common.video import decoded, open_video
 from scene_aware_ae import preprocess, scoring
@@ -130,8 +129,8 @@ def evaluate(args, ready, checkpoint, r):
         "scene_aware_ae/eval.py",
         checkpoint,
         out,
-        args,
-        "" if args.tsne is not None else "add --tsne for a picture of the scenes; ",
+        overlay=args.overlay,
+        more="" if args.tsne is not None else "add --tsne for a picture of the scenes; ",
     )
     return result.metrics
 
@@ -139,7 +138,7 @@ def evaluate(args, ready, checkpoint, r):
 def baselines(args, ready):
     cache = FrameCache(ready.features.folder.parent / "frames-small", (120, 180))
     usable, _ = cache.build(ready.test, args.workers or cores())
-    return pipeline.frame_baselines(cache, usable, args.workers or cores()) if len(usable) == len(ready.test) else {}
+    return evaluation.frame_baselines(cache, usable, args.workers or cores()) if len(usable) == len(ready.test) else {}
 
 
 def scene_points(net, ready, labels, r):

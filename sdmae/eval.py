@@ -18,7 +18,6 @@ from common import datasets, evaluation, smoothing
 from common import old_training as training
 from common.io import UserError, run, writable_folder
 from common.kept import seconds_of
-from common.objects import pipeline
 from common.pool import add_shard_flag, cores
 from common.video import decoded
 from sdmae import preprocess, scoring
@@ -168,7 +167,7 @@ def evaluate(args, ready, checkpoint, r):
         method="AED-MAE",
         protocol=protocol,
         detections=detections,
-        baselines=pipeline.frame_baselines(ready.cache, ready.test, args.workers or cores()),
+        baselines=evaluation.frame_baselines(ready.cache, ready.test, args.workers or cores()),
         extra={
             **training.about(checkpoint, model.state, [model.net], seconds_of(found), ready.skipped, r),
             "rule": {**rule, "parts": list(rule["parts"])},
@@ -190,7 +189,11 @@ def evaluate(args, ready, checkpoint, r):
     )
     ready.report_skipped()
     evaluation.print_next_steps(
-        "sdmae/eval.py", checkpoint, out, args, "--video takes cameras too, as their frames arrive; "
+        "sdmae/eval.py",
+        checkpoint,
+        out,
+        overlay=args.overlay,
+        more="--video takes cameras too, as their frames arrive; ",
     )
     return result.metrics
 

@@ -15,7 +15,6 @@ import numpy as np
 
 from common import datasets, evaluation, smoothing
 from common import old_training as training
-from common.dataset import Dataset
 from common.io import UserError, run, safe_filename, writable_folder
 from common.objects import pipeline
 from common.pool import add_shard_flag
@@ -174,19 +173,14 @@ def evaluate(args, ready, checkpoint, r):
     )
     evaluation.show(out, result, pictures=ready.pictures, red=red, curve_top=red, top=args.top, overlay=args.overlay)
     ready.report_skipped()
-    evaluation.print_next_steps("spr_uvad/eval.py", checkpoint, out, args)
+    evaluation.print_next_steps("spr_uvad/eval.py", checkpoint, out, overlay=args.overlay)
     return result.metrics
 
 
 def score_video(args, r):
     """One's own footage: scores.csv, curve.png, overlay.mp4, ranking.csv."""
     video, model = open_video(args.video), Scored(args.checkpoint)
-    ready = preprocess.prepare(
-        args,
-        r,
-        data=Dataset("video", video.path.resolve().parent, [], [video]),
-        trained=pipeline.for_own_video(model.foreground, args.boxes),
-    )
+    ready = preprocess.prepare(args, r, video=video, trained=model.foreground)
     out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / safe_filename(video.name))
     stats = model.statistics(args, ready, out, r)
     found = scoring.kept_score(model.nets, model.grid, ready, ready.test, out, r)

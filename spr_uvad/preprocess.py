@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import datasets
+from common import cli, datasets
 from common.io import run
 from common.objects import flow, pipeline
 
@@ -49,12 +49,20 @@ def add_data_flags(parser):
 
 
 def prepare(args, r, **how):
-    """-> common.objects.pipeline.Prepared; what is missing of decoding, detection, flow and cubes is done first."""
-    return pipeline.prepare(args, PUBLISHED, r, **how)
+    return pipeline.prepare(
+        cli.DataSource.from_args(args), PUBLISHED, r, foreground=cli.given(args, pipeline.FLAGS), **how
+    )
 
 
 def main(argv=None):
-    pipeline.preprocess_alone(prepare, add_data_flags, argv, __doc__, "spr_uvad/train.py")
+    parser = cli.make_parser(__doc__)
+    add_data_flags(parser)
+    cli.add_shard_flag(cli.add_run_flags(parser, out="not used here"))
+    pipeline.preprocess(
+        lambda source, run, **how: pipeline.prepare(source, PUBLISHED, run, **how),
+        parser.parse_args(argv),
+        "spr_uvad/train.py",
+    )
 
 
 if __name__ == "__main__":

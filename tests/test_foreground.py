@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from common.batches import Batches
 from common.cache import FrameCache
+from common.distributed import Run
 from common.io import UserError
+from common.loader import Loader
 from common.objects import detectors
+from common.objects.cube_dataset import CubeDataset
 from common.objects.cubes import CubeStore, Settings, cubes_of_video, drop_covered, motion_boxes, object_boxes
 from common.objects.flow import PairFlow, make_flow
 from common.video import Video, open_video
@@ -201,14 +203,18 @@ def test_batches_gather_rows_across_files():
         r["appearance"], r["flow"] = rng.integers(0, 255, r["appearance"].shape), rng.normal(size=r["flow"].shape)
         files.append(r)
     together = np.concatenate(files)
-    data = Batches(files, {"appearance": slice(None), "flow": slice(-1, None)})
+    run = Run("cpu", "fp32")
+    data = CubeDataset(files, {"appearance": slice(None), "flow": slice(-1, None)}, run)
     order = rng.permutation(12)
+    loader = Loader(data, 5, 0, run, order=lambda epoch: order)
     seen = []
-    for rows, batch in data.iterate(order, 5, start=1):
+    for batch in loader.batches(0, start=1):
+        assert (batch.data["appearance"].numpy() == together["appearance"][batch.rows]).all()
+        assert (batch.data["flow"].numpy() == together["flow"][batch.rows][:, -1:]).all()
+        seen += batch.rows.tolist()
+    assert seen == order[5:].tolist() and len(data) == 12 and loader.steps(0) == 3
+    for rows, batch in data.batches(order, 5):
         assert (batch["appearance"].numpy() == together["appearance"][rows]).all()
-        assert (batch["flow"].numpy() == together["flow"][rows][:, -1:]).all()
-        seen += rows.tolist()
-    assert seen == order[5:].tolist() and len(data) == 12
 
 
 def test_detections_are_made_anew_when_the_video_was_replaced(tmp_path, monkeypatch):

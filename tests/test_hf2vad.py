@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from common import old_training as training
+from common import training
+from common.distributed import Run, seed_everything
 from common.io import load_arrays
 from common.objects import pipeline
 from hf2vad import scoring
-from hf2vad.model import HF2VAD, dropout, fold
+from hf2vad.model import HF2VAD, Residual, fold
+from hf2vad.train import SIZES
 from tests.helpers import (
     ROOT,
     all_refused,
@@ -403,13 +405,13 @@ def test_memory_does_not_grow_with_the_number_of_videos(tmp_path):
 
 
 def test_folded_network_gives_the_same_scores():
-    training.seed_everything(0)
-    net = HF2VAD(**scoring.SIZES["small"])
+    seed_everything(0)
+    net = HF2VAD(**SIZES["small"])
     for m in net.modules():
         if isinstance(m, torch.nn.BatchNorm2d):
             m.running_mean.uniform_(-0.2, 0.2)
             m.running_var.uniform_(0.5, 1.5)
-    run = training.Run("cpu")
+    run = Run("cpu")
     batch = {
         "appearance": torch.randint(0, 255, (5, 5, 1, 32, 32), dtype=torch.uint8),
         "flow": torch.randn(5, 4, 2, 32, 32).half(),
@@ -427,20 +429,20 @@ def test_sizes_are_read_off_published_weights():
     for args in ({}, other):
         net = HF2VAD(**args)
         found = scoring.infer_args(net.state_dict())
-        again = scoring.build(found, "finetune")
+        again = scoring.build_model(found, "finetune")
         again.load_state_dict(net.state_dict())
 
 
-def test_dropout_keeps_the_right_share_and_expectation():
+def test_training_drops_features_and_scoring_does_not():
+    """Residual blocks drop a tenth of their input, with the expectation unchanged."""
     torch.manual_seed(0)
-    for shape in ((64, 3, 32, 32), (7, 5, 3, 3)):
-        for layout in (torch.contiguous_format, torch.channels_last):
-            x = torch.ones(shape).contiguous(memory_format=layout)
-            y = dropout(x, 0.1, True)
-            kept = (y > 0).float().mean().item()
-            assert torch.allclose(y[y > 0], torch.tensor(1 / 0.9)) and abs(kept - 0.9) < 0.08
-    assert abs((dropout(torch.ones(1000000), 0.1, True) > 0).float().mean() - 0.9) < 0.002
-    assert dropout(x, 0.1, False) is x
+    block, x = Residual(8), torch.ones(512, 8, 4, 4)
+    with torch.no_grad():
+        learning = torch.stack([block(x) for _ in range(2)])
+        block.eval()
+        still = torch.stack([block(x) for _ in range(2)])
+    assert torch.equal(*still) and not torch.equal(*learning)
+    assert (learning.mean((0, 1)) - still[0, 0]).abs().max() < 0.02
 
 
 def test_frame_scores_by_hand():

@@ -18,9 +18,10 @@ from common import container, evaluation
 from common.cache import FrameCache, VideoFiles
 from common.container import Clock
 from common.dataset import Dataset, Usable
+from common.evaluation import ScoreCache
 from common.io import UserError, load_arrays, original_name, read_table, safe_filename, save_arrays, writing_table
-from common.kept import Kept
-from common.objects import detectors, flow, pipeline
+from common.objects import detectors, flow
+from common.objects.baselines import baseline_path
 from common.objects.cubes import CubeStore, Settings
 from common.report import page as report
 from common.report import plots, ranking
@@ -197,8 +198,8 @@ def test_every_name_works(name, tmp_path, capsys):
 
     r = SimpleNamespace(is_main=True, rank=0, world_size=1, barrier=lambda: None, print=print)
     for video in (folder, file):
-        kept = Kept(tmp_path / "kept" / video.path.parent.name, {"weights": "w"}, Video.fingerprint, __file__)
-        made = kept.make([video], lambda v, tick: {"scores": scores[v.name]}, r, size=lambda v: 1, unit="video")
+        kept = ScoreCache(tmp_path / "kept" / video.path.parent.name, {"weights": "w"}, Video.fingerprint)
+        made = kept.compute([video], lambda v, tick: {"scores": scores[v.name]}, r, size=lambda v: 1, unit="video")
         assert (
             np.array_equal(made[f"test/{name}"]["scores"], scores[name]) and len(list(kept.folder.rglob("*.npz"))) == 1
         )
@@ -411,13 +412,13 @@ def test_detected_boxes_notice(exchanged, tmp_path):
 
 def test_kept_scores_and_baselines_notice(exchanged, tmp_path):
     video, rename = exchanged
-    kept = Kept(tmp_path / "kept", {}, Video.fingerprint, __file__)
-    r = SimpleNamespace(is_main=True, rank=0, world_size=1, barrier=lambda: None, print=print)
-    kept.make([video()], lambda v, tick: {"scores": np.ones(3)}, r, size=lambda v: 1, unit="video")
-    baseline = pipeline._baseline_file(SimpleNamespace(folder=tmp_path), video())
-    assert kept.load(video()) is not None
+    cache = ScoreCache(tmp_path / "scores", {}, Video.fingerprint)
+    run = SimpleNamespace(is_main=True, rank=0, world_size=1, barrier=lambda: None, print=print)
+    cache.compute([video()], lambda v, tick: {"scores": np.ones(3)}, run, size=lambda v: 1, unit="video")
+    before = baseline_path(SimpleNamespace(folder=tmp_path), video())
+    assert cache.load(video()) is not None
     rename()
-    assert kept.load(video()) is None and pipeline._baseline_file(SimpleNamespace(folder=tmp_path), video()) != baseline
+    assert cache.load(video()) is None and baseline_path(SimpleNamespace(folder=tmp_path), video()) != before
 
 
 def test_depth_by_midas_notices(exchanged, tmp_path, monkeypatch):

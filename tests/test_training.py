@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from common import io
-from common import old_training as training
-from common.batches import Batches
+from common import io, training
+from common.distributed import Run
+from common.evaluation import ScoreCache, total_seconds
 from common.io import UserError, atomic_write, load_array, lock_dir
+from common.loader import epoch_order
+from common.objects.cube_dataset import CubeDataset
 from tests.helpers import ROOT
 
 
@@ -88,15 +90,18 @@ def test_what_a_killed_process_left_is_cleaned_up(tmp_path):
 
 
 def test_epoch_order_depends_on_seed_and_epoch_alone():
-    a, b, c = (training.epoch_order(100, s, e) for s, e in ((0, 0), (0, 0), (0, 1)))
+    a, b, c = (epoch_order(100, s, e) for s, e in ((0, 0), (0, 0), (0, 1)))
     assert (a == b).all() and (a != c).any() and sorted(c) == list(range(100))
 
 
 def test_non_finite_loss_stops_with_a_way_out():
-    training.check_finite(1.0, "anywhere")
-    for bad in (float("nan"), float("inf")):
-        with pytest.raises(UserError, match="--lr"):
-            training.check_finite(bad, "in epoch 1")
+    meter = training.EpochMeter(Run("cpu", "fp32"), "memae", 3, log=None, save=None)
+    meter.epoch, meter.step = 1, 12
+    meter.update({"recon": torch.tensor(1.0), "total": torch.tensor(float("nan"))})
+    with pytest.raises(UserError, match="loss became nan in memae, epoch 2, step 12.*--lr"):
+        meter.check_finite()
+    meter.sums = {"total": torch.tensor(1.0)}
+    meter.check_finite()
 
 
 def full_gpu():
@@ -130,7 +135,7 @@ def test_log_is_one_json_line_per_epoch_and_forgets_what_is_redone(tmp_path):
 
 def test_unknown_device():
     with pytest.raises(UserError, match="--device"):
-        training.Run("cuda:77")
+        Run("cuda:77")
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory of a process is read from /proc")
@@ -145,10 +150,11 @@ def test_batches_read_long_memory_maps_in_little_memory(tmp_path):
         line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("RssFile"))
         return int(line.split()[1]) / 1024
 
-    data = Batches([load_array(tmp_path / "long.npy", "x", mmap=True)], {"x": slice(None), "number": slice(None)})
+    array = load_array(tmp_path / "long.npy", "x", mmap=True)
+    data = CubeDataset([array], {"x": slice(None), "number": slice(None)}, Run("cpu", "fp32"))
     before, worst = mapped(), 0
     order = np.random.default_rng(0).permutation(16000)[:6000]
-    for rows, batch in data.iterate(order, 64):
+    for rows, batch in data.batches(order, 64):
         assert (batch["number"][:, 0].numpy() == rows).all()
         worst = max(worst, mapped() - before)
     assert worst < 350
@@ -171,11 +177,7 @@ def test_a_second_run_in_one_folder_is_refused_until_the_first_ends(tmp_path):
 
 
 def test_kept_scores_are_made_again_when_anything_they_stand_for_changes(tmp_path):
-    from common.kept import Kept, seconds_of
-
-    code, new, done = tmp_path / "method" / "model.py", {"a": 1, "b": 1}, []
-    code.parent.mkdir()
-    code.write_text("x = 1")
+    new, done = {"a": 1, "b": 1}, []
     videos = [SimpleNamespace(name=n, split="test", key=f"test/{n}") for n in "ab"]
 
     def make(settings=None, **how):
@@ -185,21 +187,21 @@ def test_kept_scores_are_made_again_when_anything_they_stand_for_changes(tmp_pat
             return {"scores": np.full(3, new[v.name], np.float32)}
 
         done.clear()
-        kept = Kept(tmp_path, settings or {"weights": "w"}, lambda v: new[v.name], code)
-        return kept, kept.make(videos, score, training.Run("cpu"), size=lambda v: 3, unit="frame", **how)
+        cache = ScoreCache(tmp_path, settings or {"weights": "w"}, lambda v: new[v.name])
+        return cache, cache.compute(videos, score, Run("cpu"), size=lambda v: 3, unit="frame", **how)
 
-    kept, found = make()
-    assert done == ["a", "b"] and found["test/b"]["scores"].tolist() == [1, 1, 1] and seconds_of(found) > 0
+    cache, scores = make()
+    assert done == ["a", "b"] and scores["test/b"]["scores"].tolist() == [1, 1, 1] and total_seconds(scores) > 0
     assert make()[1].keys() == {"test/a", "test/b"} and done == []
     new["b"] = 2
     assert make()[1]["test/b"]["scores"].tolist() == [2, 2, 2] and done == ["b"]
-    kept.path(videos[0]).write_bytes(b"PK half a file")
+    cache.path(videos[0]).write_bytes(b"PK half a file")
     make()
     assert done == ["a"]
     make({"weights": "v"})
     assert done == ["a", "b"]
-    code.write_text("x = 2")
-    assert make(shard="1/2")[1] is None and done == ["b"]
-    assert make(shard="0/2", among=videos)[1] is None and done == ["a"]
+    newer = {"weights": "w", "version": 2}
+    assert make(newer, shard="1/2")[1] is None and done == ["b"]
+    assert make(newer, shard="0/2", all_videos=videos)[1] is None and done == ["a"]
     with pytest.raises(UserError, match="--shard 2/2"):
         make(shard="2/2")

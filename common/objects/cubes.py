@@ -225,9 +225,9 @@ class CubeStore(VideoFiles):
 
     what = "cube file"
 
-    def __init__(self, cache, folder, settings):
+    def __init__(self, cache, folder, settings, device="cpu"):
         super().__init__(Path(folder) / f"cubes-{settings.key()}")
-        self.cache, self.s = cache, settings
+        self.cache, self.s, self.device = cache, settings, device
         self.boxes_folder = Path(folder) / (
             "boxes-"
             + hashlib.sha256(json.dumps([detectors.fingerprint(settings.boxes), settings.tile]).encode()).hexdigest()[
@@ -242,7 +242,7 @@ class CubeStore(VideoFiles):
             return np.empty(0, record(self.s, info["channels"]))
         return self.array(video)
 
-    def build(self, videos, workers, show=True, device="cpu"):
+    def build(self, videos, workers, show=True):
         """Make what is missing. -> (videos that are there, {video key: why} of those that failed)."""
         fresh, failed = self.missing(videos)
         if not fresh:
@@ -255,7 +255,7 @@ class CubeStore(VideoFiles):
                     print(f"detecting objects in {len(todo)} videos with {s.boxes}", flush=True)
                 _, errors = map_videos(
                     _detect,
-                    [(self, v, str(device)) for v in todo],
+                    [(self, v) for v in todo],
                     workers=1 if detectors.uses_device(s.boxes) else workers,
                     total=sum(length[v.key] for v in todo),
                     label="detect",
@@ -268,7 +268,7 @@ class CubeStore(VideoFiles):
             print(f"cutting cubes of {len(fresh)} of {len(videos)} videos into {self.folder}", flush=True)
         _, errors = map_videos(
             _cut,
-            [(self, v, str(device)) for v in fresh],
+            [(self, v) for v in fresh],
             workers=1 if optical_flow.uses_device(s.flow) else workers,
             total=sum(length[v.key] for v in fresh),
             label="cubes",
@@ -296,8 +296,8 @@ class CubeStore(VideoFiles):
 
 
 def _detect(job):
-    store, video, device = job
-    detect = _detector(store.s.boxes, device, 0.05, store.s.tile)
+    store, video = job
+    detect = _detector(store.s.boxes, store.device, 0.05, store.s.tile)
     frames, found, source = store.cache.frames(video), [], json.dumps(video.fingerprint())
     for i in range(0, len(frames), 8):
         found += detect(list(frames[i : i + 8]))
@@ -313,9 +313,9 @@ def _detect(job):
 
 
 def _cut(job):
-    store, video, device = job
+    store, video = job
     frames = store.cache.frames(video)
-    found, flow_into = store.detections(video, len(frames)), flow_of_video(frames, video, store.s, device)
+    found, flow_into = store.detections(video, len(frames)), flow_of_video(frames, video, store.s, store.device)
 
     def parts():
         for part in cubes_of_video(frames, found, store.s, flow_into):

@@ -233,7 +233,7 @@ def evaluate(args, data, checkpoint, r):
     )
     evaluation.show(out, result, top=args.top, overlay=args.overlay)
     report_skipped(data.skipped)
-    evaluation.print_next_steps("frd_uvad/svmae/eval.py", checkpoint, out, args, pictures=False)
+    evaluation.print_next_steps("frd_uvad/svmae/eval.py", checkpoint, out, overlay=args.overlay, pictures=False)
     return result.metrics
 
 

@@ -1,18 +1,24 @@
 """HF2-VAD: speed of every step, agreement of the fast path, memory."""
 
+import os
 import time
 
 import numpy as np
 import torch
 
-from common import old_training as training
-from common.batches import Batches
+from common import training
+from common.cli import DataSource, given
+from common.distributed import seed_everything
+from common.loader import Loader, epoch_order, prefetch
+from common.objects.cube_dataset import CubeDataset
 from common.objects.cubes import cubes_of_video, flow_of_video, motion_boxes, object_boxes
 from common.objects.flow import PairFlow
+from common.objects.pipeline import FLAGS
 from common.pool import cores
 from common.video import Decoder
 from hf2vad import preprocess, scoring
-from hf2vad.train import STAGES, Stage, plan_of
+from hf2vad.data import stage_data
+from hf2vad.train import SIZES, make_plan, train_one_epoch
 from tests.perf.rates import line, matrix_rate, rate, rates, synchronize, where
 
 CPU = torch.device("cpu")
@@ -31,18 +37,18 @@ def model_of(args):
     """The checkpoint that was named, else the published size with random weights: speed does not depend on them."""
     if getattr(args, "checkpoint", None):
         return scoring.load_model(args.checkpoint)[0], str(args.checkpoint)
-    training.seed_everything(args.seed)
-    return scoring.build(scoring.SIZES["full"], "finetune"), "published size, random weights"
+    seed_everything(args.seed)
+    return scoring.build_model(SIZES["full"], "finetune"), "published size, random weights"
 
 
 def measure_eval(args, seconds, r):
-    ready = preprocess.prepare(args, r, splits=("test",))
+    ready = preprocess.prepare(DataSource.from_args(args), r, splits=("test",), foreground=given(args, FLAGS))
     net, what = model_of(args)
     records = ready.records(ready.test)
-    data = Batches(records, scoring.FIELDS, r.device)
-    n = min(args.batch_size or scoring.BATCH[r.device.type], len(data))
+    data = CubeDataset(records, scoring.FIELDS, r)
+    n = min(args.batch_size or scoring.BATCH_SIZE[r.device.type], len(data))
     rows = np.linspace(0, len(data) - 1, n).astype(int)
-    batch = data.get(rows)
+    batch = data.to_device(data.read(rows))
     plain, fast = scoring.Scorer(net, r, optimised=False), scoring.Scorer(net, r)
 
     def one_by_one():
@@ -53,8 +59,7 @@ def measure_eval(args, seconds, r):
             out = plain.net.vunet(frames[:, : plain.net.past_channels], recon, prior=True)
         return float(out["frame_pred"].sum())
 
-    whole = plain.whole
-    eager = one_by_one if whole else lambda: float(plain.score(batch)[0].sum())
+    eager = one_by_one if plain.predicts_frames else lambda: float(plain.score(batch)[0].sum())
     slow, quick = rates([eager, lambda: float(fast.score(batch)[0].sum())], n, r.device, seconds)
     print(f"\nHF2-VAD on {where(r)}; model: {what}; {n} cubes a batch")
     line("plain eager model", slow, "cubes/s", "flows in turn, prior drawn, no folding")
@@ -73,12 +78,14 @@ def measure_eval(args, seconds, r):
     print(
         f"  largest relative difference of their scores: {worst:.1e} ({'agree' if worst < 1e-3 else 'DO NOT AGREE'} to 1e-3)"
     )
-    data.waited, start = 0.0, time.perf_counter()
+    waited, start = 0.0, time.perf_counter()
     order = np.arange(min(len(data), max(8 * n, 1024)))
-    for _, part in data.iterate(order, n):
-        fast.score(part)
+    parts = [order[i : i + n] for i in range(0, len(order), n)]
+    for _, arrays, seconds_waited in prefetch(parts, data.read):
+        waited += seconds_waited
+        fast.score(data.to_device(arrays))
     synchronize(r.device)
-    share = 100 * data.waited / (time.perf_counter() - start)
+    share = 100 * waited / (time.perf_counter() - start)
     line("waiting for data", share, "%", f"over {len(order)} cubes from the memory map")
     steps_of_preprocessing(ready, seconds)
     line("peak memory of this process", training.peak_memory(), "MiB")
@@ -130,34 +137,48 @@ def steps_of_preprocessing(ready, seconds, frames=60):
     line("flow, boxes, cubes together", rate(all_of_it, n, CPU, seconds), "frames/s")
 
 
-def measure_train(args, _seconds, r):
-    ready = preprocess.prepare(args, r)
-    plan, size = plan_of(args, ready.data.name), args.size or ("small" if ready.data.name == "demo" else "full")
-    records = ready.records(ready.train)
-    fields = {"memae": {"flow": slice(-1, None)}, "cvae": scoring.FIELDS, "finetune": scoring.FIELDS}
-    print(f"\ntraining HF2-VAD ({size}) on {where(r)}")
-    for name in STAGES:
-        training.seed_everything(args.seed)
-        net = scoring.build(scoring.SIZES[size], name)
-        stage = Stage(name, plan[name], net, r, None, {}, {})
-        stage.mode()
-        data = Batches(records, fields[name], r.device)
-        n = min(plan[name]["batch_size"], len(data))
-        order, done = training.epoch_order(len(data), 0, 0), 0
-        for i, (rows, batch) in enumerate(data.iterate(order[: 4 * n], n)):
-            if name == "cvae":
-                batch["recon"] = batch["flow"].flatten(1, 2)
-            if i == 1:
-                data.waited, start = 0.0, time.perf_counter()
-            loss = stage.train_step(batch)["total"]
-            if i:
-                float(loss.detach())
-                done += len(rows)
-        seconds = time.perf_counter() - start
+def measure_train(args, _seconds, run):
+    dataset = preprocess.prepare(DataSource.from_args(args), run, foreground=given(args, FLAGS))
+    name = dataset.data.name
+    plan = make_plan(name, epochs=args.epochs, batch_size=args.batch_size, lr=args.lr, decay=args.decay)
+    size = args.size or ("small" if name == "demo" else "full")
+    records = dataset.records(dataset.train)
+    print(f"\ntraining HF2-VAD ({size}) on {where(run)}")
+    for stage in plan.values():
+        seed_everything(args.seed)
+        net = scoring.build_model(SIZES[size], stage.name).to(run.device).to(memory_format=torch.channels_last)
+        if stage.name == "cvae":
+            net.memAE.requires_grad_(False)
+        optimizer = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], lr=stage.lr, fused=True)
+        data = (
+            RandomFlows(records, scoring.FIELDS, run)
+            if stage.name == "cvae"
+            else stage_data(stage.name, net, records, run, None)
+        )
+        n = min(stage.batch_size, len(data))
+        rows = epoch_order(len(data), 0, 0)[: 4 * n]
+        loader = Loader(data, n, args.seed, run, order=lambda epoch, rows=rows: rows[: n if epoch == 0 else 4 * n])
+        meter = training.EpochMeter(
+            run, stage.name, 2, log=training.Log(os.devnull), save=lambda: None, unit="cube", print_epochs=False
+        )
+        for epoch in range(2):  # the first one warms up
+            start = time.perf_counter()
+            train_one_epoch(net, loader, optimizer, stage, epoch, run, meter)
+            synchronize(run.device)
+            seconds = time.perf_counter() - start
+        waiting = 100 * loader.waited / seconds
         line(
-            f"stage {name}, batch {n}",
-            done / seconds,
+            f"stage {stage.name}, batch {n}",
+            len(rows) / seconds,
             "cubes/s",
-            f"waiting for data {100 * data.waited / seconds:.2f} %, one epoch {len(data) * seconds / done / 60:.1f} min",
+            f"waiting for data {waiting:.2f} %, one epoch {len(data) * seconds / len(rows) / 60:.1f} min",
         )
     line("peak memory of this process", training.peak_memory(), "MiB")
+
+
+class RandomFlows(CubeDataset):
+    """Stage cvae's input without its first stage: the true flows stand for the reconstructed ones."""
+
+    def to_device(self, arrays):
+        batch = super().to_device(arrays)
+        return {**batch, "recon": batch["flow"].flatten(1, 2)}

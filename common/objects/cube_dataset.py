@@ -1,0 +1,60 @@
+"""Records of space-time cubes -> tensors: the dataset that common.loader.Loader and scoring read."""
+
+import numpy as np
+import torch
+
+from common.loader import prefetch, take_rows
+
+
+class CubeDataset:
+    """Fields of the record files of many videos as one dataset; in device memory where it fits.
+
+    records: structured arrays [n_i] (memory maps); fields: {name: slice over the field's first axis}; once: rows are used
+    once, so they do not stay in device memory. Tensors keep the stored type (uint8, float16): converting, scaling and
+    expanding channels happen on the device.
+    """
+
+    def __init__(self, records: list, fields: dict, run, *, once: bool = False):
+        self.records = [r for r in records if len(r)]
+        self.fields, self.run = fields, run
+        self.starts = np.cumsum([0] + [len(r) for r in self.records])
+        self.resident = None
+        if run.device.type == "cuda" and not once and run.fits_device(self.nbytes()):
+            self.resident = self.load_all()
+
+    def __len__(self):
+        return int(self.starts[-1])
+
+    def nbytes(self) -> int:
+        if not self.records:
+            return 0
+        return len(self) * sum(self.records[0][k][:1, part].nbytes for k, part in self.fields.items())
+
+    def load_all(self) -> dict:
+        return {
+            k: torch.cat([self.run.to_device(np.ascontiguousarray(r[k][:, part])) for r in self.records])
+            for k, part in self.fields.items()
+        }
+
+    def read(self, rows: np.ndarray):
+        """{name: array [len(rows), …]} from the files; the rows themselves where the fields are in device memory."""
+        if self.resident is not None:
+            return rows
+        arrays = {}
+        for k, part in self.fields.items():
+            first = self.records[0][k][:1, part]
+            arrays[k] = take_rows(self.records, self.starts, rows, first.shape[1:], first.dtype, k, part)
+        return arrays
+
+    def to_device(self, arrays) -> dict:
+        """What read() returned -> {name: tensor [n, …]}."""
+        if self.resident is not None:
+            index = torch.as_tensor(np.asarray(arrays), device=self.run.device)
+            return {k: x[index] for k, x in self.resident.items()}
+        return {k: self.run.to_device(a) for k, a in arrays.items()}
+
+    def batches(self, rows: np.ndarray, batch_size: int):
+        """Yield (rows, {name: tensor}) over `rows` in order; the next batch is read meanwhile."""
+        parts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
+        for part, arrays, _ in prefetch(parts, self.read):
+            yield part, self.to_device(arrays)
