@@ -39,8 +39,14 @@ class ScoreOptions:
         return cls(args.protocol, args.smoothing, args.top, args.overlay)
 
 
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        """One sentence, as for every other error of a user; exit code 2."""
+        self.exit(2, f"error: {message} (--help shows all flags)\n")
+
+
 def make_parser(description: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    return Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def with_synonyms(argv: list | None, synonyms: dict) -> list:

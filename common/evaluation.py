@@ -376,15 +376,19 @@ def evaluate(out, data, scores, *, protocol, method, detections=None, baselines=
     return Evaluation(method, data, protocol, scores, smoothed, labels, detections, columns, filtered, said, report)
 
 
+def need_test_videos(dataset) -> None:
+    if not dataset.test:
+        raise UserError(
+            f"{dataset.data.name} has no test videos under {dataset.data.root}; score single ones with --video"
+        )
+
+
 def score_test_set(dataset, score, run, *, out, settings, source, size, unit, shard=None) -> dict | None:
     """Raw scores of all test videos, cached in `out`; see ScoreCache. dataset: a UsableVideos.
 
     -> {video key: {name: array}} on rank 0; None on the other ranks, and for a shard. Raises UserError without test videos.
     """
-    if not dataset.test:
-        raise UserError(
-            f"{dataset.data.name} has no test videos under {dataset.data.root}; score single ones with --video"
-        )
+    need_test_videos(dataset)
     cache = ScoreCache(writable_folder(out), settings, source)
     return cache.compute(dataset.test, score, run, size=size, unit=unit, all_videos=dataset.data.test, shard=shard)
 

@@ -13,19 +13,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from common.evaluation import report_folder
-from common.io import UserError, run
+from common.io import UserError, run_script
 
 
-def cube_labels(ready, videos, share=0.2):
+def cube_labels(dataset, videos, share=0.2):
     """int8 [N]: 1 for cubes with at least `share` of their box abnormal by the pixel masks; without masks the frame's label."""
     out = []
     for v in videos:
-        frame, box = (ready.column([v], k)[0] for k in ("frame", "box"))
+        frame, box = (dataset.column([v], k)[0] for k in ("frame", "box"))
         label = np.zeros(len(frame), np.int8)
         if v.split == "test":
-            masks = ready.data.masks(v)
+            masks = dataset.data.masks(v)
             if masks is None:
-                label = ready.data.labels(v, ready.frames(v))[frame].astype(np.int8)
+                label = dataset.data.labels(v, dataset.frames(v))[frame].astype(np.int8)
             else:
                 whole = np.ceil(box).astype(int)
                 for i, (t, (x1, y1, x2, y2)) in enumerate(zip(frame, whole)):
@@ -44,7 +44,7 @@ def means(losses, labels):
 
 
 def read(path):
-    """Epoch means over all blocks (weighted alike) of a run's log.jsonl: {epoch: (normal, abnormal)}."""
+    """Epoch means over all blocks (equal weights) of a run's log.jsonl: {epoch: (normal, abnormal)}."""
     try:
         lines = [json.loads(x) for x in Path(path).read_text().splitlines() if x.strip()]
     except (OSError, ValueError) as e:
@@ -94,4 +94,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -5,7 +5,6 @@ python spr_uvad/eval.py --dataset ped2 --checkpoint authors_model_set.npy --trai
 python spr_uvad/eval.py --video my.mp4 --checkpoint runs/spr_uvad/folder/spr.pt
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -13,205 +12,267 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from common import datasets, evaluation, smoothing
-from common import old_training as training
-from common.io import UserError, run, safe_filename, writable_folder
+from common import cli, evaluation, smoothing
+from common.io import UserError, run_script, safe_filename, writable_folder
 from common.objects import pipeline
-from common.pool import add_shard_flag
-from common.video import open_video
-from spr_uvad import preprocess, scoring
+from common.video import Video, open_video
+from spr_uvad import preprocess
 
+# torch is imported inside functions: --help answers at once.
+
+METHOD = "LBR-SPR"
 W_RAW, W_FLOW = {"shanghaitech": 0.1}, 1.0  # weights of the two errors (authors' code); w_raw is 0.5 elsewhere
-RED = 0.99  # quantile of all boxes' scores from which pictures paint them red
+RED_QUANTILE = 0.99  # of all boxes' scores, from which pictures paint them red
 
 
 def add_eval_flags(parser):
-    g = evaluation.add_score_flags(
+    group = cli.add_score_flags(
         parser,
         "strict: smoothing inside each video; official: as the authors computed it, over all videos as one",
         "moving_average:10",
     )
-    g.add_argument(
-        "--w-raw",
-        type=float,
-        default=None,
-        help="weight of the appearance error, with motion (default: 0.5, shanghaitech 0.1)",
+    group.add_argument(
+        "--w-raw", type=float, help="weight of the appearance error, with motion (default: 0.5, shanghaitech 0.1)"
     )
-    g.add_argument("--w-flow", type=float, default=W_FLOW, help="weight of the motion error (default: %(default)s)")
+    group.add_argument("--w-flow", type=float, default=W_FLOW, help="weight of the motion error (default: %(default)s)")
 
 
 def parse(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.make_parser(__doc__)
     preprocess.add_data_flags(parser)
-    training.add_flags(parser, out="the checkpoint's folder")
-    g = evaluation.add_source_flags(
+    cli.add_run_flags(parser, out="the checkpoint's folder")
+    group = cli.add_checkpoint_flags(
         parser, "runs/spr_uvad/<dataset>/spr.pt", whose="our checkpoint, or the authors' nested list of models"
     )
-    add_shard_flag(g, scoring=True)
-    g.add_argument(
+    cli.add_shard_flag(group, scoring=True)
+    group.add_argument(
         "--training-scores",
         type=Path,
         nargs="+",
-        default=None,
         metavar="FILE",
         help="the authors' training-score files (raw, and flow for a model with motion); without them the cubes of "
         "--setting are scored for their statistics",
     )
-    g.add_argument(
+    group.add_argument(
         "--setting",
         choices=["test", "merge"],
-        default=None,
-        help="cubes for the statistics of a checkpoint that has none (default: test)",
+        default="test",
+        help="cubes for the statistics of a checkpoint that has none (default: %(default)s)",
     )
     add_eval_flags(parser)
     return parser.parse_args(argv)
 
 
-def weights_of(args, dataset):
-    return W_RAW.get(dataset, 0.5) if args.w_raw is None else args.w_raw, args.w_flow
+def make_protocol(options: cli.ScoreOptions) -> evaluation.Protocol:
+    if options.protocol == "strict":
+        return evaluation.Protocol("strict", options.smoothing)
+    liberties = ["smoothing runs across the borders of videos"]
+    return evaluation.Protocol("official", options.smoothing, 0, liberties, across=True)
 
 
-def protocol_of(args):
-    if args.protocol == "strict":
-        return evaluation.Protocol("strict", args.smoothing)
-    return evaluation.Protocol(
-        "official", args.smoothing, 0, ["smoothing runs across the borders of videos"], across=True
-    )
-
-
-def red_of(detections):
-    """Few large errors stretch the deviation of training scores, which include the anomalies: colours go by rank instead."""
+def color_max(detections):
+    """A quantile of the boxes' scores: training errors include the anomalies, a few of which stretch their deviation."""
     scores = np.concatenate([d[:, 5] for d in detections.values()])
-    return max(1e-3, float(np.quantile(scores, RED))) if len(scores) else 1.0
+    return max(1e-3, float(np.quantile(scores, RED_QUANTILE))) if len(scores) else 1.0
 
 
-class Scored:
-    """A checkpoint with what it needs to score: models per block, settings of the cubes, statistics."""
+def score_videos(dataset, videos, nets, grid, run, *, out, shard=None):
+    """Cube errors and blocks of `videos`, cached in `out`. -> {video key: {"errors", "block"}} on rank 0, else None."""
+    from common.training import weights_hash
+    from spr_uvad import scoring
 
-    def __init__(self, path):
-        self.path, (nets, self.state) = path, scoring.load_checkpoint(path)
-        self.grid = tuple(self.state["grid"])
-        self.nets = scoring.numbered(nets, self.grid)
-        self.use_flow = scoring.use_flow(self.nets)
-        self.foreground = self.state.get("foreground")
+    settings = {
+        "weights": [weights_hash(net) for _, net in sorted(nets.items())],
+        "grid": list(grid),
+        "cubes": dataset.store.s.key(),
+        "precision": run.precision,
+        "version": scoring.SCORES_VERSION,
+    }
 
-    def statistics(self, args, ready, folder, r):
-        """{block number: means and deviations}, of the checkpoint, of files, or of cubes (on the first process)."""
-        if self.state.get("statistics"):
-            return {int(k): v for k, v in self.state["statistics"].items()}
-        if args.training_scores:
-            return statistics_of_files(args.training_scores, self.grid, self.use_flow, self.nets)
-        merge = args.setting == "merge"
-        r.print(f"{self.path} has no training statistics: scoring the cubes of setting {args.setting or 'test'}")
-        everything = preprocess.prepare(args, r, splits=("train", "test"), trained=self.foreground) if merge else ready
-        found = scoring.kept_score(
-            self.nets, self.grid, everything, everything.train + everything.test if merge else ready.test, folder, r
-        )
-        if not found:
-            return None
-        errors, block, _ = found
-        numbers = [k for k in self.nets if (block == k).any()]
-        return scoring.statistics(errors, block, numbers)
+    def score(video, tick):
+        return scoring.score_video(nets, grid, dataset.store.records(video), dataset.sizes([video])[0], run, tick)
+
+    cache = evaluation.ScoreCache(out, settings, Video.fingerprint)
+    all_videos = dataset.data.test if shard else videos
+    return cache.compute(videos, score, run, size=dataset.cubes, unit="cube", all_videos=all_videos, shard=shard)
 
 
-def statistics_of_files(paths, grid, use_flow, nets):
-    if len(paths) != (2 if use_flow else 1):
+def statistics_of_files(paths, grid, nets):
+    """The authors' training scores -> {block number: means and deviations}."""
+    from spr_uvad import authors, scoring
+
+    with_motion = scoring.uses_flow(nets)
+    if len(paths) != (2 if with_motion else 1):
         raise UserError(
-            f"--training-scores: this model is {'with' if use_flow else 'without'} motion and needs "
-            f"{'two files, raw and flow' if use_flow else 'one file, raw'}; {len(paths)} were given"
+            f"--training-scores: this model is {'with' if with_motion else 'without'} motion and needs "
+            f"{'two files, raw and flow' if with_motion else 'one file, raw'}; {len(paths)} were given"
         )
-    out = {k: {} for k in nets}
+    statistics = {k: {} for k in nets}
     for name, path in zip(("raw", "flow"), paths):
-        known = scoring.load_training_scores(path, grid)
+        training_scores = authors.load_training_scores(path, grid)
         for k in nets:
-            if k not in known:
+            if k not in training_scores:
                 raise UserError(f"training scores {path} have none for block {k // grid[1]},{k % grid[1]}")
-            out[k].update(
-                {
-                    "cubes": len(known[k]),
-                    f"{name}_mean": float(known[k].mean()),
-                    f"{name}_std": float(known[k].std()) or 1.0,
-                }
-            )
-    return out
+            scores = training_scores[k]
+            statistics[k]["cubes"] = len(scores)
+            statistics[k][f"{name}_mean"] = float(scores.mean())
+            statistics[k][f"{name}_std"] = float(scores.std()) or 1.0
+    return statistics
 
 
-def evaluate(args, ready, checkpoint, r):
-    """Score the test set, print and write the results. -> metrics (rank 0)."""
-    if not ready.test:
-        raise UserError(f"{ready.data.name} has no test videos under {ready.data.root}; score single ones with --video")
-    model = Scored(checkpoint)
-    folder = writable_folder(args.out or Path(checkpoint).parent)
-    shard = getattr(args, "shard", None)
-    found = scoring.kept_score(model.nets, model.grid, ready, ready.test, folder, r, ready.data.test, shard)
-    stats = None if shard else model.statistics(args, ready, folder, r)
-    if not found:
+def block_statistics(checkpoint, nets, state, run, out, training_scores, training_set):
+    """{block number: means and deviations}: of the checkpoint, of files, or of the cubes of training_set() (rank 0)."""
+    from spr_uvad import scoring
+
+    grid = tuple(state["grid"])
+    if state.get("statistics"):
+        return {int(k): v for k, v in state["statistics"].items()}
+    if training_scores:
+        return statistics_of_files(training_scores, grid, nets)
+    dataset = training_set()
+    setting = "merge" if dataset.train else "test"
+    run.print(f"{checkpoint} has no training statistics: scoring the cubes of setting {setting}")
+    videos = dataset.train + dataset.test
+    arrays = score_videos(dataset, videos, nets, grid, run, out=out)
+    if not arrays:
         return None
-    errors, block, seconds = found
-    weights = weights_of(args, ready.data.name)
-    scores, detections = pipeline.per_video(
-        ready, ready.test, scoring.combine(errors, block, stats, *weights), scoring.NO_BOX
-    )
-    out = folder / args.protocol
-    red = red_of(detections)
+    errors, block = (np.concatenate([arrays[v.key][k] for v in videos]) for k in ("errors", "block"))
+    return scoring.statistics(errors, block, [k for k in nets if (block == k).any()])
+
+
+def frame_scores(dataset, videos, arrays, statistics, weights):
+    """-> {video: frame scores}, {video: detections}"""
+    from spr_uvad import scoring
+
+    errors, block = (np.concatenate([arrays[v.key][k] for v in videos]) for k in ("errors", "block"))
+    return pipeline.per_video(dataset, videos, scoring.combine(errors, block, statistics, *weights), scoring.NO_BOX)
+
+
+def evaluate(
+    dataset,
+    checkpoint,
+    *,
+    out,
+    run,
+    options,
+    w_raw=None,
+    w_flow=W_FLOW,
+    shard=None,
+    training_scores=None,
+    training_set=None,
+):
+    """Score the test set, print and write the results. -> metrics on rank 0, else None.
+
+    dataset: pipeline.CubeVideos. For checkpoints without statistics: training_scores, the authors' files, or
+    training_set() -> the CubeVideos whose cubes give them (default: `dataset`).
+    """
+    from common.training import run_info
+    from spr_uvad import scoring
+
+    evaluation.need_test_videos(dataset)
+    nets, state = scoring.load_model(checkpoint)
+    out = writable_folder(out)
+    arrays = score_videos(dataset, dataset.test, nets, tuple(state["grid"]), run, out=out, shard=shard)
+    if shard:
+        return None
+    statistics = block_statistics(checkpoint, nets, state, run, out, training_scores, training_set or (lambda: dataset))
+    if not arrays:
+        return None
+    weights = W_RAW.get(dataset.data.name, 0.5) if w_raw is None else w_raw, w_flow
+    scores, detections = frame_scores(dataset, dataset.test, arrays, statistics, weights)
+    with_motion = scoring.uses_flow(nets)
+    out = out / options.protocol
     result = evaluation.evaluate(
         out,
-        ready.data,
+        dataset.data,
         scores,
-        method="LBR-SPR",
-        protocol=protocol_of(args),
+        method=METHOD,
+        protocol=make_protocol(options),
         detections=detections,
-        baselines=pipeline.baselines(ready, ready.test),
+        baselines=pipeline.baselines(dataset, dataset.test),
         extra={
-            **training.about(checkpoint, model.state, model.nets.values(), seconds, ready.skipped, r),
-            "weights": weights if model.use_flow else None,
-            "statistics": stats,
-            "with_motion": model.use_flow,
-            "epochs": model.state.get("at", {}).get("epoch"),
-            "foreground": vars(ready.store.s),
+            **run_info(checkpoint, state, nets.values(), evaluation.total_seconds(arrays), dataset.skipped, run),
+            "weights": weights if with_motion else None,
+            "statistics": statistics,
+            "with_motion": with_motion,
+            "epochs": state.get("epoch", state.get("at", {}).get("epoch")),
+            "foreground": vars(dataset.store.s),
         },
     )
-    evaluation.show(out, result, pictures=ready.pictures, red=red, curve_top=red, top=args.top, overlay=args.overlay)
-    ready.report_skipped()
-    evaluation.print_next_steps("spr_uvad/eval.py", checkpoint, out, overlay=args.overlay)
+    red = color_max(detections)
+    evaluation.finish(
+        out,
+        result,
+        script="spr_uvad/eval.py",
+        checkpoint=checkpoint,
+        options=options,
+        skipped=dataset.skipped,
+        pictures=dataset.pictures,
+        red=red,
+        curve_top=red,
+    )
     return result.metrics
 
 
-def score_video(args, r):
-    """One's own footage: scores.csv, curve.png, overlay.mp4, ranking.csv."""
-    video, model = open_video(args.video), Scored(args.checkpoint)
-    ready = preprocess.prepare(args, r, video=video, trained=model.foreground)
-    out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / safe_filename(video.name))
-    stats = model.statistics(args, ready, out, r)
-    found = scoring.kept_score(model.nets, model.grid, ready, ready.test, out, r)
-    if found:
-        errors, block, _ = found
-        values = scoring.combine(
-            errors, block, stats, *weights_of(args, model.state.get("identity", {}).get("dataset"))
-        )
-        scores, detections = pipeline.per_video(ready, ready.test, values, scoring.NO_BOX)
-        s, d = scores[video.name], detections[video.name]
-        red = red_of(detections)
-        evaluation.write_own_video(
-            video.name, *ready.pictures(video), s, args.smoothing, "LBR-SPR", out, d, red, args.top
-        )
-        ready.report_skipped()
+def score_own_video(
+    video, checkpoint, source, *, out, run, options, foreground, w_raw=None, w_flow=W_FLOW, training_scores=None
+):
+    """scores.csv, ranking.csv, curve.png, overlay.mp4 and report.html of one video, in a folder of its name under `out`."""
+    from spr_uvad import scoring
+
+    nets, state = scoring.load_model(checkpoint)
+    dataset = preprocess.prepare(source, run, video=video, foreground=foreground, trained=state.get("foreground"))
+    out = writable_folder(out / safe_filename(video.name))
+    statistics = block_statistics(checkpoint, nets, state, run, out, training_scores, lambda: dataset)
+    arrays = score_videos(dataset, [video], nets, tuple(state["grid"]), run, out=out)
+    if not arrays:
+        return
+    trained_on = state.get("identity", {}).get("dataset")
+    weights = W_RAW.get(trained_on, 0.5) if w_raw is None else w_raw, w_flow
+    scores, detections = frame_scores(dataset, [video], arrays, statistics, weights)
+    evaluation.write_own_video(
+        video.name,
+        *dataset.pictures(video),
+        scores[video.name],
+        options.smoothing,
+        METHOD,
+        out,
+        detections[video.name],
+        color_max(detections),
+        options.top,
+    )
+    dataset.report_skipped()
 
 
 def main(argv=None):
     args = parse(argv)
     smoothing.parse(args.smoothing)
-    r = training.Run.from_args(args)
-    args.checkpoint = args.checkpoint or Path("runs/spr_uvad") / datasets.canonical(args.dataset) / "spr.pt"
-    if args.video:
-        return score_video(args, r)
-    model = Scored(args.checkpoint)  # a wrong file is refused before any work
-    if args.flow is None and model.use_flow and model.foreground is None:
-        args.flow = "dis"
-    ready = preprocess.prepare(args, r, splits=("test",), trained=model.foreground)
-    evaluate(args, ready, args.checkpoint, r)
-    r.close()
+    checkpoint = args.checkpoint or Path("runs/spr_uvad") / cli.dataset_name(args) / "spr.pt"
+    from common.distributed import Run
+    from spr_uvad import scoring
+
+    with Run(args.device, args.precision) as run:
+        nets, state = scoring.load_model(checkpoint)  # a wrong file is refused before any work
+        source, foreground = cli.DataSource.from_args(args), cli.given(args, pipeline.FLAGS)
+        trained = state.get("foreground")
+        if trained is None and scoring.uses_flow(nets):
+            foreground.setdefault("flow", "dis")
+        options = cli.ScoreOptions.from_args(args)
+        how = dict(run=run, options=options, w_raw=args.w_raw, w_flow=args.w_flow, training_scores=args.training_scores)
+        if args.video:
+            video, out = open_video(args.video), args.out or Path(checkpoint).parent / "video"
+            score_own_video(video, checkpoint, source, out=out, foreground=foreground, **how)
+            return
+        dataset = preprocess.prepare(source, run, splits=("test",), foreground=foreground, trained=trained)
+
+        def training_set():
+            if args.setting == "test":
+                return dataset
+            return preprocess.prepare(source, run, foreground=foreground, trained=trained)
+
+        out = args.out or Path(checkpoint).parent
+        evaluate(dataset, checkpoint, out=out, shard=args.shard, training_set=training_set, **how)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -1,4 +1,4 @@
-"""LBR-SPR's autoencoders, self-paced weights and losses (Yu et al., CVPR 2022). Imports torch alone.
+"""LBR-SPR's autoencoders, self-paced weights and losses. Imports torch only.
 
 Parameter names are the published ones.
 

@@ -1,4 +1,4 @@
-"""Videos -> space-time cubes on disk. Run by train.py and eval.py where it is missing, or alone:
+"""Videos -> space-time cubes on disk. train.py and eval.py run it if it is missing.
 
 python spr_uvad/preprocess.py --dataset ped2 --data-root data --boxes file:boxes.npz
 """
@@ -8,8 +8,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from common import cli, datasets
-from common.io import run
+from common import cli
+from common.io import run_script
 from common.objects import flow, pipeline
 
 SHARED = dict(
@@ -21,7 +21,7 @@ SHARED = dict(
     motion_threshold=1.0,
     first_pair=(0, 1),
 )
-# Constants of the paper's configuration; areas in square pixels, for detections and motion boxes alike.
+# Constants of the paper's configuration; areas in square pixels, the same for detections and motion boxes.
 PUBLISHED = {
     name: {**SHARED, "min_area": area, "motion_area": area}
     for name, area in {
@@ -36,7 +36,7 @@ PUBLISHED = {
 
 
 def add_data_flags(parser):
-    datasets.add_flags(parser)
+    cli.add_data_flags(parser)
     g = pipeline.add_foreground_flags(parser)
     g.add_argument("--motion-threshold", type=float, help="least squared flow of a moving pixel, px² (default: 1)")
     g.add_argument(
@@ -48,22 +48,17 @@ def add_data_flags(parser):
     )
 
 
-def prepare(args, r, **how):
-    return pipeline.prepare(
-        cli.DataSource.from_args(args), PUBLISHED, r, foreground=cli.given(args, pipeline.FLAGS), **how
-    )
+def prepare(source: cli.DataSource, run, **options) -> pipeline.CubeVideos:
+    """Do what is missing of decoding, detection, flow and cubes; options: see common.objects.pipeline.prepare."""
+    return pipeline.prepare(source, PUBLISHED, run, **options)
 
 
 def main(argv=None):
     parser = cli.make_parser(__doc__)
     add_data_flags(parser)
     cli.add_shard_flag(cli.add_run_flags(parser, out="not used here"))
-    pipeline.preprocess(
-        lambda source, run, **how: pipeline.prepare(source, PUBLISHED, run, **how),
-        parser.parse_args(argv),
-        "spr_uvad/train.py",
-    )
+    pipeline.preprocess(prepare, parser.parse_args(argv), "spr_uvad/train.py")
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

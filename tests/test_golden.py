@@ -94,7 +94,7 @@ def spr_uvad(case, tmp_path, dtype):
         }
     path = tmp_path / "published.npy"  # nested lists [h][w][0], saved by torch under a numpy name
     torch.save([[[case.state_dict()]]], path)
-    net = scoring.load_checkpoint(path)[0][0, 0].eval().to(dtype)
+    net = scoring.load_model(path)[0][0].eval().to(dtype)
     cubes, flows = case.input("cubes", dtype), case.input("flows", dtype)
     out = net(cubes)
     targets = {"raw": cubes, "flow": flows}

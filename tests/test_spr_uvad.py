@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from common import old_training as training
+from common import training
 from common.io import UserError, load_arrays
 from common.objects.cubes import Settings, flow_boxes
 from common.report.ranking import moments
-from spr_uvad import advantage, scoring
+from spr_uvad import advantage, authors, scoring
 from spr_uvad.model import LBR, cube_errors, self_paced_weights
 from tests.helpers import (
     killed_after,
@@ -127,7 +127,7 @@ def test_killed_and_started_again_ends_with_the_same_weights(trained, tmp_path):
         str(tmp_path / "run"),
     )
     killed_after("*/spr.pt:9", "spr_uvad/train.py", *SMALL, "--data-root", root, *flags)
-    stopped_at = training.load_checkpoint(tmp_path / "run" / "spr.pt")["at"]
+    stopped_at = training.load_checkpoint(tmp_path / "run" / "spr.pt")
     assert stopped_at["epoch"] >= 1 and stopped_at["step"] >= 1
     script("spr_uvad/train.py", *SMALL, "--data-root", root, *flags)
     a, b = (training.load_checkpoint(p / "spr.pt")["model_state_dicts"]["0"] for p in (base / "run", tmp_path / "run"))
@@ -215,7 +215,7 @@ def test_the_authors_files_load(trained, tmp_path):
     np.save(tmp_path / "raw_training_scores.npy", raw, allow_pickle=True)
     torch.save([[np.array([3.0, 5.0]), np.array([1.0, 2.0, 3.0])]], tmp_path / "raw_torch.npy")
     for name in ("raw_training_scores.npy", "raw_torch.npy"):
-        found = scoring.load_training_scores(tmp_path / name, (1, 2))
+        found = authors.load_training_scores(tmp_path / name, (1, 2))
         assert found[0].tolist() == [3, 5] and found[1].tolist() == [1, 2, 3]
     ev = lambda *a, **k: script(
         "spr_uvad/eval.py",
@@ -251,12 +251,12 @@ def test_files_that_would_run_code_are_refused(tmp_path):
     (tmp_path / "trap.pkl").write_bytes(pickle.dumps([[Evil()]]))
     for name in ("trap.npy", "trap.pkl"):
         with pytest.raises(UserError, match="trap"):
-            scoring.load_training_scores(tmp_path / name, (1, 1))
+            authors.load_training_scores(tmp_path / name, (1, 1))
         with pytest.raises(UserError, match="trap"):
-            scoring.load_checkpoint(tmp_path / name)
+            scoring.load_model(tmp_path / name)
     torch.save({"method": "hf2vad", "model_state_dict": {}}, tmp_path / "other.pt")
     with pytest.raises(UserError, match="hf2vad"):
-        scoring.load_checkpoint(tmp_path / "other.pt")
+        scoring.load_model(tmp_path / "other.pt")
 
 
 def test_the_scoring_pass_equals_evaluation_mode():
