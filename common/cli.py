@@ -79,6 +79,14 @@ positive_float = number(float, 0, above=True)
 natural_float = number(float, 0)
 
 
+def share(text):
+    """An argparse type: a number from 0 to 1."""
+    value = natural_float(text)
+    if value > 1:
+        raise argparse.ArgumentTypeError(f"must be between 0 and 1, not {text}")
+    return value
+
+
 def add_data_flags(parser):
     group = parser.add_argument_group("data")
     group.add_argument(

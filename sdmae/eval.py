@@ -6,221 +6,317 @@ python sdmae/eval.py --video my.mp4 --checkpoint runs/sdmae/folder/sdmae.pt     
 python sdmae/eval.py --video rtsp://camera/stream --checkpoint …                 # a camera's number or its address
 """
 
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from common import datasets, evaluation, smoothing
-from common import old_training as training
-from common.io import UserError, run, writable_folder
-from common.kept import seconds_of
-from common.pool import add_shard_flag, cores
-from common.video import decoded
-from sdmae import preprocess, scoring
-from sdmae.frames import Frames
+from common import cli, evaluation, smoothing
+from common.io import UserError, run_script
+from common.video import Video, decoded
+from sdmae import preprocess
+
+# torch is imported inside functions: --help answers at once.
+
+METHOD = "AED-MAE"
 
 
 def add_eval_flags(parser):
-    g = evaluation.add_score_flags(
+    group = cli.add_score_flags(
         parser,
         "strict: smoothing fixed beforehand; official: the authors' filter and scaling",
-        "median:17",
-        "heat maps, boxes and the curve",
+        overlay="heat maps, boxes and the curve",
     )
-    g.add_argument(
-        "--norm",
-        choices=["L1", "L2"],
-        default=None,
-        help="of the errors (default: the paper's; L1 on ShanghaiTech and UBnormal, else L2)",
+    group.add_argument(
+        "--norm", choices=["L1", "L2"], help="of the errors (default: L1 on ShanghaiTech and UBnormal, else L2)"
     )
-    g.add_argument(
+    group.add_argument(
         "--parts",
         choices=["both", "reconstruction", "distillation"],
-        default=None,
-        help="errors that are summed (default: the paper's; reconstruction on ShanghaiTech and UBnormal, else both)",
+        help="errors that are summed (default: reconstruction on ShanghaiTech and UBnormal, else both)",
     )
-    g.add_argument(
+    group.add_argument(
         "--student-on",
         choices=["all", "removed"],
         default="all",
-        help="tokens that the student's error counts on: all, as "
-        "published, or those that were removed, which alone it is trained on (default: %(default)s)",
+        help="tokens that the student's error counts on: all, as published, or the removed ones, which it is trained on "
+        "(default: %(default)s)",
     )
-    g.add_argument(
+    group.add_argument(
         "--mask-draws",
-        type=int,
+        type=cli.positive_int,
         default=1,
         metavar="K",
         help="masks averaged over; with 2 every token is removed once, for twice the time (default: %(default)s)",
     )
 
 
+def add_live_flags(parser):
+    group = parser.add_argument_group("--video")
+    group.add_argument(
+        "--false-alarms-per-hour",
+        type=cli.positive_float,
+        default=1.0,
+        metavar="N",
+        help="events per hour that normal footage may cause; sets the threshold (default: %(default)s)",
+    )
+    group.add_argument(
+        "--threshold", type=cli.positive_float, help="smoothed score from which an event begins, instead"
+    )
+    group.add_argument(
+        "--window",
+        type=cli.positive_float,
+        default=0.5,
+        help="past seconds that a score is averaged over (default: %(default)s)",
+    )
+    group.add_argument("--fps", type=cli.positive_float, help="frames per second, if the source has none (default: 25)")
+    group.add_argument(
+        "--reconnect",
+        type=cli.natural_float,
+        default=2.0,
+        metavar="SECONDS",
+        help="wait between attempts to open a lost stream again (default: %(default)s)",
+    )
+    group.add_argument("--max-seconds", type=cli.positive_float, help="stop after this much footage (default: never)")
+
+
 def parse(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.make_parser(__doc__)
     preprocess.add_data_flags(parser)
-    training.add_flags(parser, out="the checkpoint's folder")
-    g = evaluation.add_source_flags(
+    cli.add_run_flags(parser, out="the checkpoint's folder")
+    group = cli.add_checkpoint_flags(
         parser, "runs/sdmae/<dataset>/sdmae.pt", video=None, whose="our checkpoint, or the authors' teacher"
     )
-    g.add_argument("--student", type=Path, default=None, help="the authors' second file, with the student")
-    g.add_argument(
+    group.add_argument("--student", type=Path, help="the authors' second file, with the student")
+    group.add_argument(
         "--video",
-        default=None,
-        help="a video file, a folder of frames, a camera's number or a stream's address "
-        "instead of the dataset's test set",
+        help="a video file, a folder of frames, a camera's number or a stream's address instead of the dataset's test set",
     )
-    add_shard_flag(g, scoring=True)
-    g.add_argument("--batch-size", type=int, default=None, help="frames scored at once (default: 64)")
-    g.add_argument("--compile", action="store_true", help="torch.compile the model")
+    cli.add_shard_flag(group, scoring=True)
+    group.add_argument("--batch-size", type=cli.positive_int, default=64, help="frames at once (default: %(default)s)")
+    group.add_argument("--compile", action="store_true", help="torch.compile the model")
     add_eval_flags(parser)
-    from sdmae.live import add_live_flags
-
     add_live_flags(parser)
     return parser.parse_args(argv)
 
 
-def protocol_of(args, dataset, rule):
-    if args.protocol == "strict":
-        return evaluation.Protocol("strict", args.smoothing)
-    liberties = [
-        "the filter's parameters are the authors' for Avenue and ShanghaiTech; how they were chosen is unknown"
-    ]
-    if dataset not in ("avenue", "shanghaitech"):
-        other = "ShanghaiTech" if rule["minmax"] else "Avenue"
-        liberties[0] = f"the authors' filter for {dataset} is not published: theirs for {other} is used"
-    if rule["minmax"]:
+def make_protocol(options: cli.ScoreOptions, dataset: str, config) -> evaluation.Protocol:
+    """config: scoring.ScoreConfig"""
+    if options.protocol == "strict":
+        return evaluation.Protocol("strict", options.smoothing)
+    if dataset in ("avenue", "shanghaitech"):
+        liberties = ["the filter's parameters are the authors' for this dataset; how they were chosen is unknown"]
+    else:
+        other = "ShanghaiTech" if config.minmax else "Avenue"
+        liberties = [f"the authors' filter for {dataset} is not published: theirs for {other} is used"]
+    if config.minmax:
         liberties.append("scores of each video are scaled to [0, 1] by its own extremes, which needs the whole video")
-    return evaluation.Protocol("official", rule["filter"], 0, liberties, minmax=rule["minmax"])
+    return evaluation.Protocol("official", config.filter, 0, liberties, minmax=config.minmax)
 
 
-class Scored:
-    """A checkpoint with what it needs to score: network, rule, thresholds."""
+@dataclass
+class Loaded:
+    """A checkpoint ready to score."""
 
-    def __init__(self, args, dataset, r):
-        size = None
-        if args.image_size:  # for the authors' files, which do not say theirs
-            size, _ = preprocess.input_of(args, dataset)
-        self.net, self.state = scoring.load_model(args.checkpoint, args.student, size)
-        self.size, self.patch = tuple(self.state["model_args"]["image_size"]), self.net.patch_size
-        self.dataset = self.state.get("identity", {}).get("dataset", dataset)
-        self.rule = scoring.rule_of(self.dataset, args.norm, args.parts, args.student_on)
-        for key in ("mask_draws", "batch_size"):
-            if getattr(args, key) is not None and getattr(args, key) < 1:
-                raise UserError(f"--{key.replace('_', '-')} must be at least 1")
-        self.batch_size = args.batch_size or 64
-        self.scorer = scoring.Scorer(self.net, self.rule, r, draws=args.mask_draws, compiled=args.compile)
+    net: object
+    state: dict
+    scorer: object  # scoring.Scorer
+    size: tuple  # height, width of the network's input
 
-    def statistics(self, args, r):
-        """Those of the checkpoint, if they were made with this rule; else of the dataset's training videos; None without any."""
-        known = self.state.get("statistics")
-        if known and [known["norm"], known["parts"], known.get("tokens", "all")] == [
-            self.rule["norm"],
-            list(self.rule["parts"]),
-            self.rule["tokens"],
-        ]:
-            return known
+    @property
+    def config(self):
+        return self.scorer.config
+
+    def statistics(self, training_frames=None):
+        """Of the checkpoint, if made with the same configuration; else of the training frames.
+
+        training_frames() -> preprocess.FrameVideos of the training videos. -> dict, None without any.
+        """
+        from sdmae import scoring
+        from sdmae.data import FrameDataset
+
+        config, saved = self.config, self.state.get("statistics")
+        made_with = [config.norm, list(config.parts), config.tokens]
+        if saved and [saved["norm"], saved["parts"], saved.get("tokens", "all")] == made_with:
+            return saved
+        if training_frames is None:
+            return None
         try:
-            ready = preprocess.prepare(args, self.size, r, splits=("train",))
+            dataset = training_frames()
         except UserError:
             return None
-        if not ready.train:
+        if not dataset.train:
             return None
-        r.print("the checkpoint has no training statistics of these errors: scoring training frames")
-        return scoring.statistics(self.scorer, Frames(ready.arrays(ready.train), r.device))
+        run = self.scorer.run
+        run.print("the checkpoint has no training statistics of these errors: scoring training frames")
+        return scoring.statistics(self.scorer, FrameDataset(dataset.arrays(dataset.train), run))
 
 
-def evaluate(args, ready, checkpoint, r):
-    """Score the test set, print and write the results. -> metrics (rank 0)."""
-    if not ready.test:
-        raise UserError(f"{ready.data.name} has no test videos under {ready.data.root}; score single ones with --video")
-    args.checkpoint = checkpoint
-    args.student = getattr(args, "student", None)
-    model = Scored(args, ready.data.name, r)
-    folder = writable_folder(args.out or Path(checkpoint).parent)
-    shard = getattr(args, "shard", None)
-    found = scoring.kept_score(
-        model.scorer, model.net, ready, ready.test, folder, model.batch_size, ready.data.test, shard
+def load(
+    checkpoint,
+    dataset: str,
+    run,
+    *,
+    student=None,
+    image_size=None,
+    norm=None,
+    parts=None,
+    tokens="all",
+    draws=1,
+    compiled=False,
+) -> Loaded:
+    """dataset: whose published configuration counts if the checkpoint names none; image_size: for the authors' files."""
+    from sdmae import scoring
+
+    net, state = scoring.load_model(checkpoint, student, image_size)
+    config = scoring.score_config(state.get("identity", {}).get("dataset", dataset), norm, parts, tokens)
+    scorer = scoring.Scorer(net, config, run, draws=draws, compiled=compiled)
+    return Loaded(net, state, scorer, tuple(state["model_args"]["image_size"]))
+
+
+def evaluate(
+    dataset,
+    checkpoint,
+    *,
+    out,
+    run,
+    options,
+    batch_size=64,
+    shard=None,
+    workers=None,
+    loaded=None,
+    training_frames=None,
+    **scoring_options,
+):
+    """Score the test set, print and write the results. -> metrics on rank 0, else None.
+
+    dataset: preprocess.FrameVideos; loaded: the checkpoint, loaded; else scoring_options: see load().
+    """
+    from common.training import run_info, weights_hash
+    from sdmae import scoring
+
+    loaded = loaded or load(checkpoint, dataset.data.name, run, **scoring_options)
+    scorer, config = loaded.scorer, loaded.config
+    arrays = evaluation.score_test_set(
+        dataset,
+        lambda video, tick: scoring.score_video(scorer, dataset.cache.frames(video), batch_size, tick),
+        run,
+        out=out,
+        settings={
+            "weights": weights_hash(loaded.net),
+            "config": config.state_dict(),
+            "draws": len(scorer.tables),
+            "size": dataset.cache.size,
+            "precision": run.precision,
+            "version": scoring.SCORES_VERSION,
+        },
+        source=Video.fingerprint,
+        size=dataset.frames,
+        unit="frame",
+        shard=shard,
     )
-    stats = None if shard else model.statistics(args, r)
-    if not found:
+    stats = None if shard else loaded.statistics(training_frames)
+    if not arrays:
         return None
-    scores, maps = ({v.name: found[v.key][k] for v in ready.test} for k in ("scores", "maps"))
-    protocol, rule = protocol_of(args, ready.data.name, model.rule), model.rule
-    detections, threshold = None, None
+    scores, maps = ({v.name: arrays[v.key][k] for v in dataset.test} for k in ("scores", "maps"))
+    detections = threshold = None
     if stats:
         threshold = stats["token_quantiles"][str(scoring.QUANTILE)]
-        detections = {
-            v.name: scoring.boxes_of_maps(
-                maps[v.name].astype(np.float32), threshold, ready.cache.info(v)["source_size"]
-            )
-            for v in ready.test
-        }
-    out = folder / args.protocol
+        detections = {}
+        for v in dataset.test:
+            source_size = dataset.cache.info(v)["source_size"]
+            detections[v.name] = scoring.boxes_of_maps(maps[v.name].astype(np.float32), threshold, source_size)
+    out = Path(out) / options.protocol
     result = evaluation.evaluate(
         out,
-        ready.data,
+        dataset.data,
         scores,
-        method="AED-MAE",
-        protocol=protocol,
+        method=METHOD,
+        protocol=make_protocol(options, dataset.data.name, config),
         detections=detections,
-        baselines=evaluation.frame_baselines(ready.cache, ready.test, args.workers or cores()),
+        baselines=evaluation.frame_baselines(dataset.cache, dataset.test, workers),
         extra={
-            **training.about(checkpoint, model.state, [model.net], seconds_of(found), ready.skipped, r),
-            "rule": {**rule, "parts": list(rule["parts"])},
-            "mask_draws": args.mask_draws,
-            "size": list(model.size),
-            "patch": model.patch,
+            **run_info(checkpoint, loaded.state, [loaded.net], evaluation.total_seconds(arrays), dataset.skipped, run),
+            "rule": config.state_dict(),
+            "mask_draws": len(scorer.tables),
+            "size": list(loaded.size),
+            "patch": loaded.net.patch_size,
             "token_threshold": threshold,
         },
     )
-    evaluation.show(
+    evaluation.finish(
         out,
         result,
+        script="sdmae/eval.py",
+        checkpoint=checkpoint,
+        options=options,
+        skipped=dataset.skipped,
+        more="--video takes cameras too, as their frames arrive; ",
         pictures=decoded,
         red=3 * threshold if threshold else None,
         maps=maps,
-        map_range=map_range_of(maps, threshold),
-        top=args.top,
-        overlay=args.overlay,
-    )
-    ready.report_skipped()
-    evaluation.print_next_steps(
-        "sdmae/eval.py",
-        checkpoint,
-        out,
-        overlay=args.overlay,
-        more="--video takes cameras too, as their frames arrive; ",
+        map_range=map_range(maps, threshold),
     )
     return result.metrics
 
 
-def map_range_of(maps, threshold):
-    """What heat maps span: around the threshold of tokens, or where there is none, their 99.9 % quantile."""
-    threshold = threshold or float(
-        np.quantile(np.concatenate([m.reshape(-1) for m in maps.values()]).astype(np.float32), 0.999)
-    )
+def map_range(maps, threshold):
+    """What heat maps span: around the threshold of tokens, or without one their 99.9 % quantile."""
+    if not threshold:
+        threshold = float(np.quantile(np.concatenate([m.reshape(-1) for m in maps.values()]).astype(np.float32), 0.999))
     return threshold / 2, 2 * threshold
 
 
 def main(argv=None):
     args = parse(argv)
     smoothing.parse(args.smoothing)
-    r = training.Run.from_args(args)
-    name = datasets.canonical(args.dataset)
-    args.checkpoint = args.checkpoint or Path("runs/sdmae") / name / "sdmae.pt"
-    if args.video is not None:
-        from sdmae.live import watch
+    name = cli.dataset_name(args)
+    checkpoint = args.checkpoint or Path("runs/sdmae") / name / "sdmae.pt"
+    image_size = preprocess.input_size(name, args.image_size, args.patch)[0] if args.image_size else None
+    from common.distributed import Run
 
-        watch(args, Scored(args, name, r), r)
-        return
-    model = Scored(args, name, r)  # a wrong file is refused before any work
-    evaluate(args, preprocess.prepare(args, model.size, r, splits=("test",)), args.checkpoint, r)
-    r.close()
+    with Run(args.device, args.precision) as run:
+        loaded = load(
+            checkpoint,
+            name,
+            run,
+            student=args.student,
+            image_size=image_size,
+            norm=args.norm,
+            parts=args.parts,
+            tokens=args.student_on,
+            draws=args.mask_draws,
+            compiled=args.compile,
+        )
+        source = cli.DataSource.from_args(args)
+
+        def training_frames():
+            return preprocess.prepare(source, loaded.size, run, splits=("train",))
+
+        if args.video is not None:
+            from sdmae.live import LiveOptions, watch
+
+            out = args.out or Path(checkpoint).parent / "video"
+            live = LiveOptions(**{k: getattr(args, k) for k in LiveOptions.__dataclass_fields__})
+            watch(args.video, loaded, live, out=out, training_frames=training_frames, checkpoint=checkpoint)
+            return
+        dataset = preprocess.prepare(source, loaded.size, run, splits=("test",))
+        evaluate(
+            dataset,
+            checkpoint,
+            out=args.out or Path(checkpoint).parent,
+            run=run,
+            options=cli.ScoreOptions.from_args(args),
+            batch_size=args.batch_size,
+            shard=args.shard,
+            workers=args.workers,
+            loaded=loaded,
+            training_frames=training_frames,
+        )
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -23,48 +23,34 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 
-from common import old_training as training
+from common import training
 from common.container import Clock, claimed_frames, open_capture, rate_of
 from common.evaluation import report_folder
 from common.io import UserError, atomic_write, safe_filename, writable_folder
-from common.late import torch
 from common.pictures import as_channels, resize
 from common.video import Decoder, decoded, open_video, print_warnings, without_secrets
 from sdmae import scoring
-from sdmae.frames import SEEN
+from sdmae.data import INPUT_OFFSETS
 
-AHEAD = SEEN[-1]  # frames that a score waits for
+AHEAD = INPUT_OFFSETS[-1]  # frames that a score waits for
 TAIL = 0.95  # scores above this quantile of the training scores are taken for an exponential tail
 HISTORY = 300  # scores that the overlay's curve shows
-KEPT = 10**6  # frames that the report at the end shows, and whose latency is counted
+REPORTED = 10**6  # frames that the report at the end shows, and whose latency is counted
 GAP = 1.0  # seconds without a score above the threshold, or without a frame, after which an event has ended
 
 
-def add_live_flags(parser):
-    g = parser.add_argument_group("--video")
-    g.add_argument(
-        "--false-alarms-per-hour",
-        type=float,
-        default=1.0,
-        metavar="N",
-        help="events per hour that normal footage may cause; sets the threshold (default: %(default)s)",
-    )
-    g.add_argument("--threshold", type=float, default=None, help="smoothed score from which an event begins, instead")
-    g.add_argument(
-        "--window", type=float, default=0.5, help="past seconds that a score is averaged over (default: %(default)s)"
-    )
-    g.add_argument(
-        "--fps", type=float, default=None, help="frames per second where the source does not say (default: 25)"
-    )
-    g.add_argument(
-        "--reconnect",
-        type=float,
-        default=2.0,
-        metavar="SECONDS",
-        help="wait between attempts to find a lost stream again (default: %(default)s)",
-    )
-    g.add_argument("--max-seconds", type=float, default=None, help="stop after this much footage (default: never)")
+@dataclass
+class LiveOptions:
+    """How a video or camera is watched; fps and threshold may be None."""
+
+    false_alarms_per_hour: float = 1.0  # sets the threshold
+    threshold: float | None = None  # smoothed score from which an event begins, instead
+    window: float = 0.5  # past seconds that a score is averaged over
+    fps: float | None = None  # if the source has none (default: 25)
+    reconnect: float = 2.0  # seconds between attempts to open a lost stream again
+    max_seconds: float | None = None  # stop after this much footage
 
 
 # ------------------------------------------------------------------------------------------------------------ sources
@@ -349,7 +335,7 @@ class Window:
     def sample(self):
         by_number, t = {n: (s, f) for n, s, f in self.kept}, self.next
         own, frame = by_number[t]
-        seen = np.stack([by_number.get(t + d, (own, None))[0] for d in SEEN])
+        seen = np.stack([by_number.get(t + d, (own, None))[0] for d in INPUT_OFFSETS])
         self.next += 1
         while self.kept and self.kept[0][0] < self.next - AHEAD:
             self.kept.popleft()
@@ -363,9 +349,9 @@ class Window:
 
 
 def token_errors(scorer, samples):
-    """Samples of a Window -> the rule's error of every token, float32 [n, rows, columns]."""
+    """Samples of a Window -> the configured error of every token, float32 [n, rows, columns]."""
     seen = torch.from_numpy(np.stack([x for _, x, _ in samples])).to(scorer.run.device).permute(0, 1, 4, 2, 3)
-    errors = scoring.picked(scorer.errors(seen, [t for t, _, _ in samples]), scorer.rule)
+    errors = scoring.sum_parts(scorer.errors(seen, [t for t, _, _ in samples]), scorer.config)
     return errors.view(-1, *scorer.grid).float().cpu().numpy()
 
 
@@ -405,24 +391,26 @@ class Overlay:
             self.writer.release()
 
 
-def watch(args, model, r):
-    """Score args.video until it ends or Ctrl-C: scores.csv, events.csv, overlay.mp4, curve.png."""
-    if args.false_alarms_per_hour <= 0:
-        raise UserError("--false-alarms-per-hour must be above 0")
-    if args.threshold is not None and args.threshold <= 0:
-        raise UserError("--threshold must be above 0")
-    stats = model.statistics(args, r)
-    if stats is None and args.threshold is None:
+def watch(address, loaded, options: LiveOptions, *, out, checkpoint, training_frames=None) -> None:
+    """Score a video or camera until it ends or Ctrl-C: scores.csv, events.csv, overlay.mp4, curve.png, report.html.
+
+    loaded: sdmae.eval.Loaded; out: the folder in which one of the video's name is made.
+    """
+    stats = loaded.statistics(training_frames)
+    if stats is None and options.threshold is None:
         raise UserError(
-            f"{args.checkpoint} has no scores of normal frames to set a threshold by: give --threshold, or "
-            "--dataset and --data-root of its training videos"
+            f"{checkpoint} has no scores of normal frames to set a threshold by: give --threshold, or --dataset and "
+            "--data-root of its training videos"
         )
-    source = source_of(args.video, args.reconnect, args.fps)
-    out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / safe_filename(source.name))
+    source = source_of(address, options.reconnect, options.fps)
+    out = writable_folder(Path(out) / safe_filename(source.name))
     stop = threading.Event()
     frames = source.frames(stop)
     with stopping(stop):
-        _watch(args, model, r, source, frames, stop, stats, out)
+        first = next(frames, None)
+        if first is None:
+            raise UserError(f"--video {without_secrets(address)} has no frames")
+        Watcher(loaded, options, source, stats, out).run(first, frames, stop)
 
 
 @contextlib.contextmanager
@@ -440,129 +428,148 @@ def stopping(stop):
         signal.signal(signal.SIGINT, before)
 
 
-def _watch(args, model, r, source, frames, stop, stats, out):
-    first = next(frames, None)
-    if first is None:
-        raise UserError(f"--video {without_secrets(args.video)} has no frames")
-    fps, mean = source.clock.fps, PastMean(args.window, source.clock)
-    threshold = args.threshold
-    if threshold is None:
-        threshold = calibrate(stats["frame_scores"], args.false_alarms_per_hour, mean.rate, mean.width)
-    tokens = stats["token_quantiles"][str(scoring.QUANTILE)] if stats else None
-    source_height, source_width = first[-1].shape[:2]
-    why = (
-        "(--threshold)"
-        if args.threshold
-        else (f"(about {args.false_alarms_per_hour:g} false alarms per hour on footage like the training videos)")
-    )
-    uneven = "" if source.clock.times is None else " in the mean (uneven)"
-    print(
-        f"{source.name}: {source_width}×{source_height} at {fps:g} frames/s{uneven}, scored at {model.size[1]}×{model.size[0]}; an event "
-        f"begins at {threshold:.4g} {why}",
-        flush=True,
-    )
-    window, batch, size = Window(model.size), [], 1 if source.live else 16
-    raw, smoothed, latency, times = array.array("f"), array.array("f"), array.array("f"), array.array("d")
-    began, done = time.perf_counter(), 0
-    report = report_folder()
-    with (
-        atomic_write(out / "scores.csv") as s,
-        atomic_write(out / "events.csv") as e,
-        atomic_write(out / "overlay.mp4") if report else contextlib.nullcontext() as video,
-        open(s, "w", newline="") as sf,
-        open(e, "w", newline="") as ef,
-    ):
-        table, events = csv.writer(sf), Events(threshold, fps, ef, lambda x: print(x, flush=True))
-        table.writerow(["frame", "seconds", "score", "smoothed", "event", "arrival"])
-        map_range = (tokens / 2, 2 * tokens) if tokens else (0, 4 * threshold)
-        overlay = Overlay(out / "overlay.mp4", video, fps, threshold, map_range, report.plots) if report else None
+class Watcher:
+    """Scores the frames of a source in small batches, and writes tables, events and the overlay as it goes."""
 
-        def score():
-            maps = token_errors(model.scorer, batch)
-            for (t, _, (frame, seconds, arrival)), m in zip(batch, maps):
-                own = float(m.mean())
-                moment = Moment(t, seconds, arrival, mean.add(seconds, own))
-                events.add(moment)
-                table.writerow(
-                    [t, f"{seconds:.3f}", f"{own:.6g}", f"{moment.score:.6g}", int(events.first is not None), arrival]
-                )
-                if overlay:
-                    overlay.add(moment, frame, m)
-                if len(raw) < KEPT:
-                    raw.append(own)
-                    smoothed.append(moment.score)
-                    times.append(seconds)
-            count, now = len(batch), time.perf_counter()
-            if len(latency) < KEPT:
-                latency.extend(now - came for came in arrived)
-            batch.clear()
-            arrived.clear()
-            return count
+    def __init__(self, loaded, options, source, stats, out):
+        self.loaded, self.options, self.source, self.out = loaded, options, source, out
+        self.mean = PastMean(options.window, source.clock)
+        self.threshold, self.why = options.threshold, "(--threshold)"
+        if self.threshold is None:
+            per_hour = options.false_alarms_per_hour
+            self.threshold = calibrate(stats["frame_scores"], per_hour, self.mean.rate, self.mean.width)
+            self.why = f"(about {per_hour:g} false alarms per hour on footage like the training videos)"
+        tokens = stats["token_quantiles"][str(scoring.QUANTILE)] if stats else None
+        self.map_range = (tokens / 2, 2 * tokens) if tokens else (0, 4 * self.threshold)
+        self.window = Window(loaded.size)
+        self.batch_size = 1 if source.live else 16  # frames of a file are scored 16 at a time
+        self.batch, self.arrived = [], []  # samples that wait, and when the frames that completed them came
+        self.raw, self.smoothed = array.array("f"), array.array("f")
+        self.latency, self.times = array.array("f"), array.array("d")
+        self.done, self.seconds = 0, 0.0
+        self.report = report_folder()
 
-        arriving, reported, arrived = first, time.perf_counter(), []
+    def run(self, first, frames, stop):
+        height, width = first[-1].shape[:2]
+        fps, (h, w) = self.source.clock.fps, self.loaded.size
+        uneven = "" if self.source.clock.times is None else " in the mean (uneven)"
+        print(
+            f"{self.source.name}: {width}×{height} at {fps:g} frames/s{uneven}, scored at {w}×{h}; an event begins at "
+            f"{self.threshold:.4g} {self.why}",
+            flush=True,
+        )
+        began = time.perf_counter()
+        with contextlib.ExitStack() as files:
+            self.table = csv.writer(self.open_table(files, "scores.csv"))
+            self.table.writerow(["frame", "seconds", "score", "smoothed", "event", "arrival"])
+            self.events = Events(self.threshold, fps, self.open_table(files, "events.csv"), print_now)
+            self.overlay = None
+            if self.report:
+                video = files.enter_context(atomic_write(self.out / "overlay.mp4"))
+                path, plots = self.out / "overlay.mp4", self.report.plots
+                self.overlay = Overlay(path, video, fps, self.threshold, self.map_range, plots)
+            self.read(first, frames)
+            frames.close()
+            self.batch += self.window.flush()
+            self.arrived.clear()  # no latency for the last frames: they did not wait for later ones
+            self.score_batches(least=1)
+            self.events.end()
+            if self.overlay:
+                self.overlay.close()
+        self.seconds = time.perf_counter() - began
+        if self.raw and self.report:
+            self.write_report()
+        self.print_summary("stopped by Ctrl-C; " if stop.is_set() else "")
+
+    def open_table(self, files, name):
+        tmp = files.enter_context(atomic_write(self.out / name))
+        return files.enter_context(open(tmp, "w", newline=""))
+
+    def read(self, arriving, frames):
+        """Take frames until the source ends or --max-seconds are over."""
+        began = reported = time.perf_counter()
+        limit = self.options.max_seconds
         while arriving is not None:
-            came, waiting = time.perf_counter(), len(batch)
+            came, waiting = time.perf_counter(), len(self.batch)
             segment, seconds, arrival, frame = arriving
-            batch += window.add(segment, frame, seconds, arrival)
-            arrived += [came] * (len(batch) - waiting)
-            if len(batch) >= size:
-                done += score()
-            if args.max_seconds and seconds + 1 / fps >= args.max_seconds - 1e-6:
+            self.batch += self.window.add(segment, frame, seconds, arrival)
+            self.arrived += [came] * (len(self.batch) - waiting)
+            self.score_batches(least=self.batch_size)
+            if limit and seconds + 1 / self.source.clock.fps >= limit - 1e-6:
                 break
             if time.perf_counter() - reported > 10:
                 reported = time.perf_counter()
-                print(
-                    f"  {clock(seconds)} scored, {done / (reported - began):.0f} frames/s"
-                    + (f", {source.dropped} frames dropped" if source.dropped else ""),
-                    flush=True,
-                )
+                rate = self.done / (reported - began)
+                print_now(f"  {clock(seconds)} scored, {rate:.0f} frames/s{self.dropped_frames()}")
             arriving = next(frames, None)
-        stopped = "stopped by Ctrl-C; " if stop.is_set() else ""
-        frames.close()
-        batch += window.flush()
-        arrived.clear()  # the last frames wait for nobody
-        while batch:
-            rest, batch[:] = batch[size:], batch[:size]
-            done += score()
-            batch += rest
-        events.end()
-        if overlay:
-            overlay.close()
-    seconds = time.perf_counter() - began
-    if raw and report:
-        raw, smooth = np.array(raw), np.array(smoothed)
-        report.plots.curve(raw, smooth, None, f"AED-MAE · {source.name}", out / "curve.png", threshold)
-        name, own_clock = source.name, Clock(fps, np.array(times)) if source.live else source.clock
-        shown = lambda _: (None, own_clock) if source.live else (decoded(source.video)[0], own_clock)
-        report.ranking.write_ranking({name: smooth}, out, pictures=shown)
+
+    def score_batches(self, least):
+        """Score waiting samples as long as there are at least so many."""
+        while len(self.batch) >= least:
+            samples, self.batch = self.batch[: self.batch_size], self.batch[self.batch_size :]
+            maps = token_errors(self.loaded.scorer, samples)
+            for (t, _, (frame, seconds, arrival)), errors in zip(samples, maps):
+                self.add_score(t, frame, seconds, arrival, errors)
+            now = time.perf_counter()
+            if len(self.latency) < REPORTED:
+                self.latency.extend(now - came for came in self.arrived[: len(samples)])
+            self.arrived = self.arrived[len(samples) :]
+            self.done += len(samples)
+
+    def add_score(self, t, frame, seconds, arrival, errors):
+        score = float(errors.mean())
+        moment = Moment(t, seconds, arrival, self.mean.add(seconds, score))
+        self.events.add(moment)
+        inside = int(self.events.first is not None)
+        self.table.writerow([t, f"{seconds:.3f}", f"{score:.6g}", f"{moment.score:.6g}", inside, arrival])
+        if self.overlay:
+            self.overlay.add(moment, frame, errors)
+        if len(self.raw) < REPORTED:
+            self.raw.append(score)
+            self.smoothed.append(moment.score)
+            self.times.append(seconds)
+
+    def dropped_frames(self):
+        return f", {self.source.dropped} frames dropped" if self.source.dropped else ""
+
+    def write_report(self):
+        raw, smoothed, source = np.array(self.raw), np.array(self.smoothed), self.source
+        name, report = source.name, self.report
+        own_clock = Clock(source.clock.fps, np.array(self.times)) if source.live else source.clock
+
+        def pictures(_):
+            return (None if source.live else decoded(source.video)[0]), own_clock
+
+        report.plots.curve(raw, smoothed, None, f"AED-MAE · {name}", self.out / "curve.png", self.threshold)
+        report.ranking.write_ranking({name: smoothed}, self.out, pictures=pictures)
         report.page.write(
-            out / "report.html",
+            self.out / "report.html",
             f"AED-MAE on {name}",
             {name: raw},
-            {name: smooth},
-            threshold=threshold,
-            pictures=shown,
-            facts=[f"mean of {args.window:g} s", f"event from {threshold:.4g} on {why}"],
+            {name: smoothed},
+            threshold=self.threshold,
+            pictures=pictures,
+            facts=[f"mean of {self.options.window:g} s", f"event from {self.threshold:.4g} on {self.why}"],
             overlays={name: "overlay.mp4"},
         )
-    print(
-        f"{stopped}{done} frames in {seconds:.1f} s ({done / seconds:.0f} frames/s with overlay), {events.count} events"
-        + (f", {source.dropped} frames dropped" if source.dropped else "")
-        + f", peak memory {training.peak_memory():.0f} MiB"
-    )
-    if latency:
-        waits = np.percentile(latency, (50, 95, 99)) * 1000
+
+    def print_summary(self, stopped):
+        rate = self.done / self.seconds
         print(
-            "latency, from the third frame after it to a frame's score and picture: half {:.0f}, 95 % {:.0f}, 99 % {:.0f} ms".format(
-                *waits
+            f"{stopped}{self.done} frames in {self.seconds:.1f} s ({rate:.0f} frames/s with overlay), "
+            f"{self.events.count} events{self.dropped_frames()}, peak memory {training.peak_memory():.0f} MiB"
+        )
+        if self.latency:
+            half, most, nearly_all = np.percentile(self.latency, (50, 95, 99)) * 1000
+            together = f" ({self.batch_size} frames of a file are scored at once)" if self.batch_size > 1 else ""
+            print(
+                "latency, from the third frame after it to a frame's score and picture: "
+                f"half {half:.0f}, 95 % {most:.0f}, 99 % {nearly_all:.0f} ms{together}"
             )
-            + (f" ({size} frames of a file are scored at once)" if size > 1 else "")
-        )
-    print(
-        f"wrote {out}/scores.csv, events.csv"
-        + (
-            ", report.html, overlay.mp4, curve.png"
-            if report
-            else "; there is no common/report here, which would write a page, a plot and an overlay"
-        )
-    )
+        pictures = ", report.html, overlay.mp4, curve.png"
+        missing = "; there is no common/report here, which would write a page, a plot and an overlay"
+        print(f"wrote {self.out}/scores.csv, events.csv{pictures if self.report else missing}")
+
+
+def print_now(text):
+    print(text, flush=True)

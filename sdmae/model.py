@@ -1,4 +1,4 @@
-"""AED-MAE: a self-distilled masked autoencoder on whole frames (Ristea et al., CVPR 2024). Imports torch alone.
+"""AED-MAE: a self-distilled masked autoencoder on whole frames. Imports torch only.
 
 Parameter names are the published ones.
 
@@ -22,13 +22,6 @@ def patchify(x, p):
     n, c, h, w = x.shape
     x = x.view(n, c, h // p, p, w // p, p)
     return x.permute(0, 2, 4, 3, 5, 1).reshape(n, (h // p) * (w // p), p * p * c)
-
-
-def unpatchify(x, p, height, width):
-    """Inverse of patchify. [N, L, p·p·C] -> [N, C, height, width]."""
-    n, c = len(x), x.shape[2] // p**2
-    x = x.view(n, height // p, width // p, p, p, c)
-    return x.permute(0, 5, 1, 3, 2, 4).reshape(n, c, height, width)
 
 
 def random_masking(noise, ratio):
@@ -230,15 +223,15 @@ class SDMAE(nn.Module):
 
     def decode(self, latent, restore, *, student=True):
         """-> {"teacher", "student": [N, L, patch²·4]}, the student's if it is wanted."""
-        shared = self.decoder_blocks[0](self.complete(latent, restore), self.grid)
-        return {**({"student": self.learn(shared)} if student else {}), "teacher": self.read(shared)}
+        shared = self.decoder_blocks[0](self.restore_tokens(latent, restore), self.grid)
+        return {**({"student": self.student_head(shared)} if student else {}), "teacher": self.teacher_head(shared)}
 
     def forward(self, frames, noise, *, student=True):
         """frames [N, 9, H, W] in [-1, 1] (t-3, t, t+3 in BGR), noise [N, L] -> {"teacher", "student", "mask", "latent"}."""
         latent, restore, mask = self.encode(frames, noise)
         return {**self.decode(latent, restore, student=student), "mask": mask, "latent": latent}
 
-    def students(self):
+    def student_modules(self):
         return self.decoder_student_block, self.decoder_student_norm, self.decoder_student_pred
 
     @torch.no_grad()
@@ -255,36 +248,36 @@ class SDMAE(nn.Module):
 
     def train_teacher(self):
         """Phase one: everything but the student."""
-        for module in self.students():
+        for module in self.student_modules():
             module.requires_grad_(False)
 
-    def train_student_alone(self):
+    def train_student(self):
         """Phase two: everything but the student is frozen, its running statistics too."""
         self.requires_grad_(False)
         self.eval()
-        for module in self.students():
+        for module in self.student_modules():
             module.requires_grad_(True).train()
 
-    def teach(self, frames, noise):
+    def encode_for_student(self, frames, noise):
         """-> what the student starts from (the teacher's first block), the teacher's prediction, mask."""
         latent, restore, mask = self.encode(frames, noise)
-        shared = self.decoder_blocks[0](self.complete(latent, restore), self.grid)
-        return shared, self.read(shared), mask
+        shared = self.decoder_blocks[0](self.restore_tokens(latent, restore), self.grid)
+        return shared, self.teacher_head(shared), mask
 
-    def complete(self, latent, restore):
+    def restore_tokens(self, latent, restore):
         """Mask tokens fill in and all return to their places: [N, 1 + kept, embed_dim] -> [N, 1 + L, decoder_dim]."""
         x = self.decoder_embed(latent)
         missing = self.mask_token.expand(len(x), restore.shape[1] + 1 - x.shape[1], -1).to(x.dtype)
         full = torch.cat([x[:, 1:], missing], dim=1).gather(1, restore[:, :, None].expand(-1, -1, x.shape[2]))
         return torch.cat([x[:, :1], full], dim=1)
 
-    def read(self, shared):
+    def teacher_head(self, shared):
         """The teacher's later blocks and prediction."""
         for block in self.decoder_blocks[1:]:
             shared = block(shared, self.grid)
         return self.decoder_pred(self.decoder_norm(shared))[:, 1:]
 
-    def learn(self, shared):
+    def student_head(self, shared):
         """The student's block and prediction."""
         y = self.decoder_student_block(shared, self.grid)
         return self.decoder_student_pred(self.decoder_student_norm(y))[:, 1:]

@@ -1,11 +1,9 @@
-"""Decode a dataset's videos into uint8 frames of the network's size; all else happens while training. eval.py and train.py run
-this where it is missing.
+"""Decode a dataset's videos into uint8 frames of the network's size; train.py and eval.py run this if it is missing.
 
-    python sdmae/preprocess.py --dataset ped2 --data-root data
-    python sdmae/preprocess.py --dataset avenue --preview          # a contact sheet of pseudo anomalies and their masks
+python sdmae/preprocess.py --dataset ped2 --data-root data
+python sdmae/preprocess.py --dataset avenue --preview          # a contact sheet of pseudo anomalies and their masks
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -14,17 +12,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import cv2
 import numpy as np
 
-from common import datasets
-from common import old_training as training
+from common import cli, datasets
 from common.cache import FrameCache
 from common.dataset import Usable
-from common.io import UserError, run, writable_folder
-from common.late import torch
+from common.io import UserError, run_script, writable_folder
 from common.pictures import write_image
-from common.pool import add_shard_flag, prepare_videos
 from common.ubnormal import ubnormal
-from sdmae import frames as input_
-from sdmae import pseudo
 
 # Input size (height, width) and patch. Avenue, ShanghaiTech and UBnormal as published: 20 × 40 tokens each. Ped2's size is not
 # published, its patch is 4, which costs several times as much. 192 × 288 keeps the frame's shape (240 × 360) and leaves a
@@ -41,115 +34,115 @@ PUBLISHED = {
 
 
 def add_data_flags(parser):
-    datasets.add_flags(parser)
-    g = parser.add_argument_group("input (defaults: as the checkpoint was trained, else the paper's)")
-    g.add_argument("--image-size", metavar="HEIGHTxWIDTH", default=None, help="size of the network's input, px")
-    g.add_argument("--patch", type=int, choices=[4, 8, 16], default=None, help="side of a token, px")
+    cli.add_data_flags(parser)
+    group = parser.add_argument_group("input (defaults: as the checkpoint was trained, else the paper's)")
+    group.add_argument("--image-size", metavar="HEIGHTxWIDTH", help="size of the network's input, px")
+    group.add_argument("--patch", type=int, choices=[4, 8, 16], help="side of a token, px")
 
 
-def input_of(args, dataset):
-    """-> (height, width), patch: the dataset's, or what the flags say, made divisible by the patch."""
-    known = PUBLISHED.get(dataset, PUBLISHED["folder"])
-    patch = args.patch or known["patch"]
-    if not args.image_size and patch == known["patch"]:
-        return known["size"], patch
-    try:
-        wanted = tuple(int(x) for x in args.image_size.lower().split("x")) if args.image_size else known["size"]
-    except ValueError:
-        wanted = ()
-    if len(wanted) != 2 or not all(0 < x <= 8192 for x in wanted):
-        raise UserError(f"--image-size {args.image_size}: expected HEIGHTxWIDTH in pixels, such as 320x640")
+def input_size(dataset: str, image_size: str | None = None, patch: int | None = None) -> tuple[tuple[int, int], int]:
+    """-> (height, width), patch: the dataset's, or the given ones ("320x640"), made divisible by the patch."""
+    published = PUBLISHED.get(dataset, PUBLISHED["folder"])
+    patch = patch or published["patch"]
+    if not image_size and patch == published["patch"]:
+        return published["size"], patch
+    wanted = published["size"]
+    if image_size:
+        wanted = cli.parse_size("--image-size", image_size, 8192, "HEIGHTxWIDTH in pixels, such as 320x640")
     size = max(2, round(wanted[0] / patch)) * patch, max(1, round(wanted[1] / patch / 2)) * 2 * patch
     if size != wanted:
         print(
-            f"note: frames are resized to {size[0]}×{size[1]}: {wanted[0]}×{wanted[1]} is not made of patches of {patch} px, "
-            "an even number of them across",
+            f"note: frames are resized to {size[0]}×{size[1]}: {wanted[0]}×{wanted[1]} is not made of patches of "
+            f"{patch} px, an even number of them across",
             flush=True,
         )
     return size, patch
 
 
-class Prepared(Usable):
-    """A dataset with its frames decoded at the network's size. train, test: the videos that are usable."""
+class FrameVideos(Usable):
+    """A dataset with its frames decoded at the network's size. train, test: the usable videos."""
 
     def __init__(self, data, videos, failed, cache):
         super().__init__(data, videos, failed)
         self.cache = cache
 
-    def arrays(self, videos):
+    def arrays(self, videos) -> list:
+        """uint8 [T, H, W, C] memory map of each video."""
         return [self.cache.frames(v) for v in videos]
 
-    def length(self, video):
+    def frames(self, video) -> int:
         return self.cache.info(video)["frames"]
 
-    def summary(self):
-        for split in ("train", "test"):
-            videos = getattr(self, split)
-            print(f"{split}: {len(videos)} videos, {sum(map(self.length, videos))} frames")
+    def summary(self) -> str:
+        splits = {"train": self.train, "test": self.test}
+        return "\n".join(f"{k}: {len(v)} videos, {sum(map(self.frames, v))} frames" for k, v in splits.items())
 
 
-def prepare(args, size, r, splits=("train", "test"), data=None):
-    """Find the dataset and decode what is missing. Under torchrun every process does its share of the videos."""
-    with r.main_first():
-        data = data or datasets.find(args.dataset, args.data_root, args.labels)
-    cache = FrameCache(data.cache_folder(args.cache) / f"frames-{size[0]}x{size[1]}", size)
-    videos = [v for s in splits for v in getattr(data, s)]
-    return Prepared(data, *prepare_videos(cache, videos, cache.build, args, r), cache)
+def prepare(source: cli.DataSource, size: tuple[int, int], run, *, splits=("train", "test")) -> FrameVideos:
+    """Find the dataset and decode what is missing at `size` (height, width); every rank does its share of the videos."""
+    with run.main_first():
+        data = datasets.find(source.dataset, source.data_root, source.labels)
+    cache = FrameCache(data.cache_folder(source.cache) / f"frames-{size[0]}x{size[1]}", size)
+    videos = [v for split in splits for v in getattr(data, split)]
+    return FrameVideos(data, *cache.prepare(videos, run, workers=source.workers, shard=source.shard), cache)
 
 
 def add_pseudo_flags(parser):
-    g = parser.add_argument_group("pseudo anomalies")
-    g.add_argument(
+    group = parser.add_argument_group("pseudo anomalies")
+    group.add_argument(
         "--pseudo",
         choices=["ubnormal", "self", "none"],
         default="self",
         help="where pasted objects come from: UBnormal's abnormal training videos (the paper), or the moving objects "
         "of the training videos themselves (default: %(default)s)",
     )
-    g.add_argument(
-        "--pseudo-share", type=float, default=0.25, help="share of training frames that show one (default: %(default)s)"
+    group.add_argument(
+        "--pseudo-share",
+        type=cli.share,
+        default=0.25,
+        help="share of training frames that show one (default: %(default)s)",
     )
-    g.add_argument(
-        "--ubnormal-root", type=Path, default=None, help="folder of UBnormal (default: --data-root/ubnormal)"
-    )
-    g.add_argument("--preview", action="store_true", help="write a contact sheet of pasted frames and masks, and stop")
+    group.add_argument("--ubnormal-root", type=Path, help="folder of UBnormal (default: --data-root/ubnormal)")
+    group.add_argument("--preview", action="store_true", help="write a contact sheet of pasted frames, and stop")
 
 
-def bank_of(args, ready, size, r):
-    """The objects to paste, or None."""
-    if args.pseudo == "none":
+def make_bank(dataset: FrameVideos, size, run, *, pseudo="self", ubnormal_root=None, seed=0):
+    """The objects to paste into training frames: a sdmae.pseudo.Bank, or None."""
+    from sdmae.pseudo import from_training, from_ubnormal
+
+    if pseudo == "none":
         return None
-    if not 0 <= args.pseudo_share <= 1:
-        raise UserError(f"--pseudo-share {args.pseudo_share} must be between 0 and 1")
-    if args.pseudo == "ubnormal":
-        root = args.ubnormal_root or (ready.data.root if ready.data.name == "ubnormal" else args.data_root / "ubnormal")
-        channels = max(a.shape[3] for a in ready.arrays(ready.train))
-        bank = pseudo.from_ubnormal(ubnormal(Path(root)), size, channels, args.seed)
+    arrays = dataset.arrays(dataset.train)
+    if pseudo == "ubnormal":
+        root = dataset.data.root if dataset.data.name == "ubnormal" else ubnormal_root
+        bank = from_ubnormal(ubnormal(Path(root)), size, max(a.shape[3] for a in arrays), seed)
     else:
-        bank = pseudo.from_training(ready.arrays(ready.train), args.seed)
+        bank = from_training(arrays, seed)
         if bank is None:
-            r.print(
-                "note: nothing moves in the training videos, so there is nothing to paste: trained without pseudo anomalies"
-            )
+            run.print("note: nothing moves in the training videos: trained without pseudo anomalies")
             return None
-    r.print(f"pseudo anomalies: {len(bank)} sequences of objects ({bank.source})")
+    run.print(f"pseudo anomalies: {len(bank)} sequences of objects ({bank.source})")
     return bank
 
 
-def preview(bank, ready, args, out):
-    """contact_sheet of pasted frames t-3, t, t+3 and the mask of t."""
+def preview(bank, dataset: FrameVideos, out, run, seed=0) -> None:
+    """Contact sheet of pasted frames t-3, t, t+3 and the mask of t."""
+    import torch
+
+    from sdmae.data import SAMPLE_OFFSETS, FrameDataset, colours
+    from sdmae.pseudo import choose, paste
+
     if bank is None:
         raise UserError("--preview needs pseudo anomalies (--pseudo ubnormal or self)")
-    frames = input_.Frames(ready.arrays(ready.train), steps=input_.STEPS)
-    rng = np.random.default_rng(args.seed)
-    rows = rng.integers(0, len(frames), 12)
-    five = frames.get(rows)
-    chosen = pseudo.choose(bank, len(rows), 1.0, frames.size, rng)
-    seen, mask = pseudo.paste(five, bank, chosen, input_.STEPS)
+    data = FrameDataset(dataset.arrays(dataset.train), run, SAMPLE_OFFSETS)
+    rng = np.random.default_rng(seed)
+    rows = rng.integers(0, len(data), 12)
+    samples = data.to_device(data.read(rows)).cpu()
+    seen, mask = paste(samples, bank, choose(bank, len(rows), 1.0, data.size, rng), SAMPLE_OFFSETS)
     lines = []
     for pasted, m in zip(seen, mask):
-        tiles = [input_.colours(pasted[i : i + 1])[0] for i in (0, 2, 4)] + [m.expand(3, -1, -1)]
-        lines.append(torch.cat([framed(t) for t in tiles], dim=2))
+        tiles = [colours(pasted[i : i + 1])[0] for i in (0, 2, 4)] + [m.expand(3, -1, -1)]
+        lines.append(torch.cat([torch.nn.functional.pad(t, (1, 1, 1, 1), value=255) for t in tiles], dim=2))
     half = len(lines) // 2
     sheet = torch.cat([torch.cat(lines[:half], dim=1), torch.cat(lines[half:], dim=1)], dim=2).permute(1, 2, 0).numpy()
     factor = max(1, round(1600 / sheet.shape[1]))
@@ -159,28 +152,31 @@ def preview(bank, ready, args, out):
     print(f"wrote {path}: frames t-3, t, t+3 and the mask of t")
 
 
-def framed(t):
-    return torch.nn.functional.pad(t, (1, 1, 1, 1), value=255)
+def pseudo_options(args) -> dict:
+    """What make_bank() takes, from the flags."""
+    return dict(pseudo=args.pseudo, ubnormal_root=args.ubnormal_root or args.data_root / "ubnormal", seed=args.seed)
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.make_parser(__doc__)
     add_data_flags(parser)
-    add_shard_flag(training.add_flags(parser, out="runs/sdmae/<dataset>"))
+    cli.add_shard_flag(cli.add_run_flags(parser, out="runs/sdmae/<dataset>"))
     add_pseudo_flags(parser)
     args = parser.parse_args(argv)
-    r = training.Run.from_args(args)
-    name = datasets.canonical(args.dataset)
-    size, patch = input_of(args, name)
-    ready = prepare(args, size, r)
-    if args.preview:
-        preview(bank_of(args, ready, size, r), ready, args, args.out or Path("runs/sdmae") / name)
-    if r.is_main:
-        ready.summary()
-        ready.report_skipped()
-        print(f"next: python sdmae/train.py --dataset {name}")
-    r.close()
+    name = cli.dataset_name(args)
+    size, _ = input_size(name, args.image_size, args.patch)
+    from common.distributed import Run
+
+    with Run(args.device, args.precision) as run:
+        dataset = prepare(cli.DataSource.from_args(args), size, run)
+        if args.preview:
+            bank = make_bank(dataset, size, run, **pseudo_options(args))
+            preview(bank, dataset, args.out or Path("runs/sdmae") / name, run, args.seed)
+        run.print(dataset.summary())
+        if run.is_main:
+            dataset.report_skipped()
+        run.print(f"next: python sdmae/train.py --dataset {name}")
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -4,16 +4,15 @@
 its masks (the paper's source). A bank holds sequences of crops; pasting is done on the device for a whole batch at once.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 from common.io import UserError
-from common.late import torch
 from common.pictures import as_channels, resize
 from common.video import Decoder
 
@@ -33,7 +32,7 @@ KINDS = {
 
 
 @dataclass
-class Bank:
+class ObjectBank:
     """Sequences of cut-out objects. n of them, LENGTH frames each."""
 
     crops: torch.Tensor  # uint8 [n, LENGTH, C, SIDE, SIDE]
@@ -46,7 +45,7 @@ class Bank:
         self.largest = self.sizes.amax((1, 2)).cpu().numpy()  # side of each, px
 
     def to(self, device):
-        return Bank(*(getattr(self, k).to(device) for k in ("crops", "masks", "sizes", "places")), self.source)
+        return ObjectBank(*(getattr(self, k).to(device) for k in ("crops", "masks", "sizes", "places")), self.source)
 
     def __len__(self):
         return len(self.crops)
@@ -109,11 +108,11 @@ def sequences(frames, masks, least, most):
         alive = following
 
 
-def bank_of(found, source):
+def make_bank(found, source):
     fields = [
         torch.from_numpy(np.stack([np.stack([np.asarray(step[i]) for step in s]) for s in found])) for i in range(4)
     ]
-    return Bank(fields[0], fields[1], fields[2].float(), fields[3].float(), source)
+    return ObjectBank(fields[0], fields[1], fields[2].float(), fields[3].float(), source)
 
 
 def thin(found, seed):
@@ -143,7 +142,7 @@ def from_training(arrays, seed=0):
                 moved = np.hypot(*(np.array(s[-1][3]) - s[0][3]))
                 if moved > 1 and all(0.5 < step[2][i] / max(1, s[0][2][i]) < 2 for step in s for i in (0, 1)):
                     found.append(s)
-    return bank_of(thin(found, seed), "self") if found else None
+    return make_bank(thin(found, seed), "self") if found else None
 
 
 def from_ubnormal(data, size, channels, seed=0):
@@ -173,133 +172,132 @@ def from_ubnormal(data, size, channels, seed=0):
             f"--pseudo ubnormal: no object of 800 to 5000 px at {size[0]}×{size[1]} lasts for {LENGTH} frames in "
             f"{data.root}"
         )
-    return bank_of(thin(found, seed), "ubnormal")
+    return make_bank(thin(found, seed), "ubnormal")
 
 
 # ----------------------------------------------------------------------------------------------------------- pasting
 
 
 def choose(bank, n, share, size, rng):
-    """Draw which of n samples of (height, width) `size` get an object, and how it moves: dict of tensors [m] on the CPU, with `span`; or
-    None.
+    """Draw which of n samples of (height, width) `size` get an object, and how it moves.
 
     Objects cut out of the training videos get one of KINDS; UBnormal's, which are abnormal, move as they did.
+    -> dict of tensors [m] on the CPU, with `span`, the side of the square that each of them fits in, px; or None.
     """
     samples = np.flatnonzero(rng.random(n) < share)
     if not len(samples) or bank is None:
         return None
-    m = len(samples)
-    kinds = list(KINDS.values())
-    rows = (
-        [kinds[i] for i in rng.integers(0, len(kinds), m)]
-        if bank.source == "self"
-        else [((1, 1), (0, 0), (1, 1), 0.0)] * m
-    )
-    value = lambda i: np.array([rng.uniform(*r[i]) for r in rows])
-    speed, turn, grow = value(0), np.deg2rad(value(1)) * rng.choice([-1, 1], m), value(2)
-    bend = np.array([rng.uniform(-r[3], r[3]) for r in rows])
+    m, kinds = len(samples), list(KINDS.values())
+    if bank.source == "self":
+        ranges = [kinds[i] for i in rng.integers(0, len(kinds), m)]
+    else:
+        ranges = [((1, 1), (0, 0), (1, 1), 0.0)] * m
+
+    def draw(i):
+        return np.array([rng.uniform(*r[i]) for r in ranges])
+
+    speed, turn = draw(0), np.deg2rad(draw(1)) * rng.choice([-1, 1], m)
+    grow = draw(2)
+    bend = np.array([rng.uniform(-r[3], r[3]) for r in ranges])
     # half of them go where objects are seen, the others anywhere
     seen = bank.places[torch.as_tensor(rng.integers(0, len(bank), m)), LENGTH // 2].cpu().numpy()
     place = np.where(rng.random((m, 1)) < 0.5, seen, rng.uniform((0.1, 0.05), (0.95, 0.95), (m, 2)) * size)
-    out = dict(
-        sample=samples,
-        object=rng.integers(0, len(bank), m),
-        speed=speed,
-        turn=turn,
-        grow=grow,
-        bend=bend,
-        mirror=rng.integers(0, 2, m),
-        row=place[:, 0],
-        column=place[:, 1],
-    )
-    # the square that every one of them fits in, px; that of the bank's largest object would be many times as large
-    span = int(np.ceil((bank.largest[out["object"]] * grow).max())) + 2
+    whole = {"sample": samples, "object": rng.integers(0, len(bank), m)}
+    real = {
+        "speed": speed,
+        "turn": turn,
+        "grow": grow,
+        "bend": bend,
+        "mirror": rng.integers(0, 2, m),
+        "row": place[:, 0],
+        "column": place[:, 1],
+    }
     return {
-        "span": span,
-        **{
-            k: torch.as_tensor(np.asarray(v), dtype=torch.int64 if k in ("sample", "object") else torch.float32)
-            for k, v in out.items()
-        },
+        # the square of the bank's largest object would be many times as large
+        "span": int(np.ceil((bank.largest[whole["object"]] * grow).max())) + 2,
+        **{k: torch.as_tensor(v, dtype=torch.int64) for k, v in whole.items()},
+        **{k: torch.as_tensor(v, dtype=torch.float32) for k, v in real.items()},
     }
 
 
 def of_part(chosen, part):
-    """What was chosen for the samples of a slice of the batch, numbered anew; or None."""
+    """What was chosen for the samples of a slice of the batch, with their numbers in the slice; or None."""
     if chosen is None:
         return None
     numbers = np.full(int(chosen["sample"].max()) + 1, -1)
     numbers[part] = np.arange(len(numbers[part]))
     sample = torch.from_numpy(numbers[chosen["sample"].numpy()])
-    mine = sample >= 0
-    return (
-        {**{k: v if k == "span" else v[mine] for k, v in chosen.items()}, "sample": sample[mine]}
-        if mine.any()
-        else None
-    )
+    inside = sample >= 0
+    if not inside.any():
+        return None
+    return {**{k: v if k == "span" else v[inside] for k, v in chosen.items()}, "sample": sample[inside]}
 
 
-def paste(five, bank, chosen, steps):
-    """Paste the `chosen` objects into frames uint8 [n, 5, C, H, W] -> (such frames, mask [n, 1, H, W] of the middle, 0 or 255).
-
-    steps: the frames' distances from t.
-    """
-    n, k, c, h, w = five.shape
-    mask = five.new_zeros(n, 1, h, w)
-    if chosen is None:
-        return five, mask
-    span = chosen["span"]
-    chosen = {key: v.to(five.device, non_blocking=True) for key, v in chosen.items() if key != "span"}
-    who, m, half = chosen["object"], len(chosen["object"]), LENGTH // 2
-    middle, steps = list(steps).index(0), torch.tensor(steps, device=five.device)
-    crops, masks = (x[who][:, steps + half] for x in (bank.crops, bank.masks))
-    # where each object is at each step: its own mean velocity, made faster, turned and bent
-    velocity = (bank.places[who, -1] - bank.places[who, 0]) / (LENGTH - 1)
+def trajectories(bank, chosen, offsets):
+    """Centres and sizes of the chosen objects, float32 [m, k, 2] (rows, columns; px): their own mean velocity, made faster,
+    turned and bent. offsets: int [k], frames from t."""
+    objects, t = chosen["object"], offsets.float()
+    velocity = (bank.places[objects, -1] - bank.places[objects, 0]) / (LENGTH - 1)
     velocity[:, 1] *= 1 - 2 * chosen["mirror"]
-    cos, sin, t = chosen["turn"].cos(), chosen["turn"].sin(), steps.float()
-    velocity = chosen["speed"][:, None] * torch.stack(
-        [cos * velocity[:, 0] - sin * velocity[:, 1], sin * velocity[:, 0] + cos * velocity[:, 1]], dim=1
-    )
+    cos, sin = chosen["turn"].cos(), chosen["turn"].sin()
+    turned = [cos * velocity[:, 0] - sin * velocity[:, 1], sin * velocity[:, 0] + cos * velocity[:, 1]]
+    velocity = chosen["speed"][:, None] * torch.stack(turned, dim=1)
     sideways = torch.stack([-velocity[:, 1], velocity[:, 0]], dim=1)
-    centre = torch.stack([chosen["row"], chosen["column"]], dim=1)[:, None]
-    centre = (
-        centre + t[:, None] * velocity[:, None] + (chosen["bend"][:, None] * t**2 / 3)[..., None] * sideways[:, None]
-    )
-    size = bank.sizes[who][:, steps + half] * chosen["grow"][:, None, None]
-    # every object on a square of its own around the whole pixel nearest to its centre
-    corner = (centre - span / 2).round().clamp(min=-span, max=0x7FFF)
-    corner = torch.minimum(corner, torch.tensor([h, w], device=five.device, dtype=corner.dtype))
-    pixel = torch.arange(span, device=five.device, dtype=torch.float32)
+    start = torch.stack([chosen["row"], chosen["column"]], dim=1)[:, None]
+    bend = (chosen["bend"][:, None] * t**2 / 3)[..., None]
+    centre = start + t[:, None] * velocity[:, None] + bend * sideways[:, None]
+    return centre, bank.sizes[objects][:, offsets + LENGTH // 2] * chosen["grow"][:, None, None]
+
+
+def draw_objects(bank, chosen, offsets, centre, size, corner, span, channels):
+    """Resample every object onto its square [span, span] whose first pixel is `corner` [m, k, 2].
+
+    -> colours [m, k, span, span, C] and opacity [m, k, 1, span, span] in 0..1.
+    """
+    crops, masks = (x[chosen["object"]][:, offsets + LENGTH // 2] for x in (bank.crops, bank.masks))
+    m, k = corner.shape[:2]
+    pixel = torch.arange(span, device=corner.device, dtype=torch.float32)
     y, x = (2 * (pixel + corner[..., i, None] - centre[..., i, None]) / size[..., i, None] for i in (0, 1))
     x = x * (1 - 2 * chosen["mirror"])[:, None, None]
     grid = torch.stack([x[..., None, :].expand(m, k, span, span), y[..., None].expand(m, k, span, span)], dim=-1)
     grid = grid.flatten(0, 1)
-    over = torch.nn.functional.grid_sample(
-        crops.flatten(0, 1).float(), grid, padding_mode="border", align_corners=False
-    )
-    over = over.view(m, k, -1, span, span).expand(-1, -1, c, -1, -1).movedim(2, -1)
-    alpha = torch.nn.functional.grid_sample(masks.flatten(0, 1).float() / 255, grid, align_corners=False).view(
-        m, k, 1, span, span
-    )
+    over = F.grid_sample(crops.flatten(0, 1).float(), grid, padding_mode="border", align_corners=False)
+    over = over.view(m, k, -1, span, span).expand(-1, -1, channels, -1, -1).movedim(2, -1)
+    opacity = F.grid_sample(masks.flatten(0, 1).float() / 255, grid, align_corners=False)
+    return over, opacity.view(m, k, 1, span, span)
+
+
+def paste(frames, bank, chosen, offsets):
+    """Paste the `chosen` objects into frames uint8 [n, k, C, H, W], whose distances from t are `offsets` [k].
+
+    -> (such frames, mask [n, 1, H, W] of frame t, 0 or 255).
+    """
+    n, k, c, h, w = frames.shape
+    mask = frames.new_zeros(n, 1, h, w)
+    if chosen is None:
+        return frames, mask
+    device, span, middle = frames.device, chosen["span"], list(offsets).index(0)
+    chosen = {key: v.to(device, non_blocking=True) for key, v in chosen.items() if key != "span"}
+    samples, m = chosen["sample"], len(chosen["sample"])
+    offsets = torch.tensor(offsets, device=device)
+    centre, size = trajectories(bank, chosen, offsets)
+    # every object on a square of its own around the whole pixel nearest to its centre
+    corner = (centre - span / 2).round().clamp(min=-span, max=0x7FFF)
+    corner = torch.minimum(corner, torch.tensor([h, w], device=device, dtype=corner.dtype))
+    over, opacity = draw_objects(bank, chosen, offsets, centre, size, corner, span, c)
     # blended into frames with a border as wide as a square, so that no square is cut off
-    wide = torch.nn.functional.pad(five[chosen["sample"]], (span, span, span, span))
-    at = corner.long() + span
-    inside = torch.arange(span, device=five.device)
-    index = (
-        torch.arange(m, device=five.device).view(m, 1, 1, 1),
-        torch.arange(k, device=five.device).view(1, k, 1, 1),
-        slice(None),
-        (at[..., 0, None] + inside)[..., None],
-        (at[..., 1, None] + inside)[..., None, :],
-    )
+    wide = F.pad(frames[samples], (span, span, span, span))
+    first, inside = corner.long() + span, torch.arange(span, device=device)
+    rows, columns = first[..., 0, None] + inside, first[..., 1, None] + inside
+    objects = torch.arange(m, device=device)
+    steps = torch.arange(k, device=device).view(1, k, 1, 1)
+    index = objects.view(m, 1, 1, 1), steps, slice(None), rows[..., None], columns[..., None, :]
     below = wide[index].float()  # [m, k, span, span, C]
-    wide[index] = (below + alpha.movedim(2, -1) * (over - below)).round().clamp(0, 255).to(wide.dtype)
-    full = five.new_zeros(m, h + 2 * span, w + 2 * span)
-    full[
-        torch.arange(m, device=five.device).view(m, 1, 1),
-        (at[:, middle, 0, None] + inside)[..., None],
-        (at[:, middle, 1, None] + inside)[:, None, :],
-    ] = ((alpha[:, middle, 0] > 0.5) * 255).to(full.dtype)
-    five = five.clone()
-    five[chosen["sample"]] = wide[..., span : span + h, span : span + w]
-    mask[chosen["sample"], 0] = full[:, span : span + h, span : span + w]
-    return five, mask
+    wide[index] = (below + opacity.movedim(2, -1) * (over - below)).round().clamp(0, 255).to(wide.dtype)
+    full = frames.new_zeros(m, h + 2 * span, w + 2 * span)
+    covered = ((opacity[:, middle, 0] > 0.5) * 255).to(full.dtype)
+    full[objects.view(m, 1, 1), rows[:, middle, :, None], columns[:, middle, None, :]] = covered
+    frames = frames.clone()
+    frames[samples] = wide[..., span : span + h, span : span + w]
+    mask[samples, 0] = full[:, span : span + h, span : span + w]
+    return frames, mask

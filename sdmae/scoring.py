@@ -1,52 +1,58 @@
 """Frames -> scores: error maps, frame scores, boxes of thresholded maps; checkpoints, ours and the authors'."""
 
 import copy
+from dataclasses import asdict, dataclass, replace
 
 import cv2
 import numpy as np
+import torch
 from tqdm import tqdm
 
-from common import old_training as training
-from common.batches import parts_of
-from common.io import UserError, first_line
-from common.kept import Kept
-from common.late import Late, torch
-from common.video import Video
-from sdmae.frames import NOISE_ROWS, Frames, noise_table
+from common import training
+from common.io import UserError
+from sdmae import model
+from sdmae.data import NOISE_ROWS, FrameDataset, noise_table
 
-model = Late("sdmae.model")
-
-# How frames are scored. Avenue and ShanghaiTech as published; the others are not published: Ped1, Ped2 and one's own footage as
-# Avenue, UBnormal as ShanghaiTech (the authors use one size and patch for both).
-AVENUE = dict(norm="L2", parts=("distillation", "reconstruction"), filter="aedmae:38:11", minmax=False)
-SHANGHAI = dict(norm="L1", parts=("reconstruction",), filter="aedmae:302:21", minmax=True)
-PUBLISHED = {
-    "avenue": AVENUE,
-    "ped1": AVENUE,
-    "ped2": AVENUE,
-    "folder": AVENUE,
-    "demo": AVENUE,
-    "video": AVENUE,
-    "shanghaitech": SHANGHAI,
-    "ubnormal": SHANGHAI,
-}
-SIZES = {"full": {}, "small": dict(embed_dim=64, decoder_dim=32, depth=2, decoder_depth=2)}
-QUANTILE = 0.999  # of the token errors of normal training frames: what is above counts as detected
+IMAGE_SIZES = {16: (320, 640), 8: (160, 320), 4: (96, 144)}  # of the authors' files, by their patch
+SCORES_VERSION = 1  # raise it when raw scores change: cached ones are then computed again
+QUANTILE = 0.999  # of the token errors of normal training frames: tokens above it count as detected
+PARTS = ("distillation", "reconstruction")
 
 
-def rule_of(dataset, norm=None, parts=None, tokens="all"):
-    """How frames of a dataset are scored; tokens: those that the student's error counts on, all of them or the removed ones."""
-    rule = {**PUBLISHED.get(dataset, AVENUE), "tokens": tokens}
+@dataclass
+class ScoreConfig:
+    """How errors become frame scores."""
+
+    norm: str  # of the pixel errors: L1 or L2
+    parts: tuple  # errors that are summed
+    filter: str  # of frame scores, protocol official
+    minmax: bool  # protocol official scales each video to [0, 1]
+    tokens: str = "all"  # that the student's error counts on: all (as published) or the removed ones
+
+    def state_dict(self) -> dict:
+        return {**asdict(self), "parts": list(self.parts)}
+
+
+# Avenue and ShanghaiTech as published. The others are not published: Ped1, Ped2 and your own videos are scored as Avenue,
+# UBnormal as ShanghaiTech (the authors use one size and patch for both).
+AVENUE = ScoreConfig("L2", PARTS, "aedmae:38:11", minmax=False)
+SHANGHAITECH = ScoreConfig("L1", ("reconstruction",), "aedmae:302:21", minmax=True)
+PUBLISHED = {"shanghaitech": SHANGHAITECH, "ubnormal": SHANGHAITECH}
+
+
+def score_config(dataset: str, norm: str | None = None, parts: str | None = None, tokens: str = "all") -> ScoreConfig:
+    """The published configuration of a dataset; norm, parts ("both" or one of PARTS) and tokens override it."""
+    config = replace(PUBLISHED.get(dataset, AVENUE), tokens=tokens)
     if norm:
-        rule["norm"] = norm
+        config.norm = norm
     if parts:
-        rule["parts"] = ("distillation", "reconstruction") if parts == "both" else (parts,)
-    return rule
+        config.parts = PARTS if parts == "both" else (parts,)
+    return config
 
 
-def picked(errors, rule):
-    """Distillation and reconstruction errors [N, 2, …] -> the sum of those that the rule scores by, [N, …]."""
-    return errors[:, [i for i, k in enumerate(("distillation", "reconstruction")) if k in rule["parts"]]].sum(1)
+def sum_parts(errors: np.ndarray, config: ScoreConfig) -> np.ndarray:
+    """Distillation and reconstruction errors [N, 2, …] -> the sum of the configured ones [N, …]."""
+    return errors[:, [i for i, part in enumerate(PARTS) if part in config.parts]].sum(1)
 
 
 def fold(net, dtype=None):
@@ -57,76 +63,55 @@ def fold(net, dtype=None):
 class Scorer:
     """A network ready to score: frames t-3, t, t+3 in, errors per token out. draws: masks averaged over."""
 
-    def __init__(self, net, rule, r, *, draws=1, compiled=False):
-        self.run, self.rule, self.patch, self.grid = r, rule, net.patch_size, net.grid
-        self.net = fold(net.to(r.device), torch.bfloat16 if r.precision == "bf16" else torch.float32)
+    def __init__(self, net, config: ScoreConfig, run, *, draws: int = 1, compiled: bool = False):
+        self.run, self.config, self.patch, self.grid = run, config, net.patch_size, net.grid
+        self.net = fold(net.to(run.device), torch.bfloat16 if run.precision == "bf16" else torch.float32)
         if compiled:
             self.net.compile()
-        self.student = "distillation" in rule["parts"]
-        self.tables = torch.stack([noise_table(net.tokens, draw=i) for i in range(draws)]).to(r.device)
+        self.student = "distillation" in config.parts
+        self.tables = torch.stack([noise_table(net.tokens, draw=i) for i in range(draws)]).to(run.device)
 
-    @training.inference
-    def errors(self, seen, numbers):
-        """seen uint8 [n, 3, C, H, W], numbers: of the frames in their videos -> errors [n, 2, tokens] (distillation or 0, and
-        reconstruction)."""
+    @torch.inference_mode()
+    def errors(self, seen: torch.Tensor, numbers: np.ndarray) -> torch.Tensor:
+        """seen uint8 [n, 3, C, H, W], numbers [n]: of the frames in their videos.
+
+        -> errors [n, 2, tokens]: distillation (0 without it) and reconstruction.
+        """
         rows = torch.as_tensor(np.asarray(numbers) % NOISE_ROWS, device=seen.device)
         distilled = reconstructed = removed = 0
         for table in self.tables:
             out = self.net(seen, table[rows], student=self.student)
-            d, r = model.pixel_errors(out, seen[:, 1], self.patch, self.rule["norm"])
-            if self.rule["tokens"] == "removed":
-                d, removed = d * out["mask"], removed + out["mask"]
-            distilled, reconstructed = distilled + d, reconstructed + r
-        draws = removed.clamp(min=1) if self.rule["tokens"] == "removed" else len(self.tables)
+            d, r = model.pixel_errors(out, seen[:, 1], self.patch, self.config.norm)
+            if self.config.tokens == "removed":
+                d = d * out["mask"]
+                removed = removed + out["mask"]
+            distilled = distilled + d
+            reconstructed = reconstructed + r
+        draws = removed.clamp(min=1) if self.config.tokens == "removed" else len(self.tables)
         return torch.stack([distilled / draws, reconstructed / len(self.tables)], dim=1)
 
-
-def score(scorer, frames, rows, batch_size=64, tick=lambda n: None):
-    """Errors of the frames in `rows`: float32 [n, 2, tokens]. tick(n) after every n frames."""
-    out, done = np.empty((len(rows), 2, scorer.grid[0] * scorer.grid[1]), np.float32), 0
-    for part, seen in frames.iterate(parts_of(rows, batch_size)):
-        out[done : done + len(part)] = scorer.errors(seen, frames.number[part]).cpu().numpy()
-        done += len(part)
-        tick(len(part))
-    return out
-
-
-def shared_score(scorer, frames, rows, label):
-    """score() of which torchrun's processes compute a part each."""
-    r, share = scorer.run, scorer.run.contiguous_share(len(rows))
-    with tqdm(
-        total=len(share), desc=label, unit="frame", disable=not r.is_main, dynamic_ncols=True, mininterval=2
-    ) as bar:
-        return r.gather(score(scorer, frames, rows[share.start : share.stop], tick=bar.update))
+    def score_frames(self, frames: FrameDataset, rows: np.ndarray, batch_size: int = 64, tick=None) -> np.ndarray:
+        """Errors of the frames `rows`: float32 [n, 2, tokens], see errors(). tick(n) is called after every n frames."""
+        errors, done = np.empty((len(rows), 2, self.grid[0] * self.grid[1]), np.float32), 0
+        for part, seen in frames.batches(rows, batch_size):
+            errors[done : done + len(part)] = self.errors(seen, frames.number[part]).cpu().numpy()
+            done += len(part)
+            if tick:
+                tick(len(part))
+        return errors
 
 
-def kept_score(scorer, net, ready, videos, folder, batch_size=64, among=None, shard=None):
-    """Frame scores float32 [T] and the rule's token errors float16 [T, rows, columns] of every video, kept in `folder`.
+def score_video(scorer: Scorer, frames: np.ndarray, batch_size: int = 64, tick=None) -> dict:
+    """uint8 [T, H, W, C] at the network's size, C = 1 grey or 3 BGR.
 
-    One video at a time. -> {video key: {"scores", "maps", "seconds"}}; None where common.kept says so
+    -> {"scores": float32 [T], "maps": errors of tokens, float16 [T, rows, columns]}.
     """
-    kept = Kept(
-        folder,
-        {
-            "weights": training.weights_hash(net),
-            "rule": scorer.rule,
-            "draws": len(scorer.tables),
-            "size": ready.cache.size,
-            "precision": scorer.run.precision,
-        },
-        Video.fingerprint,
-        __file__,
-    )
-
-    def own(v, tick):
-        frames = Frames([ready.cache.frames(v)], scorer.run.device)
-        tokens = picked(score(scorer, frames, np.arange(len(frames)), batch_size, tick), scorer.rule)
-        return {"scores": tokens.mean(1), "maps": tokens.reshape(-1, *scorer.grid).astype(np.float16)}
-
-    return kept.make(videos, own, scorer.run, size=ready.length, unit="frame", among=among, shard=shard)
+    errors = scorer.score_frames(FrameDataset([frames], scorer.run), np.arange(len(frames)), batch_size, tick)
+    tokens = sum_parts(errors, scorer.config)
+    return {"scores": tokens.mean(1), "maps": tokens.reshape(-1, *scorer.grid).astype(np.float16)}
 
 
-def boxes_of_maps(maps, threshold, source_size):
+def boxes_of_maps(maps: np.ndarray, threshold: float, source_size: tuple) -> np.ndarray:
     """Connected tokens above `threshold` -> detections float32 [n, 6]: frame, x1, y1, x2, y2 (px of the source), peak."""
     out = []
     rows, columns = maps.shape[1:]
@@ -139,23 +124,29 @@ def boxes_of_maps(maps, threshold, source_size):
     return np.array(out, np.float32).reshape(-1, 6)
 
 
-def statistics(scorer, frames, most=2000):
-    """What scoring needs to know of normal frames: quantiles of token errors, and frame scores of the training videos in order.
+def statistics(scorer: Scorer, frames: FrameDataset, most: int = 2000) -> dict:
+    """What scoring needs of normal frames: quantiles of token errors, and frame scores of the training videos in order.
 
-    At most `most` training frames are scored, in stretches of consecutive ones.
+    At most `most` training frames are scored, in stretches of consecutive ones; every rank scores a part.
     """
-    rows = np.arange(len(frames))
+    rows, run = np.arange(len(frames)), scorer.run
     if len(rows) > most:
         stretch = 100
         first = np.linspace(0, len(rows) - stretch, most // stretch).astype(int)
         rows = (first[:, None] + np.arange(stretch)).reshape(-1)
-    tokens = picked(shared_score(scorer, frames, rows, "training statistics"), scorer.rule)
+    share = run.contiguous_share(len(rows))
+    with tqdm(
+        total=len(share), desc="training statistics", unit="frame", disable=not run.is_main, mininterval=2
+    ) as bar:
+        errors = scorer.score_frames(frames, rows[share.start : share.stop], tick=bar.update)
+    config = scorer.config
+    tokens = sum_parts(run.all_gather_array(errors), config)
     return {
         "token_quantiles": {str(q): float(np.quantile(tokens, q)) for q in (0.5, 0.9, 0.99, QUANTILE, 0.9999)},
         "frame_scores": [float(x) for x in tokens.mean(1)],
-        "norm": scorer.rule["norm"],
-        "parts": list(scorer.rule["parts"]),
-        "tokens": scorer.rule["tokens"],
+        "norm": config.norm,
+        "parts": list(config.parts),
+        "tokens": config.tokens,
     }
 
 
@@ -171,43 +162,41 @@ def authors_weights(path):
     weights = state.get("model", state)
     if not isinstance(weights, dict) or not any("decoder" in str(k) for k in weights):
         raise UserError(
-            f"checkpoint {path} is not of this method: it has no decoder weights (keys such as "
+            f"checkpoint {path} is not one of AED-MAE's: it has no decoder weights (keys such as "
             f"{', '.join(list(map(str, weights))[:3]) if isinstance(weights, dict) else 'none'})"
         )
     return {k: v for k, v in weights.items() if not str(k).startswith(KERNELS)}
 
 
-def load_model(path, student=None, size=None):
-    """-> (SDMAE, state). Ours in one file; or the authors' two: teacher in `path`, student in `student`.
+def build_model(model_args: dict) -> model.SDMAE:
+    return model.SDMAE(**{**model_args, "image_size": tuple(model_args["image_size"])})
 
-    size: (height, width) for files that do not say theirs.
+
+def load_model(path, student=None, size: tuple | None = None) -> tuple[model.SDMAE, dict]:
+    """-> (SDMAE, checkpoint dict with "model_args"). Raises UserError for any other file.
+
+    Ours in one file; or the authors' two: teacher in `path`, student in `student`, which do not say their size (height,
+    width): it is `size`, else the published one for their patch.
     """
     state = training.load_checkpoint(path, "sdmae")
     if "model_state_dict" in state:
         if student is not None:
             raise UserError(
-                f"--student: {path} is our checkpoint and holds its student already; --student belongs to "
-                "the authors' two files"
+                f"--student: {path} is our checkpoint and holds its student already; --student belongs to the authors' two "
+                "files"
             )
-        args, weights = state["model_args"], state["model_state_dict"]
+        model_args, weights = state["model_args"], state["model_state_dict"]
     else:
         weights = authors_weights(path)
         if student is not None:
-            own = {k: v for k, v in authors_weights(student).items() if STUDENT in k}
-            if not own:
+            student_weights = {k: v for k, v in authors_weights(student).items() if STUDENT in k}
+            if not student_weights:
                 raise UserError(f"--student {student} holds no student weights")
-            weights = {**{k: v for k, v in weights.items() if STUDENT not in k}, **own}
+            weights = {**{k: v for k, v in weights.items() if STUDENT not in k}, **student_weights}
         try:
-            patch = weights["patch_embed.proj.weight"].shape[2]
+            patch = int(weights["patch_embed.proj.weight"].shape[2])
         except (KeyError, AttributeError, IndexError):
-            raise UserError(f"checkpoint {path} is not of this method: it has no patch_embed.proj.weight") from None
-        args, state = dict(patch_size=int(patch), image_size=list(size or SIZE_OF_PATCH[int(patch)])), {}
-    try:
-        net = model.SDMAE(**{**args, "image_size": tuple(args["image_size"])})
-        net.load_state_dict(weights)
-    except (RuntimeError, ValueError, TypeError, KeyError) as e:
-        raise UserError(f"checkpoint {path} does not fit this model ({first_line(e)}…)") from None
-    return net, {**state, "model_args": args}
-
-
-SIZE_OF_PATCH = {16: (320, 640), 8: (160, 320), 4: (96, 144)}
+            raise UserError(f"checkpoint {path} is not one of AED-MAE's: it has no patch_embed.proj.weight") from None
+        model_args, state = dict(patch_size=patch, image_size=list(size or IMAGE_SIZES[patch])), {}
+    net = training.load_weights(lambda: build_model(model_args), weights, path)
+    return net, {**state, "model_args": model_args}

@@ -130,7 +130,7 @@ def sdmae(case, tmp_path, dtype):
     for phase in ("teacher", "student"):
         net.zero_grad()
         if phase == "student":
-            net.train_student_alone()
+            net.train_student()
             assert {k for k, p in parameters.items() if p.requires_grad} == set(case.student_trainable)
             net.requires_grad_(True)
         got[f"{phase}.loss"].backward(retain_graph=True)

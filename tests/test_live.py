@@ -14,7 +14,7 @@ import pytest
 from common.container import Clock
 from common.video import without_secrets
 from sdmae import live
-from sdmae.frames import SEEN
+from sdmae.data import INPUT_OFFSETS
 from tests.helpers import save_video, walkers
 
 
@@ -84,7 +84,8 @@ def test_no_neighbours_across_a_gap():
     for t, seen, (frame,) in got:
         first, last = (0, 4) if t < 5 else (5, 13)
         assert (
-            seen[:, 0, 0, 0].tolist() == [t + d if first <= t + d <= last else t for d in SEEN] and frame[0, 0, 0] == t
+            seen[:, 0, 0, 0].tolist() == [t + d if first <= t + d <= last else t for d in INPUT_OFFSETS]
+            and frame[0, 0, 0] == t
         )
 
 

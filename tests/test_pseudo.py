@@ -8,7 +8,7 @@ import torch
 from common import datasets
 from common.io import UserError
 from sdmae import pseudo
-from sdmae.frames import STEPS
+from sdmae.data import SAMPLE_OFFSETS
 from tests.helpers import cached, save_video, walkers
 
 
@@ -21,10 +21,10 @@ def test_pasted_objects_are_where_the_mask_says():
         ]
         for _ in range(3)
     ]
-    bank = pseudo.bank_of(found, "self")
+    bank = pseudo.make_bank(found, "self")
     five = torch.full((40, 5, 3, 32, 64), 10, dtype=torch.uint8)
     chosen = pseudo.choose(bank, 40, 0.5, (32, 64), rng)
-    seen, mask = pseudo.paste(five, bank, chosen, STEPS)
+    seen, mask = pseudo.paste(five, bank, chosen, SAMPLE_OFFSETS)
     touched = torch.zeros(40, dtype=torch.bool)
     touched[chosen["sample"]] = True
     assert (five == 10).all() and 8 < int(touched.sum()) < 32

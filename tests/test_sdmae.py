@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from types import SimpleNamespace
 
 import cv2
@@ -14,13 +15,14 @@ import numpy as np
 import pytest
 import torch
 
-from common import old_training as training
-from common.batches import parts_of
+from common import training
+from common.distributed import Run
 from common.io import UserError, load_arrays
+from common.loader import Loader
 from sdmae import scoring
-from sdmae.frames import STEPS, Frames, gradient_of, image_of, noise_table, target_of
+from sdmae.data import SAMPLE_OFFSETS, FrameDataset, motion_gradient, network_input, network_target, noise_table
 from sdmae.model import SDMAE, error_maps, pixel_errors, teacher_loss, token_weights
-from sdmae.train import Trainer
+from sdmae.train import SIZES, make_plan
 from tests.helpers import (
     PATIENCE,
     ROOT,
@@ -77,7 +79,7 @@ def trained(tmp_path_factory):
 
 def small_net(**more):
     torch.manual_seed(0)
-    return SDMAE(**{**scoring.SIZES["small"], "patch_size": 8, "image_size": (32, 64), **more}).eval()
+    return SDMAE(**{**SIZES["small"], "patch_size": 8, "image_size": (32, 64), **more}).eval()
 
 
 # -------------------------------------------------------------------------------------------------------- the commands
@@ -141,7 +143,7 @@ def test_killed_and_started_again_ends_with_the_same_weights(trained, tmp_path):
     killed_after("*/sdmae.pt:13", "sdmae/train.py", *SMALL, *flags)
     path = tmp_path / "run" / "sdmae.pt"
     state = training.load_checkpoint(path)
-    assert not state["done"] and state["at"]["epoch"] >= 2 and state["at"]["step"] >= 1
+    assert not state["done"] and state["epoch"] >= 2 and state["step"] >= 1
     done = script("sdmae/train.py", *SMALL, *flags)
     assert "going on at epoch" in done.stdout
     a, b = (training.load_checkpoint(p)["model_state_dict"] for p in (path, base / "run" / "sdmae.pt"))
@@ -292,9 +294,9 @@ def test_constant_videos_smaller_than_a_patch_and_of_one_frame(tmp_path):
 
 def test_samples_equal_a_plain_loop(tmp_path):
     arrays = cached(tmp_path, walkers(9, channels=3), walkers(2, channels=1), walkers(1, channels=1, seed=2))
-    frames = Frames(arrays, steps=STEPS)
+    frames = FrameDataset(arrays, Run("cpu", "fp32"), SAMPLE_OFFSETS)
     assert len(frames) == 12 and frames.channels == 3
-    five = frames.get(np.arange(12))
+    five = frames.to_device(frames.read(np.arange(12)))
     n = 0
     for a in arrays:
         assert a.shape[1:3] == (32, 64)
@@ -305,23 +307,32 @@ def test_samples_equal_a_plain_loop(tmp_path):
                 .permute(2, 0, 1)
             )
             image = torch.cat([at(-3), at(0), at(3)]) / 127.5 - 1
-            assert torch.allclose(image_of(five[n : n + 1, ::2])[0], image, atol=1e-6)
-            assert torch.equal(gradient_of(five[n : n + 1])[0], (at(-1) - at(1)).abs())
-            target = target_of(five[n : n + 1, 2], torch.zeros(1, 1, 32, 64, dtype=torch.uint8))[0]
+            assert torch.allclose(network_input(five[n : n + 1, ::2])[0], image, atol=1e-6)
+            assert torch.equal(motion_gradient(five[n : n + 1])[0], (at(-1) - at(1)).abs())
+            target = network_target(five[n : n + 1, 2], torch.zeros(1, 1, 32, 64, dtype=torch.uint8))[0]
             assert torch.allclose(target[:3], at(0) / 127.5 - 1, atol=1e-6) and (target[3] == -1).all()
             n += 1
     order = np.array([3, 0, 11, 9, 5])
-    parts = [b for _, b in frames.iterate(parts_of(order, 2))]
-    assert torch.equal(torch.cat(parts), five[order]) and torch.equal(Frames(arrays).get(order), five[order][:, ::2])
+    parts = [b for _, b in frames.batches(order, 2)]
+    assert torch.equal(torch.cat(parts), five[order])
+    (_, seen), *_ = FrameDataset(arrays, Run("cpu", "fp32")).batches(order, 12)
+    assert torch.equal(seen, five[order][:, ::2])
 
 
 def test_processes_share_every_batch():
     order = np.arange(100, 123)
     for world in (1, 2, 3, 5):
-        shares = [parts_of(order, 5, 1, rank, world) for rank in range(world)]
-        assert {len(x) for x in shares} == {4}  # the same number of steps in all of them
+        shares = []
+        for rank in range(world):
+            run = SimpleNamespace(batch_slice=partial(Run.batch_slice, SimpleNamespace(rank=rank, world_size=world)))
+            data = SimpleNamespace(read=lambda rows: rows, to_device=lambda rows: rows)
+            loader = Loader(data, 5, 0, run, order=lambda epoch: order)
+            shares.append(list(loader.batches(0, start=1)))
+        assert {len(x) for x in shares} == {4} and loader.steps(0) == 5  # the same number of steps in all of them
         for i, whole in enumerate(np.split(order[5:], [5, 10, 15])):
-            own = [x[i].tolist() for x in shares]
+            assert all((x[i].rows == whole).all() and (x[i].rows[x[i].part] == x[i].data).all() for x in shares)
+            assert len({x[i].rng.random() for x in shares}) == 1
+            own = [x[i].data.tolist() for x in shares]
             if len(whole) >= world:
                 assert sorted(sum(own, [])) == whole.tolist() and all(own)
             else:
@@ -330,26 +341,28 @@ def test_processes_share_every_batch():
 
 def test_scores_do_not_depend_on_the_batch(tmp_path):
     arrays = cached(tmp_path, walkers(11, channels=1))
-    frames, r = Frames(arrays), training.Run("cpu", "fp32")
+    run = Run("cpu", "fp32")
+    frames = FrameDataset(arrays, run)
     for draws in (1, 3):
-        scorer = scoring.Scorer(small_net(), scoring.rule_of("avenue"), r, draws=draws)
-        a = scoring.score(scorer, frames, np.arange(11), batch_size=11)
-        b = scoring.score(scorer, frames, np.arange(11)[::-1].copy(), batch_size=3)[::-1]
+        scorer = scoring.Scorer(small_net(), scoring.score_config("avenue"), run, draws=draws)
+        a = scorer.score_frames(frames, np.arange(11), batch_size=11)
+        b = scorer.score_frames(frames, np.arange(11)[::-1].copy(), batch_size=3)[::-1]
         assert np.allclose(a, b, rtol=1e-4, atol=1e-7)
     assert torch.equal(noise_table(32), noise_table(32)) and not torch.equal(noise_table(32), noise_table(32, draw=2))
 
 
 def test_the_students_error_can_count_on_removed_tokens_alone(tmp_path):
     arrays = cached(tmp_path, walkers(6, channels=1))
-    frames, r, rows = Frames(arrays), training.Run("cpu", "fp32"), np.arange(6)
+    run, rows = Run("cpu", "fp32"), np.arange(6)
+    frames = FrameDataset(arrays, run)
     net = small_net()
     removed = torch.stack(
         [net(torch.zeros(6, 9, 32, 64), noise_table(net.tokens, draw=i)[:6])["mask"] for i in (0, 1)]
     ).numpy()
 
     def errors(tokens, draws):
-        scorer = scoring.Scorer(net, scoring.rule_of("avenue", tokens=tokens), r, draws=draws)
-        return scoring.score(scorer, frames, rows)
+        scorer = scoring.Scorer(net, scoring.score_config("avenue", tokens=tokens), run, draws=draws)
+        return scorer.score_frames(frames, rows)
 
     one, both, every = errors("removed", 1), errors("removed", 2), errors("all", 1)
     assert np.allclose(one[:, 0], every[:, 0] * removed[0], rtol=1e-5) and np.allclose(
@@ -362,7 +375,7 @@ def test_two_masks_remove_every_token_once():
     net = small_net()
     seen = torch.randint(0, 256, (3, 3, 3, 32, 64), dtype=torch.uint8)
     for pair in (0, 2):
-        masks = [net(image_of(seen), noise_table(net.tokens, draw=pair + i)[5:8])["mask"] for i in (0, 1)]
+        masks = [net(network_input(seen), noise_table(net.tokens, draw=pair + i)[5:8])["mask"] for i in (0, 1)]
         assert (masks[0] + masks[1] == 1).all() and masks[0].any()
 
 
@@ -378,9 +391,9 @@ def test_folded_network_equals_the_trained_one():
             )
     for channels in (3, 1):
         seen, noise = torch.randint(0, 256, (3, 3, channels, 32, 64), dtype=torch.uint8), torch.rand(3, net.tokens)
-        target = target_of(seen[:, 1], torch.zeros(3, 1, 32, 64, dtype=torch.uint8))
+        target = network_target(seen[:, 1], torch.zeros(3, 1, 32, 64, dtype=torch.uint8))
         with torch.inference_mode():
-            a = net(image_of(seen), noise)
+            a = net(network_input(seen), noise)
             b, c = (scoring.fold(net, dtype)(seen, noise) for dtype in (torch.float32, torch.bfloat16))
         for k in ("teacher", "student"):
             assert torch.allclose(a[k], b[k], atol=1e-4), k
@@ -487,22 +500,10 @@ def test_torchrun_with_two_processes(trained, tmp_path):
 
 
 def test_the_rate_falls_over_the_last_third_of_either_phase():
-    group = {"lr": 1.0}
-    trainer = SimpleNamespace(
-        plan={"lr": 2.0, "epochs": 9, "student_from": 6, "falls": "cooldown, 6 of 9 epochs"},
-        optimizer=SimpleNamespace(param_groups=[group]),
-    )
-    for phase, epoch, step, wanted in (
-        (1, 0, 0, 2.0),
-        (1, 4, 0, 2.0),
-        (1, 5, 0, 1.0),
-        (1, 5, 5, 0.5),
-        (2, 6, 0, 2.0),
-        (2, 8, 5, 1.0),
-    ):
-        trainer.phase, trainer.at = phase, {"epoch": epoch, "step": step}
-        Trainer.set_rate(trainer, 10)
-        assert abs(group["lr"] - wanted) < 1e-9, (phase, epoch, step)
+    plan = make_plan("ped2", epochs=9, student_from=6, lr=2.0)
+    for epoch, lr in ((0, 2.0), (4, 2.0), (5, 1.0), (5.5, 0.5), (6, 2.0), (8.5, 1.0)):
+        assert abs(plan.lr_at(epoch) - lr) < 1e-9, epoch
+    assert plan.lr_schedule and make_plan("avenue").lr_at(199) == 1e-4
 
 
 def test_shards_score_what_one_job_scores(trained, tmp_path):

@@ -10,16 +10,18 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from common import datasets
-from common import old_training as training
+from common import training
+from common.cli import DataSource, dataset_name
+from common.distributed import seed_everything
 from common.io import UserError
+from common.loader import Batch, prefetch
 from common.pictures import as_channels
 from common.report import plots
 from common.video import Decoder, open_video
 from sdmae import live, preprocess, scoring
-from sdmae.frames import STEPS, Frames, image_of
+from sdmae.data import SAMPLE_OFFSETS, FrameDataset, network_input
 from sdmae.model import SDMAE, error_maps
-from sdmae.train import Trainer
+from sdmae.train import STUDENT, TEACHER, add_pseudo_anomalies, losses, make_plan, start_phase
 from tests.perf.rates import line, rate, rates, where
 
 
@@ -45,19 +47,23 @@ def graphed(function, *inputs):
     return run
 
 
-def measure_eval(args, seconds, r):
-    size, patch = preprocess.input_of(args, datasets.canonical(args.dataset))
-    measure(args, preprocess.prepare(args, size, r, splits=("test",)), size, patch, seconds, r)
+def measure_eval(args, seconds, run):
+    prepared(args, seconds, run, ("test",))
 
 
-def measure_train(args, seconds, r):
-    size, patch = preprocess.input_of(args, datasets.canonical(args.dataset))
-    measure(args, preprocess.prepare(args, size, r), size, patch, seconds, r)
+def measure_train(args, seconds, run):
+    prepared(args, seconds, run, ("train", "test"))
+
+
+def prepared(args, seconds, run, splits):
+    size, patch = preprocess.input_size(dataset_name(args), args.image_size, args.patch)
+    dataset = preprocess.prepare(DataSource.from_args(args), size, run, splits=splits)
+    measure(args, dataset, size, patch, seconds, run)
 
 
 def measure(args, ready, size, patch, seconds, r):
     batch, device = args.batch_size or 32, r.device
-    training.seed_everything(args.seed)
+    seed_everything(args.seed)
     if getattr(args, "checkpoint", None) and Path(args.checkpoint).exists():
         net, what = scoring.load_model(args.checkpoint, args.student, size)[0], str(args.checkpoint)
         patch, size = net.patch_size, (net.grid[0] * net.patch_size, net.grid[1] * net.patch_size)
@@ -69,7 +75,7 @@ def measure(args, ready, size, patch, seconds, r):
         raise UserError("there is no video to read")
     noise = torch.rand(batch, net.tokens, device=device)
     pixels = torch.randint(0, 256, (batch, 3, *size, 3), dtype=torch.uint8, device=device).permute(0, 1, 4, 2, 3)
-    image = image_of(pixels)
+    image = network_input(pixels)
     print(f"\nAED-MAE ({what}), {size[0]}×{size[1]}, {net.tokens} tokens, batch {batch}, {where(r)}")
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         net(image[:1], noise[:1])
@@ -77,7 +83,7 @@ def measure(args, ready, size, patch, seconds, r):
     ways, own = ways_of(net, image, pixels, noise, args, r)
     found = dict(zip(ways, rates(list(ways.values()), batch, device, seconds)))
     target = torch.cat([image[:, 3:6], torch.full_like(image[:, :1], -1)], dim=1)
-    reference, norm = None, scoring.rule_of(ready.data.name)["norm"]
+    reference, norm = None, scoring.score_config(ready.data.name).norm
     for name, function in ways.items():
         scores = torch.stack(error_maps(function(), target, patch, norm)).float().mean(2)
         reference = scores if reference is None else reference
@@ -127,16 +133,16 @@ def ways_of(net, image, pixels, noise, args, r):
 
 def from_uint8(net, ready, videos, size, batch, model, seconds, r):
     """End to end: from the frame cache, and from a video file."""
-    scorer, frames = (
-        scoring.Scorer(net, scoring.rule_of(ready.data.name), r),
-        Frames(ready.arrays(videos[:4]), r.device),
-    )
+    scorer = scoring.Scorer(net, scoring.score_config(ready.data.name), r)
+    frames = FrameDataset(ready.arrays(videos[:4]), r)
     rows = np.arange(min(len(frames), 512))
     colour = frames.channels == 3
-    cached = rate(lambda: scoring.score(scorer, frames, rows, batch), len(rows), r.device, seconds)
-    frames.waited, began = 0.0, time.perf_counter()
-    scoring.score(scorer, frames, rows, batch)
-    waited = frames.waited / (time.perf_counter() - began)
+    cached = rate(lambda: scorer.score_frames(frames, rows, batch), len(rows), r.device, seconds)
+    waited, began = 0.0, time.perf_counter()
+    for _, arrays, seconds_waited in prefetch([rows[i : i + batch] for i in range(0, len(rows), batch)], frames.read):
+        waited += seconds_waited
+        scorer.errors(frames.to_device(arrays), rows[:batch][: len(arrays[1])])
+    waited /= time.perf_counter() - began
     line(
         "from the frame cache to scores",
         cached,
@@ -178,20 +184,22 @@ def from_file(scorer, path, size, batch):
     return n + (len(live.token_errors(scorer, waiting)) if waiting else 0)
 
 
-def training_rates(ready, size, patch, seconds, r):
+def training_rates(dataset, size, patch, seconds, run):
     """Frames/s of training steps of both phases."""
-    plan = dict(epochs=1, batch_size=8, lr=1e-4, student_from=0, pseudo="none", pseudo_share=0.0, gradient_weights=True)
-    frames = Frames(ready.arrays((ready.train or ready.test)[:4]), r.device, STEPS)
-    trainer = Trainer(
-        plan, {"patch_size": patch, "image_size": list(size)}, frames, None, r, None, {}, 0, {"parts": []}
-    )
-    n = min(len(frames), 8 if r.device.type == "cpu" else 100)
-    five, rng = frames.get(np.arange(n)), np.random.default_rng(0)
-    noise = torch.rand(n, trainer.net.tokens)
-    for phase, name in ((1, "teacher"), (2, "student alone")):
-        trainer.enter(phase)
-        line(
-            f"training, {name} ({r.precision}, batch {n})",
-            rate(lambda: trainer.step(five, rng, noise), n, r.device, seconds),
-            "frames/s",
-        )
+    plan = make_plan("folder", epochs=1, batch_size=8, pseudo="none")
+    frames = FrameDataset(dataset.arrays((dataset.train or dataset.test)[:4]), run, SAMPLE_OFFSETS)
+    net = scoring.build_model({"patch_size": patch, "image_size": list(size)}).to(run.device)
+    rows = np.arange(min(len(frames), 8 if run.device.type == "cpu" else 100))
+    batch = Batch(rows, slice(None), frames.to_device(frames.read(rows)), np.random.default_rng(0))
+    for phase, name in ((TEACHER, "teacher"), (STUDENT, "student only")):
+        optimizer = start_phase(net, phase, plan.lr)
+
+        def step(phase=phase, optimizer=optimizer):
+            inputs = add_pseudo_anomalies(batch, None, plan, net.tokens, run)
+            loss = losses(net, phase, *inputs, plan, run)[phase]
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+
+        measured = rate(step, len(rows), run.device, seconds)
+        line(f"training, {name} ({run.precision}, batch {len(rows)})", measured, "frames/s")

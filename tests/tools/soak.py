@@ -16,7 +16,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common import old_training as training
+from common.distributed import Run
 from common.io import UserError, run
 from sdmae import eval as evaluation
 from sdmae import live
@@ -103,10 +103,10 @@ def main(argv=None):
                 super().__init__(threshold, *more)
 
         live.source_of, live.Events = (lambda video, reconnect: Looped(video)), Noted
-        r = training.Run(args.device, args.precision)
-        model, seen = evaluation.Scored(args, "folder", r), []
+        loaded, seen = evaluation.load(args.checkpoint, "folder", Run(args.device, args.precision)), []
         threading.Thread(target=observe, args=(seen, 30), daemon=True).start()
-        live.watch(args, model, r)
+        options = live.LiveOptions(threshold=args.threshold, max_seconds=args.max_seconds)
+        live.watch(args.video, loaded, options, out=folder, checkpoint=args.checkpoint)
         table = list(csv.DictReader(open(next(Path(folder).glob("*/scores.csv")))))
         events = list(csv.DictReader(open(next(Path(folder).glob("*/events.csv")))))
     check(table, events, thresholds[0], seen)
