@@ -16,7 +16,7 @@ import numpy as np
 from common import evaluation, metrics, smoothing
 from common import old_training as training
 from common.dataset import report_skipped
-from common.features import CLIP, FeatureVideo, canonical_features, frames_of_clips
+from common.features.folders import CLIP_FRAMES, FeatureVideo, canonical_features, frames_of_clips
 from common.io import UserError, run, safe_filename, writable_folder, write_json
 from common.kept import Kept, seconds_of
 from common.late import torch
@@ -68,7 +68,7 @@ def score(net, video, r, batch_size=1024, tick=lambda n: None):
 def published_measures(scores, labels):
     """Of the authors' code: a batch of 128 clips counts as an abnormal video when it holds an abnormal frame."""
     s, y = (np.concatenate([x[k] for k in sorted(scores)]) for x in (scores, labels))
-    size = BATCH * CLIP
+    size = BATCH * CLIP_FRAMES
     parts = [slice(i, i + size) for i in range(0, len(y), size)]
     own = [p for p in parts if y[p].any()]
     if not own:
@@ -173,7 +173,9 @@ def evaluate(args, data, checkpoint, r):
             f"as published, by batches of {BATCH} clips: AUC {100 * extra['auc_abnormal_batches']:.2f}, false alarms "
             f"{100 * extra['far_abnormal_batches']:.2f} %"
         )
-    write_json(out / "clip_scores.json", {v.name: [round(float(x), 5) for x in scores[v.name][::CLIP]] for v in videos})
+    write_json(
+        out / "clip_scores.json", {v.name: [round(float(x), 5) for x in scores[v.name][::CLIP_FRAMES]] for v in videos}
+    )
     report_skipped(data.skipped)
     evaluation.print_next_steps(
         "frd_uvad/eval.py",

@@ -20,7 +20,14 @@ from common import datasets
 from common import old_training as training
 from common.cache import VideoFiles
 from common.dataset import Usable, report_skipped
-from common.features import CLIP, FeatureData, FeatureVideo, add_label_flags, canonical_features, find_features
+from common.features.folders import (
+    CLIP_FRAMES,
+    FeatureData,
+    FeatureVideo,
+    add_label_flags,
+    canonical_features,
+    find_features,
+)
 from common.io import UserError, first_line, run
 from common.late import torch
 from common.pool import add_shard_flag, map_videos, prepare_videos, tick
@@ -65,17 +72,17 @@ def add_data_flags(parser):
 
 
 def clips_of(decoder, count):
-    """Yield uint8 [CLIP, H, W, C] of consecutive frames; the last clip is filled up with its last frame. count[0] counts frames."""
+    """Yield uint8 [CLIP_FRAMES, H, W, C] of consecutive frames; the last clip is filled up with its last frame. count[0] counts frames."""
     frames = []
     for frame in decoder:
         tick()
         count[0] += 1
         frames.append(frame)
-        if len(frames) == CLIP:
+        if len(frames) == CLIP_FRAMES:
             yield np.stack(frames)
             frames = []
     if frames:
-        yield np.stack(frames + [frames[-1]] * (CLIP - len(frames)))
+        yield np.stack(frames + [frames[-1]] * (CLIP_FRAMES - len(frames)))
 
 
 def statistics(clip, grid=16):
@@ -109,7 +116,7 @@ def statistics(clip, grid=16):
 
 
 class Backbone:
-    """A torchvision video network without its classifier. encode: list of clips uint8 [CLIP, H, W, C] -> float32 [n, crops, width]."""
+    """A torchvision video network without its classifier. encode: list of clips uint8 [CLIP_FRAMES, H, W, C] -> float32 [n, crops, width]."""
 
     def __init__(self, name, weights, crops, r):
         from torchvision.models import get_model
@@ -138,7 +145,7 @@ class Backbone:
         self.mean, self.std = (torch.tensor(x, device=r.device).view(3, 1, 1, 1) for x in (MEAN, STD))
 
     def views(self, clip):
-        """uint8 [CLIP, H, W, C] -> [crops, 3, CLIP, 224, 224] RGB: the centre; or corners and centre, and their mirror images."""
+        """uint8 [CLIP_FRAMES, H, W, C] -> [crops, 3, CLIP_FRAMES, 224, 224] RGB: the centre; or corners and centre, and their mirror images."""
         h, w = clip.shape[1:3]
         scale = RESIZED / min(h, w)
         size = max(SIDE, round(w * scale)), max(SIDE, round(h * scale))
@@ -165,7 +172,7 @@ def statistics_of(clips):
 
 
 def encoder_of(backbone, weights, crops, r):
-    """-> function(list of clips uint8 [CLIP, H, W, C]) giving float32 [n, crops, width]."""
+    """-> function(list of clips uint8 [CLIP_FRAMES, H, W, C]) giving float32 [n, crops, width]."""
     return statistics_of if backbone == STAND_IN else Backbone(backbone, weights, crops, r).encode
 
 
@@ -229,7 +236,7 @@ def encoded(fresh, workers, show, files, args, r):
 def counted(parts, bar):
     for part in parts:
         yield part
-        bar.update(len(part) * CLIP)
+        bar.update(len(part) * CLIP_FRAMES)
 
 
 def _statistics(job):

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from common import old_training as training
 from common.batches import parts_of
 from common.evaluation import report_folder
-from common.features import CLIP
+from common.features.folders import CLIP_FRAMES
 from common.io import UserError, run
 from common.late import Late, torch
 from common.pictures import as_channels, resize
@@ -339,7 +339,7 @@ def bank_sheet(bank, windows, data, path, most=24):
         video = windows.videos[v]
         wanted.setdefault((video.split, video.name), []).append(int(row - windows.starts[v]))
     for key, clips in wanted.items():
-        last, left = None, {c * CLIP + CLIP // 2: c for c in clips}
+        last, left = None, {c * CLIP_FRAMES + CLIP_FRAMES // 2: c for c in clips}
         for t, frame in enumerate(Decoder(data.videos[key])):
             last = frame
             if t in left:

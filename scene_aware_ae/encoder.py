@@ -12,8 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from common import old_training as training
-from common.clip import config_of
-from common.features import CLIP
+from common.features.clip import config_of
 from common.io import UserError, first_line, load_array, read_json, safe_filename, stamp
 from common.late import Late, torch
 from common.pictures import as_channels, resize
@@ -21,6 +20,7 @@ from common.video import Decoder
 
 frame_autoencoder = Late("scene_aware_ae.frame_autoencoder")
 
+CLIP_FRAMES = 16  # that a row of features made per clip stands for
 STAND_IN = "none:autoencoder"
 PREPROCESS = ("clip", "paper")
 
@@ -92,7 +92,7 @@ class GivenFeatures:
                 f"features {path}: expected finite numbers of width {self.width}, [frames or clips, width], got shape "
                 f"{x.shape}"
             )
-        clips = -(-frames // CLIP)
+        clips = -(-frames // CLIP_FRAMES)
         if x.ndim == 3:
             fits = [n in (frames, clips) for n in x.shape[:2]]
             if all(fits) and x.shape[1] > 1 and not side.exists():
@@ -105,9 +105,9 @@ class GivenFeatures:
             return x.astype(np.float16)
         if len(x) != clips:
             raise UserError(
-                f"features {path}: {len(x)} rows for a video of {frames} frames; expected one per frame or per {CLIP} frames"
+                f"features {path}: {len(x)} rows for a video of {frames} frames; expected one per frame or per {CLIP_FRAMES} frames"
             )
-        return np.repeat(x, CLIP, axis=0)[:frames].astype(np.float16)
+        return np.repeat(x, CLIP_FRAMES, axis=0)[:frames].astype(np.float16)
 
     def describe(self):
         return {"encoder": self.name, "weights": self.hash, "preprocess": self.preprocess, "width": self.width}

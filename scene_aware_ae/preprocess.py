@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from common import datasets
 from common import old_training as training
-from common.ahead import VideoPrefetcher
 from common.cache import VideoFiles
-from common.clip import RANDOM, ClipEncoder
 from common.dataset import Usable
+from common.features.clip import RANDOM, ClipEncoder
+from common.features.prefetch import VideoPrefetcher
 from common.io import UserError, read_table, run
 from common.pool import add_shard_flag, prepare_videos
 from scene_aware_ae import encoder as encoders

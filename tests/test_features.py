@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from common import old_training as training
-from common.features import CLIP, FeatureVideo, find_features, per_video
+from common.features.folders import CLIP_FRAMES, FeatureVideo, find_features, per_video
 from common.io import UserError, safe_filename
 from common.video import Video
 from frd_uvad.preprocess import prepare
@@ -31,7 +31,7 @@ EVENTS = {"Vandalism028": (20, 40), "Abuse028": (60, 100), "Stealing019": (0, 31
 
 
 def truth(name):
-    y = np.zeros(VIDEOS[name] * CLIP, np.uint8)
+    y = np.zeros(VIDEOS[name] * CLIP_FRAMES, np.uint8)
     if name in EVENTS:
         y[EVENTS[name][0] : EVENTS[name][1] + 1] = 1
     return y
@@ -199,8 +199,8 @@ def test_labels_of_another_length_name_both(tmp_path):
     for name in VIDEOS:
         save(root / "labels" / f"{name}_x264.npy", truth(name))
     for length, right in (
-        (VIDEOS["Abuse028"] * CLIP - 15, True),
-        (VIDEOS["Abuse028"] * CLIP + 15, True),
+        (VIDEOS["Abuse028"] * CLIP_FRAMES - 15, True),
+        (VIDEOS["Abuse028"] * CLIP_FRAMES + 15, True),
         (1231, False),
         (95, False),
     ):

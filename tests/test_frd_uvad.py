@@ -16,7 +16,7 @@ import torch
 from common import datasets
 from common import old_training as training
 from common.batches import parts_of
-from common.features import FeatureVideo, find_features, frames_of_clips
+from common.features.folders import FeatureVideo, find_features, frames_of_clips
 from common.io import UserError, load_arrays
 from common.video import open_video
 from frd_uvad import preprocess, scoring
@@ -382,7 +382,7 @@ import resource, sys
 import numpy as np
 from common import old_training as training
 from common.batches import parts_of
-from common.features import find_features
+from common.features.folders import find_features
 from frd_uvad.windows import Windows
 data = find_features("features", sys.argv[1])
 windows = Windows(data.train, 4, training.Run("cpu", "fp32"))

@@ -12,7 +12,7 @@ import scipy.io
 
 from common import datasets, evaluation
 from common.dataset import Usable
-from common.features import CLIP, annotations, find_features
+from common.features.folders import CLIP_FRAMES, annotations, find_features
 from common.io import UserError
 from common.labels import matlab_ranges
 from common.objects import detectors
@@ -284,7 +284,7 @@ def test_features_behind_links(tmp_path):
         (tmp_path / "f" / path).parent.mkdir(parents=True, exist_ok=True)
         np.save(tmp_path / "f" / path, np.zeros((2, 1, 8), np.float32))
     (tmp_path / "f" / "labels").mkdir()
-    for name, y in (("a", marks(3, n=2 * CLIP)), ("b", marks(4, n=2 * CLIP))):
+    for name, y in (("a", marks(3, n=2 * CLIP_FRAMES)), ("b", marks(4, n=2 * CLIP_FRAMES))):
         np.save(tmp_path / "f" / "labels" / f"{name}.npy", y)
     disk = tmp_path / "disk"
     disk.mkdir()
@@ -864,7 +864,7 @@ def test_odd_names_given_by_labels(tmp_path, form):
 
 @either_order
 def test_odd_names_of_features(tmp_path):
-    given = {name: np.repeat(y, CLIP)[: 2 * CLIP] for name, y in ODD.items()}
+    given = {name: np.repeat(y, CLIP_FRAMES)[: 2 * CLIP_FRAMES] for name, y in ODD.items()}
     for folder in ("test", "labels"):
         (tmp_path / folder).mkdir()
         for name, y in given.items():

@@ -11,8 +11,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common import clip, datasets
+from common import datasets
 from common import old_training as training
+from common.features import clip
 from common.io import UserError, load_arrays
 from common.pool import prepare_videos
 from common.video import open_video

@@ -11,7 +11,7 @@ import torch
 
 from common import old_training as training
 from common.batches import parts_of
-from common.features import find_features
+from common.features.folders import find_features
 from common.io import UserError, load_arrays
 from frd_uvad.svmae import detector
 from frd_uvad.svmae import model as m

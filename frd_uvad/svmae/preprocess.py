@@ -21,11 +21,11 @@ from tqdm import tqdm
 
 from common import datasets
 from common import old_training as training
-from common.ahead import VideoPrefetcher
 from common.cache import VideoFiles
-from common.clip import ClipEncoder
 from common.dataset import Usable
-from common.features import CLIP
+from common.features.clip import ClipEncoder
+from common.features.folders import CLIP_FRAMES
+from common.features.prefetch import VideoPrefetcher
 from common.io import UserError, atomic_write, read_json, run, safe_filename, writable_folder, write_json
 from common.late import Late, torch
 from common.pictures import resize
@@ -86,7 +86,7 @@ def parse(argv=None):
         "--clip",
         default=None,
         metavar="MODEL",
-        help="also the mean CLIP embedding of the clip's frames, by this open_clip "
+        help="also the mean CLIP_FRAMES embedding of the clip's frames, by this open_clip "
         "model, such as ViT-B-16-quickgelu (default: none)",
     )
     g.add_argument(
@@ -151,7 +151,7 @@ class Encoder:
     @training.inference
     def __call__(self, clips, near):
         r, n, k = self.run, len(clips), len(self.crops)
-        frames = torch.from_numpy(clips[:, np.arange(self.frames) * CLIP // self.frames]).to(r.device)
+        frames = torch.from_numpy(clips[:, np.arange(self.frames) * CLIP_FRAMES // self.frames]).to(r.device)
         near = torch.from_numpy(near).to(r.device)
         out = torch.stack(
             [self.view(*cut(frames, near, np.repeat(crop[None], n, axis=0), self.size)) for crop in self.crops], dim=1
@@ -160,7 +160,7 @@ class Encoder:
             images = np.stack([self.clip.preprocess_frame(f) for clip in clips for f in clip])
             own = (
                 torch.cat([self.clip.encode(part) for part in np.array_split(images, -(-len(images) // 64))])
-                .view(n, CLIP, -1)
+                .view(n, CLIP_FRAMES, -1)
                 .mean(1)
             )
             out = torch.cat([out, own[:, None].expand(-1, k, -1)], dim=2)
@@ -192,9 +192,9 @@ def encoded(source, encoder, args, r, folder, count, bar):
 
     for clip in clips_of(source, count):
         depth = depth or depth_of(args, source.video, clip.shape[1:3], r, folder)
-        begin = CLIP * ((count[0] - 1) // CLIP)
+        begin = CLIP_FRAMES * ((count[0] - 1) // CLIP_FRAMES)
         waiting.append(clip)
-        middle.append(depth.map(0, min(begin + CLIP // 2, count[0] - 1)))
+        middle.append(depth.map(0, min(begin + CLIP_FRAMES // 2, count[0] - 1)))
         if len(waiting) == args.encode_batch:
             yield encode()
             waiting, middle = [], []

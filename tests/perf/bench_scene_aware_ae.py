@@ -7,8 +7,8 @@ import numpy as np
 
 from common import datasets
 from common import old_training as training
-from common.ahead import VideoPrefetcher
-from common.clip import RANDOM
+from common.features.clip import RANDOM
+from common.features.prefetch import VideoPrefetcher
 from common.io import UserError
 from common.pool import cores
 from common.video import Decoder

@@ -9,11 +9,11 @@ import zipfile
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from common import old_training as training
 from common.io import UserError, first_line
-from common.late import torch
 from common.pictures import resize
+from common.training import weights_hash
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 RANDOM = "random"  # weights for tests/perf/bench.py: speed does not depend on them
@@ -84,7 +84,7 @@ class ClipEncoder:
                 f"--save-weights {name}.pt — then copy the file here and give --pretrained {name}.pt{instead}"
             ) from None
         visual = model.visual  # the text half is let go
-        self.hash = training.weights_hash(visual)
+        self.hash = weights_hash(visual)
         size = visual.image_size
         self.size = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
         mean, std = (getattr(visual, k, None) or v for k, v in (("image_mean", MEAN), ("image_std", STD)))

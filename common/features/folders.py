@@ -17,13 +17,13 @@ from pathlib import Path
 
 import numpy as np
 
-from common.batches import copy_rows
 from common.dataset import Dataset, plain
 from common.io import UserError, first_line, load_array, load_arrays, original_name, read_text, stamp
 from common.labels import csv_ranges, frame_labels
+from common.loader import copy_rows
 from common.video import Video, natural
 
-CLIP = 16  # frames of a clip
+CLIP_FRAMES = 16  # frames of a clip
 ALIASES = {
     "ucfcrime": ("ucfcrime", "ucf", "ucfcrimes"),
     "xdviolence": ("xdviolence", "xd"),
@@ -131,7 +131,7 @@ class FeatureData:
         """uint8 [frames], 1 = abnormal; None without labels. A video without annotation among annotated ones is an error."""
         if self._labels is None:
             return None
-        clips, name = len(video) * CLIP, video.name
+        clips, name = len(video) * CLIP_FRAMES, video.name
         if name not in self._labels:
             if "label_A" in name or name.startswith("Normal"):  # XD-Violence does not list its normal videos
                 return np.zeros(clips, np.uint8)
@@ -140,7 +140,7 @@ class FeatureData:
             )
         known = self._labels[name]
         if isinstance(known, np.ndarray):
-            if not self.segments and abs(len(known) - clips) > CLIP:
+            if not self.segments and abs(len(known) - clips) > CLIP_FRAMES:
                 raise UserError(
                     f"labels of video {name} ({self.label_source}) are of {len(known)} frames, its {len(video)} clips of "
                     f"features of {clips}: one of them is of another version, or the features are segments (--segments)"
@@ -156,7 +156,7 @@ class FeatureData:
             if first >= clips:
                 raise UserError(
                     f"{self.label_source} marks frames {first} to {last} of video {name}, whose features end at frame {clips} "
-                    f"({len(video)} clips of {CLIP}): they are of another version, or segments of a longer video (--segments)"
+                    f"({len(video)} clips of {CLIP_FRAMES}): they are of another version, or segments of a longer video (--segments)"
                 )
             out[max(0, first) : last + 1] = 1
         return out
@@ -165,12 +165,12 @@ class FeatureData:
         """The clip or segment that each of so many frames of a video belongs to: int [frames]."""
         if self.segments:
             return np.arange(frames) * len(video) // frames
-        return np.minimum(np.arange(frames) // CLIP, len(video) - 1)
+        return np.minimum(np.arange(frames) // CLIP_FRAMES, len(video) - 1)
 
     def frame_scores(self, video, scores):
         """A score per clip or segment [n] -> one per frame that the video's labels have, or that its clips make."""
         labels = self.labels(video) if video.split == "test" else None
-        return scores[self.rows_of_frames(video, len(video) * CLIP if labels is None else len(labels))]
+        return scores[self.rows_of_frames(video, len(video) * CLIP_FRAMES if labels is None else len(labels))]
 
     def as_dataset(self):
         """The test videos as a Dataset, which is what evaluation asks for labels."""
@@ -186,7 +186,7 @@ class FeatureData:
 
 def frames_of_clips(scores, frames):
     """One score per clip -> one per frame: repeated, cut or filled up with the last one. [clips] -> [frames]"""
-    out = np.repeat(scores, CLIP)
+    out = np.repeat(scores, CLIP_FRAMES)
     return np.pad(out, (0, max(0, frames - len(out))), mode="edge")[:frames]
 
 
@@ -510,12 +510,12 @@ def cut_vector(data, path, order):
     videos, source = order_of(data, path, order)
     clips = sum(map(len, videos))
     if len(flat) == clips:
-        flat = np.repeat(flat, CLIP)
-    if len(flat) != clips * CLIP:
+        flat = np.repeat(flat, CLIP_FRAMES)
+    if len(flat) != clips * CLIP_FRAMES:
         raise UserError(
-            f"labels {path}: {len(flat)} entries for {clips} test clips; expected one 0 or 1 per clip, or {CLIP} per clip"
+            f"labels {path}: {len(flat)} entries for {clips} test clips; expected one 0 or 1 per clip, or {CLIP_FRAMES} per clip"
         )
-    parts = np.split(flat, np.cumsum([len(v) * CLIP for v in videos])[:-1])
+    parts = np.split(flat, np.cumsum([len(v) * CLIP_FRAMES for v in videos])[:-1])
     for v, part in zip(videos, parts):
         if part.any() and ("label_A" in v.name or v.name.startswith("Normal")):
             raise UserError(
