@@ -17,7 +17,7 @@ from common.container import Clock, read_container
 from common.io import UserError
 from common.pictures import read_image
 from common.report import page, plots, ranking
-from common.video import Decoder, Video, decoded, list_videos, open_video
+from common.video import Decoder, Video, list_videos, open_video
 from tests.corpus import LACKING, PLAIN, RATES, X264
 from tests.helpers import save_frames
 from tests.test_report import content
@@ -253,7 +253,7 @@ def test_a_cached_video_is_warned_of_again(tmp_path, capsys, monkeypatch):
         FrameCache(tmp_path / "cache"),
     )
     for _ in range(2):
-        monkeypatch.setattr("common.video._said", set())
+        monkeypatch.setattr("common.video._printed", set())
         cache.build([video], 1)
         assert "warning: video v: all its 5 frames are one and the same picture" in capsys.readouterr().out
 
@@ -278,7 +278,7 @@ def test_times_are_kept_with_cached_frames_and_shown_everywhere(make, tmp_path):
         29 / UNEVEN_TIMES[-1], rel=1e-3
     )
     scores = np.r_[np.zeros(12), 5.0, np.zeros(17)]
-    evaluation.write_own_video("v", *decoded(video), scores, "none", "m", tmp_path, top=1)
+    evaluation.write_own_video("v", Decoder(video), video.clock(), scores, "none", "m", tmp_path, top=1)
     rows = (tmp_path / "scores.csv").read_text().splitlines()
     assert rows[13].startswith("12,4.080,") and rows[1].startswith("0,0.000,")
     assert (tmp_path / "ranking.csv").read_text().splitlines()[1].startswith("1,v,12,12,4.08,4.08,12,")
