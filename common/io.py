@@ -41,13 +41,10 @@ class UserError(Exception):
 
 
 def run_script(main: Callable[[], Any]) -> None:
-    """Call main(), then exit: an error that the user can put right is one line on stderr and exit code 2, Ctrl-C is 130.
-
-    A character that the terminal cannot show, such as a Chinese one in ASCII, is escaped.
-    """
+    """Call main() and exit: an error that the user can put right is one line on stderr and code 2, Ctrl-C is 130."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace")  # for names that the terminal cannot show
     try:
         sys.exit(main())
     except KeyboardInterrupt:
@@ -133,7 +130,7 @@ def opencv_path(path) -> str | bytes:
 def stamp(folder, names: Collection[str]) -> list:
     """A fingerprint of the files `names` of a folder: [count, bytes, newest time in ns, hash].
 
-    Where size and time do not tell files apart, a part of their content is hashed too, so that exchanged names are noticed.
+    Of files with the same size and time a part of the content is hashed too, so that exchanged names are noticed.
     Raises OSError.
     """
     stats = [os.stat(Path(folder, name)) for name in names]
@@ -167,7 +164,7 @@ _locks = {}  # path -> the open file that holds the lock
 
 
 def lock_dir(folder) -> Path:
-    """Lock `folder` until this process ends, however it ends. -> folder. Raises UserError if another run holds the lock."""
+    """Lock `folder` until this process ends, however it ends. -> folder. Raises UserError if another run holds it."""
     path = Path(folder).resolve() / ".running"
     if fcntl is None or path in _locks:
         return folder
@@ -279,7 +276,7 @@ def save_arrays(path, arrays: dict[str, np.ndarray]) -> None:
 
 @contextlib.contextmanager
 def reading(what: str, path, problem: str, errors=UNREADABLE):
-    """Turn errors of reading a file into a UserError: "{what} {path} is missing" or "{what} {path} {problem} (error)"."""
+    """Turn errors of reading a file into UserError "{what} {path} is missing" or "{what} {path} {problem} (error)"."""
     try:
         yield
     except FileNotFoundError:

@@ -13,7 +13,7 @@ import numpy as np
 
 from common.container import COUNTED, PATIENCE, Clock, Container, claimed_frames, open_capture, read_container
 from common.io import UserError, opencv_path, stamp
-from common.pictures import as_channels, eight_bits, read_any_image
+from common.pictures import as_channels, eight_bits, read_image
 
 IMAGES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"}
 VIDEOS = set(
@@ -226,7 +226,7 @@ class Decoder:
         names, gaps = frame_files(self.video)
         self.warnings += [gaps] if gaps else []
         for name in names:
-            image = read_any_image(Path(self.video.path, name)) if name else None
+            image = read_image(Path(self.video.path, name), keep_type=True) if name else None
             if name and image is None:
                 self.damaged.append(name)
             if image is not None and image.dtype != np.uint8:

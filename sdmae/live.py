@@ -26,7 +26,7 @@ import numpy as np
 import torch
 
 from common import training
-from common.container import Clock, claimed_frames, open_capture, rate_of
+from common.container import Clock, claimed_frames, frame_rate, open_capture
 from common.evaluation import report_folder
 from common.io import UserError, atomic_write, safe_filename, writable_folder
 from common.pictures import as_channels, resize
@@ -98,7 +98,7 @@ class Stream:
             raise UserError(
                 f"--video {self.shown}: this camera or stream cannot be opened; is it on, and the address right?"
             )
-        self.clock = Clock(fps or rate_of(self.capture) or 25.0)
+        self.clock = Clock(fps or frame_rate(self.capture) or 25.0)
         self.waiting, self.stopped = queue.Queue(maxsize=32), threading.Event()
 
     def open(self):
