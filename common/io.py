@@ -175,9 +175,7 @@ def lock_dir(folder) -> Path:
         file.seek(0)
         owner = file.read().strip()
         file.close()
-        raise UserError(
-            f"{folder} is used by another run ({owner}): wait for its end, or choose another --out"
-        ) from None
+        raise UserError(f"{folder} is used by another run ({owner}): wait for it, or choose another --out") from None
     except OSError:
         return folder  # a network file system without locks
     file.truncate(0)

@@ -1,4 +1,4 @@
-"""Names that a file system can hold: every reader, cache, archive, table and link takes them; a renamed source is noticed."""
+"""Names of every kind: readers, caches, archives, tables and links take them; a renamed source is noticed."""
 
 import csv
 import json
@@ -104,7 +104,7 @@ def score_page(folder, name):
     return folder / "report.html"
 
 
-# -------------------------------------------------------------------------------------------------------------- names of files
+# ------------------------------------------------------------------------------------------------------- names of files
 
 
 def test_there_are_many_names():
@@ -290,7 +290,8 @@ def test_an_opencv_that_takes_no_bytes_skips_the_video(tmp_path, monkeypatch):
 def test_a_terminal_that_cannot_show_a_name(encoding):
     code = (
         "from common.io import UserError, run_script\n"
-        "def main():\n    print('64×96 ± … 视频 caf\\udce9')\n    raise UserError('no video a\\nb 视频')\nrun_script(main)"
+        "def main():\n    print('64×96 ± … 视频 caf\\udce9')\n    raise UserError('no video a\\nb 视频')\n"
+        "run_script(main)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding}
@@ -351,7 +352,7 @@ def test_a_script_over_all_names_at_once(tmp_path):
         }
 
 
-# ------------------------------------------------------------------------------------------------------------------- renaming
+# ------------------------------------------------------------------------------------------------------------- renaming
 
 
 @pytest.fixture(params=["frames", "files"])
