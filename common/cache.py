@@ -89,14 +89,10 @@ class VideoFiles:
         own = {v.key for v in (all_videos or videos)[first::step]}
         workers = workers or max(1, cores() // run.world_size)
         _, failed = self.build([v for v in videos if v.key in own], workers, run.is_main, **options)
-        return self.collect(videos, failed, shard, run)
-
-    def collect(self, videos: list[Video], failed: dict[str, str], shard, run):
-        """The results of prepare() on all ranks. shard: what is missing is left to other jobs and is no failure."""
         failed = {key: why for part in run.all_gather_object(failed) for key, why in part.items()}
         videos = [v for v in videos if v.key not in failed]
         missing = {v.key for v in self.missing(videos)[0]}
-        if not shard:
+        if not shard:  # else they are left to other jobs
             failed.update(dict.fromkeys(missing, "the process that was to prepare it could not"))
         return [v for v in videos if v.key not in missing], failed
 

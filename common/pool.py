@@ -5,6 +5,7 @@ import multiprocessing as mp
 import os
 import sys
 from collections.abc import Callable, Iterable
+from types import SimpleNamespace
 
 from tqdm import tqdm
 
@@ -106,10 +107,9 @@ def shard_of(text: str | None, run) -> tuple[int, int]:
 
 def prepare_videos(files, videos, build, args, r, among=None):  # goes with the last method that uses it
     """As VideoFiles.prepare() of `files`, with build(videos, workers, show) in place of its build()."""
-    first, step = shard_of(getattr(args, "shard", None), r)
-    own = {v.key for v in (among or videos)[first::step]}
-    _, failed = build([v for v in videos if v.key in own], args.workers or max(1, cores() // r.world_size), r.is_main)
-    return files.collect(videos, failed, getattr(args, "shard", None), r)
+    with_build = SimpleNamespace(build=build, missing=files.missing)
+    shard = getattr(args, "shard", None)
+    return type(files).prepare(with_build, videos, r, workers=args.workers, shard=shard, all_videos=among)
 
 
 def add_shard_flag(group, scoring=False):  # goes with the last method that uses it
