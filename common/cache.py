@@ -1,5 +1,6 @@
-"""What is made of videos once and kept: one .npy per video, and decoded frames, memory-mapped ever after."""
+"""Files made once from every video, one .npy each, and memory-mapped from then on; decoded frames are such files."""
 
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -8,114 +9,121 @@ from common.container import Clock
 from common.io import UserError, atomic_write, load_array, read_json, safe_filename, stream_npy, write_json
 from common.pictures import resize
 from common.pool import cores, map_videos, shard_of, tick
-from common.video import Decoder, print_warnings
+from common.video import Decoder, Video, print_warnings
 
 
 class VideoFiles:
-    """One .npy per video under `folder`, and beside it a .json that says which source it was made from."""
+    """One .npy per video under `folder`, and beside it a .json with the fingerprint of its source.
 
-    what = "cached file"
+    A subclass implements make(), which calls write() for every video.
+    """
+
+    what, action = "cached file", "preparing"  # one file, in errors; what make() does, in its announcement
 
     def __init__(self, folder):
         self.folder = Path(folder)
 
-    def path(self, video):
+    def path(self, video: Video) -> Path:
         return self.folder / video.split / f"{safe_filename(video.name)}.npy"
 
-    def info(self, video):
-        """What was written with it, or None where it is missing or its source has changed since."""
-        side = self.path(video).with_suffix(".json")
-        if not side.exists() or not self.path(video).exists():
+    def info(self, video: Video) -> dict | None:
+        """The content of its .json; None if there is no file or its source has changed. Raises UserError."""
+        path = self.path(video)
+        json_path = path.with_suffix(".json")
+        if not json_path.exists() or not path.exists():
             return None
-        info = read_json(side, f"{self.what}'s entry")
+        info = read_json(json_path, f"{self.what}'s entry")
         return info if info.get("source") == video.fingerprint() else None
 
-    def array(self, video):
+    def array(self, video: Video) -> np.ndarray:
+        """Read-only memory map. Raises UserError."""
         return load_array(self.path(video), self.what, mmap=True)
 
-    def missing(self, videos):
-        """-> (videos that are still to be made, {video key: why} of those whose source cannot be read)."""
-        fresh, failed = [], {}
+    def write(self, video: Video, parts: Iterable[np.ndarray], describe: Callable[[tuple], dict], dtype=None) -> None:
+        """Stream `parts` [n_i, …] into the video's file; describe(shape of all) -> further entries of its .json."""
+        source = video.fingerprint()  # before reading begins
+        shape = stream_npy(self.path(video), parts, dtype)
+        write_json(self.path(video).with_suffix(".json"), {"source": source, **describe(shape)})
+
+    def missing(self, videos: Iterable[Video]) -> tuple[list[Video], dict[str, str]]:
+        """-> (videos that must be made, {video key: why} of those whose source cannot be read)"""
+        missing, failed = [], {}
         for v in videos:
             try:
                 if self.info(v) is None:
-                    fresh.append(v)
+                    missing.append(v)
             except UserError as e:
                 failed[v.key] = str(e)
-        return fresh, failed
+        return missing, failed
 
-    def report(self, videos):
-        """Say what reading these videos ran into; every preparation ends with it."""
+    def make(self, videos: list[Video], workers: int, show: bool, **options) -> dict[str, str]:
+        """Write the files of these videos. show: progress. -> {video key: why} of those that failed"""
+        raise NotImplementedError
+
+    def build(self, videos: list[Video], workers: int, show: bool = True, **options):
+        """Make the files that are missing, and print the warnings of all. options: for make().
+
+        -> (usable videos, {video key: why} of those that failed)
+        """
+        missing, failed = self.missing(videos)
+        if missing:
+            if show:
+                print(f"{self.action}: {len(missing)} of {len(videos)} videos, into {self.folder}", flush=True)
+            failed.update(self.make(missing, workers, show, **options))
+        usable = [v for v in videos if v.key not in failed]
+        self.report(usable)
+        return usable, failed
+
+    def report(self, videos: Iterable[Video]) -> None:
+        """Print the warnings that came up while these videos were read."""
         for v in videos:
             print_warnings(v, (self.info(v) or {}).get("warnings", ()))
 
-    def prepare(self, videos, run, *, workers=None, shard=None, all_videos=None, **options):
+    def prepare(self, videos: list[Video], run, *, workers=None, shard=None, all_videos=None, **options):
         """Build what is missing: every rank its share of `videos`, or a job of an array (shard "I/N") its own.
 
-        all_videos: the complete list. Shards are taken from it, not from `videos`, because concurrent jobs see different
-        remaining videos. options: passed on to build(). -> (usable videos, {video key: why} of those that failed).
+        all_videos: the complete list. Shards are taken from it, because concurrent jobs see different remaining videos.
+        options: for build(). -> (usable videos, {video key: why} of those that failed on any rank)
         """
         first, step = shard_of(shard, run)
         own = {v.key for v in (all_videos or videos)[first::step]}
         workers = workers or max(1, cores() // run.world_size)
         _, failed = self.build([v for v in videos if v.key in own], workers, run.is_main, **options)
-        videos, failed = self.collect(videos, failed, shard, run)
-        return [v for v in videos if v.key not in failed], failed
-
-    def collect(self, videos, failed, sharded, r):
-        """What there is once every process of Run `r` has done its share. sharded: what is not there is other jobs' work, no failure.
-
-        -> (videos that count, {video key: why} of all that failed).
-        """
-        failed = {k: why for part in r.all_gather_object(failed) for k, why in part.items()}
-        rest = {v.key for v in self.missing([v for v in videos if v.key not in failed])[0]}
-        if sharded:
-            return [v for v in videos if v.key not in rest], failed
-        return videos, {**failed, **{k: "the process that was to prepare it could not" for k in rest}}
-
-    def write(self, video, parts, describe, dtype=None):
-        """Stream `parts` [n_i, …] into the video's file; describe(shape) -> what is worth knowing of it."""
-        source = video.fingerprint()  # as it was before reading began
-        shape = stream_npy(self.path(video), parts, dtype)
-        write_json(self.path(video).with_suffix(".json"), {"source": source, **describe(shape)})
+        failed = {key: why for part in run.all_gather_object(failed) for key, why in part.items()}
+        videos = [v for v in videos if v.key not in failed]
+        missing = {v.key for v in self.missing(videos)[0]}
+        if not shard:  # else they are left to other jobs
+            failed.update(dict.fromkeys(missing, "the process that was to prepare it could not"))
+        return [v for v in videos if v.key not in missing], failed
 
 
 class FrameCache(VideoFiles):
     """Decoded videos of one dataset under `folder`; a video whose source has not changed is never decoded again.
 
-    size: (height, width) that frames are kept in, by default their own. info(video): {"source", "frames", "height", "width",
-    "channels", "source_size", "fps", "damaged", "lost", "resized", "warnings"}; uneven times are in a file of their own.
+    size: (height, width) of the cached frames, by default the video's. info(video): {"source", "frames", "height",
+    "width", "channels", "source_size", "fps", "damaged", "lost", "resized", "warnings"}.
     """
 
-    what = "cached video"
+    what, action = "cached video", "decoding"
 
-    def __init__(self, folder, size=None):
+    def __init__(self, folder, size: tuple[int, int] | None = None):
         super().__init__(folder)
         self.size = size
 
-    def frames(self, video):
+    def frames(self, video: Video) -> np.ndarray:
         """uint8 [T, H, W, C] memory map."""
         return self.array(video)
 
-    def build(self, videos, workers, show=True):
-        """Decode what is missing. -> (videos that are there, {video key: why} of those that could not be decoded)."""
-        fresh, failed = self.missing(videos)
-        if fresh:
-            total = sum(v.expected_frames() for v in fresh)
-            if show:
-                print(f"decoding {len(fresh)} of {len(videos)} videos into {self.folder}", flush=True)
-            _, errors = map_videos(
-                _decode, [(self, v) for v in fresh], workers=workers, total=total, label="decode", show=show
-            )
-            failed.update({fresh[i].key: e for i, e in errors})
-        self.report(v for v in videos if v.key not in failed)
-        return [v for v in videos if v.key not in failed], failed
+    def make(self, videos, workers, show):
+        total, jobs = sum(v.expected_frames() for v in videos), [(self, v) for v in videos]
+        _, errors = map_videos(_decode, jobs, workers=workers, total=total, label="decode", show=show)
+        return {videos[i].key: why for i, why in errors}
 
-    def times_path(self, video):
+    def times_path(self, video: Video) -> Path:
+        """A file that exists only where the times of frames are uneven."""
         return self.path(video).with_suffix(".times")
 
-    def clock(self, video):
-        """common.container.Clock of a cached video."""
+    def clock(self, video: Video) -> Clock:
         path = self.times_path(video)
         return Clock(self.info(video)["fps"], load_array(path, "times of a cached video") if path.exists() else None)
 
@@ -136,14 +144,8 @@ def _decode(job):
         if decoder.clock.times is not None:
             with atomic_write(times) as tmp, open(tmp, "wb") as f:
                 np.save(f, decoder.clock.times)
-        return {
-            **dict(zip(("frames", "height", "width", "channels"), shape)),
-            "source_size": source_size,
-            "fps": decoder.clock.fps,
-            "damaged": decoder.damaged,
-            "lost": decoder.lost,
-            "resized": decoder.resized,
-            "warnings": decoder.warnings,
-        }
+        sizes = dict(zip(("frames", "height", "width", "channels"), shape))
+        problems = {name: getattr(decoder, name) for name in ("damaged", "lost", "resized", "warnings")}
+        return {**sizes, "source_size": source_size, "fps": decoder.clock.fps, **problems}
 
     cache.write(video, frames(), describe)

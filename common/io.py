@@ -1,9 +1,10 @@
-"""Errors a user can cause, files written whole or not at all, and small files read without trusting them."""
+"""Errors a user can cause, files written completely or not at all, and small files read without trusting them."""
 
 import atexit
 import contextlib
 import csv
 import errno
+import functools
 import glob
 import hashlib
 import io
@@ -14,7 +15,9 @@ import sys
 import urllib.parse
 import zipfile
 from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,100 +26,99 @@ try:
 except ImportError:  # not on Windows
     fcntl = None
 
-
-DEVICES = {
-    "con",
-    "prn",
-    "aux",
-    "nul",
-    *(f"{port}{i}" for port in ("com", "lpt") for i in range(10)),
-}  # no file's name on Windows
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+NOT_WRITABLE = {*DISK_FULL, errno.EROFS, errno.EACCES}
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "insufficient memory")  # of numpy, OpenCV and torch
+PORTS = {f"{port}{i}" for port in ("com", "lpt") for i in range(10)}
+DEVICES = {"con", "prn", "aux", "nul"} | PORTS  # Windows takes them for devices, not for files
 LONGEST = 200  # bytes of a file's name without suffix
 UNESCAPED = b"name as it is: "  # begins the comment of an archive's member whose name is not UTF-8
+UNREADABLE = (OSError, ValueError, EOFError, SyntaxError, MemoryError, RecursionError, csv.Error, zipfile.BadZipFile)
 
 
 class UserError(Exception):
     """Something the user can put right: one sentence that names the file or flag and the way out."""
 
 
-def run_script(main):
-    """Call main() as a script does: a UserError is one line on stderr and exit code 2, Ctrl-C is 130. What a terminal cannot show, such as
-    a Chinese name where it is ASCII alone, is escaped."""
+def run_script(main: Callable[[], Any]) -> None:
+    """Call main() and exit: an error that the user can put right is one line on stderr and code 2, Ctrl-C is 130."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
+            stream.reconfigure(errors="backslashreplace")  # for names that the terminal cannot show
     try:
         sys.exit(main())
-    except UserError as e:
-        print(f"error: {printable(e)}", file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped; finished work is kept, the same command goes on from there", file=sys.stderr)
         sys.exit(130)
-    except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EDQUOT, errno.ENOTDIR, errno.EFBIG):
-            raise
-        print(f"error: {describe(e)}", file=sys.stderr)
-        sys.exit(2)
     except Exception as e:
-        if not out_of_memory(e):
+        text = user_text(e)
+        if not text:
             raise
-        print(
-            f"error: out of memory ({first_line(e)}): lower --batch-size, or --workers where frames are being read; what is finished is "
-            "kept",
-            file=sys.stderr,
-        )
+        print(f"error: {text}", file=sys.stderr)
         sys.exit(2)
 
 
 run = run_script  # goes with the last script that uses it
 
 
-def out_of_memory(e):
-    """Whether numpy, OpenCV or torch, on the CPU or a GPU, says so: they do it with errors of different kinds."""
-    said = str(e).lower()
-    return isinstance(e, MemoryError) or any(
-        x in said for x in ("out of memory", "can't allocate memory", "insufficient memory")
-    )
+def user_text(e: Exception) -> str:
+    """One sentence for the user, or "" where the error is a fault of the program."""
+    if isinstance(e, UserError):
+        return printable(e)
+    if isinstance(e, OSError) and e.errno in {*NOT_WRITABLE, errno.ENOTDIR}:
+        return os_error_text(e)
+    if isinstance(e, MemoryError) or any(words in str(e).lower() for words in OUT_OF_MEMORY):
+        advice = "lower --batch-size, or --workers where frames are being read; finished work is kept"
+        return f"out of memory ({first_line(e)}): {advice}"
+    return ""
 
 
-def describe(e):
-    """One sentence for an operating system's refusal."""
-    where = e.filename or "the output folder"
-    if e.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return f"no space left while writing {where}: free some, or point --out and --cache to another disk"
-    return f"cannot write {where} ({os.strerror(e.errno)}): choose a writable folder with --out and --cache"
+def os_error_text(e: OSError) -> str:
+    """One sentence for a file that the operating system refused to write."""
+    path = e.filename or "the output folder"
+    if e.errno in DISK_FULL:
+        return f"no space left while writing {path}: free some, or point --out and --cache to another disk"
+    return f"cannot write {path} ({os.strerror(e.errno)}): choose a writable folder with --out and --cache"
 
 
-def printable(text):
-    """In one line, and UTF-8: line breaks, control characters and what is left of a name that is not UTF-8 are escaped."""
+def first_line(e: Exception) -> str:
+    """The first line of an error's text, or its type where it has none; 200 characters at most."""
+    text = str(e).strip() or type(e).__name__
+    return text.splitlines()[0][:200]
+
+
+def printable(text: Any) -> str:
+    """Text as one line of UTF-8: line breaks, control characters and bytes that are not UTF-8 are escaped."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
 
 
-def safe_filename(name):
-    """A video's name as that of a file without suffix, on every file system; an ordinary name is itself, and no two become one.
+def safe_filename(name: str) -> str:
+    """A file name without suffix for a video, for every file system; an ordinary name is unchanged, no two become one.
 
-    What is no letter, digit or one of `-._ ` is percent-encoded, as are dots and spaces at its ends, and one letter of a device's name
-    such as CON. Of more than LONGEST bytes the end becomes a hash. original_name() gives the name back unless it was cut.
+    All but letters, digits and `-._ ` is percent-encoded, as are dots and spaces at the ends, and the first letter of a
+    device's name such as CON. Beyond LONGEST bytes, the end becomes a hash; all others original_name() gives back.
     """
     name = str(name)
-    device = name.split(".")[0].strip().lower() in DEVICES
-    ends = (0, len(name) - 1)
+    first_encoded = name.split(".")[0].strip().lower() in DEVICES
     out = ""
     for i, c in enumerate(name):
-        kept = (c.isalnum() and not (device and i == 0)) or c in "-_" or (c in ". " and i not in ends)
-        out += c if kept else "".join(f"%{byte:02X}" for byte in c.encode("utf-8", "surrogatepass"))
-    if len(out.encode()) > LONGEST:
-        out = out.encode()[: LONGEST - 17].decode(errors="ignore") + "~" + hashlib.sha256(out.encode()).hexdigest()[:16]
+        plain = c.isalnum() or c in "-_" or (c in ". " and 0 < i < len(name) - 1)
+        if plain and not (i == 0 and first_encoded):
+            out += c
+        else:
+            out += "".join(f"%{byte:02X}" for byte in c.encode("utf-8", "surrogatepass"))
+    data = out.encode()
+    if len(data) > LONGEST:
+        out = data[: LONGEST - 17].decode(errors="ignore") + "~" + hashlib.sha256(data).hexdigest()[:16]
     return out
 
 
-def original_name(stem):
-    """The video's name that safe_filename() made `stem` of."""
+def original_name(stem: str) -> str:
+    """The video's name from which safe_filename() made `stem`."""
     return urllib.parse.unquote(stem, errors="surrogatepass")
 
 
-def opencv_path(path):
+def opencv_path(path) -> str | bytes:
     """A path as OpenCV takes it: a str that is not UTF-8 ends the process with a signal, bytes do not."""
     try:
         str(path).encode()
@@ -125,28 +127,27 @@ def opencv_path(path):
     return str(path)
 
 
-def stamp(folder, names):
-    """Changes when files `names` of a folder do: how many, how much, how new, how they are called, and a part of the content of those
-    that size and time do not tell apart, so that exchanged names are noticed. Raises OSError."""
-    stats = [os.stat(Path(folder, f)) for f in names]
-    alike = Counter((s.st_size, s.st_mtime_ns) for s in stats)
-    each = hashlib.sha256()
+def stamp(folder, names: Collection[str]) -> list:
+    """A fingerprint of the files `names` of a folder: [count, bytes, newest time in ns, hash].
+
+    Of files with the same size and time a part of the content is hashed too, so that exchanged names are noticed.
+    Raises OSError.
+    """
+    stats = [os.stat(Path(folder, name)) for name in names]
+    size_and_time = Counter((s.st_size, s.st_mtime_ns) for s in stats)
+    digest = hashlib.sha256()
     for name, s in zip(names, stats):
-        each.update(repr((name, s.st_size, s.st_mtime_ns)).encode(errors="backslashreplace"))
-        if len(names) == 1 or alike[s.st_size, s.st_mtime_ns] > 1:
+        digest.update(repr((name, s.st_size, s.st_mtime_ns)).encode(errors="backslashreplace"))
+        if len(names) == 1 or size_and_time[s.st_size, s.st_mtime_ns] > 1:
             with open(Path(folder, name), "rb") as f:
                 f.seek(max(0, s.st_size // 2 - 2048))
-                each.update(f.read(4096))
-    return [
-        len(names),
-        sum(s.st_size for s in stats),
-        max((s.st_mtime_ns for s in stats), default=0),
-        each.hexdigest()[:16],
-    ]
+                digest.update(f.read(4096))
+    newest = max((s.st_mtime_ns for s in stats), default=0)
+    return [len(names), sum(s.st_size for s in stats), newest, digest.hexdigest()[:16]]
 
 
-def writable_folder(path):
-    """Create `path` and prove that a file can be written there, before hours of work depend on it."""
+def writable_folder(path) -> Path:
+    """Create `path` and try to write a file there, before hours of work depend on it. Raises UserError."""
     path = Path(path)
     probe = path / f".probe-{os.getpid()}"
     try:
@@ -155,208 +156,183 @@ def writable_folder(path):
         probe.unlink()
     except OSError as e:
         e.filename = str(path)
-        raise UserError(describe(e)) from None
+        raise UserError(os_error_text(e)) from None
     return path
 
 
-_claimed = {}
+_locks = {}  # path -> the open file that holds the lock
 
 
-def lock_dir(folder):
-    """Keep `folder` for this process until it ends; a second run that would write there is refused, naming the first. -> folder"""
+def lock_dir(folder) -> Path:
+    """Lock `folder` until this process ends, however it ends. -> folder. Raises UserError if another run holds it."""
     path = Path(folder).resolve() / ".running"
-    if fcntl is None or path in _claimed:
+    if fcntl is None or path in _locks:
         return folder
     file = open(path, "a+")
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system lets go of it however the process ends
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.seek(0)
-        first = file.read().strip()
+        owner = file.read().strip()
         file.close()
-        raise UserError(
-            f"{folder} belongs to another run that is still going on ({first}): wait for it to end, or choose another "
-            "--out"
-        ) from None
+        raise UserError(f"{folder} is used by another run ({owner}): wait for it, or choose another --out") from None
     except OSError:
         return folder  # a network file system without locks
     file.truncate(0)
-    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-    file.flush()
-    _claimed[path] = file
+    print(f"process {os.getpid()} on {socket.gethostname()}", file=file, flush=True)
+    _locks[path] = file
     atexit.register(path.unlink, missing_ok=True)
     return folder
 
 
-def alive(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True
-
-
 _HOST = socket.gethostname()[:40].replace(".", "_")
-_tidied = set()
 
 
-def remove_stale_parts(folder):
-    """Remove what killed processes of this machine left half written in a folder; once per folder and process."""
-    if folder in _tidied:
-        return
-    _tidied.add(folder)
-    for old in folder.glob(f".*.{glob.escape(_HOST)}-*.part*"):
-        pid = old.name.split(f".{_HOST}-")[-1].split(".")[0]
-        if pid.isdigit() and not alive(int(pid)):
-            old.unlink(missing_ok=True)
+@functools.cache  # once per folder and process
+def remove_stale_parts(folder: Path) -> None:
+    """Remove half-written files of processes of this machine that were killed."""
+    for part in folder.glob(f".*.{glob.escape(_HOST)}-*.part*"):
+        pid = part.name.split(f".{_HOST}-")[-1].split(".")[0]
+        try:
+            os.kill(int(pid), 0)  # signal 0 only asks whether the process exists
+        except ProcessLookupError:
+            part.unlink(missing_ok=True)
+        except (OSError, ValueError, OverflowError):
+            pass  # somebody else's process, or no process number
 
 
 @contextlib.contextmanager
-def atomic_write(path):
-    """Yield a temporary path beside `path`; renamed onto it on success, removed on any error."""
+def atomic_write(path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; renamed to it on success, removed on any error. An OSError names `path`."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_stale_parts(path.parent)
-    name = hashlib.sha256(os.fsencode(path.name)).hexdigest()[
-        :12
-    ]  # short, as the name itself may be as long as names can be
-    tmp = path.with_name(f".{name}.{_HOST}-{os.getpid()}.part{path.suffix}")
+    digest = hashlib.sha256(os.fsencode(path.name)).hexdigest()[:12]  # the name itself may be as long as names can be
+    tmp = path.with_name(f".{digest}.{_HOST}-{os.getpid()}.part{path.suffix}")
     try:
         yield tmp
         with open(tmp, "rb+") as f:
             os.fsync(f.fileno())
         os.replace(tmp, path)
     except OSError as e:
-        e.filename = str(path)  # the name the user knows
+        e.filename = str(path)  # the name that the user knows
         raise
     finally:
         tmp.unlink(missing_ok=True)
 
 
-def stream_npy(path, parts, dtype=None):
-    """Write arrays [n_i, …] one after another as one .npy whose length is known only at the end. -> its shape.
+def stream_npy(path, parts: Iterable[np.ndarray], dtype=None) -> tuple[int, ...]:
+    """Write arrays [n_i, …] one after another as one .npy array [sum n_i, …]. -> its shape
 
-    `dtype` is needed where there may be no part at all.
+    dtype: needed where there may be no part.
     """
-    n, rest, start = 0, (), None
+    shape = (0,)
     with atomic_write(path) as tmp, open(tmp, "wb") as f:
-
-        def header():
-            np.lib.format.write_array_header_1_0(
-                f, {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": (n, *rest)}
-            )
-
         for part in parts:
-            if start is None:
-                dtype, rest = part.dtype, part.shape[1:]
-                header()
-                start = f.tell()
+            if f.tell() == 0:
+                dtype, shape = part.dtype, (0, *part.shape[1:])
+                f.write(npy_header(dtype, shape))
             f.write(np.ascontiguousarray(part).data)
-            n += len(part)
+            shape = (shape[0] + len(part), *shape[1:])
         f.seek(0)
-        header()
-        if start not in (None, f.tell()):
-            raise RuntimeError("numpy's header grew")  # it leaves room for a longer length
-    return (n, *rest)
+        f.write(npy_header(dtype, shape))  # of the same size: numpy leaves room for a longer length
+    return shape
+
+
+def npy_header(dtype, shape: tuple[int, ...]) -> bytes:
+    header = io.BytesIO()
+    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+    np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": shape})
+    return header.getvalue()
 
 
 @contextlib.contextmanager
 def writing_table(path):
-    """A csv.writer of the file `path`: UTF-8 whatever the machine's own encoding is; names that are not UTF-8 are escaped."""
+    """Yield a csv.writer of the file `path`: UTF-8 on every machine; names that are not UTF-8 are escaped."""
     with atomic_write(path) as tmp, open(tmp, "w", newline="", encoding="utf-8", errors="backslashreplace") as f:
         yield csv.writer(f)
 
 
-def write_json(path, obj):
+def write_json(path, obj) -> None:
     with atomic_write(path) as tmp:
         tmp.write_text(json.dumps(obj, indent=1, allow_nan=False) + "\n")
 
 
-def read_text(path, what):
-    """A text file in UTF-8, with or without a byte-order mark."""
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{what} {path} is missing") from None
-    except (OSError, UnicodeDecodeError) as e:
-        raise UserError(f"{what} {path} cannot be read as text ({first_line(e)})") from None
+def save_arrays(path, arrays: dict[str, np.ndarray]) -> None:
+    """{name: array} -> an .npz archive. Takes every name, where np.savez takes `file` for an argument.
 
-
-def read_table(path, what, names=()):
-    """Rows of a csv file, lists of stripped cells; empty lines and comments (#) are left out. -> [(line number, row)]
-
-    names: what may stand first in a row and is no comment, though it may begin with #.
+    A name that is not UTF-8 is escaped; the comment of its member holds the name itself.
     """
-    try:
-        text = read_text(path, what)
-        first = text.lstrip().split("\n")[0]
-        delimiter = ";" if ";" in first and "," not in first else ","  # Excel's, where the comma is a decimal point
-        lines = io.StringIO(text, newline="")  # a name in quotes may hold a line break
-        comment = lambda line: line.lstrip().startswith("#") and line.split(delimiter)[0].strip() not in names
-        rows = csv.reader(("\n" if comment(line) else line for line in lines), delimiter=delimiter)
-        return [(rows.line_num, [x.strip() for x in row]) for row in rows if row]
-    except csv.Error as e:
-        raise UserError(f"{what} {path} cannot be read as csv ({first_line(e)})") from None
-
-
-def read_json(path, what):
-    try:
-        return json.loads(read_text(path, what))
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"{what} {path} cannot be read as JSON ({first_line(e)})") from None
-
-
-def load_array(path, what, mmap=False):
-    """One .npy array, never unpickled."""
-    try:
-        return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
-    except FileNotFoundError:
-        raise UserError(f"{what} {path} is missing") from None
-    except (OSError, ValueError, EOFError, SyntaxError, MemoryError, zipfile.BadZipFile) as e:
-        raise UserError(
-            f"{what} {path} is not a readable .npy array ({first_line(e)}); pickled objects are refused"
-        ) from None
-
-
-def save_arrays(path, arrays):
-    """{name: array} -> an .npz archive, whatever the names: np.savez takes `file` for an argument of its own. A name that is not UTF-8 is
-    escaped, and stands in its member's comment as it is."""
     with atomic_write(path) as tmp, zipfile.ZipFile(tmp, "w") as z:
         for name, x in arrays.items():
-            shown = name.encode("utf-8", "backslashreplace").decode()
-            member = zipfile.ZipInfo(f"{shown}.npy")
-            member.comment = b"" if shown == name else UNESCAPED + name.encode("utf-8", "surrogatepass")
+            escaped = name.encode("utf-8", "backslashreplace").decode()
+            member = zipfile.ZipInfo(f"{escaped}.npy")
+            member.comment = b"" if escaped == name else UNESCAPED + name.encode("utf-8", "surrogatepass")
             with z.open(member, "w", force_zip64=True) as f:
                 np.lib.format.write_array(f, np.asanyarray(x), allow_pickle=False)
 
 
-def name_of(member):
-    """The name under which save_arrays() or numpy put an array into an archive."""
-    if member.comment.startswith(UNESCAPED):
-        return member.comment.removeprefix(UNESCAPED).decode("utf-8", "surrogatepass")
-    return member.filename.removesuffix(".npy")
-
-
-def load_arrays(path, what, names=None):
-    """{name: array} of an .npz archive, of all its arrays or of these, never unpickled."""
-    arrays = {}
+@contextlib.contextmanager
+def reading(what: str, path, problem: str, errors=UNREADABLE):
+    """Turn errors of reading a file into UserError "{what} {path} is missing" or "{what} {path} {problem} (error)"."""
     try:
+        yield
+    except FileNotFoundError:
+        raise UserError(f"{what} {path} is missing") from None
+    except errors as e:
+        raise UserError(f"{what} {path} {problem} ({first_line(e)})") from None
+
+
+def read_text(path, what: str) -> str:
+    """A text file in UTF-8, with or without a byte-order mark. Raises UserError, as all that follow."""
+    with reading(what, path, "cannot be read as text"):
+        return Path(path).read_text(encoding="utf-8-sig")
+
+
+def read_table(path, what: str, names: Collection[str] = ()) -> list[tuple[int, list[str]]]:
+    """Rows of a csv file, lists of stripped cells, without empty lines and comments (#). -> [(line number, row)]
+
+    names: first cells that begin no comment though they may begin with #.
+    """
+    text = read_text(path, what)
+    first = text.lstrip().split("\n")[0]
+    delimiter = ";" if ";" in first and "," not in first else ","  # Excel's, where the comma is a decimal point
+
+    def is_comment(line):
+        return line.lstrip().startswith("#") and line.split(delimiter)[0].strip() not in names
+
+    with reading(what, path, "cannot be read as csv"):
+        lines = io.StringIO(text, newline="")  # a name in quotes may hold a line break
+        rows = csv.reader(("\n" if is_comment(line) else line for line in lines), delimiter=delimiter)
+        return [(rows.line_num, [cell.strip() for cell in row]) for row in rows if row]
+
+
+def read_json(path, what: str) -> Any:
+    with reading(what, path, "cannot be read as JSON"):
+        return json.loads(read_text(path, what))
+
+
+def load_array(path, what: str, mmap: bool = False) -> np.ndarray:
+    """One .npy array, never unpickled. mmap: a read-only memory map."""
+    with reading(what, path, "is not a readable .npy array; pickled objects are refused"):
+        return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
+
+
+def load_arrays(path, what: str, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
+    """{name: array} of an .npz archive, never unpickled. names: only these (default: all)."""
+    # zipfile and numpy raise many kinds of errors on damaged archives
+    with reading(what, path, "is not a readable .npz archive; pickled objects are refused", Exception):
         with zipfile.ZipFile(path) as z:
-            members = {name_of(member): member for member in z.infolist()}
+            members = {array_name(member): member for member in z.infolist()}
+            arrays = {}
             for name in members if names is None else names:
                 with z.open(members[name]) as f:
                     arrays[name] = np.lib.format.read_array(f, allow_pickle=False)
-    except FileNotFoundError:
-        raise UserError(f"{what} {path} is missing") from None
-    except Exception as e:  # zipfile and numpy raise many kinds on damaged archives
-        raise UserError(
-            f"{what} {path} is not a readable .npz archive ({first_line(e)}); pickled objects are refused"
-        ) from None
-    return arrays
+            return arrays
 
 
-def first_line(e):
-    text = str(e).strip() or type(e).__name__
-    return text.splitlines()[0][:200]
+def array_name(member: zipfile.ZipInfo) -> str:
+    """The name of an array that save_arrays() or numpy wrote into an archive."""
+    if member.comment.startswith(UNESCAPED):
+        return member.comment.removeprefix(UNESCAPED).decode("utf-8", "surrogatepass")
+    return member.filename.removesuffix(".npy")

@@ -7,7 +7,7 @@ import numpy as np
 
 from common.io import UserError, first_line, load_array, load_arrays, read_table, read_text
 from common.pictures import read_grey
-from common.video import Video, list_frames, numbered
+from common.video import Video, frame_files, list_frames
 
 
 def read_mat(path, key):
@@ -94,7 +94,7 @@ def stacked(masks, path):
 
 def mask_images(path):
     """A folder of black and white images, one per frame."""
-    files, _ = numbered(Video(path.name, path, files=list_frames(path)))
+    files, _ = frame_files(Video(path.name, path, files=list_frames(path)))
     if None in files:  # those behind it would stand at other frames
         raise UserError(
             f"pixel masks {path}: {files.count(None)} pictures are missing, the first after {files[files.index(None) - 1]}"

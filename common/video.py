@@ -1,67 +1,26 @@
 """Videos: their names, their frames in order, and decoding."""
 
 import itertools
+import math
 import os
 import re
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from common.container import COUNTED, PATIENCE, Clock, claimed_frames, open_capture, read_container
+from common.container import COUNTED, PATIENCE, Clock, Container, claimed_frames, open_capture, read_container
 from common.io import UserError, opencv_path, stamp
-from common.pictures import as_channels, eight_bits, read_any_image
+from common.pictures import as_channels, eight_bits, read_image
 
 IMAGES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"}
-VIDEOS = {
-    ".avi",
-    ".mp4",
-    ".mkv",
-    ".mov",
-    ".m4v",
-    ".mpg",
-    ".mpeg",
-    ".webm",
-    ".wmv",
-    ".ts",
-    ".mts",
-    ".m2ts",
-    ".flv",
-    ".3gp",
-    ".3g2",
-    ".asf",
-    ".vob",
-    ".ogv",
-    ".ogg",
-    ".h264",
-    ".264",
-    ".h265",
-    ".hevc",
-    ".265",
-    ".mjpeg",
-    ".mjpg",
-    ".dav",
-    ".mxf",
-    ".divx",
-    ".f4v",
-    ".y4m",
-    ".gif",
-}
-BESIDE = {
-    ".txt",
-    ".csv",
-    ".npy",
-    ".npz",
-    ".mat",
-    ".m",
-    ".json",
-    ".xml",
-    ".md",
-    ".pdf",
-    ".db",
-    ".ini",
-}  # what lies beside videos rightly
+VIDEOS = set(
+    ".avi .mp4 .mkv .mov .m4v .mpg .mpeg .webm .wmv .ts .mts .m2ts .flv .3gp .3g2 .asf .vob .ogv .ogg .h264 .264 .h265"
+    " .hevc .265 .mjpeg .mjpg .dav .mxf .divx .f4v .y4m .gif".split()
+)
+BESIDE = set(".txt .csv .npy .npz .mat .m .json .xml .md .pdf .db .ini".split())  # files that may lie beside videos
 
 
 @dataclass
@@ -72,38 +31,38 @@ class Video:
     path: Path
     split: str = "test"
     scene: str = ""
-    files: list = field(default_factory=list, repr=False)
+    files: list[str] = field(default_factory=list, repr=False)
 
     @property
-    def key(self):
-        """Names it among training and test videos together: in several datasets both have a 01."""
+    def key(self) -> str:
+        """Unique among training and test videos together: several datasets have a 01 in both."""
         return f"{self.split}/{self.name}"
 
-    def fingerprint(self):
-        """Changes when the source does: where it is, how much, how new, how its frames are called."""
+    def fingerprint(self) -> list:
+        """Changes when the source does: its place, sizes, times, names of frames. Raises UserError."""
         path = Path(self.path)
         try:
             return [str(path.resolve()), *(stamp(path, self.files) if self.files else stamp(path.parent, [path.name]))]
         except OSError as e:
             raise UserError(f"video {self.name}: {e.filename} cannot be read ({e.strerror})") from None
 
-    def expected_frames(self):
+    def expected_frames(self) -> int:
         """Number of frames as far as is known without decoding (a container's header may be wrong)."""
         if self.files:
             try:
-                return len(numbered(self)[0])
-            except UserError:  # which decoding will raise
+                return len(frame_files(self)[0])
+            except UserError:  # decoding will raise it
                 return len(self.files)
         capture = open_capture(self.path)
         return claimed_frames(capture) if capture is not None else 0
 
-    def clock(self):
-        """common.container.Clock: when its frames are shown; a folder of frames does not say."""
+    def clock(self) -> Clock:
+        """When its frames are shown; unknown for a folder of frames."""
         return Clock() if self.files else read_container(self.path).clock
 
 
-def natural(path):
-    """Sort key under which frame 10 follows frame 9, however they are padded, and 0.5 follows 0.25."""
+def natural(path) -> list:
+    """Sort key that puts frame 10 after frame 9, padded or not, and 0.5 after 0.25."""
     name = Path(path).name
     decimal = re.match(r"\d+\.\d+(?=\.\D|$)", name)
     if decimal:
@@ -111,12 +70,13 @@ def natural(path):
     return [(0, int(s), s) if s.isdecimal() else (1, 0, s) for s in re.split(r"(\d+)", name) if s]
 
 
-def list_videos(folder, split="test", walk=False, left_out=None):
-    """Video files and folders of frames inside `folder`, in natural order; [] where there is none.
+def list_videos(folder, split: str = "test", walk: bool = False, left_out: list | None = None) -> list[Video]:
+    """Video files and folders of frames inside `folder`, in natural order. Raises OSError.
 
-    walk: go down into folders without frames (classes, days, cameras). left_out: list that gets the files that are no part of a video.
+    walk: also search folders without frames (classes, days, cameras). left_out: a list that gets the other files.
     """
-    folder, found, loose = Path(folder), [], []
+    folder = Path(folder)
+    videos, loose_images, unused = [], [], []
     waiting, seen = [folder], {folder.resolve(), *folder.resolve().parents}
     while waiting:
         place = waiting.pop(0)
@@ -125,49 +85,47 @@ def list_videos(folder, split="test", walk=False, left_out=None):
             if p.name.startswith("."):
                 continue
             if p.name.startswith("_"):  # put aside, or __MACOSX
-                if left_out is not None and suffix not in BESIDE:
-                    left_out.append(str(p.relative_to(folder)))
+                unused.append(p)
             elif p.is_dir():
                 files = list_frames(p)
                 if files:
-                    found.append(Video(p.name, p, split, files=files))
+                    videos.append(Video(p.name, p, split, files=files))
                 elif walk and p.resolve() not in seen:  # a link may lead back
                     seen.add(p.resolve())
                     waiting.append(p)
             elif suffix in VIDEOS:
-                found.append(Video(p.stem, p, split))
+                videos.append(Video(p.stem, p, split))
             elif suffix in IMAGES and place == folder:
-                loose.append(p.name)
-            elif suffix not in BESIDE and left_out is not None:
-                left_out.append(str(p.relative_to(folder)))
-    if loose and not found:
-        return [Video(folder.name, folder, split, files=loose)]
+                loose_images.append(p.name)
+            else:
+                unused.append(p)
+    alone = loose_images and not videos  # the folder itself is one video
     if left_out is not None:
-        left_out += loose
-    rename_doubles(
-        found, lambda v: v.path.name if v.path.parent == folder else f"{v.path.parent.name}_{v.path.stem}"
-    )  # a.avi, a.mp4
-    rename_doubles(found, lambda v: f"{v.path.parent.name}_{v.path.name}")
-    return found
+        left_out += [str(p.relative_to(folder)) for p in unused if p.suffix.lower() not in BESIDE]
+        left_out += [] if alone else loose_images
+    if alone:
+        return [Video(folder.name, folder, split, files=loose_images)]
+    rename_equal(videos, lambda v: v.path.name if v.path.parent == folder else f"{v.path.parent.name}_{v.path.stem}")
+    rename_equal(videos, lambda v: f"{v.path.parent.name}_{v.path.name}")
+    return videos
 
 
-def rename_doubles(videos, other_name):
-    """Give videos that share a name another one each."""
+def rename_equal(videos: list[Video], other_name: Callable[[Video], str]) -> None:
+    """Give another name to every video that shares its name, such as a.avi and a.mp4."""
     names = [v.name for v in videos]
     for v in videos:
         if names.count(v.name) > 1:
             v.name = other_name(v)
 
 
-def list_frames(folder):
-    return sorted(
-        (p.name for p in os.scandir(folder) if Path(p.name).suffix.lower() in IMAGES and not p.name.startswith(".")),
-        key=natural,
-    )
+def list_frames(folder) -> list[str]:
+    """Names of the images in a folder, in natural order."""
+    names = (p.name for p in os.scandir(folder) if not p.name.startswith("."))
+    return sorted((name for name in names if Path(name).suffix.lower() in IMAGES), key=natural)
 
 
-def open_video(path):
-    """A Video for a file or a folder of frames that the user names, or for a recording at an address."""
+def open_video(path) -> Video:
+    """A video file or a folder of frames that the user names, or a recording at an address. Raises UserError."""
     if "://" in str(path):
         return Video(without_secrets(path).split("://")[-1], str(path))
     path = Path(path)
@@ -181,176 +139,164 @@ def open_video(path):
     return Video(path.stem, path)
 
 
-def without_secrets(address):
+def without_secrets(address) -> str:
     """A stream's address without user and password."""
-    return re.sub(
-        r"(?i)((user|usr|login|pass|pwd|token|key|auth)\w*)=[^&/;]*", r"\1=…", re.sub(r"://.*@", "://", str(address))
-    )
+    address = re.sub(r"://.*@", "://", str(address))
+    return re.sub(r"(?i)((user|usr|login|pass|pwd|token|key|auth)\w*)=[^&/;]*", r"\1=…", address)
 
 
-def numbered(video):
-    """-> (names of a folder's frames in order, None for each number that is missing; a sentence where numbers have wide gaps, or "").
+def frame_files(video: Video) -> tuple[list[str | None], str]:
+    """-> (names of a folder's frames in order, None for each missing number; a sentence about wide gaps, or "").
 
-    The one number in which names differ is the frame's. Every fifth frame is a sampling: what counts as missing is what breaks the
-    step. One number twice, as jpg and png or as picture and mask, is refused.
+    The frame's number is the only number in which names differ. A folder may hold every n-th frame: then n is the step.
+    Raises UserError where a number occurs twice, as jpg and png or as picture and mask.
     """
-    pieces = [re.split(r"([0-9]+)", Path(f).stem) for f in video.files]
-    seen, twice = {}, {}
+    pieces = [re.split(r"([0-9]+)", Path(f).stem) for f in video.files]  # text, digits, text, …
+    files_of_number = {}
     for name, parts in zip(video.files, pieces):
-        key = tuple(int(x) for x in parts[1::2])
-        first = seen.setdefault(key, name)
-        if first != name:
-            twice.setdefault(key, (first, name))
-    alike = next(
-        (pair for pair in twice.values() if bare(pair[0]) == bare(pair[1])), None
-    )  # 1.png and 001.png, a.png and a.jpg
-    if alike or len(twice) > 1:
-        first, second = alike or next(iter(twice.values()))
+        files_of_number.setdefault(tuple(int(x) for x in parts[1::2]), []).append(name)
+    twice = [names for names in files_of_number.values() if len(names) > 1]
+    same_name = [names for names in twice if unpadded_stem(names[0]) == unpadded_stem(names[1])]  # a.png and a.jpg
+    if same_name or len(twice) > 1:
+        first, second = (same_name or twice)[0][:2]
+        files = f"{first} and {second}"
         raise UserError(
-            f"video {video.name}: {video.path} holds a frame twice, {first} and {second}: keep one kind of pictures in it"
+            f"video {video.name}: {video.path} holds a frame twice, {files}: keep one kind of pictures in it"
         )
-    same = {(len(parts), *parts[::2]) for parts in pieces}
-    differing = (
-        [i for i in range(1, len(pieces[0]), 2) if len({parts[i] for parts in pieces}) > 1] if len(same) == 1 else []
-    )
-    if len(differing) != 1:
+    differing = [i for i, column in enumerate(zip(*pieces)) if len(set(column)) > 1]
+    if len({len(parts) for parts in pieces}) > 1 or len(differing) != 1 or differing[0] % 2 == 0:
         return video.files, ""
-    numbers = np.array([int(parts[differing[0]]) for parts in pieces], object)
-    step = int(np.gcd.reduce(np.diff(numbers)))
-    places = [int(x) for x in (numbers - numbers[0]) // step]
-    if places[-1] + 1 > 2 * len(places):
-        return (
-            video.files,
-            f"its {len(places)} files are numbered {numbers[0]} to {numbers[-1]} with wide gaps: read one after another",
-        )
-    out = [None] * (places[-1] + 1)
-    for i, name in zip(places, video.files):
-        out[i] = name
+    numbers = [int(parts[differing[0]]) for parts in pieces]
+    steps = [b - a for a, b in itertools.pairwise(numbers)]
+    if min(steps) < 1:  # 0.25 and 0.5
+        return video.files, ""
+    step = math.gcd(*steps)
+    count = (numbers[-1] - numbers[0]) // step + 1
+    if count > 2 * len(numbers):
+        span = f"{numbers[0]} to {numbers[-1]}"
+        return video.files, f"its {len(numbers)} files are numbered {span} with wide gaps: read one after another"
+    out = [None] * count
+    for number, name in zip(numbers, video.files):
+        out[(number - numbers[0]) // step] = name
     return out, ""
 
 
-def bare(name):
-    """A file's name without suffix and the zeros before its numbers."""
+def unpadded_stem(name: str) -> str:
+    """A file's name without suffix and without the zeros before its numbers."""
     return re.sub(r"0*([0-9]+)", r"\1", Path(name).stem)
 
 
 class Decoder:
-    """Iterate over a video's frames: uint8 [H, W, C], C = 1 (grey source) or 3 (BGR), all of the first one's size.
+    """Iterate over a video's frames: uint8 [H, W, C], C = 1 (grey source) or 3 (BGR), all of the size of the first one.
 
-    A frame that is damaged or lost, in a file or in a folder, is replaced by the one before it (at the start: by the first good one),
-    so that frame numbers, times and labels stay aligned. Afterwards `warnings` says in sentences what was done; `damaged` names files,
-    `lost` numbers such frames, `resized` counts those that came in another size.
+    A damaged or lost frame of a file or folder is replaced by the one before it (at the start: by the first good one),
+    so that frame numbers, times and labels stay aligned. Afterwards `warnings` holds one sentence per problem,
+    `damaged` the names of files, `lost` the numbers of replaced frames, `resized` how many had another size.
+    Raises UserError where no frame can be decoded.
     """
 
-    def __init__(self, video):
-        self.video, self.clock, self.warnings = video, Clock(), []
-        self.damaged, self.lost, self.resized, self.converted = [], [], 0, set()
+    def __init__(self, video: Video):
+        self.video, self.clock, self.container = video, Clock(), Container()
+        self.warnings, self.damaged, self.lost = [], [], []
+        self.resized, self.converted = 0, set()
 
-    def __iter__(self):
-        last, waiting, first, still, n = None, 0, None, 0, 0
-        for n, frame in enumerate(self._files() if self.video.files else self._capture(), 1):
+    def __iter__(self) -> Iterator[np.ndarray]:
+        first = last = None
+        count, all_equal = 0, True
+        for count, frame in enumerate(self._read_folder() if self.video.files else self._read_file(), 1):
             if frame is None:
-                self.lost.append(n - 1)
-                if last is None:
-                    waiting += 1
-                    continue
-                yield last
+                self.lost.append(count - 1)
+                if last is not None:
+                    yield last
                 continue
             if first is None:
                 first = frame
-            elif still == n - 1 - len(self.lost):  # so far all of them were alike
-                still += frame.shape == first.shape and bool((frame == first).all())
-            still += last is None
-            frame = self._fit(frame, last)
-            for _ in range(waiting):
-                yield frame
-            waiting, last = 0, frame
-            yield frame
+            all_equal = all_equal and np.array_equal(frame, first)
+            copies = 1 if last is not None else 1 + len(self.lost)
+            last = self._like_first(frame, last)
+            yield from itertools.repeat(last, copies)
         if last is None:
-            raise UserError(f"video {self.video.name} ({self.video.path}): no frame could be decoded" + self._why)
-        self._warn(n, still == n - len(self.lost) > 1)
+            codec = self.container.codec or "unknown"
+            why = "" if self.video.files else f" (codec {codec}): {self._convert('-c:v libx264')}"
+            raise UserError(f"video {self.video.name} ({self.video.path}): no frame could be decoded{why}")
+        self._add_warnings(count, all_equal and count - len(self.lost) > 1)
 
-    def _files(self):
-        names, said = numbered(self.video)
-        self.warnings += [said] if said else []
+    def _read_folder(self):
+        """Yield uint8 frames, None for those that are missing or damaged."""
+        names, gaps = frame_files(self.video)
+        self.warnings += [gaps] if gaps else []
         for name in names:
-            image = read_any_image(Path(self.video.path, name)) if name else None
+            image = read_image(Path(self.video.path, name), keep_type=True) if name else None
             if name and image is None:
                 self.damaged.append(name)
             if image is not None and image.dtype != np.uint8:
                 self.converted.add(image.dtype.name)
             yield image if image is None else eight_bits(image)
 
-    def _capture(self):
-        container, capture = read_container(self.video.path), open_capture(self.video.path)
+    def _read_file(self):
+        """Yield frames, None for those that are lost."""
+        path = self.video.path
+        container, capture = read_container(path), open_capture(path)
         if capture is None:
-            strange = isinstance(opencv_path(self.video.path), bytes)
-            raise UserError(
-                f"video {self.video.name} ({self.video.path}) cannot be opened: "
-                + ("its name is not UTF-8, rename it" if strange else "damaged, or not a video")
-            )
-        self.clock, self.container, n, failed, shift = container.clock, container, 0, 0, 0
+            not_utf8 = isinstance(opencv_path(path), bytes)
+            why = "its name is not UTF-8, rename it" if not_utf8 else "damaged, or not a video"
+            raise UserError(f"video {self.video.name} ({path}) cannot be opened: {why}")
+        self.clock, self.container = container.clock, container
+        count, failed, shift = 0, 0, 0
         try:
             while failed < PATIENCE:
                 ok, frame = capture.read()
                 if not ok:
                     failed += 1
                     continue
-                due = n + (0 if len(container.stamps) else failed)
+                due = count + (0 if len(container.stamps) else failed)
                 number = container.number(capture.get(cv2.CAP_PROP_POS_MSEC), due + shift) - shift
-                if n == 0 and not failed:  # nothing failed: the decoder's time stamps are behind, and begin here
+                if count == 0 and not failed:  # nothing failed: the decoder's time stamps are behind, and begin here
                     number, shift = 0, number
-                for _ in range(number - n):
-                    yield None
-                n, failed = number + 1, 0
+                yield from itertools.repeat(None, number - count)
+                count, failed = number + 1, 0
                 yield frame
         finally:
             capture.release()
-        for _ in range(container.frames - shift - n if n else 0):
-            yield None
+        yield from itertools.repeat(None, container.frames - shift - count if count else 0)
 
-    @property
-    def _why(self):
-        if self.video.files:
-            return ""
-        return f" (codec {self.container.codec or 'unknown'}): convert it with `ffmpeg -i {self.video.path} -c:v libx264 OUT.mp4`"
+    def _convert(self, options):
+        return f"convert it with `ffmpeg -i {self.video.path} {options} OUT.mp4`"
 
-    def _warn(self, frames, still):
-        claimed = 0 if self.video.files or self.clock.times is not None else self.container.claimed
+    def _add_warnings(self, count, all_equal):
+        warn = self.warnings.append
         if self.damaged:
-            self.warnings.append(
-                f"{len(self.damaged)} damaged frames replaced by the one before: {shortened(self.damaged)}"
-            )
-        if lost := len(self.lost) - len(self.damaged):
+            warn(f"{len(self.damaged)} damaged frames replaced by the one before: {first_five(self.damaged)}")
+        without_file = len(self.lost) - len(self.damaged)
+        if without_file:
             what = "have no file" if self.video.files else "could not be decoded"
-            self.warnings.append(f"{lost} frames {what} and were replaced by the one before: frames {self._spans()}")
-        if claimed - frames > (0 if str(self.video.path).lower().endswith(COUNTED) else max(2, claimed // 10)):
-            self.warnings.append(
-                f"{claimed - frames} of the {claimed} frames that its header promises could not be decoded; {frames} "
-                "were"
-            )
+            warn(f"{without_file} frames {what} and were replaced by the one before: frames {self._lost_spans()}")
+        claimed = 0 if self.clock.times is not None else self.container.claimed
+        if claimed - count > (0 if str(self.video.path).lower().endswith(COUNTED) else max(2, claimed // 10)):
+            missing = f"{claimed - count} of the {claimed} frames that its header promises"
+            warn(f"{missing} could not be decoded; {count} were")
         if self.resized:
-            self.warnings.append(f"{self.resized} frames of another size were resized to the size of its first frame")
+            warn(f"{self.resized} frames of another size were resized to the size of its first frame")
         if self.converted:
-            self.warnings.append(
-                f"pictures of type {', '.join(sorted(self.converted))} were read as 8 bits (16 bits by their high byte, "
-                "floats from 0 to 1): convert them yourself where that makes them too dark or too bright"
+            types = ", ".join(sorted(self.converted))
+            warn(
+                f"pictures of type {types} were read as 8 bits (16 bits by their high byte, floats "
+                "from 0 to 1): convert them yourself where that makes them too dark or too bright"
             )
-        if still:
-            self.warnings.append(
-                f"all its {frames} frames are one and the same picture; if it should move and is interlaced, convert it "
-                f"with `ffmpeg -i {self.video.path} -vf yadif OUT.mp4`"
-            )
+        if all_equal:
+            way_out = self._convert("-vf yadif")
+            warn(f"all its {count} frames are one and the same picture; if it should move and is interlaced, {way_out}")
 
-    def _spans(self):
+    def _lost_spans(self):
         """The lost frames as first..last, with seconds where they are known."""
-        numbers, out = np.array(self.lost), []
-        for part in np.split(numbers, np.flatnonzero(np.diff(numbers) > 1) + 1):
-            first, last = (self.clock.text(t, 2) for t in (part[0], part[-1]))
-            out.append(f"{part[0]}..{part[-1]}" + (f" ({first}..{last} s)" if first else ""))
-        return shortened(out)
+        spans = []
+        for part in np.split(self.lost, np.flatnonzero(np.diff(self.lost) > 1) + 1):
+            begin, end = (self.clock.text(t, 2) for t in (part[0], part[-1]))
+            spans.append(f"{part[0]}..{part[-1]}" + (f" ({begin}..{end} s)" if begin else ""))
+        return first_five(spans)
 
-    def _fit(self, frame, like):
+    def _like_first(self, frame, like):
+        """`frame` as uint8 [H, W, C] in the size and channels of `like`, where that is given."""
         if frame.ndim == 2:
             frame = frame[:, :, None]
         if like is None:
@@ -361,31 +307,33 @@ class Decoder:
         return as_channels(frame, like.shape[2])
 
 
-def shortened(words):
+def first_five(words: list[str]) -> str:
     return ", ".join(words[:5]) + (" …" if len(words) > 5 else "")
 
 
-_said = set()
+_printed = set()
 
 
-def print_warnings(video, warnings):
-    """What a Decoder found, for every method in the same words, once in a run."""
+def print_warnings(video: Video, warnings: Iterable[str]) -> None:
+    """Print the warnings of a Decoder, each one once in a run."""
     for sentence in warnings:
-        if (str(video.path), sentence) not in _said:
+        if (str(video.path), sentence) not in _printed:
             print(f"warning: video {video.name}: {sentence}", flush=True)
-        _said.add((str(video.path), sentence))
+        _printed.add((str(video.path), sentence))
 
 
-def pick(frames, wanted):
-    """Yield (number, frame) of the `wanted` frames in order; frames: an array, or whatever yields them one after another."""
-    wanted = sorted(wanted)
+def select_frames(frames, numbers: Collection[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (number, frame) for these numbers, in order. frames: an array [T, …], or an iterable of all frames."""
+    numbers = sorted(numbers)
     if hasattr(frames, "__getitem__"):
-        yield from ((t, frames[t]) for t in wanted)
-    elif wanted:
-        among = set(wanted)
-        yield from ((t, f) for t, f in enumerate(itertools.islice(frames, wanted[-1] + 1)) if t in among)
+        yield from ((t, frames[t]) for t in numbers)
+    elif numbers:
+        selected = set(numbers)
+        yield from ((t, f) for t, f in enumerate(itertools.islice(frames, numbers[-1] + 1)) if t in selected)
 
 
-def decoded(video):
-    """-> (its frames, one after another; their common.container.Clock)"""
+def frames_and_clock(video: Video) -> tuple[Decoder, Clock]:
     return Decoder(video), video.clock()
+
+
+decoded = frames_and_clock  # goes with the last method that uses it

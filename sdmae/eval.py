@@ -16,7 +16,7 @@ import numpy as np
 
 from common import cli, evaluation, smoothing
 from common.io import UserError, run_script
-from common.video import Video, decoded
+from common.video import Video, frames_and_clock
 from sdmae import preprocess
 
 # torch is imported inside functions: --help answers at once.
@@ -255,7 +255,7 @@ def evaluate(
         options=options,
         skipped=dataset.skipped,
         more="--video takes cameras too, as their frames arrive; ",
-        pictures=decoded,
+        pictures=frames_and_clock,
         red=3 * threshold if threshold else None,
         maps=maps,
         map_range=map_range(maps, threshold),

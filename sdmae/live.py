@@ -26,11 +26,11 @@ import numpy as np
 import torch
 
 from common import training
-from common.container import Clock, claimed_frames, open_capture, rate_of
+from common.container import Clock, claimed_frames, frame_rate, open_capture
 from common.evaluation import report_folder
 from common.io import UserError, atomic_write, safe_filename, writable_folder
 from common.pictures import as_channels, resize
-from common.video import Decoder, decoded, open_video, print_warnings, without_secrets
+from common.video import Decoder, frames_and_clock, open_video, print_warnings, without_secrets
 from sdmae import scoring
 from sdmae.data import INPUT_OFFSETS
 
@@ -98,7 +98,7 @@ class Stream:
             raise UserError(
                 f"--video {self.shown}: this camera or stream cannot be opened; is it on, and the address right?"
             )
-        self.clock = Clock(fps or rate_of(self.capture) or 25.0)
+        self.clock = Clock(fps or frame_rate(self.capture) or 25.0)
         self.waiting, self.stopped = queue.Queue(maxsize=32), threading.Event()
 
     def open(self):
@@ -538,7 +538,7 @@ class Watcher:
         own_clock = Clock(source.clock.fps, np.array(self.times)) if source.live else source.clock
 
         def pictures(_):
-            return (None if source.live else decoded(source.video)[0]), own_clock
+            return (None if source.live else frames_and_clock(source.video)[0]), own_clock
 
         report.plots.curve(raw, smoothed, None, f"AED-MAE · {name}", self.out / "curve.png", self.threshold)
         report.ranking.write_ranking({name: smoothed}, self.out, pictures=pictures)

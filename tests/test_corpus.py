@@ -95,7 +95,7 @@ OPENS = {
     "common/ubnormal.py Annotations.masks": "video.avi",
     "common/container.py open_capture": "video.mp4",
     "common/container.py avi_index": "video.avi",
-    "common/pictures.py read_any_image": "frame.png",
+    "common/pictures.py read_image": "frame.png",
     "common/report/page.py write": "tests/test_report.py",
     "sdmae/live.py Stream.open": "tests/test_live.py",
     "frd_uvad/train.py plot_pseudo_labels": "tests/test_frd_uvad.py",

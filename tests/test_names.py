@@ -1,4 +1,4 @@
-"""Names that a file system can hold: every reader, cache, archive, table and link takes them; a renamed source is noticed."""
+"""Names of every kind: readers, caches, archives, tables and links take them; a renamed source is noticed."""
 
 import csv
 import json
@@ -104,7 +104,7 @@ def score_page(folder, name):
     return folder / "report.html"
 
 
-# -------------------------------------------------------------------------------------------------------------- names of files
+# ------------------------------------------------------------------------------------------------------- names of files
 
 
 def test_there_are_many_names():
@@ -183,7 +183,7 @@ def test_every_name_works(name, tmp_path, capsys):
     assert list(found) == [name, "other"] and all(np.array_equal(found[k], scores[k]) for k in scores)
     assert np.array_equal(load_arrays(tmp_path / "scores.npz", "scores", [name])[name], scores[name])
 
-    sys.stdout.reconfigure(errors="backslashreplace")  # as common.io.run does
+    sys.stdout.reconfigure(errors="backslashreplace")  # as common.io.run_script does
     ranking.write_ranking(scores, tmp_path)
     with open(tmp_path / "ranking.csv", encoding="utf-8", newline="") as f:
         assert [row["video"] for row in csv.DictReader(f)] == [name if name != NOT_UTF8 else "caf\\udce9"]
@@ -289,8 +289,9 @@ def test_an_opencv_that_takes_no_bytes_skips_the_video(tmp_path, monkeypatch):
 @pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
 def test_a_terminal_that_cannot_show_a_name(encoding):
     code = (
-        "from common.io import UserError, run\n"
-        "def main():\n    print('64×96 ± … 视频 caf\\udce9')\n    raise UserError('no video a\\nb 视频')\nrun(main)"
+        "from common.io import UserError, run_script\n"
+        "def main():\n    print('64×96 ± … 视频 caf\\udce9')\n    raise UserError('no video a\\nb 视频')\n"
+        "run_script(main)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, env={**os.environ, "PYTHONIOENCODING": encoding}
@@ -351,7 +352,7 @@ def test_a_script_over_all_names_at_once(tmp_path):
         }
 
 
-# ------------------------------------------------------------------------------------------------------------------- renaming
+# ------------------------------------------------------------------------------------------------------------- renaming
 
 
 @pytest.fixture(params=["frames", "files"])

@@ -1,4 +1,4 @@
-"""What must hold for any input, tried on hundreds that hypothesis makes up: measures, smoothing, labels, moments, batches."""
+"""What must hold for any input, tried on hundreds by hypothesis: measures, smoothing, labels, moments, batches."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ from common.labels import csv_ranges
 from common.report.page import rounded
 from common.report.plots import ranges
 from common.report.ranking import moments
-from common.video import pick
+from common.video import select_frames
 
 MANY = settings(max_examples=150, deadline=None)
 NUMBERS = st.floats(-1e6, 1e6, width=32)
@@ -145,7 +145,8 @@ def test_scores_of_clips_become_scores_of_frames(scores, frames):
 def test_the_same_frames_from_an_array_and_from_a_stream(n, data):
     wanted = data.draw(st.sets(st.integers(0, n - 1), max_size=6)) if n else set()
     frames = list(range(100, 100 + n))
-    assert list(pick(frames, wanted)) == list(pick(iter(frames), wanted)) == [(t, 100 + t) for t in sorted(wanted)]
+    from_array, from_stream = list(select_frames(frames, wanted)), list(select_frames(iter(frames), wanted))
+    assert from_array == from_stream == [(t, 100 + t) for t in sorted(wanted)]
 
 
 @MANY

@@ -1,4 +1,4 @@
-"""A frame keeps its number, its time and its picture: every codec, pixel format and container that ffmpeg writes and users have.
+"""A frame keeps its number, time and picture: all codecs, pixel formats, containers that ffmpeg writes and users have.
 
 Every picture carries its number as a row of squares, so that what comes out is compared with what went in.
 """
@@ -17,7 +17,7 @@ from common.container import Clock, read_container
 from common.io import UserError
 from common.pictures import read_image
 from common.report import page, plots, ranking
-from common.video import Decoder, Video, decoded, list_videos, open_video
+from common.video import Decoder, Video, list_videos, open_video
 from tests.corpus import LACKING, PLAIN, RATES, X264
 from tests.helpers import save_frames
 from tests.test_report import content
@@ -27,7 +27,7 @@ RED = slice(34, 46), slice(40, 60)  # where every picture is red
 
 
 def pictures(frames=FRAMES):
-    """uint8 [T, 48, 64, 3] BGR: five squares in the top row are the bits of the frame's number, a square below is red."""
+    """uint8 [T, 48, 64, 3] BGR: five squares in the top row are the bits of the frame's number, one below is red."""
     out = np.full((frames, *SIZE, 3), 70, np.uint8)
     out[:, (*RED,)[0], (*RED,)[1]] = (20, 20, 220)
     for t in range(frames):
@@ -169,7 +169,7 @@ def test_interlaced_is_right_or_pointed_out(make, how):
 
 
 def damaged(path, first, last, fill=None):
-    """Overwrite the packets of frames first..last of an MJPEG .avi (or what lies about there in others), their headers too."""
+    """Overwrite the packets of frames first..last of an MJPEG .avi (in others, about these), their headers too."""
     data = bytearray(path.read_bytes())
     starts = [i for i in range(len(data) - 4) if data[i : i + 4] == b"00dc" and data[i + 8 : i + 10] == b"\xff\xd8"]
     a, b = starts[first] + (8 if fill else 0), starts[last + 1]
@@ -179,7 +179,7 @@ def damaged(path, first, last, fill=None):
 
 
 def test_frames_lost_in_the_middle_are_repeated_and_named(make):
-    """The whole of some packets is zero, as a disk with bad sectors gives it: the reader of an AVI closes the gap up."""
+    """The whole of some packets is zero, as on a disk with bad sectors: the reader of an AVI closes the gap."""
     path = make("a.avi -c:v mjpeg -q:v 2")
     damaged(path, 10, 14)
     numbers, seconds, _, said = decode(path)
@@ -253,7 +253,7 @@ def test_a_cached_video_is_warned_of_again(tmp_path, capsys, monkeypatch):
         FrameCache(tmp_path / "cache"),
     )
     for _ in range(2):
-        monkeypatch.setattr("common.video._said", set())
+        monkeypatch.setattr("common.video._printed", set())
         cache.build([video], 1)
         assert "warning: video v: all its 5 frames are one and the same picture" in capsys.readouterr().out
 
@@ -266,7 +266,7 @@ def test_all_frames_alike_is_said_and_legal(tmp_path):
     assert decode(tmp_path / "w")[3] == []
 
 
-# ---------------------------------------------------------------------------------------------------- where times are shown
+# ------------------------------------------------------------------------------------------------ where times are shown
 
 
 def test_times_are_kept_with_cached_frames_and_shown_everywhere(make, tmp_path):
@@ -278,7 +278,7 @@ def test_times_are_kept_with_cached_frames_and_shown_everywhere(make, tmp_path):
         29 / UNEVEN_TIMES[-1], rel=1e-3
     )
     scores = np.r_[np.zeros(12), 5.0, np.zeros(17)]
-    evaluation.write_own_video("v", *decoded(video), scores, "none", "m", tmp_path, top=1)
+    evaluation.write_own_video("v", Decoder(video), video.clock(), scores, "none", "m", tmp_path, top=1)
     rows = (tmp_path / "scores.csv").read_text().splitlines()
     assert rows[13].startswith("12,4.080,") and rows[1].startswith("0,0.000,")
     assert (tmp_path / "ranking.csv").read_text().splitlines()[1].startswith("1,v,12,12,4.08,4.08,12,")
@@ -315,7 +315,7 @@ def test_overlay_of_uneven_frames_has_an_even_rate(tmp_path):
     assert read_container(tmp_path / "o.mp4").clock.fps == pytest.approx(0.45, rel=1e-3)
 
 
-# --------------------------------------------------------------------------------------------------------- folders of frames
+# ---------------------------------------------------------------------------------------------------- folders of frames
 
 
 def folder_of(path, names, frames):
@@ -337,6 +337,7 @@ def folder_of(path, names, frames):
         (["x1a.png", "x1b.png", "x1c.png"], [0, 1, 2]),
         (["a.png", "b.png", "d.png"], [0, 1, 2]),
         (["a1_1.png", "a1_2.png", "a2_1.png"], [0, 1, 2]),
+        (["0.25.png", "0.5.png", "0.75.png"], [0, 1, 2]),  # seconds
         (["7.png"], [0]),
     ],
 )
@@ -380,7 +381,7 @@ def test_renamed_frames_are_another_source(tmp_path):
     assert cache.info(open_video(folder)) is None and open_video(folder).fingerprint() != first
 
 
-# ------------------------------------------------------------------------------------------------------------------ pictures
+# ------------------------------------------------------------------------------------------------------------- pictures
 
 
 def exif(data, orientation):

@@ -2,11 +2,12 @@
 
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from common.cache import FrameCache
+from common.cache import FrameCache, VideoFiles
 from common.io import UserError
 from common.video import Decoder, Video, list_videos, natural, open_video
 from tests.helpers import save_frames, save_video, walkers
@@ -154,3 +155,40 @@ def test_any_number_of_workers_makes_the_same_files(tmp_path):
             + [cache.path(v).with_suffix(".json").read_text() for v in videos]
         )
     assert made[0] == made[1] == made[2]
+
+
+class Lengths(VideoFiles):
+    """One number per video, its frames; a video called "bad" cannot be made."""
+
+    action = "counting"
+
+    def make(self, videos, workers, show, *, factor):
+        failed = {}
+        for v in videos:
+            try:
+                if v.name == "bad":
+                    raise UserError("no")
+                self.write(v, iter([np.array([len(v.files) * factor])]), lambda shape: {"warnings": ["short"]})
+            except UserError as e:
+                failed[v.key] = str(e)
+        return failed
+
+
+def test_a_subclass_makes_what_is_missing(tmp_path, capsys):
+    """build() skips finished videos and unreadable sources, and prints warnings; prepare() shares the videos out."""
+    for name, count in (("a", 2), ("b", 3), ("bad", 1), ("gone", 1)):
+        save_frames(tmp_path / "v" / name, walkers(count))
+    videos, files = list_videos(tmp_path / "v"), Lengths(tmp_path / "cache")
+    shutil.rmtree(tmp_path / "v" / "gone")
+    run = SimpleNamespace(rank=0, world_size=1, is_main=True, all_gather_object=lambda x: [x])
+    usable, failed = files.prepare(videos, run, shard="0/2", factor=1)
+    assert [v.name for v in usable] == ["a"] and list(failed) == ["test/bad"]
+    out = capsys.readouterr().out
+    assert "counting: 2 of 2 videos, into " in out and out.count("warning: video a: short") == 1
+    usable, failed = files.prepare(videos, run, factor=10)
+    assert [int(files.array(v)[0]) for v in usable] == [2, 30]
+    assert failed["test/bad"] == "no" and "No such file" in failed["test/gone"]
+    assert "counting: 3 of 4 videos, into " in capsys.readouterr().out
+    usable, failed = files.prepare(videos[:2], run, factor=0)
+    out = capsys.readouterr().out
+    assert [v.name for v in usable] == ["a", "b"] and failed == {} and "counting" not in out

@@ -17,7 +17,7 @@ from common.container import Clock
 from common.io import atomic_write
 from common.report.plots import ranges
 from common.report.ranking import boxes_at, picture
-from common.video import pick
+from common.video import select_frames
 
 LIMIT = 12e6  # bytes of pictures in one page, over all videos
 MOST = 60  # key frames of a video
@@ -59,10 +59,10 @@ def area_curves(runs, labels):
 def key_frames(frames, count, peak, boxes, span, limit):
     """Frames at equal distances, and the one of the highest score. -> [(number, base64 JPEG)], at most `limit` bytes.
 
-    frames: as common.video.pick takes them; boxes(frame number) -> [n, 6].
+    frames: as common.video.select_frames takes them; boxes(frame number) -> [n, 6].
     """
     wanted, done = {*np.linspace(0, count - 1, min(MOST, count)).round().astype(int).tolist(), peak}, []
-    for t, frame in pick(frames, wanted if count else ()):
+    for t, frame in select_frames(frames, wanted if count else ()):
         image = picture(frame, boxes(t), span, WIDTH)
         done.append((t, cv2.imencode(".jpg", image, [cv2.IMWRITE_JPEG_QUALITY, 70])[1].tobytes()))
     step = max(1, math.ceil(sum(len(p) for _, p in done) * 4 / 3 / limit))

@@ -7,7 +7,7 @@ from common.container import Clock
 from common.io import writing_table
 from common.pictures import as_channels, write_image
 from common.report.plots import contact_sheet, heat
-from common.video import pick
+from common.video import select_frames
 
 
 def moments(smoothed, *, top=20, share=0.5, gap=25):
@@ -72,7 +72,7 @@ def write_ranking(smoothed, out, *, pictures=None, detections=None, span=(0.0, 1
     found, images, clocks = moments(smoothed, top=top), {}, {}
     for name in {m[0] for m in found} if pictures else ():
         frames, clocks[name] = pictures(name)
-        for t, frame in pick(frames, {m[3] for m in found if m[0] == name}) if frames is not None else ():
+        for t, frame in select_frames(frames, {m[3] for m in found if m[0] == name}) if frames is not None else ():
             images[name, t] = picture(frame, boxes_at(detections, name, t), span)
     tiles = []
     with writing_table(out / "ranking.csv") as table:
