@@ -12,7 +12,6 @@ import numpy as np
 from tqdm import tqdm
 
 from common import old_training as training
-from common.features.clip import config_of
 from common.io import UserError, first_line, load_array, read_json, safe_filename, stamp
 from common.late import Late, torch
 from common.pictures import as_channels, resize
@@ -50,6 +49,8 @@ def check(name, preprocess):
 def save_weights(name, pretrained, path):
     """Download a model and write its weights into one file for a machine without a network."""
     import open_clip
+
+    from common.features.clip import config_of
 
     name = config_of(name, pretrained)
     try:

@@ -21,7 +21,6 @@ from common import datasets
 from common import old_training as training
 from common.cache import VideoFiles
 from common.dataset import Usable
-from common.features.clip import RANDOM, ClipEncoder
 from common.features.prefetch import VideoPrefetcher
 from common.io import UserError, read_table, run
 from common.pool import add_shard_flag, prepare_videos
@@ -158,6 +157,8 @@ def read_scenes(path, data):
 
 def make_encoder(args, data, folder, r, trained=None, measuring=False):
     """The encoder that the flags name, or that a checkpoint was `trained` on. measuring: its speed alone, for which random weights do."""
+    from common.features.clip import RANDOM, ClipEncoder
+
     name = args.clip or (trained or {}).get("encoder") or DEFAULT_CLIP.get(data.name, CLIP)
     preprocess = args.preprocess or (trained or {}).get("preprocess")
     preprocess = preprocess if preprocess in encoders.PREPROCESS else "clip"

@@ -78,7 +78,10 @@ def test_a_bad_file_is_one_sentence_or_no_harm(kind, title, sound, tmp_path):
 # every function that opens a file by itself, and the kind of file above, or the test, that tries bad ones on it
 OPENS = {
     "common/batches.py copy_rows": "tests/test_frd_uvad.py",
-    "common/clip.py uses_quick_gelu": "tests/test_scene_aware_ae.py",
+    "common/loader.py copy_rows": "tests/test_frd_uvad.py",
+    "common/old_training.py load_checkpoint": "weights.pt",
+    "common/old_training.py Log.drop_after": "tests/test_training.py",
+    "common/features/clip.py uses_quick_gelu": "tests/test_scene_aware_ae.py",
     "common/objects/detectors.py _onnx": "tests/test_foreground.py",
     "common/io.py read_text": "labels.txt",
     "common/io.py read_json": "side.json",
@@ -101,8 +104,8 @@ OPENS = {
     "frd_uvad/train.py plot_pseudo_labels": "tests/test_frd_uvad.py",
     "spr_uvad/advantage.py read": "tests/test_spr_uvad.py",
     "scene_aware_ae/encoder.py GivenFeatures.__init__": "tests/test_scene_aware_ae.py",
-    "spr_uvad/scoring.py load_checkpoint": "tests/test_spr_uvad.py",
-    "spr_uvad/scoring.py load_training_scores": "tests/test_spr_uvad.py",
+    "spr_uvad/scoring.py load_model": "tests/test_spr_uvad.py",
+    "spr_uvad/authors.py load_training_scores": "tests/test_spr_uvad.py",
 }
 READING = {
     "np.load",

@@ -23,7 +23,6 @@ from common import datasets
 from common import old_training as training
 from common.cache import VideoFiles
 from common.dataset import Usable
-from common.features.clip import ClipEncoder
 from common.features.folders import CLIP_FRAMES
 from common.features.prefetch import VideoPrefetcher
 from common.io import UserError, atomic_write, read_json, run, safe_filename, writable_folder, write_json
@@ -141,6 +140,8 @@ class Encoder:
             s = 7 / 8
             views = [(x * (1 - s), y * (1 - s), s, s) for x, y in CORNERS]
             self.crops = np.array(views + [(x, y, -a, b) for x, y, a, b in views], np.float32)
+        from common.features.clip import ClipEncoder
+
         self.clip = ClipEncoder(args.clip, args.pretrained, "clip", r) if args.clip else None
 
     def preprocess_frame(self, frame):
