@@ -116,7 +116,8 @@ def statistics(clip, grid=16):
 
 
 class Backbone:
-    """A torchvision video network without its classifier. encode: list of clips uint8 [CLIP_FRAMES, H, W, C] -> float32 [n, crops, width]."""
+    """A torchvision video network without its classifier. encode: list of clips uint8 [CLIP_FRAMES, H, W, C] ->
+    float32 [n, crops, width]."""
 
     def __init__(self, name, weights, crops, r):
         from torchvision.models import get_model
@@ -145,7 +146,8 @@ class Backbone:
         self.mean, self.std = (torch.tensor(x, device=r.device).view(3, 1, 1, 1) for x in (MEAN, STD))
 
     def views(self, clip):
-        """uint8 [CLIP_FRAMES, H, W, C] -> [crops, 3, CLIP_FRAMES, 224, 224] RGB: the centre; or corners and centre, and their mirror images."""
+        """uint8 [CLIP_FRAMES, H, W, C] -> [crops, 3, CLIP_FRAMES, 224, 224] RGB: the centre; or corners and centre,
+        and their mirror images."""
         h, w = clip.shape[1:3]
         scale = RESIZED / min(h, w)
         size = max(SIDE, round(w * scale)), max(SIDE, round(h * scale))

@@ -551,7 +551,8 @@ def order_of(data, path, order):
         f"{' and '.join(orders.values())} differ: say which with --order FILE"
         if orders
         else (
-            "put the list of test videos by which it was made beside it (*.list or *.txt, a name a line) or give it with --order FILE, or give "
+            "put the list of test videos by which it was made beside it (*.list or *.txt, a name a line) or give it "
+            "with --order FILE, or give "
             "labels by name (labels/<video>.npy, --labels FILE.npz, temporal annotations)"
         )
     )
