@@ -28,6 +28,7 @@ from tests.helpers import (
     ROOT,
     cached,
     killed_after,
+    python,
     refused,
     same_losses,
     save_frames,
@@ -504,6 +505,15 @@ def test_the_rate_falls_over_the_last_third_of_either_phase():
     for epoch, lr in ((0, 2.0), (4, 2.0), (5, 1.0), (5.5, 0.5), (6, 2.0), (8.5, 1.0)):
         assert abs(plan.lr_at(epoch) - lr) < 1e-9, epoch
     assert plan.lr_schedule and make_plan("avenue").lr_at(199) == 1e-4
+
+
+def test_the_readmes_python_example_runs(trained):
+    base, _, _ = trained
+    example = (ROOT / "README.md").read_text().split("<!-- python example -->\n```python\n")[1].split("```")[0]
+    assert len(example.splitlines()) <= 12
+    example = example.replace("runs/sdmae/demo/sdmae.pt", str(base / "run" / "sdmae.pt"))
+    scores = eval(python(example + "print(scores.tolist())"))
+    assert len(scores) == 50 and np.isfinite(scores).all() and min(scores) >= 0
 
 
 def test_shards_score_what_one_job_scores(trained, tmp_path):
