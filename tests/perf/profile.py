@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from common import old_training as training
+from common.distributed import Run
 from common.io import UserError, run
 from tests.perf.rates import bandwidth, matrix_rate, where
 
@@ -171,7 +171,6 @@ class StepProfiler:
             self.profiler.__exit__(None, None, None)
             if self.run.is_main:
                 print(self.table(), flush=True)
-            self.run.close()
             sys.exit(0)
 
     def mark(self):
@@ -252,22 +251,21 @@ class StepProfiler:
             self.asleep = False
 
 
-def watched(cls, steps):
+def watched(steps, training):
     """Make the Run of every script a profiled one."""
-    plain_from_args, plain_close = cls.from_args.__func__, cls.close
+    start, end = Run.__init__, Run.__exit__
 
-    def from_args(cls, args):
-        r = plain_from_args(cls, args)
-        r.profiler = StepProfiler(r, steps, training=hasattr(args, "lr"))
-        return r
+    def init(self, *args, **kwargs):
+        start(self, *args, **kwargs)
+        self.profiler = StepProfiler(self, steps, training)
 
-    def close(self):
+    def leave(self, *details):
         profiler = getattr(self, "profiler", None)
-        if profiler and profiler.left:
+        if profiler and profiler.left and not any(details):
             self.print(f"the run ended {profiler.left} steps too early for a table; give fewer --steps, or more to do")
-        plain_close(self)
+        end(self, *details)
 
-    cls.from_args, cls.close = classmethod(from_args), close
+    Run.__init__, Run.__exit__ = init, leave
 
 
 def without_stand_in():
@@ -292,7 +290,7 @@ def main(argv=None):
         raise UserError(f"--steps {args.steps}: must be at least 1")
     if not args.script.is_file():
         raise UserError(f"{args.script} does not exist: name a script such as hf2vad/train.py")
-    watched(training.Run, args.steps)
+    watched(args.steps, training=args.script.stem in ("train", "pretrain"))
     if args.script.resolve().parent.name == "scene_aware_ae":
         without_stand_in()
     sys.argv = [str(args.script), *args.flags]
