@@ -1,6 +1,7 @@
 """Flags that mean the same in every script, and their values. Imports no torch, so that --help answers at once."""
 
 import argparse
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,8 +67,10 @@ def number(kind, least, above=False):
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
-        if not (value > least if above else value >= least) or value in (float("inf"), float("nan")):
-            raise argparse.ArgumentTypeError(f"must be {'above' if above else 'at least'} {least}, not {text}")
+        if not math.isfinite(value) or not (value > least if above else value >= least):
+            raise argparse.ArgumentTypeError(
+                f"must be a number {'above' if above else 'of at least'} {least}, not {text}"
+            )
         return value
 
     return read

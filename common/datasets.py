@@ -43,29 +43,6 @@ TRAIN = ("training/frames", "training/videos", "training_videos", "train/frames"
 TEST = ("testing/frames", "testing/videos", "testing_videos", "test/frames", "test/videos", "testing", "test")
 
 
-def add_flags(parser):
-    g = parser.add_argument_group("data")
-    g.add_argument(
-        "--dataset",
-        "--dataset_name",
-        default="demo",
-        help=f"one of {', '.join(ALIASES)}; the papers' spellings are understood (default: %(default)s)",
-    )
-    g.add_argument(
-        "--data-root", type=Path, default=Path("data"), help="folder that holds the dataset (default: %(default)s)"
-    )
-    g.add_argument(
-        "--cache", type=Path, default=Path("cache"), help="folder for decoded frames and cubes (default: %(default)s)"
-    )
-    g.add_argument(
-        "--labels",
-        type=Path,
-        default=None,
-        help="frame labels to use instead of the dataset's own: an .npz of video name -> "
-        "0/1 per frame, a csv of video,start,end, or a folder of one .npy or .txt, or of pixel masks, per video",
-    )
-
-
 def canonical(name):
     """The dataset's one name for any of the spellings in circulation."""
     for key, names in ALIASES.items():

@@ -59,10 +59,13 @@ class Run:
     def autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
-    def to_device(self, array: np.ndarray) -> torch.Tensor:
-        """In its stored type; from pinned memory, so that a GPU copies while it computes."""
+    def pin(self, array: np.ndarray) -> torch.Tensor:
+        """In pinned memory where the device is a GPU, so that it copies while it computes; slow, for a reading thread."""
         x = torch.from_numpy(array)
-        return x.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else x
+        return x.pin_memory() if self.device.type == "cuda" else x
+
+    def to_device(self, array: np.ndarray) -> torch.Tensor:
+        return self.pin(array).to(self.device, non_blocking=True)
 
     def fits_device(self, size: int, cpu_limit: int = 0) -> bool:
         """Whether `size` bytes may stay on the device: half of a GPU's free memory, `cpu_limit` bytes on a CPU."""

@@ -46,38 +46,6 @@ class Protocol:
     probabilities: bool = False  # scores lie in [0, 1] and 0.5 means something: false alarms at 0.5 are counted
 
 
-def add_source_flags(
-    parser,
-    checkpoint,
-    video="a video file or a folder of frames instead of the dataset's test set",
-    whose="our checkpoint or the authors'",
-):
-    """What is scored, and by what. checkpoint: the default, in words."""
-    g = parser.add_argument_group("what to score")
-    g.add_argument(
-        "--checkpoint", "--ckpt_path", "--model_path", type=Path, default=None, help=f"{whose} (default: {checkpoint})"
-    )
-    if video:
-        g.add_argument("--video", type=Path, default=None, help=video)
-    return g
-
-
-def add_score_flags(parser, protocol, smoothing, overlay="scored boxes and the curve"):
-    """How it is scored, and what is written. protocol: what the two mean here; overlay: what its videos show."""
-    g = parser.add_argument_group("scores")
-    g.add_argument(
-        "--protocol", choices=["strict", "official"], default="strict", help=f"{protocol} (default: %(default)s)"
-    )
-    g.add_argument(
-        "--smoothing",
-        default=smoothing,
-        help="filter of frame scores, unless the protocol has its own (default: %(default)s)",
-    )
-    g.add_argument("--top", type=int, default=20, help="moments in ranking.csv (default: %(default)s)")
-    g.add_argument("--overlay", action="store_true", help=f"also write an mp4 per video with {overlay}")
-    return g
-
-
 def save_scores(path, scores):
     """{video: float [T]} -> scores.npz."""
     save_arrays(path, {k: np.asarray(v, np.float32) for k, v in scores.items()})

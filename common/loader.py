@@ -104,32 +104,3 @@ class Loader:
             self.waited += waited
             rng = np.random.default_rng([self.seed, epoch, start + i, 0])
             yield Batch(batches[i], parts[i], self.dataset.to_device(arrays), rng)
-
-
-class DrawLoader:
-    """Batches drawn at random in every step, for trainings that count steps; an "epoch" is `interval` steps.
-
-    dataset.draw(rng) -> int [batch_size, …]: what a step trains on; dataset.get(rows) -> tensors on the device.
-    """
-
-    def __init__(self, dataset, batch_size, iterations, seed, run, interval=100):
-        self.dataset, self.batch_size, self.iterations = dataset, batch_size, iterations
-        self.seed, self.run, self.interval = seed, run, interval
-        self.waited = 0.0
-
-    @property
-    def epochs(self) -> int:
-        return -(-self.iterations // self.interval)
-
-    def steps(self, epoch: int) -> int:
-        return min(self.interval, self.iterations - epoch * self.interval)
-
-    def batches(self, epoch: int, start: int = 0):
-        for step in range(start, self.steps(epoch)):
-            began = time.perf_counter()
-            rng = np.random.default_rng([self.seed, epoch * self.interval + step, 0])
-            rows = self.dataset.draw(rng)
-            part, _ = self.run.batch_slice(len(rows))
-            data = self.dataset.get(rows[part])
-            self.waited += time.perf_counter() - began
-            yield Batch(rows, part, data, rng)

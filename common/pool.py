@@ -110,8 +110,3 @@ def prepare_videos(files, videos, build, args, r, among=None):  # goes with the 
     with_build = SimpleNamespace(build=build, missing=files.missing)
     shard = getattr(args, "shard", None)
     return type(files).prepare(with_build, videos, r, workers=args.workers, shard=shard, all_videos=among)
-
-
-def add_shard_flag(group, scoring=False):  # goes with the last method that uses it
-    more = "; the same command without it then shows the results" if scoring else ""
-    group.add_argument("--shard", metavar="I/N", help=f"only every N-th video, from number I (array jobs){more}")

@@ -61,7 +61,7 @@ class StepTrainer:
         """One step of the optimizer along the gradient of a loss, averaged over the processes."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.run.average_gradients([p for p in self.net.parameters() if p.grad is not None])
+        self.run.average_gradients(self.net)
         self.optimizer.step()
 
     def start(self, args, log, about):

@@ -181,16 +181,27 @@ def training_state(method, meter, net, optimizer, **rest) -> dict:
     }
 
 
-def resume(path, method, identity, meter, net, optimizer, wanted=True) -> dict | None:
-    """Continue from the checkpoint of an interrupted run, if there is one. -> its dict, or None for a new run.
+def previous_run(path, method, identity, wanted=True) -> dict | None:
+    """The checkpoint of an interrupted or finished run that this one continues; None for a new run.
 
-    identity: {setting: value} that must be the same in both runs, else UserError; wanted: False for --no-resume.
-    Lines of the log from after the checkpoint are removed, all of them for a new run of the stage.
+    identity: {setting: value} that must be the same in both; wanted: False for --no-resume. Raises UserError for other
+    settings, and for files whose training cannot be continued.
     """
-    state = None
-    if wanted and Path(path).exists():
-        state = load_checkpoint(path, method)
-        check_identity(path, state.get("identity"), identity)
+    if not wanted or not Path(path).exists():
+        return None
+    state = load_checkpoint(path, method)
+    if not {"epoch", "step", "sums", "seconds", "optimizer", "model_state_dict", "rng"} <= state.keys():
+        raise UserError(
+            f"{path} was written by an older version, whose training cannot be continued: choose another --out, or start "
+            "again with --no-resume (eval.py --checkpoint still reads it)"
+        )
+    check_identity(path, state.get("identity"), identity)
+    return state
+
+
+def resume(state, path, meter, net, optimizer) -> None:
+    """Continue where previous_run() stopped, or begin (state None); lines of the log from after it are removed."""
+    if state:
         net.load_state_dict(state["model_state_dict"])
         optimizer.load_state_dict(state["optimizer"])
         meter.load_state_dict(state)
@@ -201,7 +212,6 @@ def resume(path, method, identity, meter, net, optimizer, wanted=True) -> dict |
         meter.run.print(f"{meter.stage}: {meter.epoch} epochs done before ({path})")
     elif meter.epoch or meter.step:
         meter.run.print(f"{meter.stage}: going on at epoch {meter.epoch + 1}, step {meter.step + 1}")
-    return state
 
 
 def save_checkpoint(path, state: dict) -> None:

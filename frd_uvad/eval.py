@@ -5,7 +5,6 @@ python frd_uvad/eval.py --dataset_name ucfcrime --features data/UCF-Crime --ckpt
 python frd_uvad/eval.py --video my.mp4 --checkpoint runs/frd_uvad/folder/frd.pt
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -13,22 +12,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from common import evaluation, metrics, smoothing
+from common import cli, evaluation, metrics, smoothing
 from common import old_training as training
 from common.dataset import report_skipped
 from common.features.folders import CLIP_FRAMES, FeatureVideo, canonical_features, frames_of_clips
 from common.io import UserError, run, safe_filename, writable_folder, write_json
-from common.kept import Kept, seconds_of
 from common.late import torch
-from common.pool import add_shard_flag
 from common.video import decoded, open_video
 from frd_uvad import preprocess, scoring
 
 BATCH = 128  # clips by which the published evaluation parts normal from abnormal videos
 
+SCORES_VERSION = 1  # raise it when raw scores change: cached ones are then computed again
+
 
 def add_eval_flags(parser):
-    evaluation.add_score_flags(
+    cli.add_score_flags(
         parser,
         "official also prints the published measures, which take batches of 128 clips for videos",
         "none",
@@ -37,12 +36,12 @@ def add_eval_flags(parser):
 
 
 def parse(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.make_parser(__doc__)
     preprocess.add_data_flags(parser)
-    training.add_flags(parser, out="the checkpoint's folder")
-    add_shard_flag(evaluation.add_source_flags(parser, "runs/frd_uvad/<dataset>/frd.pt"), scoring=True)
+    cli.add_run_flags(parser, out="the checkpoint's folder")
+    cli.add_shard_flag(cli.add_checkpoint_flags(parser, "runs/frd_uvad/<dataset>/frd.pt"), scoring=True)
     add_eval_flags(parser)
-    return parser.parse_args(argv)
+    return parser.parse_args(cli.with_synonyms(argv, preprocess.SYNONYMS))
 
 
 def score(net, video, r, batch_size=1024, tick=lambda n: None):
@@ -94,16 +93,18 @@ def evaluate(args, data, checkpoint, r):
     net.eval().to(r.device)
     folder = writable_folder(args.out or Path(checkpoint).parent)
     dataset = data.as_dataset()
-    kept = Kept(
-        folder, {"weights": training.weights_hash(net), "precision": r.precision}, FeatureVideo.fingerprint, __file__
+    cache = evaluation.ScoreCache(
+        folder,
+        {"weights": training.weights_hash(net), "precision": r.precision, "version": SCORES_VERSION},
+        FeatureVideo.fingerprint,
     )
-    found = kept.make(
+    found = cache.compute(
         videos,
         lambda v, tick: score(net, v, r, tick=tick),
         r,
         size=len,
         unit="clip",
-        among=data.wanted,
+        all_videos=data.wanted,
         shard=getattr(args, "shard", None),
     )
     if not found:
@@ -123,7 +124,7 @@ def evaluate(args, data, checkpoint, r):
     }  # a test video replaces a training one of its name
     labels = evaluation.labels_of(scores, dataset)
     extra = {
-        **training.about(checkpoint, state, [net], seconds_of(found), data.skipped, r),
+        **training.run_info(checkpoint, state, [net], evaluation.total_seconds(found), data.skipped, r),
         "auxiliary": state.get("identity", {}).get("auxiliary"),
     }
     liberties = []

@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from common import datasets
+from common import cli, datasets
 from common import old_training as training
 from common.cache import VideoFiles
 from common.dataset import Usable, report_skipped
@@ -30,9 +30,16 @@ from common.features.folders import (
 )
 from common.io import UserError, first_line, run
 from common.late import torch
-from common.pool import add_shard_flag, map_videos, prepare_videos, tick
+from common.pool import map_videos, prepare_videos, tick
 from common.video import Decoder, print_warnings
 
+SYNONYMS = {  # flags of the published command line
+    "--dataset_name": "--dataset",
+    "--ckpt_path": "--checkpoint",
+    "--max_epoch": "--epochs",
+    "--max_seqlen": "--batch-size",
+    "--batchsize": "--batch-size",
+}
 STAND_IN = "statistics"  # of motion and appearance; no network
 BACKBONES = ("s3d", "r3d_18", "mc3_18", "r2plus1d_18", "mvit_v1_b", "mvit_v2_s", "swin3d_t", "swin3d_s", "swin3d_b")
 MEAN, STD = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)  # of torchvision's Kinetics models
@@ -40,7 +47,7 @@ SIDE, RESIZED = 224, 256
 
 
 def add_data_flags(parser):
-    datasets.add_flags(parser)
+    cli.add_data_flags(parser)
     g = parser.add_argument_group("features")
     g.add_argument(
         "--features",
@@ -285,10 +292,10 @@ def prepare(args, r, splits=("train", "test")):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.make_parser(__doc__)
     add_data_flags(parser)
-    add_shard_flag(training.add_flags(parser, out="runs/frd_uvad/<dataset>"))
-    args = parser.parse_args(argv)
+    cli.add_shard_flag(cli.add_run_flags(parser, out="runs/frd_uvad/<dataset>"))
+    args = parser.parse_args(cli.with_synonyms(argv, SYNONYMS))
     r = training.Run.from_args(args)
     data = prepare(args, r)
     for split in ("train", "test"):

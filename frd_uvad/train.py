@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from tqdm import tqdm
 
+from common import cli
 from common import old_training as training
 from common.batches import parts_of
 from common.evaluation import report_folder
@@ -41,15 +42,13 @@ def flag(text):
 
 
 def parse(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.make_parser(__doc__)
     preprocess.add_data_flags(parser)
-    training.add_flags(parser, out="runs/frd_uvad/<dataset>")
+    cli.add_run_flags(parser, out="runs/frd_uvad/<dataset>")
     g = parser.add_argument_group("optimisation")
-    g.add_argument("--epochs", "--max_epoch", type=int, default=EPOCHS, help="(default: %(default)s)")
+    g.add_argument("--epochs", type=int, default=EPOCHS, help="(default: %(default)s)")
     g.add_argument(
         "--batch-size",
-        "--max_seqlen",
-        "--batchsize",
         type=int,
         default=BATCH,
         help="windows a step (default: %(default)s)",
@@ -110,7 +109,7 @@ def parse(argv=None):
     from frd_uvad.eval import add_eval_flags
 
     add_eval_flags(parser)
-    return parser.parse_args(argv)
+    return parser.parse_args(cli.with_synonyms(argv, preprocess.SYNONYMS))
 
 
 def plan_of(args):
@@ -219,7 +218,7 @@ class Trainer:
         parts = model.losses(out, self.agreement(first, features), bank_error, plan["weights"])
         self.optimizer.zero_grad(set_to_none=True)
         parts["total"].backward()
-        r.average_gradients([p for p in self.net.parameters() if p.grad is not None])
+        r.average_gradients(self.net)
         self.optimizer.step()
         if plan["bank"]:
             with torch.no_grad():

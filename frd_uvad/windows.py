@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from common.batches import read_ahead
 from common.io import UserError
 from common.late import torch
+from common.loader import prefetch
 
 
 class Windows:
@@ -59,7 +59,7 @@ class Windows:
         return x.transpose(1, 2).float()
 
     def iterate(self, parts):
-        for first, batch, waited in read_ahead(parts, self.get):
+        for first, batch, waited in prefetch(parts, self.get):
             self.waited += waited
             yield first, batch
 

@@ -58,7 +58,7 @@ class CubesWithFlows(CubeDataset):
             return rows
         recon = np.empty((len(rows), *self.recon.shape[1:]), self.recon.dtype)
         copy_rows(self.recon, np.asarray(rows), recon, np.arange(len(rows)))
-        return {**super().read(rows), "recon": recon}
+        return {**super().read(rows), "recon": self.run.pin(recon)}
 
 
 def stage_data(stage: str, net, records, run, out) -> CubeDataset:

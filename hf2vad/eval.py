@@ -109,16 +109,28 @@ def training_statistics(train_set, checkpoint, scorer, net, run, out, batch_size
 
 
 def evaluate(
-    dataset, checkpoint, *, out, run, options, w_flow=None, w_frame=None, batch_size=None, shard=None, train_set=None
+    dataset,
+    checkpoint,
+    *,
+    out,
+    run,
+    options,
+    w_flow=None,
+    w_frame=None,
+    batch_size=None,
+    shard=None,
+    train_set=None,
+    loaded=None,
 ):
     """Score the test set, print and write the results. -> metrics on rank 0, else None.
 
-    dataset: pipeline.CubeVideos; train_set() -> the same of the training videos, for checkpoints without statistics.
+    dataset: pipeline.CubeVideos; train_set() -> the same of the training videos, for checkpoints without statistics;
+    loaded: what scoring.load_model(checkpoint) gave, if it was called before.
     """
     from common.training import run_info
     from hf2vad import scoring
 
-    net, state = scoring.load_model(checkpoint)
+    net, state = loaded or scoring.load_model(checkpoint)
     scorer = scoring.Scorer(net, run)
     score, settings = cached_scoring(dataset, scorer, net, run, batch_size)
     arrays = evaluation.score_test_set(
@@ -199,11 +211,12 @@ def score_own_video(
     w_frame=None,
     batch_size=None,
     train_set=None,
+    loaded=None,
 ):
     """scores.csv, curve.png, overlay.mp4 and report.html of one video. video: common.video.Video; out: folder for it."""
     from hf2vad import scoring
 
-    net, state = scoring.load_model(checkpoint)
+    net, state = loaded or scoring.load_model(checkpoint)
     scorer = scoring.Scorer(net, run)
     stats = state.get("statistics") or training_statistics(train_set(), checkpoint, scorer, net, run, out, batch_size)
     dataset = preprocess.prepare(source, run, video=video, foreground=foreground, trained=state.get("foreground"))
@@ -243,7 +256,8 @@ def main(argv=None):
     from hf2vad import scoring
 
     with Run(args.device, args.precision) as run:
-        trained = scoring.load_model(checkpoint)[1].get("foreground")  # a wrong file is refused before any work
+        loaded = scoring.load_model(checkpoint)  # a wrong file is refused before any work
+        trained = loaded[1].get("foreground")
         source, foreground = cli.DataSource.from_args(args), cli.given(args, pipeline.FLAGS)
 
         def train_set():
@@ -256,6 +270,7 @@ def main(argv=None):
             w_frame=args.w_frame,
             batch_size=args.batch_size,
             train_set=train_set,
+            loaded=loaded,
         )
         if args.video:
             video, out = open_video(args.video), args.out or checkpoint.parent / "video"

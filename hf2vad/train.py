@@ -109,7 +109,7 @@ def per_stage(flag, text, kind, least):
 
 
 def losses(net, batch, stage, run) -> dict:
-    """{name: mean loss over this rank's cubes}, "total" first."""
+    """{name: mean loss over this rank's cubes}, "total" among them."""
     import torch
 
     from hf2vad import model, scoring
@@ -164,37 +164,41 @@ def train_stage(stage, net, records, identity, *, out, run, seed, foreground, la
     optimizer = torch.optim.Adam(parameters, lr=stage.lr, eps=1e-7, fused=True)
     statistics = None
 
-    def save(done=False):
+    def save():
         if run.is_main:
-            state = training.training_state(
+            progress = training.training_state(
                 "hf2vad",
                 meter,
                 net,
                 optimizer,
                 stage=stage.name,
-                done=done,
+                done=meter.epoch >= stage.epochs and (statistics is not None or not last),
                 model_args=identity["model_args"],
                 identity=identity,
                 foreground=foreground,
                 statistics=statistics,
             )
-            training.save_checkpoint(path, state)
+            training.save_checkpoint(path, progress)
 
     meter = training.EpochMeter(
         run, stage.name, stage.epochs, log=log, save=save, unit="cube", save_minutes=save_minutes
     )
-    state = training.resume(path, "hf2vad", identity, meter, net, optimizer, resume)
-    if state and meter.epoch >= stage.epochs:
-        statistics = state["statistics"]
-    else:
-        loader = Loader(stage_data(stage.name, net, records, run, out), stage.batch_size, seed, run)
+    state = training.previous_run(path, "hf2vad", identity, resume)
+    training.resume(state, path, meter, net, optimizer)
+    data = None
+    if meter.epoch < stage.epochs:
+        data = stage_data(stage.name, net, records, run, out)
+        loader = Loader(data, stage.batch_size, seed, run)
         for epoch in range(meter.epoch, stage.epochs):
             train_one_epoch(net, loader, optimizer, stage, epoch, run, meter)
-        save(done=not last)
+    else:
+        statistics = state["statistics"]
     if last and statistics is None:
-        cubes = CubeDataset(records, scoring.FIELDS, run)
-        statistics = scoring.statistics(scoring.Scorer(net, run).score_training_cubes(cubes))
-        save(done=True)
+        if stage.name == "memae":  # it trains on the last flow only
+            data = CubeDataset(records, scoring.FIELDS, run)
+        data = data or stage_data(stage.name, net, records, run, out)
+        statistics = scoring.statistics(scoring.Scorer(net, run).score_training_cubes(data))
+        save()
     run.barrier()
     return path
 

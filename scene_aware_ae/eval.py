@@ -5,7 +5,6 @@ python scene_aware_ae/eval.py --dataset shanghaitech-sd --checkpoint authors.pth
 python scene_aware_ae/eval.py --video my.mp4 --checkpoint runs/scene_aware_ae/folder/scene_aware_ae.pt
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -13,22 +12,23 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from common import datasets, evaluation, metrics, smoothing
+from common import cli, datasets, evaluation, metrics, smoothing
 from common import old_training as training
 from common.cache import FrameCache
 from common.dataset import Dataset
 from common.io import UserError, run, safe_filename, writable_folder
-from common.kept import Kept, seconds_of
 from common.late import torch
-from common.pool import add_shard_flag, cores
+from common.pool import cores
 from common.video import decoded, open_video
 from scene_aware_ae import preprocess, scoring
 
 METHOD = "scene-aware AE"
 
+SCORES_VERSION = 1  # raise it when raw scores change: cached ones are then computed again
+
 
 def add_eval_flags(parser):
-    g = evaluation.add_score_flags(
+    g = cli.add_score_flags(
         parser,
         "strict: every frame, smoothing fixed beforehand; official: as the authors did",
         "gaussian:8",
@@ -46,11 +46,11 @@ def add_eval_flags(parser):
 
 
 def parse(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.make_parser(__doc__)
     preprocess.add_data_flags(parser)
-    training.add_flags(parser, out="the checkpoint's folder")
-    g = evaluation.add_source_flags(parser, "runs/scene_aware_ae/<dataset>/scene_aware_ae.pt")
-    add_shard_flag(g, scoring=True)
+    cli.add_run_flags(parser, out="the checkpoint's folder")
+    g = cli.add_checkpoint_flags(parser, "runs/scene_aware_ae/<dataset>/scene_aware_ae.pt")
+    cli.add_shard_flag(g, scoring=True)
     g.add_argument(
         "--scene", default=None, help="with --video: the scene it shows, for the report of how alike they are"
     )
@@ -91,16 +91,18 @@ def evaluate(args, ready, checkpoint, r):
     net, state = scoring.load_model(checkpoint)
     net.eval().to(r.device)
     folder = writable_folder(args.out or Path(checkpoint).parent)
-    kept = Kept(
-        folder, {"weights": training.weights_hash(net), "precision": r.precision}, ready.features.info, __file__
+    cache = evaluation.ScoreCache(
+        folder,
+        {"weights": training.weights_hash(net), "precision": r.precision, "version": SCORES_VERSION},
+        ready.features.info,
     )
-    found = kept.make(
+    found = cache.compute(
         ready.test,
         lambda v, tick: {"scores": scoring.score_features(net, ready.features.array(v), r, tick=tick)[0]},
         r,
         size=ready.length,
         unit="frame",
-        among=ready.data.test,
+        all_videos=ready.data.test,
         shard=getattr(args, "shard", None),
     )
     if not found:
@@ -116,7 +118,7 @@ def evaluate(args, ready, checkpoint, r):
         protocol=protocol,
         baselines=baselines(args, ready),
         extra={
-            **training.about(checkpoint, state, [net], seconds_of(found), ready.skipped, r),
+            **training.run_info(checkpoint, state, [net], evaluation.total_seconds(found), ready.skipped, r),
             "encoder": state.get("encoder"),
             "scenes": state.get("scenes"),
         },

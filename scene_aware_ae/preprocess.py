@@ -6,7 +6,6 @@ it is missing.
     python scene_aware_ae/preprocess.py --pretrained openai --save-weights ViT-L-14-quickgelu.pt    # for a machine offline
 """
 
-import argparse
 import hashlib
 import sys
 from functools import partial
@@ -17,13 +16,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from tqdm import tqdm
 
-from common import datasets
+from common import cli, datasets
 from common import old_training as training
 from common.cache import VideoFiles
 from common.dataset import Usable
 from common.features.prefetch import VideoPrefetcher
 from common.io import UserError, read_table, run
-from common.pool import add_shard_flag, prepare_videos
+from common.pool import prepare_videos
 from scene_aware_ae import encoder as encoders
 
 CLIP, PRETRAINED = "ViT-L-14-quickgelu", "openai"
@@ -31,7 +30,7 @@ DEFAULT_CLIP = {"demo": encoders.STAND_IN}
 
 
 def add_data_flags(parser):
-    datasets.add_flags(parser)
+    cli.add_data_flags(parser)
     g = parser.add_argument_group("features (defaults: as the checkpoint was trained, else the paper's)")
     g.add_argument(
         "--clip",
@@ -217,9 +216,9 @@ def prepare(args, r, splits=("train", "test"), data=None, trained=None, encoder=
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.make_parser(__doc__)
     add_data_flags(parser)
-    add_shard_flag(training.add_flags(parser, out="runs/scene_aware_ae/<dataset>"))
+    cli.add_shard_flag(cli.add_run_flags(parser, out="runs/scene_aware_ae/<dataset>"))
     parser.add_argument(
         "--save-weights",
         type=Path,

@@ -5,7 +5,6 @@ python scene_aware_ae/train.py --dataset shanghaitech-sd --pretrained ViT-L-14-q
 python scene_aware_ae/train.py --dataset ped2 --mode 0                          # one scene: reconstruction alone
 """
 
-import argparse
 import sys
 import time
 from pathlib import Path
@@ -14,10 +13,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from common import cli
 from common import old_training as training
-from common.batches import take_rows
 from common.io import UserError, run
 from common.late import Late, torch
+from common.loader import take_rows
 from common.steps import StepTrainer
 from scene_aware_ae import preprocess, scoring
 
@@ -28,15 +28,16 @@ HIDDEN = LATENT = 256
 
 
 def parse(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.make_parser(__doc__)
     preprocess.add_data_flags(parser)
-    training.add_flags(
+    cli.add_run_flags(parser, out="runs/scene_aware_ae/<dataset>")
+    g = cli.add_optimisation_flags(
         parser,
-        out="runs/scene_aware_ae/<dataset>",
         lr=LR,
         epochs="as many as --iterations make; given, it sets them: passes over the training frames",
         batch_size="--segments-per-scene times scenes; given, it sets them: segments of a step",
     )
+    g.add_argument("--compile", action="store_true", help="torch.compile the model")
     g = parser.add_argument_group("method")
     g.add_argument(
         "--mode",

@@ -1,5 +1,7 @@
 """From cached frames to the network's input: neighbours, gradients and scaling happen on the device, in batches."""
 
+import copy
+
 import numpy as np
 import torch
 
@@ -33,6 +35,12 @@ class FrameDataset:
     def __len__(self):
         return int(self.starts[-1])
 
+    def with_offsets(self, offsets: tuple) -> "FrameDataset":
+        """The same frames, in the same memory, as samples of other offsets."""
+        other = copy.copy(self)
+        other.offsets = np.array(offsets)
+        return other
+
     def neighbours(self, rows: np.ndarray) -> np.ndarray:
         """Rows of the frames at the offsets around each row; the row itself where the video has none. int64 [n, offsets]."""
         number = self.number[rows][:, None] + self.offsets
@@ -46,7 +54,7 @@ class FrameDataset:
             return None, rows
         needed, places = np.unique(rows, return_inverse=True)
         frames = take_rows(self.arrays, self.starts, needed, (*self.size, self.channels), np.uint8)
-        return frames, places.reshape(rows.shape)
+        return self.run.pin(frames), places.reshape(rows.shape)
 
     def to_device(self, arrays) -> torch.Tensor:
         """What read() returned -> uint8 [n, offsets, C, H, W].
@@ -54,7 +62,7 @@ class FrameDataset:
         Reading is prefetched in a thread; samples are put together here, as torch's thread pools would compete.
         """
         frames, places = arrays
-        frames = self.resident if frames is None else self.run.to_device(frames)
+        frames = self.resident if frames is None else frames.to(self.run.device, non_blocking=True)
         return frames[torch.as_tensor(places, device=self.run.device)].permute(0, 1, 4, 2, 3)
 
     def batches(self, rows: np.ndarray, batch_size: int):

@@ -202,7 +202,7 @@ def train(
     from common.distributed import seed_everything
     from common.loader import Loader
     from sdmae import scoring
-    from sdmae.data import SAMPLE_OFFSETS, FrameDataset
+    from sdmae.data import INPUT_OFFSETS, SAMPLE_OFFSETS, FrameDataset
 
     out, name, image_size = run.open_output_dir(out), dataset.data.name, dataset.cache.size
     if not dataset.train:
@@ -210,8 +210,6 @@ def train(
     frames = FrameDataset(dataset.arrays(dataset.train), run, SAMPLE_OFFSETS)
     if len(frames) < run.world_size:
         raise UserError(f"{len(frames)} training frames are too few for {run.world_size} processes")
-    bank = preprocess.make_bank(dataset, image_size, run, **{"pseudo": plan.pseudo, **(bank_options or {})})
-    bank = bank and bank.to(run.device)
     model_args = {**SIZES[size], "patch_size": patch, "image_size": list(image_size), "mask_ratio": mask_ratio}
     identity = {
         "model_args": model_args,
@@ -248,15 +246,18 @@ def train(
             )
             training.save_checkpoint(path, state)
 
-    previous = training.load_checkpoint(path, "sdmae") if resume and path.exists() else {}
-    phase = previous.get("phase") or plan.phase(0)
+    state = training.previous_run(path, "sdmae", identity, resume)
+    phase = state["phase"] if state else plan.phase(0)
     optimizer = start_phase(net, phase, plan.lr)
     meter = training.EpochMeter(run, phase, plan.epochs, log=log, save=save, unit="frame", save_minutes=save_minutes)
-    training.resume(path, "sdmae", identity, meter, net, optimizer, resume)
+    training.resume(state, path, meter, net, optimizer)
     if run.is_main:
-        log.drop_after(STUDENT, meter.epoch)
-    if previous.get("done") and meter.epoch >= plan.epochs:
+        for stage in (TEACHER, STUDENT):
+            log.drop_after(stage, meter.epoch)
+    if state and state["done"] and meter.epoch >= plan.epochs:
         return path
+    bank = preprocess.make_bank(dataset, image_size, run, **(bank_options or {"pseudo": plan.pseudo, "seed": seed}))
+    bank = bank and bank.to(run.device)
     loader = Loader(frames, plan.batch_size, seed, run)
     for epoch in range(meter.epoch, plan.epochs):
         if phase != plan.phase(epoch):
@@ -264,8 +265,7 @@ def train(
             optimizer = start_phase(net, phase, plan.lr)
         meter.stage = phase
         train_one_epoch(net, loader, optimizer, plan, epoch, run, meter, bank)
-    scored_frames = FrameDataset(dataset.arrays(dataset.train), run)
-    statistics = scoring.statistics(scoring.Scorer(net, config, run), scored_frames)
+    statistics = scoring.statistics(scoring.Scorer(net, config, run), frames.with_offsets(INPUT_OFFSETS))
     save()
     run.barrier()
     return path

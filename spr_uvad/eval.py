@@ -160,17 +160,19 @@ def evaluate(
     shard=None,
     training_scores=None,
     training_set=None,
+    loaded=None,
 ):
     """Score the test set, print and write the results. -> metrics on rank 0, else None.
 
     dataset: pipeline.CubeVideos. For checkpoints without statistics: training_scores, the authors' files, or
-    training_set() -> the CubeVideos whose cubes give them (default: `dataset`).
+    training_set() -> the CubeVideos whose cubes give them (default: `dataset`). loaded: what scoring.load_model(checkpoint)
+    gave, if it was called before.
     """
     from common.training import run_info
     from spr_uvad import scoring
 
     evaluation.need_test_videos(dataset)
-    nets, state = scoring.load_model(checkpoint)
+    nets, state = loaded or scoring.load_model(checkpoint)
     out = writable_folder(out)
     arrays = score_videos(dataset, dataset.test, nets, tuple(state["grid"]), run, out=out, shard=shard)
     if shard:
@@ -215,12 +217,23 @@ def evaluate(
 
 
 def score_own_video(
-    video, checkpoint, source, *, out, run, options, foreground, w_raw=None, w_flow=W_FLOW, training_scores=None
+    video,
+    checkpoint,
+    source,
+    *,
+    out,
+    run,
+    options,
+    foreground,
+    w_raw=None,
+    w_flow=W_FLOW,
+    training_scores=None,
+    loaded=None,
 ):
     """scores.csv, ranking.csv, curve.png, overlay.mp4 and report.html of one video, in a folder of its name under `out`."""
     from spr_uvad import scoring
 
-    nets, state = scoring.load_model(checkpoint)
+    nets, state = loaded or scoring.load_model(checkpoint)
     dataset = preprocess.prepare(source, run, video=video, foreground=foreground, trained=state.get("foreground"))
     out = writable_folder(out / safe_filename(video.name))
     statistics = block_statistics(checkpoint, nets, state, run, out, training_scores, lambda: dataset)
@@ -252,13 +265,21 @@ def main(argv=None):
     from spr_uvad import scoring
 
     with Run(args.device, args.precision) as run:
-        nets, state = scoring.load_model(checkpoint)  # a wrong file is refused before any work
+        loaded = scoring.load_model(checkpoint)  # a wrong file is refused before any work
+        nets, state = loaded
         source, foreground = cli.DataSource.from_args(args), cli.given(args, pipeline.FLAGS)
         trained = state.get("foreground")
         if trained is None and scoring.uses_flow(nets):
             foreground.setdefault("flow", "dis")
         options = cli.ScoreOptions.from_args(args)
-        how = dict(run=run, options=options, w_raw=args.w_raw, w_flow=args.w_flow, training_scores=args.training_scores)
+        how = dict(
+            run=run,
+            options=options,
+            w_raw=args.w_raw,
+            w_flow=args.w_flow,
+            training_scores=args.training_scores,
+            loaded=loaded,
+        )
         if args.video:
             video, out = open_video(args.video), args.out or Path(checkpoint).parent / "video"
             score_own_video(video, checkpoint, source, out=out, foreground=foreground, **how)

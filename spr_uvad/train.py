@@ -177,11 +177,8 @@ def train(dataset, plan, *, out, run, size="full", flow=False, seed=0, resume=Tr
         f"{'with' if flow else 'without'} motion, refinement {plan.self_paced}, {run.device}, {run.precision}"
     )
     path, log = out / "spr.pt", training.Log(out / "log.jsonl")
-    state = None
-    if resume and path.exists():
-        state = training.load_checkpoint(path, "spr_uvad")
-        training.check_identity(path, state.get("identity"), identity)
-    elif run.is_main:
+    state = training.previous_run(path, "spr_uvad", identity, resume)
+    if run.is_main and not state:
         log.path.unlink(missing_ok=True)
     if state and state["done"] and state["epoch"] >= plan.epochs:
         run.print(f"{plan.epochs} epochs done before ({path})")
@@ -231,7 +228,7 @@ def train(dataset, plan, *, out, run, size="full", flow=False, seed=0, resume=Tr
         )
         meter.seconds = seconds
         if state and number == state["block"]:
-            training.resume(path, "spr_uvad", identity, meter, net, optimizer)
+            training.resume(state, path, meter, net, optimizer)
             errors.copy_(state["errors"])
         for epoch in range(meter.epoch, plan.epochs):
             train_one_epoch(net, loader, optimizer, plan, epoch, run, meter, errors)

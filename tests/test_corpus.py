@@ -77,10 +77,7 @@ def test_a_bad_file_is_one_sentence_or_no_harm(kind, title, sound, tmp_path):
 
 # every function that opens a file by itself, and the kind of file above, or the test, that tries bad ones on it
 OPENS = {
-    "common/batches.py copy_rows": "tests/test_frd_uvad.py",
     "common/loader.py copy_rows": "tests/test_frd_uvad.py",
-    "common/old_training.py load_checkpoint": "weights.pt",
-    "common/old_training.py Log.drop_after": "tests/test_training.py",
     "common/features/clip.py uses_quick_gelu": "tests/test_scene_aware_ae.py",
     "common/objects/detectors.py _onnx": "tests/test_foreground.py",
     "common/io.py read_text": "labels.txt",
@@ -89,7 +86,6 @@ OPENS = {
     "common/io.py load_arrays": "scores.npz",
     "common/io.py stamp": "tests/test_names.py",
     "common/objects/cubes.py CubeStore._has_boxes": "scores.npz",
-    "common/kept.py Kept.__init__": "tests/test_training.py",
     "common/labels.py read_mat": "ped2.mat",
     "common/labels.py npz_names": "packed.npz",
     "common/labels.py matlab_ranges": "UCSDped2.m",

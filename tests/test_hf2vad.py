@@ -10,10 +10,13 @@ import pytest
 import torch
 
 from common import training
+from common.cli import DataSource
 from common.distributed import Run, seed_everything
 from common.io import load_arrays
 from common.objects import pipeline
-from hf2vad import scoring
+from common.objects.cube_dataset import CubeDataset
+from hf2vad import preprocess, scoring
+from hf2vad.data import stage_data
 from hf2vad.model import HF2VAD, Residual, fold
 from hf2vad.train import SIZES
 from tests.helpers import (
@@ -506,3 +509,18 @@ def test_shards_score_what_one_job_scores(trained, tmp_path):
         base / "run" / "finetune.pt",
     )
     scored_by_shards("hf2vad/eval.py", flags, base / "run" / "strict" / "scores.npz", tmp_path)
+
+
+def test_training_statistics_use_the_flows_that_were_written_down(trained, monkeypatch):
+    """Stage cvae scores its own training set: the frozen autoencoder is not asked again."""
+    base, root, _ = trained
+    run = Run("cpu", "fp32")
+    source = DataSource("folder", root, base / "cache", workers=1)
+    dataset = preprocess.prepare(source, run, foreground={"motion_area": 60})
+    net, _ = scoring.load_model(base / "run" / "cvae.pt")
+    scorer, records = scoring.Scorer(net, run), dataset.records(dataset.train)
+    data = stage_data("cvae", net, records, run, base / "run")
+    whole = scorer.score_training_cubes(CubeDataset(records, scoring.FIELDS, run))
+    monkeypatch.setattr(scorer.net.memAE, "forward", None)
+    stored = scorer.score_training_cubes(data)
+    assert len(stored) == len(whole) > 0 and np.allclose(stored, whole, rtol=1e-2)

@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from common import evaluation, metrics, smoothing
-from common.batches import parts_of, take_rows
+from common.batches import parts_of
 from common.features.folders import frames_of_clips
 from common.io import UserError, load_array, stream_npy
 from common.labels import csv_ranges
+from common.loader import take_rows
 from common.report.page import rounded
 from common.report.plots import ranges
 from common.report.ranking import moments

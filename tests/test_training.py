@@ -205,3 +205,24 @@ def test_kept_scores_are_made_again_when_anything_they_stand_for_changes(tmp_pat
     assert make(newer, shard="0/2", all_videos=videos)[1] is None and done == ["a"]
     with pytest.raises(UserError, match="--shard 2/2"):
         make(shard="2/2")
+
+
+def test_a_training_of_an_older_version_is_refused_in_one_sentence(tmp_path):
+    """The layout before the second edition: the position was under "at"; such files can still be scored."""
+    training.save_checkpoint(
+        tmp_path / "a.pt", {"method": "sdmae", "done": True, "at": {"epoch": 3}, "identity": {"x": 1}}
+    )
+    with pytest.raises(UserError, match="older version.*--no-resume"):
+        training.previous_run(tmp_path / "a.pt", "sdmae", {"x": 1})
+    assert training.previous_run(tmp_path / "a.pt", "sdmae", {"x": 1}, wanted=False) is None
+    assert training.previous_run(tmp_path / "none.pt", "sdmae", {}) is None
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "x"])
+def test_flags_take_numbers_that_make_sense(text, capsys):
+    parser = cli.make_parser("")
+    parser.add_argument("--lr", type=cli.positive_float)
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args(["--lr", text])
+    assert ended.value.code == 2 and capsys.readouterr().err.startswith("error: argument --lr: ")
+    assert parser.parse_args(["--lr", "0.5"]).lr == 0.5

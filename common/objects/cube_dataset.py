@@ -37,13 +37,13 @@ class CubeDataset:
         }
 
     def read(self, rows: np.ndarray):
-        """{name: array [len(rows), …]} from the files; the rows themselves where the fields are in device memory."""
+        """{name: pinned tensor [len(rows), …]} from the files; the rows where the fields are in device memory."""
         if self.resident is not None:
             return rows
         arrays = {}
         for k, part in self.fields.items():
             first = self.records[0][k][:1, part]
-            arrays[k] = take_rows(self.records, self.starts, rows, first.shape[1:], first.dtype, k, part)
+            arrays[k] = self.run.pin(take_rows(self.records, self.starts, rows, first.shape[1:], first.dtype, k, part))
         return arrays
 
     def to_device(self, arrays) -> dict:
@@ -51,7 +51,7 @@ class CubeDataset:
         if self.resident is not None:
             index = torch.as_tensor(np.asarray(arrays), device=self.run.device)
             return {k: x[index] for k, x in self.resident.items()}
-        return {k: self.run.to_device(a) for k, a in arrays.items()}
+        return {k: x.to(self.run.device, non_blocking=True) for k, x in arrays.items()}
 
     def batches(self, rows: np.ndarray, batch_size: int):
         """Yield (rows, {name: tensor}) over `rows` in order; the next batch is read meanwhile."""

@@ -115,7 +115,7 @@ def prepare(
             data = datasets.find(source.dataset, source.data_root, source.labels)
     else:
         data = Dataset("video", video.path.resolve().parent, [], [video])
-        trained = without_boxes_file(trained, foreground)
+        trained = without_boxes_file(trained, foreground, run)
     settings = make_settings(published.get(data.name, published["folder"]), trained, foreground or {})
     folder = data.cache_folder(source.cache)
     videos = [v for split in splits for v in getattr(data, split)]
@@ -126,13 +126,12 @@ def prepare(
     return CubeVideos(data, ready, {**undecoded, **failed}, cache, store)
 
 
-def without_boxes_file(trained, foreground):
+def without_boxes_file(trained, foreground, run):
     """Box settings for a single video: a boxes *file* cannot cover it, so fall back to motion boxes unless --boxes is given."""
     if str((trained or {}).get("boxes")).startswith("file:") and "boxes" not in (foreground or {}):
-        print(
-            f"note: trained with boxes from {trained['boxes']}, which cannot cover this video: motion boxes are used; the "
-            "same detector (--boxes) would score best",
-            flush=True,
+        run.print(
+            f"note: trained with boxes from {trained['boxes']}, which cannot cover this video: motion boxes are used; "
+            "the same detector (--boxes) would score best"
         )
         return {**trained, "boxes": "motion"}
     return trained

@@ -3,10 +3,10 @@
 import numpy as np
 from tqdm import tqdm
 
-from common.batches import read_ahead, take_rows
 from common.cache import VideoFiles
 from common.io import UserError, first_line, load_array
 from common.late import torch
+from common.loader import prefetch, take_rows
 from common.pictures import read_image, resize
 
 DEPTHS = "perspective, a folder of maps, or midas"
@@ -60,7 +60,7 @@ class Clips:
 
     def iterate(self, parts):
         """Yield (samples, frames, nearness) of each of `parts`; the next part is read meanwhile."""
-        for samples, read, waited in read_ahead(parts, self.read):
+        for samples, read, waited in prefetch(parts, self.read):
             self.waited += waited
             yield samples, *self.to_device(read)
 

@@ -13,14 +13,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from common import evaluation, smoothing
+from common import cli, evaluation, smoothing
 from common import old_training as training
 from common.dataset import report_skipped
 from common.features.folders import FeatureVideo, add_label_flags, find_features, frames_of_clips
 from common.io import UserError, first_line, load_array, run, safe_filename, writable_folder
-from common.kept import Kept, seconds_of
 from common.late import Late, torch
-from common.pool import add_shard_flag
 from common.video import decoded, open_video
 from frd_uvad.svmae.preprocess import features_of_video
 
@@ -28,6 +26,8 @@ detector = Late("frd_uvad.svmae.detector")
 
 METHOD = "svmae-detector"
 FUSIONS, GROUPS = ("concat", "add", "product", "add_up"), ("both", "vis", "text")
+
+SCORES_VERSION = 1  # raise it when raw scores change: cached ones are then computed again
 
 
 def add_data_flags(parser, required=True):
@@ -56,9 +56,7 @@ def add_data_flags(parser, required=True):
 
 
 def add_eval_flags(parser):
-    evaluation.add_score_flags(
-        parser, "here they differ in name alone: nothing is smoothed or left out", "none", "the curve"
-    )
+    cli.add_score_flags(parser, "here they differ in name alone: nothing is smoothed or left out", "none", "the curve")
 
 
 def authors_flags(args):
@@ -67,13 +65,13 @@ def authors_flags(args):
 
 
 def parse(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.make_parser(__doc__)
     add_data_flags(parser, required=False)
-    training.add_flags(parser, out="the checkpoint's folder")
-    g = evaluation.add_source_flags(
+    cli.add_run_flags(parser, out="the checkpoint's folder")
+    g = cli.add_checkpoint_flags(
         parser, "runs/svmae/<dataset>-detector/detector.pt", "a video file or a folder of frames instead of --features"
     )
-    add_shard_flag(g, scoring=True)
+    cli.add_shard_flag(g, scoring=True)
     g.add_argument(
         "--encoder",
         type=Path,
@@ -96,7 +94,7 @@ def parse(argv=None):
         help="of an authors' file: whether text passes the multi-scale temporal network (default: if the file has one)",
     )
     add_eval_flags(parser)
-    return parser.parse_args(argv)
+    return parser.parse_args(cli.with_synonyms(argv, {"--ckpt_path": "--checkpoint"}))
 
 
 def detector_args(weights, fusion=None, feature_group=None, aggregate_text=None):
@@ -202,13 +200,17 @@ def evaluate(args, data, checkpoint, r):
         raise UserError(f"checkpoint {checkpoint} needs caption embeddings: give --text DIR")
     net.eval().to(r.device)
     folder = writable_folder(args.out or Path(checkpoint).parent)
-    kept = Kept(
+    cache = evaluation.ScoreCache(
         folder,
-        {"weights": training.weights_hash(net), "model": state["model_args"], "precision": r.precision},
+        {
+            "weights": training.weights_hash(net),
+            "model": state["model_args"],
+            "precision": r.precision,
+            "version": SCORES_VERSION,
+        },
         lambda v: source(v, args.text),
-        __file__,
     )
-    found = kept.make(
+    found = cache.compute(
         data.test,
         lambda v, tick: {"scores": score(net, v, args.text, r, tick)},
         r,
@@ -229,7 +231,7 @@ def evaluate(args, data, checkpoint, r):
         scores,
         method="SVMAE",
         protocol=protocol,
-        extra=training.about(checkpoint, state, [net], seconds_of(found), data.skipped, r),
+        extra=training.run_info(checkpoint, state, [net], evaluation.total_seconds(found), data.skipped, r),
     )
     evaluation.show(out, result, top=args.top, overlay=args.overlay)
     report_skipped(data.skipped)

@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 from tqdm import tqdm
 
-from common import datasets
+from common import cli, datasets
 from common import old_training as training
 from common.cache import VideoFiles
 from common.dataset import Usable
@@ -28,7 +28,7 @@ from common.features.prefetch import VideoPrefetcher
 from common.io import UserError, atomic_write, read_json, run, safe_filename, writable_folder, write_json
 from common.late import Late, torch
 from common.pictures import resize
-from common.pool import add_shard_flag, cores, prepare_videos
+from common.pool import cores, prepare_videos
 from common.video import Decoder, print_warnings
 from frd_uvad.preprocess import clips_of, describe
 from frd_uvad.svmae.clips import DEPTHS, WHOLE, Depth, cut
@@ -42,9 +42,9 @@ CORNERS = [(0, 0), (-1, -1), (1, -1), (-1, 1), (1, 1)]  # centre and corners, in
 
 
 def parse(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    datasets.add_flags(parser)
-    training.add_flags(parser, out="features/svmae/<dataset>")
+    parser = cli.make_parser(__doc__)
+    cli.add_data_flags(parser)
+    cli.add_run_flags(parser, out="features/svmae/<dataset>")
     g = parser.add_argument_group("features")
     g.add_argument(
         "--checkpoint",
@@ -94,7 +94,7 @@ def parse(argv=None):
         help="its weights: a name of open_clip's or a local file (default: %(default)s)",
     )
     g.add_argument("--encode-batch", type=int, default=8, help="clips encoded at once (default: %(default)s)")
-    add_shard_flag(g)
+    cli.add_shard_flag(g)
     return parser.parse_args(argv)
 
 

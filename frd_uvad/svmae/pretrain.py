@@ -5,7 +5,6 @@ python frd_uvad/svmae/pretrain.py --dataset ped2 --masking tube --loss mse      
 python frd_uvad/svmae/pretrain.py --dataset demo --preset tiny --size 64 --frames 8 --epochs 20 --preview
 """
 
-import argparse
 import math
 import sys
 import time
@@ -16,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 from tqdm import tqdm
 
-from common import datasets
+from common import cli, datasets
 from common import old_training as training
 from common.batches import parts_of
 from common.cache import FrameCache
@@ -43,9 +42,11 @@ EPOCHS, WARMUP, BATCH, LR, BETAS, DECAY = (
 
 
 def parse(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    datasets.add_flags(parser)
-    training.add_flags(parser, out="runs/svmae/<dataset>", epochs=EPOCHS, batch_size=BATCH, lr=f"{LR} · batch / 256")
+    parser = cli.make_parser(__doc__)
+    cli.add_data_flags(parser)
+    cli.add_run_flags(parser, out="runs/svmae/<dataset>")
+    g = cli.add_optimisation_flags(parser, epochs=EPOCHS, batch_size=BATCH, lr=f"{LR} · batch / 256")
+    g.add_argument("--compile", action="store_true", help="torch.compile the model")
     g = parser.add_argument_group("model")
     g.add_argument(
         "--preset",
@@ -255,7 +256,7 @@ class Trainer:
         )
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        self.run.average_gradients([p for p in self.net.parameters() if p.grad is not None])
+        self.run.average_gradients(self.net)
         self.optimizer.step()
         return loss.detach()
 

@@ -13,6 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 from tqdm import tqdm
 
+from common import cli
 from common import old_training as training
 from common.features.folders import find_features, listed_names
 from common.io import UserError, run
@@ -26,15 +27,16 @@ SEGMENTS, ITERATIONS, BAGS, LR, DECAY = 32, 1000, 32, 1e-3, 5e-3
 
 
 def parse(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.make_parser(__doc__)
     add_data_flags(parser)
-    training.add_flags(
+    cli.add_run_flags(parser, out="runs/svmae/<dataset>-detector")
+    g = cli.add_optimisation_flags(
         parser,
-        out="runs/svmae/<dataset>-detector",
         lr=LR,
         epochs="as many as --iterations make; given, it sets them: passes over the abnormal bags",
         batch_size=f"{2 * BAGS}: bags of a step, half of them normal",
     )
+    g.add_argument("--compile", action="store_true", help="torch.compile the model")
     g = parser.add_argument_group("method")
     g.add_argument(
         "--normal",

@@ -13,7 +13,7 @@ from pathlib import Path
 sys.path.pop(0)  # this folder, whose profile.py is not Python's
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common.io import UserError, run
+from common.io import UserError, run_script
 
 PARTS = {
     "hf2vad": ("eval", "train"),
@@ -33,7 +33,7 @@ def seconds(text):
 
 
 def main(argv=None):
-    from common import old_training as training
+    from common.distributed import Run
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("method", choices=PARTS)
@@ -46,10 +46,9 @@ def main(argv=None):
     package = "frd_uvad.svmae" if args.method == "svmae" else args.method
     flags = importlib.import_module(f"{package}.{part}").parse(rest)
     measure = getattr(importlib.import_module(f"tests.perf.bench_{args.method}"), f"measure_{part}")
-    r = training.Run.from_args(flags)
-    measure(flags, args.seconds, r)
-    r.close()
+    with Run(flags.device, flags.precision) as run:
+        measure(flags, args.seconds, run)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)
