@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from common import old_training as training
-from common.features.folders import CLIP_FRAMES, FeatureVideo, find_features, per_video
+from common.features.data import CLIP_FRAMES, FeatureVideo
+from common.features.folders import find_features, read_files
 from common.io import UserError, safe_filename
 from common.video import Video
 from frd_uvad.preprocess import prepare
@@ -211,7 +212,7 @@ def test_labels_of_another_length_name_both(tmp_path):
             assert len(data.labels(v)) == len(data.frame_scores(v, np.arange(7.0))) == length
         else:
             with pytest.raises(
-                UserError, match=f"Abuse028_x264 .* {length} frames, its 7 clips of features of 112.*--segments"
+                UserError, match=f"Abuse028_x264 .* {length} frames, its 7 clips of features have 112.*--segments"
             ):
                 find_features("ucfcrime", root)
 
@@ -327,7 +328,7 @@ def test_names_with_numbers_are_crops_only_where_none_is_missing(tmp_path):
         save(tmp_path / "test" / f"{name}.npy", rows(6, 8))
     for name in ("hall_rgb", "hall_clip"):
         save(tmp_path / "test" / f"{name}.npy", rows(6, 2, 8))
-    videos = per_video([tmp_path / "test"], "test")
+    videos = read_files([tmp_path / "test"], "test")
     assert {v.name: v.shape[0] for v in videos} == {
         "lobby__1": 1,
         "lobby__2": 1,

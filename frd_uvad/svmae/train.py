@@ -14,7 +14,8 @@ import numpy as np
 from tqdm import tqdm
 
 from common import old_training as training
-from common.features.folders import find_features, listed_names
+from common.features.folders import find_features
+from common.features.labels import listed_names
 from common.io import UserError, run
 from common.late import Late, torch
 from common.steps import StepTrainer
