@@ -17,18 +17,13 @@ def read_concatenated(path: Path, other_path: Path | None, split: str) -> list[F
     other_clips = len(load_array(other_path, "features", mmap=True)) if other_path else None
     rows = find_index(path, len(array), other_clips, split)
     if rows is None:
-        print(
-            f"note: {path.name} has no index of videos beside it (nalist_{split}.npy with each video's first and last "
-            "clip): all its clips are taken for one video, and windows may cross videos",
-            flush=True,
-        )
+        missing = f"nalist_{split}.npy with each video's first and last clip"
+        print(f"note: {path.name} has no index ({missing}): it is taken for one video, and windows may cross videos")
         return [FeatureVideo(path.stem, split, [array], path=path)]
     if (rows[1:, 0] == rows[:-1, 1]).all() and (len(rows) > 1 or rows.max() == len(array)):
         rows = rows - [0, 1]  # the index has ends, which are exclusive
     if rows[0, 0] != 0 or rows[-1, 1] != len(array) - 1 or (rows[1:, 0] != rows[:-1, 1] + 1).any():
-        raise UserError(
-            f"the index of {path}: its videos do not follow one another without gaps or overlaps from clip 0 on"
-        )
+        raise UserError(f"the index of {path}: expected videos from clip 0 to its last one, without gaps or overlaps")
     return [FeatureVideo(f"{split}{i:04d}", split, [array], int(a), int(b), path) for i, (a, b) in enumerate(rows)]
 
 
@@ -44,18 +39,14 @@ def find_index(path: Path, clips: int, other_clips: int | None, split: str) -> n
         with_split = [file for file in fits if re.search("train|test", file.name, re.I)]
         named = [file for file in with_split if re.search(split, file.name, re.I)]
         if len(named) > 1 or not with_split:
-            raise UserError(
-                f"index {fits[0]} fits several arrays of features by its length: call it nalist_train.npy or "
-                "nalist_test.npy"
-            )
+            raise UserError(f"index {fits[0]} fits several arrays: call it nalist_train.npy or nalist_test.npy")
         fits = named
     if fits:
         return indexes[fits[0]]
     for file, rows in indexes.items():
         if not ends_at(file, other_clips) or re.search(split, file.name, re.I):
             raise UserError(
-                f"index {file} ends at clip {rows.max()}, and {path.name} has {clips}: expected [videos, 2] of the first "
-                "and last clips inside it"
+                f"index {file} ends at clip {rows.max()}, but {path.name} has {clips}: it is another version"
             )
     return None
 

@@ -87,10 +87,10 @@ class FeatureData:
         if not shapes:
             raise UserError(f"no features were found under {self.root}")
         (self.crops, self.width), *others = shapes
-        if others:
+        for crops, width in others:
             raise UserError(
                 f"features under {self.root} differ: {videos[0].name} has {self.crops} crops of width {self.width}, "
-                f"{shapes[others[0]]} has {others[0][0]} of {others[0][1]}; encode all of them in the same way"
+                f"{shapes[crops, width]} has {crops} of {width}; encode all of them in the same way"
             )
 
     @property
@@ -113,13 +113,13 @@ class FeatureData:
         if isinstance(labels, np.ndarray):
             if not self.segments and abs(len(labels) - frames) > CLIP_FRAMES:
                 raise UserError(
-                    f"labels of video {name} ({source}) have {len(labels)} frames, its {len(video)} clips of features have "
-                    f"{frames}: one of them is another version, or the features are segments (--segments)"
+                    f"labels of video {name} ({source}) have {len(labels)} frames, its {len(video)} clips of features "
+                    f"have {frames}: one of them is another version, or the features are segments (--segments)"
                 )
             return labels
         if self.segments:
             raise UserError(
-                f"{source} annotates frames, and segments do not say how many frames the video {name} has: with --segments "
+                f"{source} annotates frames, and segments do not say how many frames video {name} has: with --segments "
                 "labels must be one 0 or 1 per frame (labels/<video>.npy, or --labels FILE.npz)"
             )
         out = np.zeros(frames, np.uint8)
@@ -127,8 +127,7 @@ class FeatureData:
             if first >= frames:
                 raise UserError(
                     f"{source} marks frames {first} to {last} of video {name}, whose features end at frame {frames} "
-                    f"({len(video)} clips of {CLIP_FRAMES}): they are another version, or segments of a longer video "
-                    "(--segments)"
+                    f"({len(video)} clips): they are another version, or segments of a longer video (--segments)"
                 )
             out[max(0, first) : last + 1] = 1
         return out
@@ -137,7 +136,7 @@ class FeatureData:
         """The clip or segment to which each frame of a video belongs: int [frames]."""
         if self.segments:
             return np.arange(frames) * len(video) // frames
-        return clips_of_frames(len(video), frames)
+        return frames_of_clips(np.arange(len(video)), frames)
 
     def frame_scores(self, video: FeatureVideo, scores: np.ndarray) -> np.ndarray:
         """A score per clip or segment [n] -> a score per frame: as many as the video has labels, else 16 per row."""
@@ -157,15 +156,10 @@ class FeatureData:
 
 
 def is_normal_by_name(name: str) -> bool:
-    """UCF-Crime and XD-Violence name their normal videos so; XD-Violence's annotations leave them out."""
+    """For UCF-Crime and XD-Violence, whose annotations leave normal videos out."""
     return "label_A" in name or name.startswith("Normal")
-
-
-def clips_of_frames(clips: int, frames: int) -> np.ndarray:
-    """The number of the clip to which each frame belongs, frames after the last clip to the last one. int [frames]"""
-    return np.minimum(np.arange(frames) // CLIP_FRAMES, clips - 1)
 
 
 def frames_of_clips(scores: np.ndarray, frames: int) -> np.ndarray:
     """A score per clip [clips] -> a score per frame [frames]: repeated, cut, or continued with the last one."""
-    return scores[clips_of_frames(len(scores), frames)]
+    return scores[np.minimum(np.arange(frames) // CLIP_FRAMES, len(scores) - 1)]

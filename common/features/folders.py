@@ -7,7 +7,7 @@
 
 Layouts: one array of all clips with an index of videos (`concat_UCF.npy`, `Concat_test_10.npy` with `nalist.npy`), or
 one .npy per video: [clips, width], [clips, crops, width], [crops, clips, width], or a file per crop (name__0.npy, …).
-Labels: by the names of videos (labels/<video>.npy, an .npz, a csv, temporal annotations of UCF-Crime and XD-Violence), or
+Labels: by the names of videos (labels/<video>.npy, .npz, csv, temporal annotations of UCF-Crime and XD-Violence), or
 one vector of all test clips or frames (`gt-*.npy`) with the list that gives the order of the videos.
 """
 
@@ -43,8 +43,8 @@ def canonical_features(name: str) -> str | None:
 def find_features(name: str, root, labels=None, order=None, segments: bool = False) -> FeatureData:
     """The features `name` under the folder `root`.
 
-    labels: file or folder of frame labels, instead of those beside the features. order: file with the list of test videos
-    in the order of a vector of labels. segments: see FeatureData.
+    labels: file or folder of frame labels, instead of those beside the features. order: file with the list of test
+    videos in the order of a vector of labels. segments: see FeatureData.
     Raises UserError for features or labels that are missing, damaged, or can be understood in two ways.
     """
     root = Path(root)
@@ -77,9 +77,8 @@ def read_split(root: Path, split: str) -> list[FeatureVideo]:
 
 def feature_folders(root: Path, split: str, verbose: bool = True) -> list[Path]:
     """The folders with a split's features. Of several kinds of features (RGB, Flow, …) only RGB is taken."""
-    folders = [
-        p for p in sorted(root.iterdir()) if p.is_dir() and not re.search("mask|label", p.name, re.I) and npy_files(p)
-    ]
+    folders = [p for p in sorted(root.iterdir()) if p.is_dir() and not re.search("mask|label", p.name, re.I)]
+    folders = [p for p in folders if npy_files(p)]
     matching = [p for p in folders if re.search(split, p.name, re.I)]
     if split == "train" and not matching:  # XD-Violence: RGB/ beside RGBTest/
         lower = {p.name.lower() for p in folders}
@@ -107,61 +106,58 @@ def npy_files(folder: Path) -> list[Path]:
 
 def load_features(folders) -> dict[Path, np.ndarray]:
     """{file: memory map} of all .npy files in and below these folders, in natural order. Raises UserError."""
-    files = sorted((p for folder in folders for p in npy_files(folder)), key=file_order)
+    files = sorted((p for folder in folders for p in npy_files(folder)), key=lambda p: (natural(p), str(p)))
     return {p: load_array(p, "features", mmap=True) for p in files}
-
-
-def file_order(path: Path):
-    return natural(path), str(path)
 
 
 def read_files(folders, split: str, by_toolkit: bool = False, other_folders=()) -> list[FeatureVideo]:
     """Videos with one .npy each, or one per crop in the same folder.
 
-    by_toolkit: the files were written by this toolkit, which keeps the names of videos. other_folders: the other split's.
+    by_toolkit: the files were written by this toolkit, which keeps videos' names. other_folders: the other split's.
     """
     arrays = load_features(folders)
     for p, x in arrays.items():
         if x.ndim not in (2, 3) or 0 in x.shape:
             raise UserError(f"features {p}: expected [clips, crops, width] with at least one clip, got {x.shape}")
-    groups = {} if by_toolkit else crop_files(arrays)  # (folder, stem) -> the files of a video
-    joined = {p for paths in groups.values() for p in paths}
-    groups.update({(p.parent, p.stem): [p] for p in arrays if p not in joined})
-    stems = {stem for _, stem in groups}
-    names = {stem: original_name(stem) for stem in stems} if by_toolkit else names_of_files(stems)
-    count = Counter(names[stem] for _, stem in groups)
-    with_crops = {p: x for p, x in arrays.items() if x.ndim == 3}
-    swapped = not by_toolkit and crops_come_first(with_crops, lambda: load_features(other_folders).values())
+    if by_toolkit:
+        groups, crops_first = [(p.stem, [p]) for p in arrays], False
+        names = {p.stem: original_name(p.stem) for p in arrays}
+    else:
+        groups = group_crops(arrays)
+        names = names_of_files({stem for stem, _ in groups})
+        with_crops = {p: x for p, x in arrays.items() if x.ndim == 3}
+        crops_first = crops_come_first(with_crops, lambda: load_features(other_folders).values())
+    count = Counter(names[stem] for stem, _ in groups)
     videos = {}
-    for (_, stem), paths in sorted(groups.items(), key=lambda item: file_order(item[1][0])):
+    for stem, paths in groups:
         parts = [arrays[p] for p in paths]
-        if len({x.shape for x in parts}) > 1:
-            raise UserError(
-                f"features {paths[0]} and {paths[-1]} are crops of one video and differ in shape: {parts[0].shape}, "
-                f"{parts[-1].shape}"
-            )
+        shapes = {x.shape for x in parts}
+        if len(shapes) > 1:
+            raise UserError(f"features {paths[0]} to {paths[-1]}: crops of one video differ in shape: {sorted(shapes)}")
         name = names[stem] if count[names[stem]] == 1 else stem  # only the endings tell these files apart
         if name in videos:
             raise UserError(
                 f"features {videos[name].path} and {paths[0]} are both called {name}: keep one kind of features, or name "
                 "the folder of one kind with --features"
             )
-        if parts[0].ndim == 3 and swapped:
+        if parts[0].ndim == 3 and crops_first:
             parts = list(parts[0])  # a view per crop
         videos[name] = FeatureVideo(name, split, parts, path=paths[0])
     check_not_transposed(arrays)
     return list(videos.values())
 
 
-def crop_files(arrays: dict[Path, np.ndarray]) -> dict[tuple[Path, str], list[Path]]:
-    """{(folder, name): its files name__0.npy … in order} where each is [clips, width] and no number is missing."""
-    groups = {}
+def group_crops(arrays: dict[Path, np.ndarray]) -> list[tuple[str, list[Path]]]:
+    """[(stem, files)] of each video: name__0.npy, name__1.npy, … where each is [clips, width] and none is missing."""
+    crops = {}  # (folder, stem) -> {number: file}
     for p, x in arrays.items():
         crop = re.fullmatch(r"(.+)__(\d+)", p.stem)
         if crop and x.ndim == 2:
-            groups.setdefault((p.parent, crop[1]), {})[int(crop[2])] = p
-    return {
-        key: [crops[i] for i in range(len(crops))]
-        for key, crops in groups.items()
-        if set(crops) == set(range(len(crops)))
-    }
+            crops.setdefault((p.parent, crop[1]), {})[int(crop[2])] = p
+    groups = [
+        (stem, [files[i] for i in sorted(files)]) for (_, stem), files in crops.items() if max(files) < len(files)
+    ]
+    joined = {p for _, files in groups for p in files}
+    groups += [(p.stem, [p]) for p in arrays if p not in joined]
+    order = {p: i for i, p in enumerate(arrays)}
+    return sorted(groups, key=lambda group: order[group[1][0]])

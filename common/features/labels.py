@@ -22,8 +22,8 @@ def add_label_flags(group) -> None:
     group.add_argument(
         "--segments",
         action="store_true",
-        help="the features are equal parts of each video (32 as a rule), not clips of 16 frames: scores are stretched to "
-        "the frames that its labels have",
+        help="the features are equal parts of each video (32 as a rule), not clips of 16 frames: scores are stretched "
+        "to the frames that its labels have",
     )
 
 
@@ -32,34 +32,28 @@ def read_labels(data: FeatureData, path: Path | None, order: Path | None) -> Non
 
     Labels by name are preferred to a vector, which is then compared with them. Raises UserError where they do not fit.
     """
-    by_name, vectors = [], []
     if path:
-        (vectors if path.suffix == ".npy" else by_name).append(path)
+        by_name = [] if path.suffix == ".npy" else [path]
+        vectors = [] if by_name else [path]
     else:
-        by_name += sorted(data.root.glob("*emporal*nnotation*.txt")) + sorted(data.root.glob("annotations*.txt"))
-        by_name += [
-            p for p in sorted(data.root.iterdir()) if p.is_dir() and (p.name == "labels" or "frame_mask" in p.name)
-        ]
-        vectors += sorted(data.root.glob("gt*.npy"))
-    if by_name:
-        data.annotations, data.label_source = read_labels_by_name(by_name[0], data), by_name[0].name
-        for v in data.test:
-            data.labels(v)  # labels that do not fit are refused before any work
-    if not vectors:
-        return
-    try:
-        annotations, source = cut_vector(data, vectors[0], order)
-    except UserError as e:
-        if not by_name:
-            raise
-        print(f"note: labels are those of {data.label_source}; {vectors[0].name} is not compared ({e})", flush=True)
-        return
+        by_name = sorted(data.root.glob("*emporal*nnotation*.txt")) + sorted(data.root.glob("annotations*.txt"))
+        folders = [p for p in sorted(data.root.iterdir()) if p.is_dir()]
+        by_name += [p for p in folders if p.name == "labels" or "frame_mask" in p.name]
+        vectors = sorted(data.root.glob("gt*.npy"))
     if not by_name:
-        data.annotations, data.label_source = annotations, source
+        if vectors:
+            data.annotations, data.label_source = cut_vector(data, vectors[0], order)
         return
-    pairs = [(data.labels(v), annotations[v.name]) for v in data.test]
-    differ = sum(int((a[: len(b)] != b[: len(a)]).sum()) for a, b in pairs)
-    print(f"note: labels are those of {data.label_source}; {source} differs in {differ} frames", flush=True)
+    data.annotations, data.label_source = read_labels_by_name(by_name[0], data), by_name[0].name
+    labels = {v.name: data.labels(v) for v in data.test}  # labels that do not fit are refused before any work
+    if vectors:
+        try:
+            other, source = cut_vector(data, vectors[0], order)
+            differ = sum(int((y[: len(other[name])] != other[name][: len(y)]).sum()) for name, y in labels.items())
+            comparison = f"{source} differs in {differ} frames"
+        except UserError as e:
+            comparison = f"{vectors[0].name} is not compared ({e})"
+        print(f"note: labels are those of {data.label_source}; {comparison}", flush=True)
 
 
 def read_labels_by_name(source: Path, data: FeatureData) -> dict:
@@ -76,22 +70,20 @@ def read_labels_by_name(source: Path, data: FeatureData) -> dict:
     out, unknown = {}, []
     for entry, labels in entries.items():
         name = name_in(entry, names)
+        if name in out:
+            raise UserError(f"labels {source} hold video {name} twice, as {entry} and in another spelling: remove one")
         if name is None:
             unknown.append(entry)
-        elif name in out:
-            raise UserError(
-                f"labels {source} hold the video {name} twice, as {entry} and in another spelling: remove one of them"
-            )
         else:
             is_ranges = isinstance(labels, list)
             out[name] = labels if is_ranges else zeros_and_ones(labels, f"labels of video {entry} in {source}")
     if unknown:
         print(f"note: {source.name} annotates {len(unknown)} videos without features, such as {unknown[0]}", flush=True)
     normal = sorted(names - set(out))  # published sets of masks leave normal videos out
-    if source.is_dir() and out and ("mask" in source.name.lower() or any(np.ndim(x) > 2 for x in entries.values())):
-        if normal:
-            text = f"{len(normal)} test videos, such as {normal[0]}: they are taken for normal"
-            print(f"note: {source.name} has no mask of {text}", flush=True)
+    has_masks = "mask" in source.name.lower() or any(np.ndim(x) > 2 for x in entries.values())
+    if source.is_dir() and out and normal and has_masks:
+        videos = f"{len(normal)} test videos, such as {normal[0]}"
+        print(f"note: {source.name} has no mask of {videos}: they are taken for normal", flush=True)
         out.update({name: [] for name in normal})
     return out
 
@@ -118,16 +110,14 @@ def cut_vector(data: FeatureData, path: Path, order: Path | None) -> tuple[dict[
     if len(flat) == ends[-1]:
         flat = np.repeat(flat, CLIP_FRAMES)
     if len(flat) != ends[-1] * CLIP_FRAMES:
-        raise UserError(
-            f"labels {path}: {len(flat)} entries for {ends[-1]} test clips; expected one 0 or 1 per clip, or {CLIP_FRAMES} "
-            "per clip"
-        )
+        expected = f"expected one 0 or 1 per clip, or {CLIP_FRAMES} per clip"
+        raise UserError(f"labels {path}: {len(flat)} entries for {ends[-1]} test clips; {expected}")
     out = {v.name: part for v, part in zip(videos, np.split(flat, ends[:-1] * CLIP_FRAMES))}
     for name, part in out.items():
         if part.any() and is_normal_by_name(name):
             raise UserError(
-                f"labels {path} in the order of {source} mark frames of {name}, which is normal by its name: they were made "
-                "in another order; give its list with --order FILE"
+                f"labels {path} in the order of {source} mark frames of {name}, which is normal by its name: they were "
+                "made in another order; give its list with --order FILE"
             )
     return out, f"{path.name} in the order of {source}"
 
@@ -137,19 +127,19 @@ def videos_in_order(data: FeatureData, path: Path, order: Path | None) -> tuple[
     if order is None and len({v.path for v in data.test}) == 1:
         return data.test, data.test[0].path.name
     by_name, orders = {v.name: v for v in data.test}, {}
-    lists = [*sorted(data.root.glob("*.list")), *sorted(data.root.glob("*.txt"))]
-    for file in [order] if order else [p for p in lists if p.suffix == ".list" or "annotation" not in p.name.lower()]:
+    texts = [p for p in sorted(data.root.glob("*.txt")) if "annotation" not in p.name.lower()]
+    for file in [Path(order)] if order else [*sorted(data.root.glob("*.list")), *texts]:
         names = listed_names(file, by_name)
-        missing, others = (sorted(a - b) for a, b in ((set(by_name), set(names)), (set(names), set(by_name))))
+        missing, others = sorted(set(by_name) - set(names)), sorted(set(names) - set(by_name))
         if not missing and not others:
-            orders.setdefault(tuple(names), Path(file).name)
+            orders.setdefault(tuple(names), file.name)
         elif order:
             raise UserError(
                 f"--order {order} is not the list of these test videos: {len(missing)} of them are missing there and "
                 f"{len(others)} others are listed, such as {(missing + others)[0]}"
             )
     if len(orders) == 1:
-        names, source = next(iter(orders.items()))
+        names, source = orders.popitem()
         return [by_name[n] for n in names], source
     advice = (
         "put the list of test videos by which it was made beside it (*.list or *.txt, a name a line) or give it with "
@@ -188,9 +178,7 @@ def read_annotations(path) -> dict[str, list[tuple[int, int]]]:
             numbers = [int(float(w)) for w in words[1:] if re.fullmatch(r"-?\d+(\.\d+)?", w)]
         pairs = [(a, b) for a, b in zip(numbers[::2], numbers[1::2]) if (a, b) != (-1, -1)]
         if len(numbers) % 2 or any(not 0 <= a <= b for a, b in pairs):
-            raise UserError(
-                f"annotations {path}: {' '.join(words)}: expected pairs of the first and last abnormal frame, and -1 -1 for "
-                "none"
-            )
+            expected = "expected pairs of the first and last abnormal frame, and -1 -1 for none"
+            raise UserError(f"annotations {path}: {' '.join(words)}: {expected}")
         out.setdefault(re.sub(r"\.(mp4|avi|mkv)$", "", words[0], flags=re.I), []).extend(pairs)
     return out

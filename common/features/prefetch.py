@@ -15,13 +15,32 @@ from common.video import Decoder, Video
 QUEUE_FRAMES = 256  # decoded frames of a video that wait to be used
 
 
-class DecodeThread(threading.Thread):
-    """Iterate over a video's frames in order, as `preprocess_frame` returns them: decoded in this thread, and queued.
+class VideoPrefetcher:
+    """Iterate over (video, its DecodeThread); the next `threads` videos are decoded at the same time."""
 
-    Raises UserError after the frames before an error of the decoder. `decoder` has the warnings.
+    def __init__(self, videos: Iterable[Video], preprocess_frame: Callable[[np.ndarray], np.ndarray], threads: int):
+        self.videos, self.preprocess_frame, self.threads = videos, preprocess_frame, threads
+
+    def __iter__(self) -> Iterator[tuple[Video, "DecodeThread"]]:
+        threads = (DecodeThread(video, self.preprocess_frame) for video in self.videos)  # each begins when it is taken
+        running = deque(itertools.islice(threads, self.threads))
+        try:
+            while running:
+                yield running[0].video, running[0]
+                running.popleft().stop()
+                running.extend(itertools.islice(threads, 1))
+        finally:
+            for thread in running:
+                thread.stop()
+
+
+class DecodeThread(threading.Thread):
+    """Decodes one video into a queue. Iterate over its frames, in order and as preprocess_frame() returns them.
+
+    Raises UserError in place of frames that cannot be decoded. OpenCV releases Python's lock while it decodes.
     """
 
-    def __init__(self, video: Video, preprocess_frame: Callable[[np.ndarray], np.ndarray]):
+    def __init__(self, video, preprocess_frame):
         super().__init__(daemon=True)  # does not keep the process from ending
         self.video, self.decoder, self.preprocess_frame = video, Decoder(video), preprocess_frame
         self.queue, self.stopped = queue.Queue(QUEUE_FRAMES), False
@@ -40,37 +59,15 @@ class DecodeThread(threading.Thread):
             end = UserError(f"video {self.video.name} ({self.video.path}) cannot be read ({first_line(e)})")
         self.queue.put(end)
 
-    def __iter__(self) -> Iterator[np.ndarray]:
+    def __iter__(self):
         while (item := self.queue.get()) is not None:
             if isinstance(item, UserError):
                 raise item
             yield item
 
     def stop(self) -> None:
-        """End the thread after its current frame. An empty queue lets it go on to notice `stopped`."""
+        """End the thread after the frame that it decodes now: in an emptied queue, put() cannot block any more."""
         self.stopped = True
         with contextlib.suppress(queue.Empty):
             while True:
                 self.queue.get_nowait()
-
-
-class VideoPrefetcher:
-    """Iterate over (video, DecodeThread) in order; `threads` videos are decoded at the same time.
-
-    OpenCV releases Python's lock while it decodes and resizes.
-    """
-
-    def __init__(self, videos: Iterable[Video], preprocess_frame: Callable[[np.ndarray], np.ndarray], threads: int):
-        self.videos, self.preprocess_frame, self.threads = videos, preprocess_frame, threads
-
-    def __iter__(self) -> Iterator[tuple[Video, DecodeThread]]:
-        videos = iter(self.videos)
-        running = deque(DecodeThread(v, self.preprocess_frame) for v in itertools.islice(videos, self.threads))
-        try:
-            while running:
-                yield running[0].video, running[0]
-                running.popleft().stop()
-                running.extend(DecodeThread(v, self.preprocess_frame) for v in itertools.islice(videos, 1))
-        finally:
-            for thread in running:
-                thread.stop()
