@@ -2,16 +2,19 @@
 they were not made for, in whichever order files are listed."""
 
 import os
+import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from common import old_training as training
+from common.features import prefetch
 from common.features.data import CLIP_FRAMES, FeatureVideo
 from common.features.folders import find_features, read_files
 from common.io import UserError, safe_filename
-from common.video import Video
+from common.video import Video, list_videos
 from frd_uvad.preprocess import prepare
 from frd_uvad.svmae.clips import Depth
 from frd_uvad.svmae.eval import text_of
@@ -577,3 +580,77 @@ def test_the_other_split_tells_axes_apart(tmp_path, train, test, clips, crops):
             save(tmp_path / split / f"{split}{i}.npy", rows(*shape, 8))
     data = find_features("features", tmp_path)
     assert [len(v) for v in data.train] == [clips] and data.crops == crops
+
+
+# ------------------------------------------------------------------------------------------------------------ prefetching
+
+
+def videos_of(root, lengths):
+    for i, n in enumerate(lengths):
+        save_frames(root / "test" / f"v{i}", [np.full((8, 8, 3), 10 * i + t, np.uint8) for t in range(n)])
+    return list_videos(root / "test")
+
+
+def wait_for_threads():
+    for thread in threading.enumerate():
+        if isinstance(thread, prefetch.DecodeThread):
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+def numbers(frames):
+    return [int(frame[0, 0, 0]) for frame in frames]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 9])
+def test_prefetched_frames_are_in_order(tmp_path, threads, monkeypatch):
+    monkeypatch.setattr(prefetch, "QUEUE_FRAMES", 2)
+    videos = videos_of(tmp_path, (5, 1, 7, 3))
+    read = {v.name: numbers(frames) for v, frames in prefetch.VideoPrefetcher(videos, lambda f: f + 1, threads)}
+    assert read == {f"v{i}": [10 * i + t + 1 for t in range(n)] for i, n in enumerate((5, 1, 7, 3))}
+    wait_for_threads()
+
+
+@pytest.mark.parametrize("error", [UserError("no frame"), ValueError("bad bytes")])
+def test_an_error_of_a_decoder_is_raised_at_its_video(tmp_path, error):
+    def preprocess_frame(frame):
+        if frame[0, 0, 0] == 12:
+            raise error
+        return frame
+
+    read, errors = {}, {}
+    for video, frames in prefetch.VideoPrefetcher(videos_of(tmp_path, (3, 4, 3)), preprocess_frame, 2):
+        read[video.name] = []
+        try:
+            for frame in frames:
+                read[video.name] += numbers([frame])
+        except UserError as e:
+            errors[video.name] = str(e)
+    assert read == {"v0": [0, 1, 2], "v1": [10, 11], "v2": [20, 21, 22]}
+    assert list(errors) == ["v1"] and str(error) in errors["v1"]
+    wait_for_threads()
+
+
+def test_prefetching_is_bounded_and_stops_early(tmp_path, monkeypatch):
+    """No more videos are decoded than asked for, no more frames than fit in a queue; a consumer may leave at any frame."""
+    monkeypatch.setattr(prefetch, "QUEUE_FRAMES", 2)
+    videos, decoded = videos_of(tmp_path, (9, 9, 9, 9)), []
+
+    def preprocess_frame(frame):
+        decoded.extend(numbers([frame]))
+        return frame
+
+    for leave_after in (0, 1, 4, 9):
+        del decoded[:]
+        for _, frames in prefetch.VideoPrefetcher(videos, preprocess_frame, 2):
+            time.sleep(0.2)
+            assert set(n // 10 for n in decoded) == {0, 1} and len(decoded) <= 2 * (2 + 1)
+            for _ in zip(range(leave_after), frames):
+                pass
+            break
+        wait_for_threads()
+    for _, frames in prefetch.VideoPrefetcher(
+        videos, preprocess_frame, 2
+    ):  # leaves each video, and goes on to the next
+        assert len(list(zip(range(3), frames))) == 3
+    wait_for_threads()

@@ -87,7 +87,8 @@ class FeatureData:
         if not shapes:
             raise UserError(f"no features were found under {self.root}")
         (self.crops, self.width), *others = shapes
-        for crops, width in others:
+        if others:
+            crops, width = others[0]
             raise UserError(
                 f"features under {self.root} differ: {videos[0].name} has {self.crops} crops of width {self.width}, "
                 f"{shapes[crops, width]} has {crops} of {width}; encode all of them in the same way"

@@ -18,8 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from common.dataset import plain
-from common.features.axes import check_not_transposed, crops_come_first
-from common.features.concatenated import read_concatenated
+from common.features.arrays import check_not_transposed, crops_come_first, read_concatenated
 from common.features.data import FeatureData, FeatureVideo
 from common.features.labels import read_labels
 from common.features.names import names_of_files
@@ -154,9 +153,7 @@ def group_crops(arrays: dict[Path, np.ndarray]) -> list[tuple[str, list[Path]]]:
         crop = re.fullmatch(r"(.+)__(\d+)", p.stem)
         if crop and x.ndim == 2:
             crops.setdefault((p.parent, crop[1]), {})[int(crop[2])] = p
-    groups = [
-        (stem, [files[i] for i in sorted(files)]) for (_, stem), files in crops.items() if max(files) < len(files)
-    ]
+    groups = [(stem, [f[i] for i in sorted(f)]) for (_, stem), f in crops.items() if max(f) < len(f)]
     joined = {p for _, files in groups for p in files}
     groups += [(p.stem, [p]) for p in arrays if p not in joined]
     order = {p: i for i, p in enumerate(arrays)}

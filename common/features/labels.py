@@ -89,7 +89,7 @@ def read_labels_by_name(source: Path, data: FeatureData) -> dict:
 
 
 def zeros_and_ones(x, what: str) -> np.ndarray:
-    """uint8 [frames] from a vector, or from pixel masks [frames, H, W]: 1 where any pixel is marked. Raises UserError."""
+    """uint8 [frames] from a vector, or from pixel masks [frames, H, W]: 1 if any pixel is marked. Raises UserError."""
     x = np.asarray(x)
     x = (x != 0).any((1, 2)) if x.ndim == 3 else x.reshape(-1)
     if not x.size or not np.isin(x, (0, 1)).all():
@@ -98,7 +98,7 @@ def zeros_and_ones(x, what: str) -> np.ndarray:
 
 
 def cut_vector(data: FeatureData, path: Path, order: Path | None) -> tuple[dict[str, np.ndarray], str]:
-    """Cut the labels of all test clips or frames by video. -> ({video name: uint8 [frames]}, their source)"""
+    """The labels of all test clips or frames, cut by video. -> ({video name: uint8 [frames]}, their source)"""
     if data.segments:
         raise UserError(
             f"labels {path} cannot be cut, as segments do not say how many frames each video has: with --segments give "
@@ -124,7 +124,7 @@ def cut_vector(data: FeatureData, path: Path, order: Path | None) -> tuple[dict[
 
 def videos_in_order(data: FeatureData, path: Path, order: Path | None) -> tuple[list[FeatureVideo], str]:
     """The test videos in the order of the label vector `path`, and the name of the file that gives this order."""
-    if order is None and len({v.path for v in data.test}) == 1:
+    if order is None and len({v.path for v in data.test}) == 1:  # one video, or one array
         return data.test, data.test[0].path.name
     by_name, orders = {v.name: v for v in data.test}, {}
     texts = [p for p in sorted(data.root.glob("*.txt")) if "annotation" not in p.name.lower()]
@@ -156,11 +156,10 @@ def listed_names(path, names: Collection[str]) -> list[str]:
     Entries that are none of `names` are returned as they are. Raises UserError.
     """
     out = {}
-    for line in map(str.strip, read_text(path, "list of videos").splitlines()):
-        name = line and (name_in(line, names) or name_in(line.split()[0], names))
+    for line in filter(None, map(str.strip, read_text(path, "list of videos").splitlines())):
+        name = name_in(line, names) or name_in(line.split()[0], names)
         if name or not line.startswith("#"):  # a name may begin with #, else it is a comment
             out[name or line] = None
-    out.pop("", None)
     return list(out)
 
 
@@ -171,9 +170,7 @@ def read_annotations(path) -> dict[str, list[tuple[int, int]]]:
     Raises UserError.
     """
     out = {}
-    for words in map(str.split, read_text(path, "annotations").splitlines()):
-        if not words:
-            continue
+    for words in filter(None, map(str.split, read_text(path, "annotations").splitlines())):
         with reading("annotations", path, "cannot be read", OverflowError):
             numbers = [int(float(w)) for w in words[1:] if re.fullmatch(r"-?\d+(\.\d+)?", w)]
         pairs = [(a, b) for a, b in zip(numbers[::2], numbers[1::2]) if (a, b) != (-1, -1)]

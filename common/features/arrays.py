@@ -1,12 +1,45 @@
-"""UCF-Crime's form: the clips of all videos in one array, and an index with the first and last clip of each video."""
+"""What arrays of features hold: which axes are crops, clips and width, and which clips belong to which video."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from common.features.data import FeatureVideo
 from common.io import UserError, load_array
+
+CROPS = {5, 10}  # that feature extractors make of a frame, besides one
+
+
+def crops_come_first(arrays: dict[Path, np.ndarray], other_split: Callable[[], list[np.ndarray]]) -> bool:
+    """Whether arrays are [crops, clips, width]: all videos have the same number of crops, but not of clips.
+
+    arrays: those with three axes; other_split: loads those of the other split, which are asked where these do not tell.
+    Raises UserError where the axes cannot be told apart.
+    """
+    first, second = ({x.shape[axis] for x in arrays.values()} for axis in (0, 1))
+    if first != {1} and max(len(first), len(second)) == 1 and first | second <= CROPS:
+        more = [x for x in other_split() if x.ndim == 3]
+        first, second = ({x.shape[axis] for x in [*arrays.values(), *more]} for axis in (0, 1))
+    if len(first) != 1 or not first <= CROPS | {1}:
+        return False
+    if first != {1} and len(second) == 1 and second <= CROPS:
+        path, x = next(iter(arrays.items()))
+        raise UserError(
+            f"features {path}: which axis of {x.shape} are the crops cannot be told: save each crop in a file, "
+            "name__0.npy … [clips, width]"
+        )
+    return not (len(second) == 1 and second <= CROPS | {1})
+
+
+def check_not_transposed(arrays: dict[Path, np.ndarray]) -> None:
+    """Raises UserError for [width, clips]: all videos have the same width, but not the same number of clips."""
+    first = {x.shape[0] for x in arrays.values() if x.ndim == 2}
+    last = {x.shape[-1] for x in arrays.values()}
+    if len(first) == 1 and (len(last) > 1 or (min(first) % 256 == 0 and min(last) % 8)):
+        path, x = next(iter(arrays.items()))
+        raise UserError(f"features {path} {x.shape} look like [width, clips]: transpose them to [clips, width]")
 
 
 def read_concatenated(path: Path, other_path: Path | None, split: str) -> list[FeatureVideo]:
@@ -21,7 +54,7 @@ def read_concatenated(path: Path, other_path: Path | None, split: str) -> list[F
         print(f"note: {path.name} has no index ({missing}): it is taken for one video, and windows may cross videos")
         return [FeatureVideo(path.stem, split, [array], path=path)]
     if (rows[1:, 0] == rows[:-1, 1]).all() and (len(rows) > 1 or rows.max() == len(array)):
-        rows = rows - [0, 1]  # the index has ends, which are exclusive
+        rows = rows - [0, 1]  # exclusive ends
     if rows[0, 0] != 0 or rows[-1, 1] != len(array) - 1 or (rows[1:, 0] != rows[:-1, 1] + 1).any():
         raise UserError(f"the index of {path}: expected videos from clip 0 to its last one, without gaps or overlaps")
     return [FeatureVideo(f"{split}{i:04d}", split, [array], int(a), int(b), path) for i, (a, b) in enumerate(rows)]
@@ -46,12 +79,13 @@ def find_index(path: Path, clips: int, other_clips: int | None, split: str) -> n
     for file, rows in indexes.items():
         if not ends_at(file, other_clips) or re.search(split, file.name, re.I):
             raise UserError(
-                f"index {file} ends at clip {rows.max()}, but {path.name} has {clips}: it is another version"
+                f"index {file} ends at clip {rows.max()}, {path.name} has {clips}: they do not belong together"
             )
     return None
 
 
 def read_index(file: Path) -> np.ndarray:
+    """First and last clip of each video, or its end: int64 [videos, 2]. Raises UserError."""
     rows = load_array(file, "index of videos")
     is_index = rows.ndim == 2 and rows.shape[1] == 2 and rows.size and rows.dtype.kind in "iuf"
     if not is_index or not (0 <= rows[:, 0]).all() or not (rows[:, 0] <= rows[:, 1]).all() or np.isinf(rows).any():
