@@ -1,5 +1,5 @@
-"""Clip features as people have them: folders, axes, crops and index files are understood or refused, and labels never reach a video that
-they were not made for, in whichever order files are listed."""
+"""Clip features as people have them: folders, axes, crops and index files are understood or refused, and labels never
+reach a video that they were not made for, in whichever order files are listed."""
 
 import os
 import threading
@@ -244,7 +244,7 @@ def test_segments_are_stretched_to_the_frames_of_the_labels(tmp_path):
         find_features("features", tmp_path, tmp_path / "a.txt", segments=True)
 
 
-# ----------------------------------------------------------------------------------------- folders, axes, crops, index files
+# ------------------------------------------------------------------------------------ folders, axes, crops, index files
 
 
 def test_xd_violence_reads_rgb_alone(tmp_path, capsys):
@@ -393,7 +393,7 @@ def test_an_index_that_does_not_fit_is_refused(tmp_path, rows_of, words):
 
 
 def test_videos_without_a_mask_are_normal_and_counted(tmp_path, capsys):
-    """ShanghaiTech's weakly supervised split: names say nothing, and test_frame_mask/ holds the abnormal videos alone."""
+    """ShanghaiTech's weakly supervised split: names say nothing, test_frame_mask/ holds only the abnormal videos."""
     for n in ("01_0015", "01_001", "02_003"):
         save(tmp_path / "SH_Test" / f"{n}_i3d.npy", rows(4, 1, 8))
     save(tmp_path / "test_frame_mask" / "01_0015.npy", np.arange(64) > 30)
@@ -466,7 +466,7 @@ def test_published_annotations_are_read_in_both_forms(tmp_path):
     assert marked == {"v=a": [*range(3, 10), *range(20, 31)], "Bad.Boys.1995": [*range(6)], "Calm": []}
 
 
-# --------------------------------------------------------------------------------------------- what else is joined with features
+# ---------------------------------------------------------------------------------- what else is joined with features
 
 
 def twins():
@@ -582,7 +582,7 @@ def test_the_other_split_tells_axes_apart(tmp_path, train, test, clips, crops):
     assert [len(v) for v in data.train] == [clips] and data.crops == crops
 
 
-# ------------------------------------------------------------------------------------------------------------ prefetching
+# ---------------------------------------------------------------------------------------------------------- prefetching
 
 
 def videos_of(root, lengths):
@@ -632,7 +632,7 @@ def test_an_error_of_a_decoder_is_raised_at_its_video(tmp_path, error):
 
 
 def test_prefetching_is_bounded_and_stops_early(tmp_path, monkeypatch):
-    """No more videos are decoded than asked for, no more frames than fit in a queue; a consumer may leave at any frame."""
+    """No more videos and frames are decoded than threads and queues allow; a consumer may leave at any frame."""
     monkeypatch.setattr(prefetch, "QUEUE_FRAMES", 2)
     videos, decoded = videos_of(tmp_path, (9, 9, 9, 9)), []
 
@@ -644,7 +644,7 @@ def test_prefetching_is_bounded_and_stops_early(tmp_path, monkeypatch):
         del decoded[:]
         for _, frames in prefetch.VideoPrefetcher(videos, preprocess_frame, 2):
             time.sleep(0.2)
-            assert set(n // 10 for n in decoded) == {0, 1} and len(decoded) <= 2 * (2 + 1)
+            assert {n // 10 for n in decoded} == {0, 1} and len(decoded) <= 2 * (2 + 1)
             for _ in zip(range(leave_after), frames):
                 pass
             break

@@ -9,19 +9,20 @@ import numpy as np
 from common.features.data import FeatureVideo
 from common.io import UserError, load_array
 
+Arrays = dict[Path, np.ndarray]  # {file: features}
 CROPS = {5, 10}  # that feature extractors make of a frame, besides one
 
 
-def crops_come_first(arrays: dict[Path, np.ndarray], other_split: Callable[[], list[np.ndarray]]) -> bool:
+def crops_come_first(arrays: Arrays, load_other_split: Callable[[], Arrays]) -> bool:
     """Whether arrays are [crops, clips, width]: all videos have the same number of crops, but not of clips.
 
-    arrays: those with three axes; other_split: loads those of the other split, which are asked where these do not tell.
-    Raises UserError where the axes cannot be told apart.
+    Where these arrays do not tell, those of the other split may. Raises UserError where they do not tell either.
     """
+    arrays = {p: x for p, x in arrays.items() if x.ndim == 3}
     first, second = ({x.shape[axis] for x in arrays.values()} for axis in (0, 1))
-    if first != {1} and max(len(first), len(second)) == 1 and first | second <= CROPS:
-        more = [x for x in other_split() if x.ndim == 3]
-        first, second = ({x.shape[axis] for x in [*arrays.values(), *more]} for axis in (0, 1))
+    if max(len(first), len(second)) == 1 and first | second <= CROPS:
+        more = [x for x in [*arrays.values(), *load_other_split().values()] if x.ndim == 3]
+        first, second = ({x.shape[axis] for x in more} for axis in (0, 1))
     if len(first) != 1 or not first <= CROPS | {1}:
         return False
     if first != {1} and len(second) == 1 and second <= CROPS:
@@ -33,7 +34,7 @@ def crops_come_first(arrays: dict[Path, np.ndarray], other_split: Callable[[], l
     return not (len(second) == 1 and second <= CROPS | {1})
 
 
-def check_not_transposed(arrays: dict[Path, np.ndarray]) -> None:
+def check_not_transposed(arrays: Arrays) -> None:
     """Raises UserError for [width, clips]: all videos have the same width, but not the same number of clips."""
     first = {x.shape[0] for x in arrays.values() if x.ndim == 2}
     last = {x.shape[-1] for x in arrays.values()}
@@ -47,11 +48,11 @@ def read_concatenated(path: Path, other_path: Path | None, split: str) -> list[F
     array = load_array(path, "features", mmap=True)
     if array.ndim not in (2, 3):
         raise UserError(f"features {path}: expected [clips, crops, width], got an array of shape {array.shape}")
-    other_clips = len(load_array(other_path, "features", mmap=True)) if other_path else None
+    other_clips = len(load_array(other_path, "features", mmap=True)) if other_path else -1  # no index ends there
     rows = find_index(path, len(array), other_clips, split)
     if rows is None:
-        missing = f"nalist_{split}.npy with each video's first and last clip"
-        print(f"note: {path.name} has no index ({missing}): it is taken for one video, and windows may cross videos")
+        no_index = f"has no index (nalist_{split}.npy with each video's first and last clip)"
+        print(f"note: {path.name} {no_index}: it is taken for one video, windows may cross videos", flush=True)
         return [FeatureVideo(path.stem, split, [array], path=path)]
     if (rows[1:, 0] == rows[:-1, 1]).all() and (len(rows) > 1 or rows.max() == len(array)):
         rows = rows - [0, 1]  # exclusive ends
@@ -60,15 +61,12 @@ def read_concatenated(path: Path, other_path: Path | None, split: str) -> list[F
     return [FeatureVideo(f"{split}{i:04d}", split, [array], int(a), int(b), path) for i, (a, b) in enumerate(rows)]
 
 
-def find_index(path: Path, clips: int, other_clips: int | None, split: str) -> np.ndarray | None:
+def find_index(path: Path, clips: int, other_clips: int, split: str) -> np.ndarray | None:
     """The index beside `path` that ends where its array does: int64 [videos, 2], or None. Raises UserError."""
     indexes = {file: read_index(file) for file in sorted(path.parent.glob("*nalist*.npy"))}
-
-    def ends_at(file, clips):
-        return clips is not None and indexes[file].max() in (clips - 1, clips)
-
-    fits = [file for file in indexes if ends_at(file, clips)]
-    if len(fits) > 1 or (fits and ends_at(fits[0], other_clips)):
+    fits = [file for file, rows in indexes.items() if rows.max() in (clips - 1, clips)]
+    fits_other = [file for file, rows in indexes.items() if rows.max() in (other_clips - 1, other_clips)]
+    if len(fits) > 1 or (fits and fits[0] in fits_other):
         with_split = [file for file in fits if re.search("train|test", file.name, re.I)]
         named = [file for file in with_split if re.search(split, file.name, re.I)]
         if len(named) > 1 or not with_split:
@@ -77,9 +75,9 @@ def find_index(path: Path, clips: int, other_clips: int | None, split: str) -> n
     if fits:
         return indexes[fits[0]]
     for file, rows in indexes.items():
-        if not ends_at(file, other_clips) or re.search(split, file.name, re.I):
+        if file not in fits_other or re.search(split, file.name, re.I):
             raise UserError(
-                f"index {file} ends at clip {rows.max()}, {path.name} has {clips}: they do not belong together"
+                f"index {file} ends at clip {rows.max()}, {path.name} has {clips}: expected first and last clips in it"
             )
     return None
 

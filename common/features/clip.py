@@ -73,10 +73,8 @@ class ClipEncoder:
         except Exception as e:  # open_clip and the hub raise many kinds
             if Path(str(pretrained)).exists():
                 raise UserError(f"--pretrained {pretrained} does not fit --clip {name} ({first_line(e)})") from None
-            raise UserError(
-                f"the weights {pretrained!r} of {name} are not on this machine and could not be downloaded "
-                f"({type(e).__name__}): {advice}"
-            ) from None
+            missing = f"not on this machine and could not be downloaded ({type(e).__name__})"
+            raise UserError(f"the weights {pretrained!r} of {name} are {missing}: {advice}") from None
         visual = model.visual.eval().requires_grad_(False)  # the text half is not needed
         self.name, self.preprocess, self.run, self.hash = name, preprocess, run, weights_hash(visual)
         size = visual.image_size
@@ -85,9 +83,8 @@ class ClipEncoder:
         if preprocess == "paper":
             mean = std = (0.5, 0.5, 0.5)
         self.mean, self.std = (torch.tensor(x, device=run.device).view(1, 3, 1, 1) * 255 for x in (mean, std))
-        self.dtype = torch.bfloat16 if run.precision == "bf16" else torch.float32
-        if run.device.type == "cuda":
-            self.dtype = torch.float16
+        cpu_type = torch.bfloat16 if run.precision == "bf16" else torch.float32
+        self.dtype = torch.float16 if run.device.type == "cuda" else cpu_type
         # cast once: under autocast, PyTorch's attention copies its weights for every position
         self.visual = visual.to(run.device, self.dtype, memory_format=torch.channels_last)
         self.width = self.encode(np.zeros((1, *self.size, 3), np.uint8)).shape[1]

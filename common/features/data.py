@@ -61,7 +61,6 @@ class FeatureVideo:
 class FeatureData:
     """Training and test videos as clip features, with the frame labels of the test videos.
 
-    segments: a video's rows are equal parts of it, however long it is, instead of clips of 16 frames.
     Raises UserError where there are no videos, or where they differ in crops or width.
     """
 
@@ -69,7 +68,7 @@ class FeatureData:
     root: Path
     train: list[FeatureVideo]
     test: list[FeatureVideo]
-    segments: bool = False
+    segments: bool = False  # rows are equal parts of a video of any length, instead of clips of 16 frames
     label_source: str = "none"
     annotations: dict | None = None  # video name -> uint8 [frames], or ranges [(first, last)]
     settings: dict | None = None  # encoder settings, or None for external features
@@ -81,18 +80,13 @@ class FeatureData:
     def __post_init__(self):
         videos = self.train + self.test
         self.all_videos = videos if self.all_videos is None else self.all_videos
-        shapes = {}
-        for v in videos:
-            shapes.setdefault(v.shape, v.name)
-        if not shapes:
+        if not videos:
             raise UserError(f"no features were found under {self.root}")
-        (self.crops, self.width), *others = shapes
-        if others:
-            crops, width = others[0]
-            raise UserError(
-                f"features under {self.root} differ: {videos[0].name} has {self.crops} crops of width {self.width}, "
-                f"{shapes[crops, width]} has {crops} of {width}; encode all of them in the same way"
-            )
+        self.crops, self.width = videos[0].shape
+        other = next((v for v in videos if v.shape != videos[0].shape), None)
+        if other:
+            a, b = (f"{v.name} has {v.shape[0]} crops of width {v.shape[1]}" for v in (videos[0], other))
+            raise UserError(f"features under {self.root} differ: {a}, {b}; encode all of them in the same way")
 
     @property
     def has_labels(self) -> bool:

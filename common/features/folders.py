@@ -1,9 +1,8 @@
 """Clip features of videos in folders of .npy files, as they are published and as this toolkit writes them.
 
     data = find_features("ucfcrime", "data/UCF-Crime")     # or any folder with train/ and test/ of .npy files
-    data.train, data.test                                  # lists of FeatureVideo
-    video.clips(range(4))                                  # float [4, crops, width], read from the file
-    data.labels(video)                                     # uint8 [frames], or None
+    data.test[0].clips(range(4))                           # float [4, crops, width], read from the file
+    data.labels(data.test[0])                              # uint8 [frames], or None
 
 Layouts: one array of all clips with an index of videos (`concat_UCF.npy`, `Concat_test_10.npy` with `nalist.npy`), or
 one .npy per video: [clips, width], [clips, crops, width], [crops, clips, width], or a file per crop (name__0.npy, …).
@@ -118,14 +117,12 @@ def read_files(folders, split: str, by_toolkit: bool = False, other_folders=()) 
     for p, x in arrays.items():
         if x.ndim not in (2, 3) or 0 in x.shape:
             raise UserError(f"features {p}: expected [clips, crops, width] with at least one clip, got {x.shape}")
-    if by_toolkit:
-        groups, crops_first = [(p.stem, [p]) for p in arrays], False
-        names = {p.stem: original_name(p.stem) for p in arrays}
-    else:
+    groups, crops_first = [(p.stem, [p]) for p in arrays], False
+    names = {p.stem: original_name(p.stem) for p in arrays}
+    if not by_toolkit:
         groups = group_crops(arrays)
         names = names_of_files({stem for stem, _ in groups})
-        with_crops = {p: x for p, x in arrays.items() if x.ndim == 3}
-        crops_first = crops_come_first(with_crops, lambda: load_features(other_folders).values())
+        crops_first = crops_come_first(arrays, lambda: load_features(other_folders))
     count = Counter(names[stem] for stem, _ in groups)
     videos = {}
     for stem, paths in groups:
@@ -136,8 +133,8 @@ def read_files(folders, split: str, by_toolkit: bool = False, other_folders=()) 
         name = names[stem] if count[names[stem]] == 1 else stem  # only the endings tell these files apart
         if name in videos:
             raise UserError(
-                f"features {videos[name].path} and {paths[0]} are both called {name}: keep one kind of features, or name "
-                "the folder of one kind with --features"
+                f"features {videos[name].path} and {paths[0]} are both called {name}: keep one kind of features, or "
+                "name the folder of one kind with --features"
             )
         if parts[0].ndim == 3 and crops_first:
             parts = list(parts[0])  # a view per crop

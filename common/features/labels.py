@@ -82,8 +82,8 @@ def read_labels_by_name(source: Path, data: FeatureData) -> dict:
     normal = sorted(names - set(out))  # published sets of masks leave normal videos out
     has_masks = "mask" in source.name.lower() or any(np.ndim(x) > 2 for x in entries.values())
     if source.is_dir() and out and normal and has_masks:
-        videos = f"{len(normal)} test videos, such as {normal[0]}"
-        print(f"note: {source.name} has no mask of {videos}: they are taken for normal", flush=True)
+        example = f"such as {normal[0]}: they are taken for normal"
+        print(f"note: {source.name} has no mask of {len(normal)} test videos, {example}", flush=True)
         out.update({name: [] for name in normal})
     return out
 
@@ -151,10 +151,7 @@ def videos_in_order(data: FeatureData, path: Path, order: Path | None) -> tuple[
 
 
 def listed_names(path, names: Collection[str]) -> list[str]:
-    """The videos that a list names or gives paths of, each once (its crops may follow each other).
-
-    Entries that are none of `names` are returned as they are. Raises UserError.
-    """
+    """The videos, of `names` or others, whose names or paths a list has, each once. Raises UserError."""
     out = {}
     for line in filter(None, map(str.strip, read_text(path, "list of videos").splitlines())):
         name = name_in(line, names) or name_in(line.split()[0], names)
@@ -166,8 +163,7 @@ def listed_names(path, names: Collection[str]) -> list[str]:
 def read_annotations(path) -> dict[str, list[tuple[int, int]]]:
     """UCF-Crime: `Abuse028_x264.mp4  Abuse  165  240  -1  -1`; XD-Violence: `name start end start end …`.
 
-    First and last frames are inclusive; -1 -1 is no event. -> {video name without suffix: [(first, last)]}
-    Raises UserError.
+    Frames are inclusive; -1 -1 is no event. -> {video name without suffix: [(first, last)]}. Raises UserError.
     """
     out = {}
     for words in filter(None, map(str.split, read_text(path, "annotations").splitlines())):

@@ -26,6 +26,6 @@ def name_in(text: str, names: Collection[str]) -> str | None:
     """Which of `names` a text stands for, with or without folders, suffix, crop number and ending; or None."""
     stem = re.sub(r"\.(npy|mp4|avi|mkv)$", "", re.split(r"[/\\]", text)[-1])
     short = without_ending(stem)
-    spellings = [text, stem, without_crop(stem), short]
-    spellings += [re.sub(r"_\d$", "", short), re.sub(r"_\d$", "", stem), original_name(stem)]
+    without_digit = [re.sub(r"_\d$", "", x) for x in (short, stem)]
+    spellings = [text, stem, without_crop(stem), short, *without_digit, original_name(stem)]
     return next((x for x in spellings if x in names), None)

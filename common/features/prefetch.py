@@ -1,6 +1,5 @@
-"""Videos decoded in threads, ahead of the code that uses their frames."""
+"""Videos decoded in threads, ahead of the code that uses them. OpenCV releases Python's lock while it decodes."""
 
-import contextlib
 import itertools
 import queue
 import threading
@@ -35,10 +34,7 @@ class VideoPrefetcher:
 
 
 class DecodeThread(threading.Thread):
-    """Decodes one video into a queue. Iterate over its frames, in order and as preprocess_frame() returns them.
-
-    Raises UserError in place of frames that cannot be decoded. OpenCV releases Python's lock while it decodes.
-    """
+    """Decodes one video. Iterate over its frames, in order and as preprocess_frame() returns them. Raises UserError."""
 
     def __init__(self, video, preprocess_frame):
         super().__init__(daemon=True)  # does not keep the process from ending
@@ -66,8 +62,7 @@ class DecodeThread(threading.Thread):
             yield item
 
     def stop(self) -> None:
-        """End the thread after the frame that it decodes now: in an emptied queue, put() cannot block any more."""
+        """End the thread after the frame that it decodes now: put() cannot block where nothing is in the queue."""
         self.stopped = True
-        with contextlib.suppress(queue.Empty):
-            while True:
-                self.queue.get_nowait()
+        while not self.queue.empty():
+            self.queue.get()
