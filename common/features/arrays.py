@@ -27,10 +27,8 @@ def crops_come_first(arrays: Arrays, load_other_split: Callable[[], Arrays]) -> 
         return False
     if first != {1} and len(second) == 1 and second <= CROPS:
         path, x = next(iter(arrays.items()))
-        raise UserError(
-            f"features {path}: which axis of {x.shape} are the crops cannot be told: save each crop in a file, "
-            "name__0.npy … [clips, width]"
-        )
+        unknown = f"which axis of {x.shape} are the crops cannot be told"
+        raise UserError(f"features {path}: {unknown}: save each crop in a file, name__0.npy … [clips, width]")
     return not (len(second) == 1 and second <= CROPS | {1})
 
 
@@ -76,9 +74,7 @@ def find_index(path: Path, clips: int, other_clips: int, split: str) -> np.ndarr
         return indexes[fits[0]]
     for file, rows in indexes.items():
         if file not in fits_other or re.search(split, file.name, re.I):
-            raise UserError(
-                f"index {file} ends at clip {rows.max()}, {path.name} has {clips}: expected first and last clips in it"
-            )
+            raise UserError(f"index {file} ends at clip {rows.max()}, and {path.name} has {clips}: it must end there")
     return None
 
 

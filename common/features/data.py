@@ -141,10 +141,9 @@ class FeatureData:
     def as_dataset(self) -> Dataset:
         """The test videos as a Dataset, from which the evaluation takes labels."""
         videos = [Video(v.name, v.path or self.root) for v in self.test]
+        data = Dataset(self.name, self.root, [], videos, self.label_source, label_forms=LABEL_FORMS)
         if self.dataset:
             data = replace(self.dataset, train=[], test=videos, _ranges={}, _arrays={}, _masks={}, _tracks={})
-        else:
-            data = Dataset(self.name, self.root, [], videos, self.label_source, label_forms=LABEL_FORMS)
         if self.has_labels:
             data._arrays = {v.name: partial(self.labels, v) for v in self.test}
         return data

@@ -6,8 +6,7 @@
 
 Layouts: one array of all clips with an index of videos (`concat_UCF.npy`, `Concat_test_10.npy` with `nalist.npy`), or
 one .npy per video: [clips, width], [clips, crops, width], [crops, clips, width], or a file per crop (name__0.npy, …).
-Labels: by the names of videos (labels/<video>.npy, .npz, csv, temporal annotations of UCF-Crime and XD-Violence), or
-one vector of all test clips or frames (`gt-*.npy`) with the list that gives the order of the videos.
+Labels (see labels.py): labels/<video>.npy, .npz, csv, temporal annotations, or `gt-*.npy` with a list of videos.
 """
 
 import re
@@ -51,10 +50,8 @@ def find_features(name: str, root, labels=None, order=None, segments: bool = Fal
     train, test = (read_split(root, split) for split in ("train", "test"))
     if not train and not test:
         content = sorted(p.name for p in root.iterdir())
-        raise UserError(
-            f"--features {root}: looked for train*/ and test*/ with .npy files, or concat_*.npy and Concat_test_*.npy "
-            f"with nalist.npy; found {', '.join(content[:12]) or 'nothing'}"
-        )
+        layouts = "train*/ and test*/ with .npy files, or concat_*.npy and Concat_test_*.npy with nalist.npy"
+        raise UserError(f"--features {root}: looked for {layouts}; found {', '.join(content[:12]) or 'nothing'}")
     data = FeatureData(name, root, train, test, segments)
     if test:
         read_labels(data, labels and Path(labels), order)
@@ -79,8 +76,7 @@ def feature_folders(root: Path, split: str, verbose: bool = True) -> list[Path]:
     folders = [p for p in folders if npy_files(p)]
     matching = [p for p in folders if re.search(split, p.name, re.I)]
     if split == "train" and not matching:  # XD-Violence: RGB/ beside RGBTest/
-        lower = {p.name.lower() for p in folders}
-        matching = [p for p in folders if f"{p.name}test".lower() in lower]
+        matching = [p for p in folders if f"{p.name}test".lower() in [q.name.lower() for q in folders]]
     taken = [p for p in matching if re.search("rgb", p.name, re.I)] or matching
     if verbose and len(matching) > 1:
         others = ", ".join(p.name for p in matching if p not in taken)
@@ -132,10 +128,8 @@ def read_files(folders, split: str, by_toolkit: bool = False, other_folders=()) 
             raise UserError(f"features {paths[0]} to {paths[-1]}: crops of one video differ in shape: {sorted(shapes)}")
         name = names[stem] if count[names[stem]] == 1 else stem  # only the endings tell these files apart
         if name in videos:
-            raise UserError(
-                f"features {videos[name].path} and {paths[0]} are both called {name}: keep one kind of features, or "
-                "name the folder of one kind with --features"
-            )
+            both = f"features {videos[name].path} and {paths[0]} are both called {name}"
+            raise UserError(f"{both}: keep one kind of features, or name the folder of one kind with --features")
         if parts[0].ndim == 3 and crops_first:
             parts = list(parts[0])  # a view per crop
         videos[name] = FeatureVideo(name, split, parts, path=paths[0])

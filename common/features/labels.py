@@ -1,4 +1,4 @@
-"""Frame labels of clip features: by the names of videos, or one vector of all test videos in the order of a list."""
+"""Frame labels of clip features: by names of videos, or a vector of all test videos in the order of a list."""
 
 import re
 from collections.abc import Collection
@@ -134,10 +134,8 @@ def videos_in_order(data: FeatureData, path: Path, order: Path | None) -> tuple[
         if not missing and not others:
             orders.setdefault(tuple(names), file.name)
         elif order:
-            raise UserError(
-                f"--order {order} is not the list of these test videos: {len(missing)} of them are missing there and "
-                f"{len(others)} others are listed, such as {(missing + others)[0]}"
-            )
+            counts = f"{len(missing)} of them are missing there and {len(others)} others are listed, such as"
+            raise UserError(f"--order {order} is not the list of these test videos: {counts} {(missing + others)[0]}")
     if len(orders) == 1:
         names, source = orders.popitem()
         return [by_name[n] for n in names], source
