@@ -15,7 +15,8 @@ import numpy as np
 from common import cli, evaluation, metrics, smoothing
 from common import old_training as training
 from common.dataset import report_skipped
-from common.features.folders import CLIP_FRAMES, FeatureVideo, canonical_features, frames_of_clips
+from common.features.data import CLIP_FRAMES, FeatureVideo, frames_of_clips
+from common.features.folders import canonical_features
 from common.io import UserError, run, safe_filename, writable_folder, write_json
 from common.late import torch
 from common.video import decoded, open_video
@@ -104,7 +105,7 @@ def evaluate(args, data, checkpoint, r):
         r,
         size=len,
         unit="clip",
-        all_videos=data.wanted,
+        all_videos=data.all_videos,
         shard=getattr(args, "shard", None),
     )
     if not found:

@@ -20,14 +20,9 @@ from common import cli, datasets
 from common import old_training as training
 from common.cache import VideoFiles
 from common.dataset import Usable, report_skipped
-from common.features.folders import (
-    CLIP_FRAMES,
-    FeatureData,
-    FeatureVideo,
-    add_label_flags,
-    canonical_features,
-    find_features,
-)
+from common.features.data import CLIP_FRAMES, FeatureData, FeatureVideo
+from common.features.folders import canonical_features, find_features
+from common.features.labels import add_label_flags
 from common.io import UserError, first_line, run
 from common.late import torch
 from common.pool import map_videos, prepare_videos, tick
@@ -284,10 +279,10 @@ def prepare(args, r, splits=("train", "test")):
     out = FeatureData(data.name, data.root, [feature(v) for v in ready.train], [feature(v) for v in ready.test])
     if data.has_labels:
         out.label_source = data.label_source
-        out._labels = {v.name: data.labels(v, files.info(v)["frames"]) for v in ready.test}
+        out.annotations = {v.name: data.labels(v, files.info(v)["frames"]) for v in ready.test}
     out.settings = {k: str(getattr(args, k)) if k != "crops" else args.crops for k in ("backbone", "weights", "crops")}
     out.dataset = data
-    out.skipped, out.wanted, out.videos = ready.skipped, wanted, {(v.split, v.name): v for v in videos}
+    out.skipped, out.all_videos, out.videos = ready.skipped, wanted, {(v.split, v.name): v for v in videos}
     return out
 
 

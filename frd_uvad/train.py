@@ -21,7 +21,7 @@ from common import cli
 from common import old_training as training
 from common.batches import parts_of
 from common.evaluation import report_folder
-from common.features.folders import CLIP_FRAMES
+from common.features.data import CLIP_FRAMES
 from common.io import UserError, run
 from common.late import Late, torch
 from common.pictures import as_channels, resize

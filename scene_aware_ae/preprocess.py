@@ -175,7 +175,12 @@ def make_encoder(args, data, folder, r, trained=None, measuring=False):
     else:
         if args.pretrained == RANDOM and not measuring:
             raise UserError("--pretrained random is for tests/perf/bench.py: features of random weights say nothing")
-        encoder = ClipEncoder(name, args.pretrained, preprocess, r, f"; or take --clip {encoders.STAND_IN}")
+        advice = (
+            f"where there is a network, run: python scene_aware_ae/preprocess.py --clip {name} --pretrained "
+            f"{args.pretrained} --save-weights {name}.pt — then copy the file here and give --pretrained {name}.pt; or "
+            f"take --clip {encoders.STAND_IN}"
+        )
+        encoder = ClipEncoder(name, args.pretrained, preprocess, r, advice)
     if trained and trained["weights"] != encoder.hash:
         raise UserError(
             f"the checkpoint was trained on features of {trained['encoder']} with other weights "

@@ -16,7 +16,9 @@ from scipy import io
 
 from common import datasets, evaluation, labels, ubnormal
 from common import old_training as training
-from common.features.folders import FeatureVideo, find_features, listed_names
+from common.features.data import FeatureVideo
+from common.features.folders import find_features
+from common.features.labels import listed_names
 from common.io import load_array, read_json
 from common.objects import detectors
 from common.objects.flow import FlowFiles

@@ -1,16 +1,20 @@
-"""Clip features as people have them: folders, axes, crops and index files are understood or refused, and labels never reach a video that
-they were not made for, in whichever order files are listed."""
+"""Clip features as people have them: folders, axes, crops and index files are understood or refused, and labels never
+reach a video that they were not made for, in whichever order files are listed."""
 
 import os
+import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from common import old_training as training
-from common.features.folders import CLIP_FRAMES, FeatureVideo, find_features, per_video
+from common.features import prefetch
+from common.features.data import CLIP_FRAMES, FeatureVideo
+from common.features.folders import find_features, read_files
 from common.io import UserError, safe_filename
-from common.video import Video
+from common.video import Video, list_videos
 from frd_uvad.preprocess import prepare
 from frd_uvad.svmae.clips import Depth
 from frd_uvad.svmae.eval import text_of
@@ -211,7 +215,7 @@ def test_labels_of_another_length_name_both(tmp_path):
             assert len(data.labels(v)) == len(data.frame_scores(v, np.arange(7.0))) == length
         else:
             with pytest.raises(
-                UserError, match=f"Abuse028_x264 .* {length} frames, its 7 clips of features of 112.*--segments"
+                UserError, match=f"Abuse028_x264 .* {length} frames, its 7 clips of features have 112.*--segments"
             ):
                 find_features("ucfcrime", root)
 
@@ -240,7 +244,7 @@ def test_segments_are_stretched_to_the_frames_of_the_labels(tmp_path):
         find_features("features", tmp_path, tmp_path / "a.txt", segments=True)
 
 
-# ----------------------------------------------------------------------------------------- folders, axes, crops, index files
+# ------------------------------------------------------------------------------------ folders, axes, crops, index files
 
 
 def test_xd_violence_reads_rgb_alone(tmp_path, capsys):
@@ -327,7 +331,7 @@ def test_names_with_numbers_are_crops_only_where_none_is_missing(tmp_path):
         save(tmp_path / "test" / f"{name}.npy", rows(6, 8))
     for name in ("hall_rgb", "hall_clip"):
         save(tmp_path / "test" / f"{name}.npy", rows(6, 2, 8))
-    videos = per_video([tmp_path / "test"], "test")
+    videos = read_files([tmp_path / "test"], "test")
     assert {v.name: v.shape[0] for v in videos} == {
         "lobby__1": 1,
         "lobby__2": 1,
@@ -389,7 +393,7 @@ def test_an_index_that_does_not_fit_is_refused(tmp_path, rows_of, words):
 
 
 def test_videos_without_a_mask_are_normal_and_counted(tmp_path, capsys):
-    """ShanghaiTech's weakly supervised split: names say nothing, and test_frame_mask/ holds the abnormal videos alone."""
+    """ShanghaiTech's weakly supervised split: names say nothing, test_frame_mask/ holds only the abnormal videos."""
     for n in ("01_0015", "01_001", "02_003"):
         save(tmp_path / "SH_Test" / f"{n}_i3d.npy", rows(4, 1, 8))
     save(tmp_path / "test_frame_mask" / "01_0015.npy", np.arange(64) > 30)
@@ -462,7 +466,7 @@ def test_published_annotations_are_read_in_both_forms(tmp_path):
     assert marked == {"v=a": [*range(3, 10), *range(20, 31)], "Bad.Boys.1995": [*range(6)], "Calm": []}
 
 
-# --------------------------------------------------------------------------------------------- what else is joined with features
+# ---------------------------------------------------------------------------------- what else is joined with features
 
 
 def twins():
@@ -576,3 +580,80 @@ def test_the_other_split_tells_axes_apart(tmp_path, train, test, clips, crops):
             save(tmp_path / split / f"{split}{i}.npy", rows(*shape, 8))
     data = find_features("features", tmp_path)
     assert [len(v) for v in data.train] == [clips] and data.crops == crops
+
+
+# ---------------------------------------------------------------------------------------------------------- prefetching
+
+
+def videos_of(root, lengths):
+    for i, n in enumerate(lengths):
+        save_frames(root / "test" / f"v{i}", [np.full((8, 8, 3), 10 * i + t, np.uint8) for t in range(n)])
+    return list_videos(root / "test")
+
+
+def wait_for_threads():
+    for thread in threading.enumerate():
+        if isinstance(thread, prefetch.DecodeThread):
+            thread.join(10)
+            assert not thread.is_alive()
+
+
+def numbers(frames):
+    return [int(frame[0, 0, 0]) for frame in frames]
+
+
+@pytest.mark.parametrize("threads", [1, 2, 9])
+def test_prefetched_frames_are_in_order(tmp_path, threads, monkeypatch):
+    monkeypatch.setattr(prefetch, "QUEUE_FRAMES", 2)
+    videos = videos_of(tmp_path, (5, 1, 7, 3))
+    read = {v.name: numbers(frames) for v, frames in prefetch.VideoPrefetcher(videos, lambda f: f + 1, threads)}
+    assert read == {f"v{i}": [10 * i + t + 1 for t in range(n)] for i, n in enumerate((5, 1, 7, 3))}
+    wait_for_threads()
+
+
+@pytest.mark.parametrize("error", [UserError("no frame"), ValueError("bad bytes")])
+def test_an_error_of_a_decoder_is_raised_at_its_video(tmp_path, error):
+    def preprocess_frame(frame):
+        if frame[0, 0, 0] == 12:
+            raise error
+        return frame
+
+    read, errors = {}, {}
+    for video, frames in prefetch.VideoPrefetcher(videos_of(tmp_path, (3, 4, 3)), preprocess_frame, 2):
+        read[video.name] = []
+        try:
+            for frame in frames:
+                read[video.name] += numbers([frame])
+        except UserError as e:
+            errors[video.name] = str(e)
+    assert read == {"v0": [0, 1, 2], "v1": [10, 11], "v2": [20, 21, 22]}
+    assert list(errors) == ["v1"] and str(error) in errors["v1"]
+    wait_for_threads()
+
+
+def test_prefetching_is_bounded_and_stops_early(tmp_path, monkeypatch):
+    """No more videos and frames are decoded than threads and queues allow; a consumer may leave at any frame."""
+    monkeypatch.setattr(prefetch, "QUEUE_FRAMES", 2)
+    videos, decoded = videos_of(tmp_path, (9, 9, 9, 9)), []
+
+    def preprocess_frame(frame):
+        decoded.extend(numbers([frame]))
+        return frame
+
+    for leave_after in (0, 1, 4, 9):
+        del decoded[:]
+        for _, frames in prefetch.VideoPrefetcher(videos, preprocess_frame, 2):
+            until = time.monotonic() + 30
+            while len(decoded) < 2 * (2 + 1) and time.monotonic() < until:
+                time.sleep(0.01)
+            time.sleep(0.1)
+            assert sorted(decoded) == [0, 1, 2, 10, 11, 12]  # in each thread two in the queue, and one that waits
+            for _ in zip(range(leave_after), frames):
+                pass
+            break
+        wait_for_threads()
+    for _, frames in prefetch.VideoPrefetcher(
+        videos, preprocess_frame, 2
+    ):  # leaves each video, and goes on to the next
+        assert len(list(zip(range(3), frames))) == 3
+    wait_for_threads()

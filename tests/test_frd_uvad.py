@@ -16,7 +16,8 @@ import torch
 from common import datasets
 from common import old_training as training
 from common.batches import parts_of
-from common.features.folders import FeatureVideo, find_features, frames_of_clips
+from common.features.data import FeatureVideo, frames_of_clips
+from common.features.folders import find_features
 from common.io import UserError, load_arrays
 from common.video import open_video
 from frd_uvad import preprocess, scoring

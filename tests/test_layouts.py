@@ -12,7 +12,9 @@ import scipy.io
 
 from common import datasets, evaluation
 from common.dataset import Usable
-from common.features.folders import CLIP_FRAMES, annotations, find_features
+from common.features.data import CLIP_FRAMES
+from common.features.folders import find_features
+from common.features.labels import read_annotations
 from common.io import UserError
 from common.labels import matlab_ranges
 from common.objects import detectors
@@ -1049,12 +1051,12 @@ def test_published_masks_of_shanghaitech(shared_data):
 
 
 def test_published_annotations_of_ucf_crime(shared_data):
-    found = annotations(original_name(shared_data, "Temporal_Anomaly_Annotation*.txt"))
+    found = read_annotations(original_name(shared_data, "Temporal_Anomaly_Annotation*.txt"))
     assert len(found) == 290 and sum(map(bool, found.values())) == 140
 
 
 def test_published_annotations_of_xd_violence(shared_data):
-    found = annotations(original_name(shared_data, "annotations.txt"))
+    found = read_annotations(original_name(shared_data, "annotations.txt"))
     assert len(found) == 500 and all(found.values())
 
 

@@ -8,7 +8,7 @@ from hypothesis.extra import numpy as arrays
 
 from common import evaluation, metrics, smoothing
 from common.batches import parts_of
-from common.features.folders import frames_of_clips
+from common.features.data import frames_of_clips
 from common.io import UserError, load_array, stream_npy
 from common.labels import csv_ranges
 from common.loader import take_rows

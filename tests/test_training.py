@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from common import io, training
+from common import cli, io, training
 from common.distributed import Run
 from common.evaluation import ScoreCache, total_seconds
 from common.io import UserError, atomic_write, load_array, lock_dir

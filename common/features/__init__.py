@@ -1,1 +1,1 @@
-"""Clip features and CLIP: for the methods that do not look at pixels (scene_aware_ae, frd_uvad, svmae)."""
+"""Readers of clip features, the image half of CLIP, and videos decoded ahead: for methods that train on features."""

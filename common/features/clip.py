@@ -15,114 +15,101 @@ from common.io import UserError, first_line
 from common.pictures import resize
 from common.training import weights_hash
 
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's, of RGB in [0, 1]
 RANDOM = "random"  # weights for tests/perf/bench.py: speed does not depend on them
+DOWNLOAD = "save the model's state_dict where there is a network, copy the file here and give it as --pretrained FILE"
 
 
-def uses_quick_gelu(path):
-    """Whether a file's weights were trained with QuickGELU, which their values do not show; None where the file does not say.
+def uses_quick_gelu(path) -> bool | None:
+    """Whether the weights in a file were trained with QuickGELU, which their values do not show; None if unknown.
 
-    OpenAI's files are TorchScript archives, and all of them use it; --save-weights writes it down.
+    OpenAI's files are TorchScript archives, all with QuickGELU; files of this toolkit hold an entry `quick_gelu`.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             if any("/code/" in name for name in archive.namelist()):
                 return True
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("quick_gelu")
-    except (
-        zipfile.BadZipFile,
-        pickle.UnpicklingError,
-        RuntimeError,
-        AttributeError,
-    ):  # open_clip will say what is wrong with it
-        return None
+    except (zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, AttributeError):
+        return None  # open_clip will say what is wrong with it
 
 
-def config_of(name, pretrained):
-    """The open_clip model that the weights were trained as: `name`, or `name`-quickgelu, which differs in the activation alone."""
+def config_of(name: str, pretrained) -> str:
+    """`name`, with or without "-quickgelu" as the weights `pretrained`, an open_clip tag or a file, were trained."""
     import open_clip
 
-    generic = name.removesuffix("-quickgelu")
-    if f"{generic}-quickgelu" not in open_clip.list_models():
+    plain = name.removesuffix("-quickgelu")
+    quick = f"{plain}-quickgelu"
+    if quick not in open_clip.list_models():
         return name
-    path = Path(str(pretrained))
-    if path.is_file():
-        quick = uses_quick_gelu(path)
-        if quick is None and name == generic:
+    if Path(str(pretrained)).is_file():
+        trained_quick = uses_quick_gelu(pretrained)
+        if trained_quick is None and name == plain:
+            advice = f"OpenAI's, MetaCLIP's and DFN's weights need --clip {quick}"
             print(
-                f"note: {path} does not say which activation it was trained with, and --clip {name} takes GELU; OpenAI's, MetaCLIP's and "
-                f"DFN's weights need --clip {name}-quickgelu",
-                flush=True,
+                f"note: the activation of {pretrained} is unknown, and --clip {name} takes GELU; {advice}", flush=True
             )
     else:
-        quick = open_clip.get_pretrained_cfg(generic, str(pretrained)).get("quick_gelu")
-    if quick is None:
+        trained_quick = open_clip.get_pretrained_cfg(plain, str(pretrained)).get("quick_gelu")
+    if trained_quick is None:
         return name
-    return f"{generic}-quickgelu" if quick else generic
+    return quick if trained_quick else plain
 
 
 class ClipEncoder:
-    """The image half of an open_clip model. preprocess clip: its own (short side to the input size, centre, RGB, its mean and
-    deviation); paper: the whole frame squeezed to a square, BGR, in [-1, 1], as the authors feed it."""
+    """The image half of an open_clip model, in fp16 on a GPU, on a CPU in bf16 or fp32 as `run` says.
 
-    def __init__(self, name, pretrained, preprocess, r, instead=""):
+    preprocess "clip": as the model was trained (shorter side to the input size, centre, RGB, the model's mean and std);
+    "paper": the whole frame resized to a square, BGR, in [-1, 1].
+    advice: how to get weights that cannot be downloaded, for the error. Raises UserError.
+    """
+
+    def __init__(self, name: str, pretrained, preprocess: str, run, advice: str = DOWNLOAD):
         import open_clip
 
         name = name if pretrained == RANDOM else config_of(name, pretrained)
-        self.name, self.preprocess, self.run = name, preprocess, r
-        self.dtype = (
-            torch.float16 if r.device.type == "cuda" else torch.bfloat16 if r.precision == "bf16" else torch.float32
-        )
         try:
             model = open_clip.create_model(name, pretrained=None if pretrained == RANDOM else str(pretrained))
         except Exception as e:  # open_clip and the hub raise many kinds
             if Path(str(pretrained)).exists():
                 raise UserError(f"--pretrained {pretrained} does not fit --clip {name} ({first_line(e)})") from None
-            raise UserError(
-                f"the weights {pretrained!r} of {name} are not on this machine and could not be downloaded ({type(e).__name__}). "
-                f"Where there is a network, run: python scene_aware_ae/preprocess.py --clip {name} --pretrained {pretrained} "
-                f"--save-weights {name}.pt — then copy the file here and give --pretrained {name}.pt{instead}"
-            ) from None
-        visual = model.visual  # the text half is let go
-        self.hash = weights_hash(visual)
+            missing = f"not on this machine and could not be downloaded ({type(e).__name__})"
+            raise UserError(f"the weights {pretrained!r} of {name} are {missing}: {advice}") from None
+        visual = model.visual.eval().requires_grad_(False)  # the text half is not needed
+        self.name, self.preprocess, self.run, self.hash = name, preprocess, run, weights_hash(visual)
         size = visual.image_size
         self.size = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
-        mean, std = (getattr(visual, k, None) or v for k, v in (("image_mean", MEAN), ("image_std", STD)))
+        mean, std = getattr(visual, "image_mean", None) or MEAN, getattr(visual, "image_std", None) or STD
         if preprocess == "paper":
             mean = std = (0.5, 0.5, 0.5)
-        self.mean, self.std = (torch.tensor(x, device=r.device).view(1, 3, 1, 1) * 255 for x in (mean, std))
-        # cast once: under autocast PyTorch's attention copies its weights for every position
-        self.visual = visual.eval().requires_grad_(False).to(r.device, self.dtype, memory_format=torch.channels_last)
-        with torch.inference_mode():
-            self.width = int(self.encode(np.zeros((1, *self.size, 3), np.uint8)).shape[1])
+        self.mean, self.std = (torch.tensor(x, device=run.device).view(1, 3, 1, 1) * 255 for x in (mean, std))
+        cpu_type = torch.bfloat16 if run.precision == "bf16" else torch.float32
+        self.dtype = torch.float16 if run.device.type == "cuda" else cpu_type
+        # cast once: under autocast, PyTorch's attention copies its weights for every position
+        self.visual = visual.to(run.device, self.dtype, memory_format=torch.channels_last)
+        self.width = self.encode(np.zeros((1, *self.size, 3), np.uint8)).shape[1]
 
-    def preprocess_frame(self, frame):
-        """A frame of any size to the encoder's input, in the reading process. uint8 [H, W, C] -> [S, S, C]"""
-        h, w = frame.shape[:2]
-        th, tw = self.size
+    def preprocess_frame(self, frame: np.ndarray) -> np.ndarray:
+        """A frame of any size at the size of the input, for the decoding thread. uint8 [H, W, C] -> [S, S, C]"""
         if self.preprocess == "paper":
-            return resize(frame, (th, tw))
-        scale = max(th / h, tw / w)
-        frame = resize(frame, (max(th, round(h * scale)), max(tw, round(w * scale))))
-        top, left = (frame.shape[0] - th) // 2, (frame.shape[1] - tw) // 2
-        return frame[top : top + th, left : left + tw]
+            return resize(frame, self.size)
+        height, width = self.size
+        scale = max(height / frame.shape[0], width / frame.shape[1])
+        frame = resize(frame, tuple(max(n, round(m * scale)) for n, m in zip(self.size, frame.shape)))
+        top, left = (frame.shape[0] - height) // 2, (frame.shape[1] - width) // 2
+        return frame[top : top + height, left : left + width]
 
-    def encode(self, frames):
+    @torch.inference_mode()
+    def encode(self, frames: np.ndarray) -> torch.Tensor:
+        """uint8 [n, S, S, 1 or 3] BGR -> embeddings float32 [n, width] on the device."""
         x = torch.from_numpy(np.ascontiguousarray(frames))
         if self.run.device.type == "cuda":
             x = x.pin_memory().to(self.run.device, non_blocking=True)
-        x = x.permute(0, 3, 1, 2)
-        x = x.expand(-1, 3, -1, -1) if x.shape[1] == 1 else x
+        x = x.permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
         if self.preprocess == "clip":
-            x = x.flip(1)  # cached frames are BGR
-        x = (
-            x.to(torch.float32, copy=True)
-            .sub_(self.mean)
-            .div_(self.std)
-            .to(self.dtype, memory_format=torch.channels_last)
-        )
-        with torch.inference_mode():
-            return self.visual(x).float()
+            x = x.flip(1)  # BGR -> RGB
+        x = x.to(torch.float32, copy=True).sub_(self.mean).div_(self.std)
+        return self.visual(x.to(self.dtype, memory_format=torch.channels_last)).float()
 
-    def describe(self):
+    def describe(self) -> dict:
         return {"encoder": self.name, "weights": self.hash, "preprocess": self.preprocess, "width": self.width}

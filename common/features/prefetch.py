@@ -1,68 +1,68 @@
-"""Videos decoded ahead of whoever uses them, in threads: OpenCV lets go of Python's lock while it decodes and resizes."""
+"""Videos decoded in threads, ahead of the code that uses them. OpenCV releases Python's lock while it decodes."""
 
+import itertools
 import queue
 import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
 
 from common.io import UserError, first_line
-from common.video import Decoder
+from common.video import Decoder, Video
 
-AHEAD = 256  # decoded frames that wait per video
+QUEUE_FRAMES = 256  # decoded frames of a video that wait to be used
 
 
 class VideoPrefetcher:
-    """Decode and resize several videos in threads (OpenCV lets go of Python's lock); yields (video, its frames in order)."""
+    """Iterate over (video, its DecodeThread); the next `threads` videos are decoded at the same time."""
 
-    def __init__(self, videos, preprocess_frame, threads):
+    def __init__(self, videos: Iterable[Video], preprocess_frame: Callable[[np.ndarray], np.ndarray], threads: int):
         self.videos, self.preprocess_frame, self.threads = videos, preprocess_frame, threads
 
-    def __iter__(self):
-        sources = [Source(v, self.preprocess_frame) for v in self.videos]
-        for i, s in enumerate(sources):
-            for ahead in sources[i : i + self.threads]:
-                ahead.start()
-            try:
-                yield s.video, s
-            finally:
-                s.stop()
+    def __iter__(self) -> Iterator[tuple[Video, "DecodeThread"]]:
+        threads = (DecodeThread(video, self.preprocess_frame) for video in self.videos)  # each begins when it is taken
+        running = deque(itertools.islice(threads, self.threads))
+        try:
+            while running:
+                yield running[0].video, running[0]
+                running.popleft().stop()
+                running.extend(itertools.islice(threads, 1))
+        finally:
+            for thread in running:
+                thread.stop()
 
 
-class Source:
-    """One video's frames, resized, from a thread of its own into a bounded queue."""
+class DecodeThread(threading.Thread):
+    """Decodes one video. Iterate over its frames, in order and as preprocess_frame() returns them. Raises UserError."""
 
     def __init__(self, video, preprocess_frame):
-        self.video, self.preprocess_frame, self.decoder = video, preprocess_frame, Decoder(video)
-        self.queue, self.thread, self.stopped = queue.Queue(AHEAD), None, threading.Event()
+        super().__init__(daemon=True)  # does not keep the process from ending
+        self.video, self.decoder, self.preprocess_frame = video, Decoder(video), preprocess_frame
+        self.queue, self.stopped = queue.Queue(QUEUE_FRAMES), False
+        self.start()
 
-    def start(self):
-        if self.thread is None:
-            self.thread = threading.Thread(target=self._read, daemon=True)
-            self.thread.start()
-
-    def _put(self, item):
-        while not self.stopped.is_set():
-            try:
-                self.queue.put(item, timeout=0.2)
-                return
-            except queue.Full:
-                continue
-
-    def _read(self):
+    def run(self):
+        end = None
         try:
             for frame in self.decoder:
-                self._put(self.preprocess_frame(frame))
-                if self.stopped.is_set():
+                self.queue.put(self.preprocess_frame(frame))
+                if self.stopped:
                     return
-            self._put(None)
         except UserError as e:
-            self._put(e)
-        except Exception as e:  # whatever a decoder raises belongs to this one video
-            self._put(UserError(f"video {self.video.name} ({self.video.path}) cannot be read ({first_line(e)})"))
+            end = e
+        except Exception as e:  # decoders raise many kinds
+            end = UserError(f"video {self.video.name} ({self.video.path}) cannot be read ({first_line(e)})")
+        self.queue.put(end)
 
     def __iter__(self):
         while (item := self.queue.get()) is not None:
-            if isinstance(item, Exception):
+            if isinstance(item, UserError):
                 raise item
             yield item
 
-    def stop(self):
-        self.stopped.set()
+    def stop(self) -> None:
+        """End the thread after the frame that it decodes now: put() cannot block where nothing is in the queue."""
+        self.stopped = True
+        while not self.queue.empty():
+            self.queue.get()

@@ -16,7 +16,9 @@ import numpy as np
 from common import cli, evaluation, smoothing
 from common import old_training as training
 from common.dataset import report_skipped
-from common.features.folders import FeatureVideo, add_label_flags, find_features, frames_of_clips
+from common.features.data import FeatureVideo, frames_of_clips
+from common.features.folders import find_features
+from common.features.labels import add_label_flags
 from common.io import UserError, first_line, load_array, run, safe_filename, writable_folder
 from common.late import Late, torch
 from common.video import decoded, open_video

@@ -23,7 +23,7 @@ from common import cli, datasets
 from common import old_training as training
 from common.cache import VideoFiles
 from common.dataset import Usable
-from common.features.folders import CLIP_FRAMES
+from common.features.data import CLIP_FRAMES
 from common.features.prefetch import VideoPrefetcher
 from common.io import UserError, atomic_write, read_json, run, safe_filename, writable_folder, write_json
 from common.late import Late, torch

@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from common import cli
 from common import old_training as training
-from common.features.folders import find_features, listed_names
+from common.features.folders import find_features
+from common.features.labels import listed_names
 from common.io import UserError, run
 from common.late import Late, torch
 from common.steps import StepTrainer
