@@ -1,8 +1,11 @@
-"""FRD-UVAD: feature reconstruction with disruption (IEEE TMM 2024). Imports torch alone. Parameter names are the published ones.
+"""FRD-UVAD: feature reconstruction with disruption. Imports torch only.
 
-net = FRD(feature_size=2048, num_blocks=8)
-out = net(torch.rand(320, 10, 4, 2048))       # windows of 4 consecutive clips, 10 crops each
-step = training_step(net, features, bank=None, auxiliary=None)
+Tao et al., Feature Reconstruction with Disruption for Unsupervised Video Anomaly Detection, IEEE Transactions on
+Multimedia 2024, https://doi.org/10.1109/TMM.2024.3405716. Parameter names are the published ones.
+
+    net = FRD(feature_size=2048, num_blocks=8)
+    out = net(torch.rand(4, 10, 4, 2048))   # windows of 4 consecutive clips, 10 crops each
+    loss = losses(out)["total"]
 """
 
 import math

@@ -1,10 +1,12 @@
 """HF2-VAD's networks and losses. Imports torch only.
 
-Parameter names are the published ones, so checkpoints travel both ways between this file and the authors' code.
+Liu et al., A Hybrid Video Anomaly Detection Framework via Memory-Augmented Flow Reconstruction and Flow-Guided Frame
+Prediction, ICCV 2021, https://arxiv.org/abs/2108.06852. Parameter names are the published ones, so checkpoints can be
+exchanged with the authors' code.
 
     net = HF2VAD().eval()
-    out = net(torch.rand(2, 15, 32, 32), torch.randn(2, 8, 32, 32))   # BGR in [0, 1], flow in pixels
-    flow_score, frame_score = cube_scores(out, frames, flows)         # [2], [2]
+    frames, flows = torch.rand(2, 15, 32, 32), torch.randn(2, 8, 32, 32)   # BGR in [0, 1], flow in pixels
+    flow_score, frame_score = cube_scores(net(frames, flows), frames, flows)   # [2], [2]
 """
 
 import math

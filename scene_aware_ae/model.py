@@ -1,10 +1,11 @@
 """Scene-aware autoencoder of frame features: a transformer that reconstructs segments, and a contrastive loss over scenes.
 
-Imports torch alone. Parameter names are the published ones.
+The authors published code and results, https://github.com/SkiddieAhn/Study-Scene-aware-VAD. Imports torch only.
+Parameter names are the published ones.
 
     net = SceneAwareAE(input_dim=768, num_scenes=4)
-    out = net(torch.randn(120, 16, 768))             # features of 120 segments of 16 frames
-    losses(out, features, scenes, mode=1)["total"]   # scenes int64 [120]
+    features, scenes = torch.randn(8, 16, 768), torch.arange(8) // 2   # 8 segments of 16 frames
+    loss = losses(net(features), features, scenes, mode=1)["total"]
 """
 
 import torch

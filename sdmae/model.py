@@ -1,10 +1,12 @@
 """AED-MAE: a self-distilled masked autoencoder on whole frames. Imports torch only.
 
-Parameter names are the published ones.
+Ristea et al., Self-Distilled Masked Auto-Encoders are Efficient Video Anomaly Detectors, CVPR 2024,
+https://arxiv.org/abs/2306.12041. Parameter names are the published ones.
 
-    net = SDMAE(patch_size=16, image_size=(320, 640))
-    out = net(frames, noise)              # frames [N, 9, 320, 640] in [-1, 1], noise [N, 800] in [0, 1)
-    distill, recon = scores(out, target)  # target [N, 4, 320, 640]; [N] each
+    net = SDMAE(patch_size=16, image_size=(320, 640)).eval()
+    frames, target = torch.randn(2, 9, 320, 640), torch.randn(2, 4, 320, 640)   # both in [-1, 1]
+    out = net(frames, torch.rand(2, net.tokens))
+    distillation, reconstruction = error_maps(out, target, net.patch_size)   # [2, 800] each
 """
 
 import torch

@@ -1,11 +1,12 @@
 """LBR-SPR's autoencoders, self-paced weights and losses. Imports torch only.
 
-Parameter names are the published ones.
+Yu et al., Deep Anomaly Discovery From Unlabeled Videos via Normality Advantage and Self-Paced Refinement, CVPR 2022,
+https://arxiv.org/abs/2108.01975. Parameter names are the published ones.
 
-    net = LBR(use_flow=True)
-    out = net(torch.rand(8, 15, 32, 32))                         # {"raw": [8, 15, 32, 32], "flow": [8, 10, 32, 32]}
-    scores = cube_errors(out["raw"], cubes)                      # [8]
-    weights = self_paced_weights(scores, step=0)                 # [8] in [0, 1]
+    net, cubes = LBR(use_flow=True), torch.rand(8, 15, 32, 32)
+    out = net(cubes)                                  # {"raw": [8, 15, 32, 32], "flow": [8, 10, 32, 32]}
+    errors = cube_errors(out["raw"], cubes)           # [8]
+    weights = self_paced_weights(errors, step=0)      # [8] in [0, 1]
 """
 
 import torch

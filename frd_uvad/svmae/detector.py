@@ -1,10 +1,11 @@
-"""The weakly supervised detector of SVMAE: multi-scale temporal network, fusion with text, RTFM losses. Imports torch alone.
+"""The weakly supervised detector of SVMAE: multi-scale temporal network, fusion with text, RTFM losses. Imports torch only.
 
-Parameter names are the published ones.
+Scene-aware Probabilistic Masking and Fusion for Video Anomaly Detection, https://github.com/Sumutan/SVMAE. Parameter
+names are the published ones.
 
     net = Detector(feature_size=1536, text_dim=768, fusion="concat", feature_group="both")
-    out = net(visual, text)                 # [B, crops, T, 1536], [B, crops, T, 768] -> scores [B, T, 1]
-    losses(out)["total"]                    # the first half of the bags is normal, the second abnormal
+    visual, text = torch.rand(4, 1, 32, 1536), torch.rand(4, 1, 32, 768)   # 4 bags, 1 crop, 32 segments
+    loss = losses(net(visual, text))["total"]   # the first half of the bags is normal, the second abnormal
 """
 
 import torch

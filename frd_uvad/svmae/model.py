@@ -1,11 +1,14 @@
-"""SVMAE: a video masked autoencoder whose masking and loss know the scene. Imports torch alone; parameter names are VideoMAE's.
+"""SVMAE: a video masked autoencoder whose masking and loss depend on the scene. Imports torch only.
 
-net = SVMAE(**PRESETS["vit_s"], frames=16, size=224)
-tokens = tokenize(clips)                                 # clips [N, 3, 16, 224, 224] in [0, 1] -> [N, 1568, 3, 512]
-near = pool(nearness, net.grid)                          # nearness [N, 224, 224] in [0, 1], 1 = nearest -> [N, 1568]
-mask = draw_mask(mask_probability(cube_difference(tokens, net.grid), near), 0.9, torch.rand(N, 1568))
-prediction, hidden = net(tokens, mask)
-loss = reconstruction_loss(prediction, tokens, hidden, perspective_weights(near))
+Scene-aware Probabilistic Masking and Fusion for Video Anomaly Detection, https://github.com/Sumutan/SVMAE (code of the
+detector). Parameter names are VideoMAE's.
+
+    net = SVMAE(**PRESETS["vit_s"], frames=16, size=224)
+    clips, nearness = torch.rand(1, 3, 16, 224, 224), torch.rand(1, 224, 224)   # RGB and nearness in [0, 1], 1 = nearest
+    tokens, near = tokenize(clips), pool(nearness, net.grid)                    # [1, 1568, 3, 512], [1, 1568]
+    mask = draw_mask(mask_probability(cube_difference(tokens, net.grid), near), 0.9, torch.rand(1, 1568))
+    prediction, hidden = net(tokens, mask)
+    loss = reconstruction_loss(prediction, tokens, hidden, perspective_weights(near))
 """
 
 import math
