@@ -98,9 +98,40 @@ class Loader:
         """Yield a Batch for every step of an epoch from number `start` on."""
         order, size = self.order(epoch), self.batch_size
         batches = [order[i : i + size] for i in range(start * size, len(order), size)]
+        rngs = [np.random.default_rng([self.seed, epoch, start + i, 0]) for i in range(len(batches))]
+        return self.read_ahead(batches, rngs)
+
+    def read_ahead(self, batches, rngs):
+        """Yield a Batch for each of `batches`; the next one is read meanwhile."""
         parts = [self.run.batch_slice(len(rows))[0] for rows in batches]
         own = [rows[part] for rows, part in zip(batches, parts)]
         for i, (_, arrays, waited) in enumerate(prefetch(own, self.dataset.read)):
             self.waited += waited
-            rng = np.random.default_rng([self.seed, epoch, start + i, 0])
-            yield Batch(batches[i], parts[i], self.dataset.to_device(arrays), rng)
+            yield Batch(batches[i], parts[i], self.dataset.to_device(arrays), rngs[i])
+
+
+class DrawLoader(Loader):
+    """Batches for trainings that count steps: each step draws its samples at random.
+
+    draw(rng) -> int [batch_size]: the samples of one step. An "epoch" is the LOG_STEPS steps between two lines of the
+    log. Steps draw from a generator seeded by their number, so a resumed run is identical and all ranks draw the same.
+    """
+
+    LOG_STEPS = 100
+
+    def __init__(self, dataset, batch_size, seed, run, draw, iterations):
+        super().__init__(dataset, batch_size, seed, run, order=lambda epoch: [])
+        self.draw, self.iterations = draw, iterations
+        self.samples = self.LOG_STEPS * batch_size
+
+    @property
+    def epochs(self) -> int:
+        return -(-self.iterations // self.LOG_STEPS)
+
+    def steps(self, epoch: int) -> int:
+        return min(self.LOG_STEPS, self.iterations - epoch * self.LOG_STEPS)
+
+    def batches(self, epoch: int, start: int = 0):
+        first = epoch * self.LOG_STEPS
+        rngs = [np.random.default_rng([self.seed, first + i, 0]) for i in range(start, self.steps(epoch))]
+        return self.read_ahead([self.draw(rng) for rng in rngs], rngs)

@@ -29,12 +29,15 @@ class EpochMeter:
         meter.end_epoch(loader)
 
     stage: names the run in log.jsonl; save(): writes a checkpoint with state_dict() in it; unit: what is counted per
-    second. `epoch`, `step`, `seconds` and `sums` say where an interrupted run continues.
+    second; log_steps: the steps of an "epoch" of a training that counts steps (loader.DrawLoader); its log says the
+    number of steps under "epoch". `epoch`, `step`, `seconds` and `sums` say where an interrupted run continues.
     """
 
-    def __init__(self, run, stage, epochs, *, log, save, unit="sample", save_minutes=5.0, print_epochs=True):
+    def __init__(
+        self, run, stage, epochs, *, log, save, unit="sample", save_minutes=5.0, print_epochs=True, log_steps=None
+    ):
         self.run, self.stage, self.epochs, self.log, self.save = run, stage, epochs, log, save
-        self.unit, self.save_minutes, self.print_epochs = unit, save_minutes, print_epochs
+        self.unit, self.save_minutes, self.print_epochs, self.log_steps = unit, save_minutes, print_epochs, log_steps
         self.epoch, self.step, self.seconds, self.sums = 0, 0, 0.0, {}
         self.steps = 0  # of the present epoch
         self.lr = None
@@ -47,6 +50,13 @@ class EpochMeter:
     def load_state_dict(self, state: dict) -> None:
         self.epoch, self.step = state["epoch"], state["step"]
         self.seconds, self.sums = state["seconds"], state["sums"]
+
+    @property
+    def position(self) -> str:
+        """The present step, in words."""
+        if self.log_steps:
+            return f"step {self.epoch * self.log_steps + self.step + 1}"
+        return f"epoch {self.epoch + 1}, step {self.step + 1}"
 
     @property
     def progress(self) -> float:
@@ -88,23 +98,25 @@ class EpochMeter:
         mean = float(self.sums[name]) / self.step
         if not np.isfinite(mean):
             raise UserError(
-                f"the loss became {mean} in {self.stage}, epoch {self.epoch + 1}, step {self.step}: lower --lr, or try "
-                "--precision fp32; the last checkpoint before it is kept"
+                f"the loss became {mean} in {self.stage}, before {self.position}: lower --lr, or try --precision fp32; the "
+                "last checkpoint before it is kept"
             )
         if self.bar:
-            self.bar.set_postfix({name: f"{mean:.4g}", "epoch": f"{self.epoch + 1}/{self.epochs}"})
+            epoch = {} if self.log_steps else {"epoch": f"{self.epoch + 1}/{self.epochs}"}
+            self.bar.set_postfix({name: f"{mean:.4g}", **epoch})
 
     def end_epoch(self, loader, **extra) -> None:
         """Means over the ranks -> log.jsonl and one printed line; the checkpoint, if the last one is old. extra: logged too."""
         means = self.run.mean_over_ranks({k: float(v) / self.steps for k, v in self.sums.items()})
         duration, steps = time.perf_counter() - self.began, self.steps - self.first_step
         samples = min(steps * loader.batch_size, getattr(loader, "samples", np.inf))
+        number = self.epoch * self.log_steps + self.steps if self.log_steps else self.epoch + 1
         self.epoch, self.step, self.sums = self.epoch + 1, 0, {}
         if time.perf_counter() - self.saved > min(SAVE_SECONDS, 60 * self.save_minutes) or self.epoch == self.epochs:
             self.save()
             self.saved = time.perf_counter()
         if self.run.is_main:
-            line = {"stage": self.stage, "epoch": self.epoch, **means, **extra}
+            line = {"stage": self.stage, "epoch": number, **means, **extra}
             if self.lr is not None:
                 line["lr"] = self.lr
             line["seconds"] = self.seconds
@@ -114,7 +126,7 @@ class EpochMeter:
             if self.print_epochs:
                 values = {k: v for k, v in {**means, **extra}.items() if isinstance(v, float)}
                 self.bar.write(
-                    f"{self.stage} epoch {self.epoch}/{self.epochs}: "
+                    f"{self.stage} epoch {number}/{self.epochs}: "
                     + ", ".join(f"{k} {v:.5g}" for k, v in values.items())
                 )
         if self.epoch == self.epochs:
@@ -207,11 +219,11 @@ def resume(state, path, meter, net, optimizer) -> None:
         meter.load_state_dict(state)
         set_rng(state["rng"])
     if meter.run.is_main:
-        meter.log.drop_after(meter.stage, meter.epoch)
+        meter.log.drop_after(meter.stage, meter.epoch * (meter.log_steps or 1))
     if meter.epoch >= meter.epochs:
-        meter.run.print(f"{meter.stage}: {meter.epoch} epochs done before ({path})")
+        meter.run.print(f"{meter.stage}: all steps were done before ({path})")
     elif meter.epoch or meter.step:
-        meter.run.print(f"{meter.stage}: going on at epoch {meter.epoch + 1}, step {meter.step + 1}")
+        meter.run.print(f"{meter.stage}: going on at {meter.position}")
 
 
 def save_checkpoint(path, state: dict) -> None:
