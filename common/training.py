@@ -51,12 +51,11 @@ class EpochMeter:
         self.epoch, self.step = state["epoch"], state["step"]
         self.seconds, self.sums = state["seconds"], state["sums"]
 
-    @property
-    def position(self) -> str:
-        """The present step, in words."""
+    def position(self, step: int) -> str:
+        """Step number `step` of the present epoch, in words."""
         if self.log_steps:
-            return f"step {self.epoch * self.log_steps + self.step + 1}"
-        return f"epoch {self.epoch + 1}, step {self.step + 1}"
+            return f"step {self.epoch * self.log_steps + step}"
+        return f"epoch {self.epoch + 1}, step {step}"
 
     @property
     def progress(self) -> float:
@@ -98,8 +97,8 @@ class EpochMeter:
         mean = float(self.sums[name]) / self.step
         if not np.isfinite(mean):
             raise UserError(
-                f"the loss became {mean} in {self.stage}, before {self.position}: lower --lr, or try --precision fp32; the "
-                "last checkpoint before it is kept"
+                f"the loss became {mean} in {self.stage}, {self.position(self.step)}: lower --lr, or try "
+                "--precision fp32; the last checkpoint before it is kept"
             )
         if self.bar:
             epoch = {} if self.log_steps else {"epoch": f"{self.epoch + 1}/{self.epochs}"}
@@ -223,7 +222,7 @@ def resume(state, path, meter, net, optimizer) -> None:
     if meter.epoch >= meter.epochs:
         meter.run.print(f"{meter.stage}: all steps were done before ({path})")
     elif meter.epoch or meter.step:
-        meter.run.print(f"{meter.stage}: going on at {meter.position}")
+        meter.run.print(f"{meter.stage}: going on at {meter.position(meter.step + 1)}")
 
 
 def save_checkpoint(path, state: dict) -> None:

@@ -1,4 +1,4 @@
-"""Score videos with a trained scene-aware autoencoder.
+"""Score test videos, or your own video, with a trained scene-aware autoencoder.
 
 python scene_aware_ae/eval.py --dataset shanghaitech-sd --checkpoint runs/scene_aware_ae/shanghaitech-sd/scene_aware_ae.pt
 python scene_aware_ae/eval.py --dataset shanghaitech-sd --checkpoint authors.pth --protocol official
@@ -13,35 +13,33 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from common import cli, datasets, evaluation, metrics, smoothing
-from common import old_training as training
 from common.cache import FrameCache
 from common.dataset import Dataset
-from common.io import UserError, run, safe_filename, writable_folder
-from common.late import torch
+from common.io import UserError, run_script, safe_filename, writable_folder
 from common.pool import cores
-from common.video import decoded, open_video
-from scene_aware_ae import preprocess, scoring
+from common.video import frames_and_clock, open_video
+from scene_aware_ae import preprocess
+from scene_aware_ae.encoder import EncoderOptions, make_encoder
+
+# torch is imported inside functions: --help answers at once.
 
 METHOD = "scene-aware AE"
 
-SCORES_VERSION = 1  # raise it when raw scores change: cached ones are then computed again
-
 
 def add_eval_flags(parser):
-    g = cli.add_score_flags(
+    group = cli.add_score_flags(
         parser,
         "strict: every frame, smoothing fixed beforehand; official: as the authors did",
         "gaussian:8",
         "the curve",
     )
-    g.add_argument(
+    group.add_argument(
         "--tsne",
         type=Path,
         nargs="*",
-        default=None,
         metavar="CHECKPOINT",
-        help="also draw the scene features of training "
-        "and test segments (t-SNE), beside those of the checkpoints named here, such as one of another --mode",
+        help="also draw the scene features of training and test segments (t-SNE), beside those of the checkpoints named "
+        "here, such as one of another --mode",
     )
 
 
@@ -49,182 +47,210 @@ def parse(argv=None):
     parser = cli.make_parser(__doc__)
     preprocess.add_data_flags(parser)
     cli.add_run_flags(parser, out="the checkpoint's folder")
-    g = cli.add_checkpoint_flags(parser, "runs/scene_aware_ae/<dataset>/scene_aware_ae.pt")
-    cli.add_shard_flag(g, scoring=True)
-    g.add_argument(
-        "--scene", default=None, help="with --video: the scene it shows, for the report of how alike they are"
-    )
+    group = cli.add_checkpoint_flags(parser, "runs/scene_aware_ae/<dataset>/scene_aware_ae.pt")
+    cli.add_shard_flag(group, scoring=True)
+    group.add_argument("--scene", help="with --video: the scene it shows, to compare with what the model takes it for")
     add_eval_flags(parser)
     return parser.parse_args(argv)
 
 
-def best_sigma(scores, labels):
-    """The authors' choice on the test labels: the Gaussian of 0..19 over all videos as one that gives the highest micro AUC."""
+def best_sigma(scores: dict, labels: dict) -> int:
+    """The authors' choice on the test labels: the Gaussian of 0..19 frames, over all videos joined, of highest micro AUC."""
     names = sorted(scores)
     s, y = (np.concatenate([x[k] for k in names]) for x in (scores, labels))
-    return max(range(20), key=lambda k: metrics.auc(y, smoothing.gaussian(s, k) if k else s))
+    return max(range(20), key=lambda sigma: metrics.auc(y, smoothing.gaussian(s, sigma) if sigma else s))
 
 
-def protocol_of(args, scores, labels):
-    """official leaves the tails of videos out and picks its filter on the labels, where there are some."""
-    if args.protocol == "strict":
-        return evaluation.Protocol("strict", args.smoothing)
-    kept = {k: len(s) // scoring.LENGTH * scoring.LENGTH for k, s in scores.items()}
-    left = sum(len(s) - kept[k] for k, s in scores.items())
+def make_protocol(options: cli.ScoreOptions, scores: dict, labels: dict) -> evaluation.Protocol:
+    """official leaves the last frames of videos out and chooses its filter on the labels, if there are any."""
+    from scene_aware_ae.scoring import LENGTH
+
+    if options.protocol == "strict":
+        return evaluation.Protocol("strict", options.smoothing)
+    lengths = {k: len(s) // LENGTH * LENGTH for k, s in scores.items()}
+    left_out = sum(len(s) - lengths[k] for k, s in scores.items())
     liberties = [
-        f"the {left} frames after the last whole segments of their videos are left out",
+        f"the {left_out} frames after the last whole segments of their videos are left out",
         "smoothing runs across the borders of videos",
     ]
     sigma = 8
     if labels:
-        sigma = best_sigma({k: s[: kept[k]] for k, s in scores.items()}, {k: y[: kept[k]] for k, y in labels.items()})
+        sigma = best_sigma(
+            {k: s[: lengths[k]] for k, s in scores.items()}, {k: y[: lengths[k]] for k, y in labels.items()}
+        )
         liberties.append(f"the filter's deviation, {sigma} frames, is the best of 0..19 on the test labels")
-    return evaluation.Protocol(
-        "official", f"gaussian:{sigma}" if sigma else "none", 0, liberties, across=True, multiple=scoring.LENGTH
-    )
+    smoothing_filter = f"gaussian:{sigma}" if sigma else "none"
+    return evaluation.Protocol("official", smoothing_filter, 0, liberties, across=True, multiple=LENGTH)
 
 
-def evaluate(args, ready, checkpoint, r):
-    """Score the test set, print and write the results. -> metrics (rank 0)."""
-    if not ready.test:
-        raise UserError(f"{ready.data.name} has no test videos under {ready.data.root}; score single ones with --video")
-    net, state = scoring.load_model(checkpoint)
-    net.eval().to(r.device)
-    folder = writable_folder(args.out or Path(checkpoint).parent)
-    cache = evaluation.ScoreCache(
-        folder,
-        {"weights": training.weights_hash(net), "precision": r.precision, "version": SCORES_VERSION},
-        ready.features.info,
-    )
-    found = cache.compute(
-        ready.test,
-        lambda v, tick: {"scores": scoring.score_features(net, ready.features.array(v), r, tick=tick)[0]},
-        r,
-        size=ready.length,
+def evaluate(dataset, checkpoint, *, out, run, options, shard=None, tsne=None, workers=None, loaded=None):
+    """Score the test set, print and write the results. -> metrics on rank 0, else None.
+
+    dataset: preprocess.EncodedVideos; tsne: other checkpoints to draw scene features of, [] for this one only, None for no
+    drawing; loaded: what scoring.load_model(checkpoint) gave, if it was called before.
+    """
+    from common.training import run_info, weights_hash
+    from scene_aware_ae import scoring
+
+    net, state = loaded or scoring.load_model(checkpoint)
+    net.eval().to(run.device)
+
+    def score(video, tick):
+        return {"scores": scoring.score_video(net, dataset.features.array(video), run, tick=tick)["scores"]}
+
+    arrays = evaluation.score_test_set(
+        dataset,
+        score,
+        run,
+        out=out,
+        settings={"weights": weights_hash(net), "precision": run.precision, "version": scoring.SCORES_VERSION},
+        source=dataset.features.info,
+        size=dataset.frames,
         unit="frame",
-        all_videos=ready.data.test,
-        shard=getattr(args, "shard", None),
+        shard=shard,
     )
-    if not found:
+    if not arrays:
         return None
-    scores = {v.name: found[v.key]["scores"] for v in ready.test}
-    labels = evaluation.labels_of(scores, ready.data)
-    protocol, out = protocol_of(args, scores, labels), folder / args.protocol
+    scores = {v.name: arrays[v.key]["scores"] for v in dataset.test}
+    labels = evaluation.labels_of(scores, dataset.data)
+    out = Path(out) / options.protocol
     result = evaluation.evaluate(
         out,
-        ready.data,
+        dataset.data,
         scores,
         method=METHOD,
-        protocol=protocol,
-        baselines=baselines(args, ready),
+        protocol=make_protocol(options, scores, labels),
+        baselines=baselines(dataset, workers),
         extra={
-            **training.run_info(checkpoint, state, [net], evaluation.total_seconds(found), ready.skipped, r),
+            **run_info(checkpoint, state, [net], evaluation.total_seconds(arrays), dataset.skipped, run),
             "encoder": state.get("encoder"),
             "scenes": state.get("scenes"),
         },
     )
-    evaluation.show(out, result, pictures=decoded, top=args.top, overlay=args.overlay)
-    if args.tsne is not None:
-        draw_tsne([Path(checkpoint), *args.tsne], ready, labels, r, out / "tsne.png")
-    ready.report_skipped()
-    evaluation.print_next_steps(
-        "scene_aware_ae/eval.py",
-        checkpoint,
+    if tsne is not None:
+        draw_tsne([Path(checkpoint), *tsne], dataset, labels, run, out / "tsne.png")
+    evaluation.finish(
         out,
-        overlay=args.overlay,
-        more="" if args.tsne is not None else "add --tsne for a picture of the scenes; ",
+        result,
+        script="scene_aware_ae/eval.py",
+        checkpoint=checkpoint,
+        options=options,
+        skipped=dataset.skipped,
+        pictures=frames_and_clock,
+        more="" if tsne is not None else "add --tsne for a picture of the scenes; ",
     )
     return result.metrics
 
 
-def baselines(args, ready):
-    cache = FrameCache(ready.features.folder.parent / "frames-small", (120, 180))
-    usable, _ = cache.build(ready.test, args.workers or cores())
-    return evaluation.frame_baselines(cache, usable, args.workers or cores()) if len(usable) == len(ready.test) else {}
+def baselines(dataset, workers=None):
+    """Trivial scores on small frames; {} where a video cannot be decoded, as its features were made elsewhere."""
+    cache, workers = FrameCache(dataset.features.folder.parent / "frames-small", (120, 180)), workers or cores()
+    usable, _ = cache.build(dataset.test, workers)
+    return evaluation.frame_baselines(cache, usable, workers) if len(usable) == len(dataset.test) else {}
 
 
-def scene_points(net, ready, labels, r):
+def scene_points(net, dataset, labels, run):
     """Scene features of all segments [N, D], their scenes, and their kinds: 0 training, 1 normal test, 2 abnormal test."""
+    from scene_aware_ae import scoring
+
     points, scenes, kinds = [], [], []
-    for v in ready.train + ready.test:
-        f, y = (
-            scoring.score_features(net, ready.features.array(v), r)[1],
-            labels.get(v.name) if v.split == "test" else None,
-        )
-        points.append(f)
-        scenes += [v.scene or "scene"] * len(f)
-        kinds += [
-            0 if v.split == "train" else 1 + int(y is not None and y[a:b].any())
-            for a, b, _ in scoring.segments(ready.length(v))
-        ]
+    for video in dataset.train + dataset.test:
+        features = scoring.score_video(net, dataset.features.array(video), run)["scene_features"]
+        abnormal = labels.get(video.name, np.zeros(dataset.frames(video)))
+        points.append(features)
+        scenes += [video.scene or "scene"] * len(features)
+        for first, end, _ in scoring.segments(dataset.frames(video)):
+            kinds.append(0 if video.split == "train" else 1 + int(abnormal[first:end].any()))
     return np.concatenate(points), np.array(scenes), np.array(kinds)
 
 
-def draw_tsne(checkpoints, ready, labels, r, path):
+def draw_tsne(checkpoints, dataset, labels, run, path):
     """Scene features of one or several checkpoints side by side: colours are scenes, crosses abnormal test segments."""
+    from scene_aware_ae import scoring
+
     report = evaluation.report_folder()
     if report is None:
         return print("note: --tsne needs common/report, which is not here")
-    panels = {}
+    panels, width = {}, dataset.features.description["width"]
     for checkpoint in checkpoints:
         net, state = scoring.load_model(checkpoint)
-        if net.output_proj.in_features != ready.features.description["width"]:
+        if net.output_proj.in_features != width:
             raise UserError(
-                f"--tsne {checkpoint} is for features of width {net.output_proj.in_features}, these have "
-                f"{ready.features.description['width']}"
+                f"--tsne {checkpoint} is for features of width {net.output_proj.in_features}, these have {width}"
             )
         mode = (state.get("plan") or {}).get("mode", "?")
         title = f"{checkpoint.parent.name}, mode {mode}\ndots training, circles normal, crosses abnormal test segments"
-        panels[title] = scene_points(net.eval().to(r.device), ready, labels, r)
+        panels[title] = scene_points(net.eval().to(run.device), dataset, labels, run)
     if min(len(points) for points, _, _ in panels.values()) < 5:
         return print(f"note: too few segments for {path.name}")
     report.plots.tsne(panels, path)
     print(f"wrote {path}")
 
 
-def score_video(args, net, state, r):
-    """One's own footage: scores.csv, curve.png, overlay.mp4, and which scene it resembles."""
-    video = open_video(args.video)
-    own = (
-        (state.get("encoder") or {}).get("encoder", "").startswith("none:")
-    )  # the stand-in lies beside its dataset's features
-    home = datasets.find(args.dataset, args.data_root, args.labels) if own else None
+def score_own_video(video, checkpoint, source, encoder_options, *, out, run, options, scene=None, loaded=None):
+    """scores.csv, curve.png, overlay.mp4 and report.html of one video, and which scene it resembles.
+
+    video: common.video.Video; source: its dataset is that of the checkpoint, beside whose features a stand-in encoder lies.
+    """
+    import torch
+
+    from scene_aware_ae import scoring
+
+    net, state = loaded or scoring.load_model(checkpoint)
+    net.eval().to(run.device)
+    trained = state.get("encoder") or {}
     data = Dataset("video", video.path.resolve().parent, [], [video])
-    encoder = None
-    if home is not None:
-        encoder = preprocess.encoder_of(args, home, r, state.get("encoder"))
-    ready = preprocess.prepare(args, r, splits=("test",), data=data, trained=state.get("encoder"), encoder=encoder)
-    out = writable_folder((args.out or Path(args.checkpoint).parent / "video") / safe_filename(video.name))
-    scores, features = scoring.score_features(net, ready.features.array(video), r)
-    evaluation.write_own_video(video.name, *decoded(video), scores, args.smoothing, METHOD, out, top=args.top)
+    home = data
+    if trained.get("encoder", "").startswith("none:"):
+        home = datasets.find(source.dataset, source.data_root, source.labels)
+    with run.main_first():
+        encoder = make_encoder(encoder_options, home, source.cache, run, trained=trained, only_features=False)
+    dataset = preprocess.prepare(source, run, encoder_options, splits=("test",), data=data, encoder=encoder)
+    out = writable_folder(out / safe_filename(video.name))
+    if not run.is_main:
+        return
+    result = scoring.score_video(net, dataset.features.array(video), run)
+    evaluation.write_own_video(
+        video.name,
+        *frames_and_clock(video),
+        result["scores"],
+        options.smoothing,
+        METHOD,
+        out,
+        top=options.top,
+    )
     if (state.get("plan") or {}).get("mode") == 2:
         with torch.inference_mode():
-            share = net.classifier(torch.from_numpy(features).to(r.device)).softmax(1).mean(0).cpu().numpy()
-        best = int(share.argmax())
-        print(
-            f"it looks like scene {state['scenes'][best]} ({100 * share[best]:.0f} %)"
-            + (f", said to be {args.scene}" if args.scene else "")
-        )
-    if args.scene and state.get("scenes") and args.scene not in state["scenes"]:
-        print(f"note: the model was not trained on scene {args.scene}; it knows {', '.join(state['scenes'])}")
+            logits = net.classifier(torch.from_numpy(result["scene_features"]).to(run.device))
+        shares = logits.softmax(1).mean(0).cpu().numpy()
+        best = int(shares.argmax())
+        compared = f"; --scene says {scene}" if scene else ""
+        print(f"most similar scene: {state['scenes'][best]} ({100 * shares[best]:.0f} %){compared}")
+    if scene and state.get("scenes") and scene not in state["scenes"]:
+        print(f"note: the model was not trained on scene {scene}; it was on {', '.join(state['scenes'])}")
 
 
 def main(argv=None):
     args = parse(argv)
     smoothing.parse(args.smoothing)
-    r = training.Run.from_args(args)
-    name = datasets.canonical(args.dataset)
-    args.checkpoint = args.checkpoint or Path("runs/scene_aware_ae") / name / "scene_aware_ae.pt"
-    net, state = scoring.load_model(args.checkpoint)  # a wrong file is refused before any work
-    if args.video:
-        score_video(args, net.eval().to(r.device), state, r)
-        return
-    ready = preprocess.prepare(
-        args, r, splits=("train", "test") if args.tsne is not None else ("test",), trained=state.get("encoder")
-    )
-    evaluate(args, ready, args.checkpoint, r)
-    r.close()
+    checkpoint = args.checkpoint or Path("runs/scene_aware_ae") / cli.dataset_name(args) / "scene_aware_ae.pt"
+    from common.distributed import Run
+    from scene_aware_ae import scoring
+
+    with Run(args.device, args.precision) as run:
+        loaded = scoring.load_model(checkpoint)  # a wrong file is refused before any work
+        source, encoder = cli.DataSource.from_args(args), EncoderOptions.from_args(args)
+        how = dict(run=run, options=cli.ScoreOptions.from_args(args), loaded=loaded)
+        if args.video:
+            video, out = open_video(args.video), args.out or checkpoint.parent / "video"
+            score_own_video(video, checkpoint, source, encoder, out=out, scene=args.scene, **how)
+        else:
+            splits = ("train", "test") if args.tsne is not None else ("test",)
+            trained = loaded[1].get("encoder")
+            dataset = preprocess.prepare(source, run, encoder, splits=splits, scenes=args.scenes, trained=trained)
+            out = args.out or checkpoint.parent
+            evaluate(dataset, checkpoint, out=out, shard=args.shard, tsne=args.tsne, workers=args.workers, **how)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -1,14 +1,12 @@
-"""Encode every frame of a dataset's videos by a frozen encoder: one float16 .npy per video. train.py and eval.py run this where
-it is missing.
+"""Videos -> features of every frame by a frozen encoder, a float16 .npy per video. train.py and eval.py run it if they are missing.
 
-    python scene_aware_ae/preprocess.py --dataset shanghaitech-sd --pretrained openai
-    torchrun --nproc-per-node 8 scene_aware_ae/preprocess.py --dataset shanghaitech     # or --shard 0/8 … --shard 7/8
-    python scene_aware_ae/preprocess.py --pretrained openai --save-weights ViT-L-14-quickgelu.pt    # for a machine offline
+python scene_aware_ae/preprocess.py --dataset shanghaitech-sd --pretrained openai
+torchrun --nproc-per-node 8 scene_aware_ae/preprocess.py --dataset shanghaitech     # or --shard 0/8 … --shard 7/8
+python scene_aware_ae/preprocess.py --pretrained openai --save-weights ViT-L-14-quickgelu.pt    # for a machine offline
 """
 
 import hashlib
 import sys
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -17,48 +15,42 @@ import numpy as np
 from tqdm import tqdm
 
 from common import cli, datasets
-from common import old_training as training
 from common.cache import VideoFiles
 from common.dataset import Usable
 from common.features.prefetch import VideoPrefetcher
-from common.io import UserError, read_table, run
-from common.pool import prepare_videos
+from common.io import UserError, read_table, run_script
 from scene_aware_ae import encoder as encoders
-
-CLIP, PRETRAINED = "ViT-L-14-quickgelu", "openai"
-DEFAULT_CLIP = {"demo": encoders.STAND_IN}
+from scene_aware_ae.encoder import EncoderOptions, GivenFeatures, make_encoder
 
 
 def add_data_flags(parser):
     cli.add_data_flags(parser)
-    g = parser.add_argument_group("features (defaults: as the checkpoint was trained, else the paper's)")
-    g.add_argument(
+    group = parser.add_argument_group("features (defaults: as the checkpoint was trained, else the paper's)")
+    group.add_argument(
         "--clip",
-        default=None,
-        help=f"an open_clip model; {encoders.STAND_IN}, which needs no download; or "
-        f"{encoders.FILES}DIR, features made elsewhere, such as svmae's (default: {CLIP}; on demo {encoders.STAND_IN})",
+        help=f"an open_clip model; {encoders.STAND_IN}, which needs no download; or {encoders.FILES}DIR, features made "
+        f"elsewhere, such as svmae's (default: {encoders.CLIP}; on demo {encoders.STAND_IN})",
     )
-    g.add_argument(
+    group.add_argument(
         "--pretrained",
-        default=PRETRAINED,
+        default=encoders.PRETRAINED,
         help="open_clip's name of weights, a local file, or with tests/perf/bench.py random (default: %(default)s)",
     )
-    g.add_argument(
+    group.add_argument(
         "--preprocess",
         choices=encoders.PREPROCESS,
-        default=None,
         help="clip: as the model was trained; paper: whole frames, BGR, in [-1, 1], as the authors (default: clip)",
     )
-    g.add_argument(
+    group.add_argument(
         "--stand-in-steps",
-        type=int,
-        default=encoders.StandIn.STEPS,
+        type=cli.positive_int,
+        default=encoders.STAND_IN_STEPS,
         help=f"training steps of {encoders.STAND_IN} (default: %(default)s)",
     )
-    g.add_argument("--encode-batch", type=int, default=64, help="frames encoded at once (default: %(default)s)")
-    g.add_argument(
-        "--scenes", type=Path, default=None, help="csv with lines video,scene, instead of the reader's scenes"
+    group.add_argument(
+        "--encode-batch", type=cli.positive_int, default=64, help="frames encoded at once (default: %(default)s)"
     )
+    group.add_argument("--scenes", type=Path, help="csv with lines video,scene, instead of the reader's scenes")
 
 
 class Features(VideoFiles):
@@ -67,182 +59,146 @@ class Features(VideoFiles):
 
     what = "features"
 
-    def __init__(self, folder, description, made_from=None):
-        """made_from: what changes when the files do that they are taken from, where they were made elsewhere."""
-        known = repr(sorted(description.items())) + (str(made_from) if made_from else "")
-        key = hashlib.sha256(known.encode(errors="backslashreplace")).hexdigest()[:10]
+    def __init__(self, folder, description: dict, stamp=None):
+        """description: the encoder's describe(); stamp: changes when the files do that features made elsewhere come from."""
+        settings = repr(sorted(description.items())) + (str(stamp) if stamp else "")
+        key = hashlib.sha256(settings.encode(errors="backslashreplace")).hexdigest()[:10]
         super().__init__(Path(folder) / f"features-{key}")
-        self.description = description
+        self.description, self.action = description, f"encoding with {description['encoder']}"
 
-    def build(self, videos, workers, show=True, *, encoder, batch):
-        """Encode what is missing, reading ahead. -> (videos that are there, {video key: why} of those that could not be read)."""
-        fresh, failed = self.missing(videos)
-        self._encode(fresh, failed, workers, show and fresh, encoder, batch)
-        self.report(v for v in videos if v.key not in failed)
-        return [v for v in videos if v.key not in failed], failed
-
-    def _encode(self, fresh, failed, workers, show, encoder, batch):
-        if show:
-            print(f"encoding {len(fresh)} videos with {self.description['encoder']} into {self.folder}", flush=True)
-        if isinstance(encoder, encoders.GivenFeatures):
-            for video in fresh:
+    def make(self, videos, workers, show, *, encoder, batch_size):
+        failed = {}
+        if isinstance(encoder, GivenFeatures):
+            for video in videos:
                 try:
-                    self.write(video, iter([encoder.of(video)]), lambda shape: {"frames": shape[0], **self.description})
+                    parts = iter([encoder.load(video)])
+                    self.write(video, parts, lambda shape: {"frames": shape[0], **self.description})
                 except UserError as e:
                     failed[video.key] = str(e)
-            return
-        total = sum(v.expected_frames() for v in fresh)
+            return failed
+        total = sum(v.expected_frames() for v in videos)
         with tqdm(total=total, desc="encode", unit="frame", dynamic_ncols=True, mininterval=2, disable=not show) as bar:
-            for video, source in VideoPrefetcher(fresh, encoder.preprocess_frame, max(1, min(workers, 4))):
+            for video, frames in VideoPrefetcher(videos, encoder.preprocess_frame, max(1, min(workers, 4))):
+
+                def describe(shape, decoder=frames.decoder):
+                    return {"frames": shape[0], **self.description, "warnings": decoder.warnings}
+
                 try:
-                    self.write(
-                        video,
-                        self._encoded(source, encoder, batch, bar),
-                        lambda shape, d=source.decoder: {
-                            "frames": shape[0],
-                            **self.description,
-                            "warnings": d.warnings,
-                        },
-                    )
+                    self.write(video, encode_in_batches(frames, encoder, batch_size, bar.update), describe)
                 except UserError as e:
                     failed[video.key] = str(e)
-
-    @staticmethod
-    def _encoded(source, encoder, batch, bar):
-        waiting = []
-        for frame in source:
-            waiting.append(frame)
-            if len(waiting) == batch:
-                yield encoder.encode(np.stack(waiting)).cpu().numpy().astype(np.float16)
-                bar.update(len(waiting))
-                waiting = []
-        if waiting:
-            yield encoder.encode(np.stack(waiting)).cpu().numpy().astype(np.float16)
-            bar.update(len(waiting))
+        return failed
 
 
-class Prepared(Usable):
-    """A dataset with its features. train, test: the videos that are usable."""
+def encode_in_batches(frames, encoder, batch_size, tick=lambda n: None):
+    """Yield features float16 [n, width] of at most batch_size of `frames`; tick(n) is called after every n frames."""
+    waiting = []
 
-    def __init__(self, data, videos, failed, features):
+    def encoded():
+        features = encoder.encode(np.stack(waiting)).cpu().numpy().astype(np.float16)
+        tick(len(waiting))
+        waiting.clear()
+        return features
+
+    for frame in frames:
+        waiting.append(frame)
+        if len(waiting) == batch_size:
+            yield encoded()
+    if waiting:
+        yield encoded()
+
+
+class EncodedVideos(Usable):
+    """The usable videos of a dataset, with their features."""
+
+    def __init__(self, data, videos, failed, features: Features, encoder):
         super().__init__(data, videos, failed)
-        self.features = features
+        self.features, self.encoder = features, encoder
 
-    def arrays(self, videos):
+    def arrays(self, videos) -> list[np.ndarray]:
+        """Features of each video, float16 [T, width] memory maps."""
         return [self.features.array(v) for v in videos]
 
-    def length(self, video):
+    def frames(self, video) -> int:
         return self.features.info(video)["frames"]
 
-    def summary(self):
+    def print_summary(self):
         for split in ("train", "test"):
             videos = getattr(self, split)
-            scenes, frames = len({v.scene for v in videos}), sum(map(self.length, videos))
+            scenes, frames = len({v.scene for v in videos}), sum(map(self.frames, videos))
             print(f"{split}: {len(videos)} videos of {scenes} scenes, {frames} frames")
 
 
 def read_scenes(path, data):
-    """Replace the reader's scenes by those of a csv with lines video,scene."""
-    rows = [row for _, row in read_table(path, "--scenes")]
-    bad = next((row for row in rows if len(row) < 2), None)
-    if bad:
-        raise UserError(f"--scenes {path}: expected lines video,scene, got {','.join(bad)!r}")
-    known = {row[0]: row[1] for row in rows}
+    """Replace the reader's scenes by those of a csv with lines video,scene. Raises UserError."""
+    scene_of = {}
+    for _, row in read_table(path, "--scenes"):
+        if len(row) < 2:
+            raise UserError(f"--scenes {path}: expected lines video,scene, got {','.join(row)!r}")
+        scene_of[row[0]] = row[1]
     for v in data.train + data.test:
-        if v.name not in known:
+        if v.name not in scene_of:
             raise UserError(f"--scenes {path} has no line for the video {v.name}")
-        v.scene = known[v.name]
+        v.scene = scene_of[v.name]
 
 
-def make_encoder(args, data, folder, r, trained=None, measuring=False):
-    """The encoder that the flags name, or that a checkpoint was `trained` on. measuring: its speed alone, for which random weights do."""
-    from common.features.clip import RANDOM, ClipEncoder
+def prepare(
+    source: cli.DataSource,
+    run,
+    options: EncoderOptions,
+    *,
+    splits=("train", "test"),
+    scenes=None,
+    data=None,
+    trained=None,
+    encoder=None,
+) -> EncodedVideos:
+    """Encode what is missing; under torchrun every rank encodes its share.
 
-    name = args.clip or (trained or {}).get("encoder") or DEFAULT_CLIP.get(data.name, CLIP)
-    preprocess = args.preprocess or (trained or {}).get("preprocess")
-    preprocess = preprocess if preprocess in encoders.PREPROCESS else "clip"
-    encoders.check(name, preprocess)
-    if name == encoders.STAND_IN:
-        seed, steps = ((trained or {}).get(k, v) for k, v in (("seed", args.seed), ("steps", args.stand_in_steps)))
-        encoder = encoders.StandIn(folder, r, data.train or data.test, seed, steps)
-    elif name.startswith(encoders.FILES):
-        if getattr(args, "video", None) or measuring:
-            raise UserError(
-                f"--clip {name} holds features, and no network that could encode a video: make the video's features alike, as "
-                "a dataset of its own"
-            )
-        encoder = encoders.GivenFeatures(name.removeprefix(encoders.FILES))
-    else:
-        if args.pretrained == RANDOM and not measuring:
-            raise UserError("--pretrained random is for tests/perf/bench.py: features of random weights say nothing")
-        advice = (
-            f"where there is a network, run: python scene_aware_ae/preprocess.py --clip {name} --pretrained "
-            f"{args.pretrained} --save-weights {name}.pt — then copy the file here and give --pretrained {name}.pt; or "
-            f"take --clip {encoders.STAND_IN}"
-        )
-        encoder = ClipEncoder(name, args.pretrained, preprocess, r, advice)
-    if trained and trained["weights"] != encoder.hash:
-        raise UserError(
-            f"the checkpoint was trained on features of {trained['encoder']} with other weights "
-            f"({trained['weights']}, here {encoder.hash}): give the same --clip and --pretrained"
-            + (f", or the --cache that holds its stand-in (looked in {folder})" if name == encoders.STAND_IN else "")
-        )
-    if trained and trained["preprocess"] != encoder.describe()["preprocess"]:
-        raise UserError(
-            f"the checkpoint was trained on features with --preprocess {trained['preprocess']}, not {preprocess}"
-        )
-    return encoder
-
-
-def encoder_of(args, data, r, trained=None, measuring=False):
-    """The encoder of a dataset; under torchrun the first process trains a stand-in and the others wait."""
-    if not r.is_main:
-        r.barrier()
-    encoder = make_encoder(args, data, data.cache_folder(args.cache), r, trained, measuring)
-    if r.is_main:
-        r.barrier()
-    return encoder
-
-
-def prepare(args, r, splits=("train", "test"), data=None, trained=None, encoder=None, with_encoder=False):
-    """Find the dataset and encode what is missing. Under torchrun every process encodes its share."""
-    with r.main_first():
-        data = data or datasets.find(args.dataset, args.data_root, args.labels)
-    if args.scenes:
-        read_scenes(args.scenes, data)
-    encoder = encoder or encoder_of(args, data, r, trained)
-    features = Features(data.cache_folder(args.cache), encoder.describe(), getattr(encoder, "stamp", None))
-    videos = [v for s in splits for v in getattr(data, s)]
-    videos, failed = prepare_videos(
-        features, videos, partial(features.build, encoder=encoder, batch=args.encode_batch), args, r
+    scenes: the csv of --scenes; data: instead of the dataset that `source` names; trained: the encoder's description in a
+    checkpoint; encoder: instead of the one that `options` name.
+    """
+    with run.main_first():
+        data = data or datasets.find(source.dataset, source.data_root, source.labels)
+    if scenes:
+        read_scenes(scenes, data)
+    if encoder is None:
+        with run.main_first():  # rank 0 trains a stand-in, or downloads weights
+            encoder = make_encoder(options, data, source.cache, run, trained=trained)
+    features = Features(data.cache_folder(source.cache), encoder.describe(), getattr(encoder, "stamp", None))
+    videos, failed = features.prepare(
+        [v for split in splits for v in getattr(data, split)],
+        run,
+        workers=source.workers,
+        shard=source.shard,
+        encoder=encoder,
+        batch_size=options.batch_size,
     )
-    ready = Prepared(data, videos, failed, features)
-    return (ready, encoder) if with_encoder else ready
+    return EncodedVideos(data, videos, failed, features, encoder)
 
 
 def main(argv=None):
     parser = cli.make_parser(__doc__)
     add_data_flags(parser)
-    cli.add_shard_flag(cli.add_run_flags(parser, out="runs/scene_aware_ae/<dataset>"))
+    cli.add_shard_flag(cli.add_run_flags(parser, out="not used here"))
     parser.add_argument(
         "--save-weights",
         type=Path,
-        default=None,
         metavar="FILE",
         help="download the model and write its weights into FILE, for a machine without a network, and stop",
     )
     args = parser.parse_args(argv)
     if args.save_weights:
-        encoders.check(args.clip or CLIP, "clip")
-        return encoders.save_weights(args.clip or CLIP, args.pretrained, args.save_weights)
-    r = training.Run.from_args(args)
-    ready = prepare(args, r)
-    if r.is_main:
-        ready.summary()
-        ready.report_skipped()
-        print(f"next: python scene_aware_ae/train.py --dataset {ready.data.name}")
-    r.close()
+        return encoders.save_weights(args.clip or encoders.CLIP, args.pretrained, args.save_weights)
+    from common.distributed import Run
+
+    with Run(args.device, args.precision) as run:
+        dataset = prepare(cli.DataSource.from_args(args), run, EncoderOptions.from_args(args), scenes=args.scenes)
+        if run.is_main:
+            dataset.print_summary()
+            dataset.report_skipped()
+            print(f"next: python scene_aware_ae/train.py --dataset {dataset.data.name}")
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

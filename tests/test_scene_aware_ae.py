@@ -3,19 +3,16 @@
 import csv
 import json
 import zipfile
-from functools import partial
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from common import datasets
-from common import old_training as training
+from common import datasets, training
+from common.distributed import Run
 from common.features import clip
 from common.io import UserError, load_arrays
-from common.pool import prepare_videos
 from common.video import open_video
 from scene_aware_ae import encoder as encoders
 from scene_aware_ae import preprocess, scoring
@@ -91,7 +88,7 @@ def test_benchmark(trained):
         0.05,
     )
     done = script("tests/perf/bench.py", "scene_aware_ae", *where)
-    for text in ("encoder alone", "videos to features", "one segment at a time", "training, mode 1", "peak memory"):
+    for text in ("only the encoder", "videos to features", "one segment at a time", "training, mode 1", "peak memory"):
         assert text in done.stdout, done.stdout
 
 
@@ -174,7 +171,7 @@ def test_modes_scenes_and_the_variational_variant(trained, tmp_path):
         "--out",
         tmp_path / "v",
     )
-    assert "looks like scene" in video.stdout
+    assert "most similar scene" in video.stdout
     rows = list(csv.DictReader(open(tmp_path / "v" / "a_9" / "scores.csv")))
     wanted = load_arrays(tmp_path / "both" / "strict" / "scores.npz", "scores")["a_9"]
     assert np.allclose([float(x["score"]) for x in rows], wanted, rtol=1e-3)
@@ -191,7 +188,7 @@ def test_features_made_elsewhere(trained, tmp_path):
             )  # clips of 16 frames
     given = encoders.GivenFeatures(tmp_path / "given")
     video = datasets.find("folder", root).test[0]
-    x, own = given.of(video), np.load(tmp_path / "given" / "test" / f"{video.name}.npy")
+    x, own = given.load(video), np.load(tmp_path / "given" / "test" / f"{video.name}.npy")
     assert (
         x.shape == (39, 64)
         and np.allclose(x[15], own[0].mean(0), atol=1e-2)
@@ -201,7 +198,7 @@ def test_features_made_elsewhere(trained, tmp_path):
     assert "micro AUC" in done.stdout
     np.save(tmp_path / "given" / "test" / "a_9.npy", np.zeros((7, 64), np.float16))
     with pytest.raises(UserError, match="7 rows for a video of 39 frames"):
-        given.of(video)
+        given.load(video)
     refused(train(root, tmp_path / "x", "--clip", f"files:{tmp_path}/nothing", check=False), "nothing")
 
 
@@ -279,15 +276,16 @@ def test_segments_cover_every_frame_once():
 def test_scores_equal_a_plain_loop():
     torch.manual_seed(0)
     net = SceneAwareAE(input_dim=32, num_scenes=2, hidden_dim=16, latent_dim=8).eval()
-    features, r = np.random.default_rng(0).normal(size=(39, 32)).astype(np.float16), training.Run("cpu", "fp32")
-    got, scenes = scoring.score_features(net, features, r, batch_size=2)
+    features, r = np.random.default_rng(0).normal(size=(39, 32)).astype(np.float16), Run("cpu", "fp32")
+    result = scoring.score_video(net, features, r, batch_size=2)
+    got, scenes = result["scores"], result["scene_features"]
     x = torch.from_numpy(features.astype(np.float32))
     with torch.no_grad():
         for first, end, own in ((0, 16, 0), (16, 32, 16), (23, 39, 32)):
             out = net(x[None, first:end])["recon"][0]
             assert np.allclose(got[own:end], float(((out - x[first:end]) ** 2).mean(1).max()), rtol=1e-5)
     assert scenes.shape == (3, 32)
-    assert len(scoring.score_features(net, features[:3], r)[0]) == 3
+    assert len(scoring.score_video(net, features[:3], r)["scores"]) == 3
 
 
 def test_supcon_by_hand():
@@ -337,28 +335,27 @@ def test_features_are_written_once_per_video_and_shards_share_them(tmp_path):
     videos.append(open_video(save_video(tmp_path / "v5.avi", walkers(12))))
     (tmp_path / "bad.avi").write_bytes(b"this is no video" * 10)
     videos.append(open_video(tmp_path / "bad.avi"))
-    encoder, r = Brightness(), training.Run("cpu", "fp32")
+    encoder, r = Brightness(), Run("cpu", "fp32")
     features = preprocess.Features(tmp_path / "f", encoder.describe())
-    build = partial(features.build, encoder=encoder, batch=4)
-    args = SimpleNamespace(shard="0/2", workers=2)
-    there, failed = prepare_videos(features, videos, build, args, r)
+    how = dict(encoder=encoder, batch_size=4)
+    there, failed = features.prepare(videos, r, workers=2, shard="0/2", **how)
     assert [v.name for v in there] == ["v0", "v2", "v4"] and list(failed) == [videos[6].key]
     done = [features.info(v) is not None for v in videos]
     assert done == [True, False, True, False, True, False, False]
-    _, failed = build(videos, 2)
+    _, failed = features.build(videos, 2, **how)
     assert list(failed) == [videos[6].key] and max(encoder.batches) == 4
     for v, seed in zip(videos[:5], range(5)):
         wanted = walkers(10 + seed, seed=seed)[:, 0, 0, :2]
         assert (features.array(v) == wanted).all() and features.array(v).dtype == np.float16
     before = len(encoder.batches)
-    build(videos[:6], 2)
-    args.shard = "1/2"  # the other job finds its own done, and counts what is there
-    there, failed = prepare_videos(features, videos, build, args, r)
+    features.build(videos[:6], 2, **how)
+    # the other job finds its own done, and counts what is there
+    there, failed = features.prepare(videos, r, workers=2, shard="1/2", **how)
     assert len(there) == 6 and not failed
     assert len(encoder.batches) == before
     other = preprocess.Features(tmp_path / "f", {**encoder.describe(), "weights": "1"})
     assert other.folder != features.folder
-    other.build(videos[:6], 1, encoder=encoder, batch=3)  # any number of workers, any batch
+    other.build(videos[:6], 1, encoder=encoder, batch_size=3)  # any number of workers, any batch
     assert all(other.path(v).read_bytes() == features.path(v).read_bytes() for v in videos[:6])
 
 
@@ -369,7 +366,7 @@ def test_clip_of_open_clip_random_weights(tmp_path):
     torch.manual_seed(0)
     model = open_clip.create_model("RN50", pretrained=None)
     torch.save(model.state_dict(), tmp_path / "weights.pt")
-    r = training.Run("cpu", "fp32")
+    r = Run("cpu", "fp32")
     frame = np.random.default_rng(0).integers(0, 255, (224, 300, 3), dtype=np.uint8)
     a = clip.ClipEncoder("RN50", tmp_path / "weights.pt", "clip", r)
     assert a.width == 1024 and a.size == (224, 224)
@@ -472,6 +469,6 @@ def test_clip_weights_run_with_the_activation_they_were_trained_with(tmp_path, c
     for damaged in ((tmp_path / "quick.pt").read_bytes()[:5000], b"", b"PK\x03\x04" + bytes(99)):
         (tmp_path / "damaged.pt").write_bytes(damaged)
         assert clip.uses_quick_gelu(tmp_path / "damaged.pt") is None
-    run = training.Run("cpu", "fp32")
+    run = Run("cpu", "fp32")
     quick = clip.ClipEncoder("ViT-B-32", clip.RANDOM, "clip", run).name
     assert quick == "ViT-B-32"

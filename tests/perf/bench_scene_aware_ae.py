@@ -1,79 +1,85 @@
 """Scene-aware autoencoder: encoding, training and scoring rates, waiting, memory."""
 
 import itertools
+import os
 import time
 
 import numpy as np
+import torch
 
-from common import datasets
-from common import old_training as training
+from common import datasets, training
+from common.cli import DataSource
 from common.features.clip import RANDOM
 from common.features.prefetch import VideoPrefetcher
 from common.io import UserError
+from common.loader import DrawLoader
 from common.pool import cores
 from common.video import Decoder
 from scene_aware_ae import preprocess, scoring
-from scene_aware_ae.encoder import STAND_IN
-from scene_aware_ae.model import SceneAwareAE
-from scene_aware_ae.train import ITERATIONS, LR, PER_SCENE, Segments, Trainer
-from tests.perf.rates import line, rate, where
+from scene_aware_ae.data import Segments
+from scene_aware_ae.encoder import STAND_IN, EncoderOptions, make_encoder
+from scene_aware_ae.train import MODEL, make_plan, train_one_epoch
+from tests.perf.rates import line, rate, synchronize, where
 
 
-def measure_eval(args, seconds, r):
-    data = datasets.find(args.dataset, args.data_root, args.labels)
-    encoder = preprocess.encoder_of(args, data, r, measuring=True)
+def measure_eval(args, seconds, run):
+    source, options = DataSource.from_args(args), EncoderOptions.from_args(args)
+    data = datasets.find(source.dataset, source.data_root, source.labels)
+    encoder = make_encoder(options, data, source.cache, run, measuring=True)
     videos = (data.train or data.test)[:4]
-    print(f"\n{encoder.name} and the scene-aware autoencoder on {where(r)}")
-    batch = np.stack([encoder.preprocess_frame(f) for f in itertools.islice(Decoder(videos[0]), args.encode_batch)])
-    alone = rate(lambda: encoder.encode(batch).cpu(), len(batch), r.device, seconds)
-    line("the encoder alone, the same batch again", alone, "frames/s")
+    print(f"\n{encoder.name} and the scene-aware autoencoder on {where(run)}")
+    size = options.batch_size
+    batch = np.stack([encoder.preprocess_frame(f) for f in itertools.islice(Decoder(videos[0]), size)])
+    only_encoder = rate(lambda: encoder.encode(batch).cpu(), len(batch), run.device, seconds)
+    line("only the encoder, the same batch again", only_encoder, "frames/s")
     read = rate(
-        lambda: [encoder.preprocess_frame(f) for f, _ in zip(Decoder(videos[0]), range(64))], 64, r.device, seconds
+        lambda: [encoder.preprocess_frame(f) for f, _ in zip(Decoder(videos[0]), range(64))], 64, run.device, seconds
     )
     line("decoding and resizing, one thread", read, "frames/s")
-    began, n = time.perf_counter(), 0
-    for _, one in VideoPrefetcher(videos, encoder.preprocess_frame, args.workers or cores()):
-        for part in preprocess.Features._encoded(one, encoder, args.encode_batch, _Count()):
-            n += len(part)
-    whole = n / (time.perf_counter() - began)
-    line("videos to features", whole, "frames/s", f"{100 * (1 - whole / alone):.0f} % below the encoder alone")
+    start, n = time.perf_counter(), 0
+    for _, frames in VideoPrefetcher(videos, encoder.preprocess_frame, args.workers or cores()):
+        n += sum(map(len, preprocess.encode_in_batches(frames, encoder, size)))
+    whole = n / (time.perf_counter() - start)
+    line("videos to features", whole, "frames/s", f"{100 * (1 - whole / only_encoder):.0f} % below only the encoder")
 
-    net = SceneAwareAE(input_dim=encoder.width).eval().to(r.device)
-    many = np.random.default_rng(0).normal(size=(8192, encoder.width)).astype(np.float16)
-    one = rate(lambda: scoring.score_features(net, many[:64], r, batch_size=1), 64 // scoring.LENGTH, r.device, seconds)
-    fast = rate(lambda: scoring.score_features(net, many, r), len(many) // scoring.LENGTH, r.device, seconds)
-    line("scoring, one segment at a time", one, "segments/s")
-    line("scoring, 512 at a time", fast, "segments/s", f"{fast / one:.1f}×")
+    net = scoring.build_model({"input_dim": encoder.width}).eval().to(run.device)
+    many, length = np.random.default_rng(0).normal(size=(8192, encoder.width)).astype(np.float16), scoring.LENGTH
+    slow = rate(lambda: scoring.score_video(net, many[:64], run, batch_size=1), 64 // length, run.device, seconds)
+    fast = rate(lambda: scoring.score_video(net, many, run), len(many) // length, run.device, seconds)
+    line("scoring, one segment at a time", slow, "segments/s")
+    line("scoring, 512 at a time", fast, "segments/s", f"{fast / slow:.1f}×")
     if args.pretrained != RANDOM or encoder.name == STAND_IN:
-        training_rate(preprocess.prepare(args, r, data=data, encoder=encoder), encoder, seconds, r)
+        training_rate(preprocess.prepare(source, run, options, data=data, encoder=encoder), run)
     print(f"  peak memory {training.peak_memory():.0f} MiB")
 
 
-def training_rate(ready, encoder, seconds, r):
+def training_rate(dataset, run):
     try:
-        segments = Segments(ready, r, PER_SCENE)
+        segments = Segments(dataset, run)
     except UserError as e:
         print(f"  no training rate: {e}")
         return
-    mode = int(len(segments.scenes) > 1)
-    model_args = dict(input_dim=encoder.width, num_scenes=max(2, len(segments.scenes)))
-    trainer = Trainer({"mode": mode, "lr": LR, "seed": 0}, model_args, segments, r, None, {})
-    trainer.net.train()
-    rng = np.random.default_rng(0)
-    began = time.perf_counter()
-    steps = rate(lambda: trainer.one(rng), 1, r.device, 2 * seconds)
-    share = 100 * trainer.waited / (time.perf_counter() - began)
+    scenes = len(segments.scenes)
+    plan = make_plan(scenes, segments.frames)
+    n, steps = plan.segments_per_scene, 10
+    net = scoring.build_model({"input_dim": dataset.encoder.width, **MODEL, "num_scenes": max(2, scenes)})
+    net.to(run.device)
+    optimizer = torch.optim.Adam(net.parameters(), lr=plan.lr, fused=True)
+    loader = DrawLoader(segments, scenes * n, 0, run, lambda rng: segments.draw(rng, n), 2 * steps)
+    loader.LOG_STEPS, log = steps, training.Log(os.devnull)
+    meter = training.EpochMeter(run, "train", 3, log=log, save=lambda: None, print_epochs=False, log_steps=steps)
+    for epoch in range(2):  # the first one warms up
+        start = time.perf_counter()
+        train_one_epoch(net, loader, optimizer, plan, segments.scene_labels(n), epoch, run, meter)
+        synchronize(run.device)
+        seconds = time.perf_counter() - start
+    minutes = plan.iterations * seconds / steps / 60
     line(
-        f"training, mode {mode}, {len(segments.labels)} segments a step",
-        steps,
+        f"training, mode {plan.mode}, {scenes * n} segments a step",
+        steps / seconds,
         "steps/s",
-        f"waits for data {share:.1f} %; {ITERATIONS} steps in {ITERATIONS / steps / 60:.1f} min",
+        f"waits for data {100 * loader.waited / seconds:.1f} %; {plan.iterations} steps in {minutes:.1f} min",
     )
-
-
-class _Count:
-    def update(self, n):
-        pass
 
 
 measure_train = measure_eval
