@@ -41,7 +41,7 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x, across):
-        """[N, T, parts, dim]. across: clip k > 0 is asked by the query of clip k - 1, clip 0 by its own; else each by its own."""
+        """[N, T, parts, dim]. across: the queries of clip k - 1 attend to clip k (clip 0: its own); otherwise each clip to itself."""
         n, t, length, dim = x.shape
         q, k, v = self.qkv(x).view(n, t, length, 3, self.heads, dim // self.heads).unbind(3)
         if across and t > 1:
@@ -184,8 +184,8 @@ def losses(out, auxiliary=None, bank_error=None, weights=(1.0, 1.0, 1.0)):
     """
     error = out["error"]
     with torch.no_grad():
-        known = error.flatten() if bank_error is None else torch.cat([error.flatten(), bank_error.flatten()])
-        threshold = known.mean() + known.std()
+        errors = error.flatten() if bank_error is None else torch.cat([error.flatten(), bank_error.flatten()])
+        threshold = errors.mean() + errors.std()
         pseudo = (error >= threshold).float()
         if auxiliary is not None:
             pseudo = pseudo * (auxiliary >= 0.5)
@@ -200,7 +200,7 @@ def losses(out, auxiliary=None, bank_error=None, weights=(1.0, 1.0, 1.0)):
     return {"total": total, **parts, "pseudo": pseudo, "threshold": threshold}
 
 
-def joins_bank(pseudo, scores, kind, delta):
+def select_for_bank(pseudo, scores, kind, delta):
     """Which windows join the bank: bool [N]. pseudo, scores [N, T].
 
     A pseudo label survives where the score is at least mean + delta · deviation of the batch's scores; `wlab` (weak) asks for one

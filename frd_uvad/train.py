@@ -10,344 +10,346 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from tqdm import tqdm
 
 from common import cli
-from common import old_training as training
-from common.batches import parts_of
 from common.evaluation import report_folder
 from common.features.data import CLIP_FRAMES
-from common.io import UserError, run
-from common.late import Late, torch
+from common.io import UserError, run_script
 from common.pictures import as_channels, resize
 from common.video import Decoder
-from frd_uvad import preprocess, scoring
-from frd_uvad.windows import Bank, Windows
+from frd_uvad import preprocess
+from frd_uvad.eval import add_eval_flags, evaluate
 
-model = Late("frd_uvad.model")
-
-EPOCHS, BATCH, LR, BETAS = 5, 320, 1e-3, (0.9, 0.95)
+# torch is imported inside functions: --help answers at once, and decoding processes never load it.
 
 
-def flag(text):
+@dataclass
+class Plan:
+    """The schedule and the settings of the method; by default the published ones."""
+
+    epochs: int = 5
+    batch_size: int = 320  # windows
+    lr: float = 1e-3
+    cross_clip: int = 4  # clips of a window
+    loss_weights: tuple = (1.0, 1.0, 1.0)  # of reconstruction, disruption and scorer
+    bank: bool = True
+    bank_type: str = "wlab"
+    beta: float = 0.1  # size of the bank, in batches
+    delta: float = 0.5  # deviations above the mean score from which a window may join the bank
+
+
+DEFAULTS = Plan()
+BETAS = (0.9, 0.95)
+HEADS = 16
+
+
+def parse_bool(text):
     """True or False, as the published command line writes them."""
-    if str(text).lower() not in ("true", "false", "1", "0", "yes", "no"):
+    if text.lower() not in ("true", "false", "1", "0", "yes", "no"):
         raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
-    return str(text).lower() in ("true", "1", "yes")
+    return text.lower() in ("true", "1", "yes")
+
+
+def loss_weights(text):
+    """ "1_1_1" -> (1.0, 1.0, 1.0)"""
+    weights = tuple(cli.natural_float(x) for x in text.split("_"))
+    if len(weights) != 3:
+        raise argparse.ArgumentTypeError(f"expected three numbers, such as 1_1_1, not {text}")
+    return weights
 
 
 def parse(argv=None):
     parser = cli.make_parser(__doc__)
     preprocess.add_data_flags(parser)
     cli.add_run_flags(parser, out="runs/frd_uvad/<dataset>")
-    g = parser.add_argument_group("optimisation")
-    g.add_argument("--epochs", type=int, default=EPOCHS, help="(default: %(default)s)")
-    g.add_argument(
-        "--batch-size",
-        type=int,
-        default=BATCH,
-        help="windows a step (default: %(default)s)",
+    cli.add_optimisation_flags(
+        parser, epochs=DEFAULTS.epochs, batch_size=f"{DEFAULTS.batch_size} windows", lr=DEFAULTS.lr
     )
-    g.add_argument("--lr", type=float, default=LR, help="(default: %(default)s)")
-    g.add_argument(
-        "--resume",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="go on where an interrupted run of the same settings stopped",
+    group = parser.add_argument_group("method")
+    group.add_argument(
+        "--cross-clip",
+        "--cross_clip",
+        type=cli.positive_int,
+        help=f"clips of a window (default: {DEFAULTS.cross_clip})",
     )
-    g = parser.add_argument_group("method")
-    g.add_argument("--cross-clip", "--cross_clip", type=int, default=4, help="clips of a window (default: %(default)s)")
-    g.add_argument(
+    group.add_argument(
         "--num-blocks",
         "--Vitblock_num",
-        type=int,
+        type=cli.natural_int,
         default=8,
         help="transformer blocks; 0: a two-layer autoencoder (default: %(default)s)",
     )
-    g.add_argument(
+    group.add_argument(
         "--loss-weights",
         "--Lambda",
-        default="1_1_1",
+        type=loss_weights,
         metavar="A_B_C",
-        help="of reconstruction, disruption and scorer (default: %(default)s)",
+        help="of reconstruction, disruption and scorer (default: 1_1_1)",
     )
-    g.add_argument(
+    group.add_argument(
         "--bank",
         "--lab",
-        type=flag,
-        default=True,
+        type=parse_bool,
         metavar="True|False",
-        help="keep a latent anomaly bank, whose clips the reconstructor is pushed not to reconstruct (default: %(default)s)",
+        help="keep a latent anomaly bank, whose clips the reconstructor is pushed not to reconstruct (default: True)",
     )
-    g.add_argument(
+    group.add_argument(
         "--bank-type",
         "--lab_type",
         choices=["wlab", "slab"],
-        default="wlab",
-        help="a window joins the bank when one of its clips is abnormal (wlab), or all are (slab) (default: %(default)s)",
+        help="a window joins the bank when one of its clips is abnormal (wlab), or all are (slab) (default: wlab)",
     )
-    g.add_argument("--beta", type=float, default=0.1, help="size of the bank, in batches (default: %(default)s)")
-    g.add_argument(
+    group.add_argument(
+        "--beta", type=cli.natural_float, help=f"size of the bank, in batches (default: {DEFAULTS.beta})"
+    )
+    group.add_argument(
         "--delta",
         type=float,
-        default=0.5,
-        help="deviations above the mean score for a pseudo label to join (default: %(default)s)",
+        help=f"deviations above the mean score for a pseudo label to join (default: {DEFAULTS.delta})",
     )
-    g.add_argument(
+    group.add_argument(
         "--auxiliary",
         default="none",
         help="a scorer that must agree: none, c2fpl:FILE, frd:FILE or labels:FILE.npz (default: %(default)s)",
     )
-    g.add_argument(
-        "--rounds", type=int, default=1, help="2: train again with the first scorer as auxiliary (default: %(default)s)"
+    group.add_argument(
+        "--rounds",
+        type=cli.positive_int,
+        default=1,
+        help="2: train again with the first scorer as auxiliary (default: %(default)s)",
     )
-    from frd_uvad.eval import add_eval_flags
-
     add_eval_flags(parser)
     return parser.parse_args(cli.with_synonyms(argv, preprocess.SYNONYMS))
 
 
-def plan_of(args):
-    try:
-        weights = tuple(float(x) for x in args.loss_weights.split("_"))
-    except ValueError:
-        weights = ()
-    if len(weights) != 3 or min(weights) < 0:
-        raise UserError(f"--loss-weights {args.loss_weights}: expected three numbers, such as 1_1_1")
-    for key in ("epochs", "batch_size", "cross_clip", "rounds"):
-        if getattr(args, key) < 1:
-            raise UserError(f"--{key.replace('_', '-')} must be at least 1")
-    if args.num_blocks < 0 or args.lr <= 0 or args.beta < 0:
-        raise UserError("--num-blocks and --beta must be at least 0, --lr above 0")
-    return {
-        "epochs": args.epochs,
-        "batch_size": args.batch_size,
-        "lr": args.lr,
-        "cross_clip": args.cross_clip,
-        "weights": list(weights),
-        "bank": args.bank,
-        "bank_type": args.bank_type,
-        "beta": args.beta,
-        "delta": args.delta,
-    }
+def make_plan(**flags) -> Plan:
+    """flags {name of a Plan field: value} replace the published settings."""
+    return Plan(**flags)
 
 
-class Trainer:
-    def __init__(self, plan, model_args, windows, auxiliary, r, path, identity, seed):
-        self.plan, self.model_args, self.windows, self.auxiliary, self.run = plan, model_args, windows, auxiliary, r
-        self.path, self.identity, self.seed = path, identity, seed
-        training.seed_everything(seed)
-        self.net = model.FRD(**model_args).to(r.device)
-        self.optimizer = torch.optim.AdamW(self.net.parameters(), lr=plan["lr"], betas=BETAS, fused=True)
-        self.bank, self.epoch, self.seconds, self.done = (
-            Bank(max(1, int(plan["beta"] * plan["batch_size"]))),
-            0,
-            0.0,
-            False,
+def auxiliary_scores(auxiliary, windows, feature_size, run):
+    """-> function(batch) giving the auxiliary scores of its windows [n, T]; None without an auxiliary. Raises UserError."""
+    import torch
+
+    if auxiliary is None:
+        return None
+    if auxiliary.labels is not None:
+        labels = run.to_device(labels_of_clips(auxiliary, windows.videos))
+    elif auxiliary.net.fc1.in_features != feature_size:
+        raise UserError(
+            f"--auxiliary {auxiliary.source} scores features of width {auxiliary.net.fc1.in_features}, these have "
+            f"{feature_size}"
         )
-        self.labels, self.features = None, None
-        if auxiliary and auxiliary.labels is not None:
-            self.labels = torch.from_numpy(labels_of_clips(auxiliary, windows)).to(r.device)
-        elif auxiliary:
-            if auxiliary.net.fc1.in_features != model_args["feature_size"]:
-                raise UserError(
-                    f"--auxiliary {auxiliary.source} scores features of width {auxiliary.net.fc1.in_features}, these have "
-                    f"{model_args['feature_size']}"
-                )
-            auxiliary.net.to(r.device)
+    else:
+        auxiliary.net.to(run.device)
 
-    def save(self):
-        if self.run.is_main:
-            training.save_checkpoint(
-                self.path,
-                {
-                    "method": "frd_uvad",
-                    "done": self.done,
-                    "model_args": self.model_args,
-                    "plan": self.plan,
-                    "identity": self.identity,
-                    "model_state_dict": self.net.state_dict(),
-                    "optimizer": self.optimizer.state_dict(),
-                    "epoch": self.epoch,
-                    "seconds": self.seconds,
-                    "features": self.features,
-                    "bank": self.bank.windows,
-                    "bank_first": self.bank.first.tolist(),
-                    "rng": training.get_rng(),
-                },
-            )
+    @torch.no_grad()
+    def scores(batch):
+        if auxiliary.labels is not None:
+            return labels[run.to_device(windows.clips(batch.rows))]
+        return run.all_gather_batch(auxiliary.net(batch.data)[..., 0], len(batch))
 
-    def load(self):
-        if not self.path.exists():
-            return False
-        state = training.load_checkpoint(self.path, "frd_uvad")
-        training.check_identity(self.path, state.get("identity"), self.identity)
-        self.net.load_state_dict(state["model_state_dict"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.epoch, self.seconds, self.done = state["epoch"], state["seconds"], state["done"]
-        self.bank.windows = state["bank"].to(self.run.device) if state["bank"] is not None else None
-        self.bank.first = np.array(state["bank_first"], np.int64)
-        training.set_rng(state["rng"])
-        return True
-
-    def agreement(self, first, features):
-        """Auxiliary scores [n, T] of the windows `first`, or None."""
-        if self.auxiliary is None:
-            return None
-        if self.labels is not None:
-            return self.labels[torch.from_numpy(self.windows.rows(first)).to(self.labels.device)]
-        with torch.no_grad():
-            return self.run.all_gather_batch(self.auxiliary.net(features)[..., 0], len(first))
-
-    def step(self, first, features, rng):
-        """One step on the windows `first` [n], of which this process has the features of its part. -> ({loss: value}, pseudo labels
-        [n, T])"""
-        plan, bank, r, n = self.plan, self.bank.windows if self.plan["bank"] else None, self.run, len(first)
-        with r.autocast():
-            out = self.net(features)
-            bank_error = self.net.error(bank) if bank is not None else None
-        out = {
-            "error": r.all_gather_batch(out["error"], n),  # as the threshold is the whole batch's
-            "score": r.all_gather_batch(out["score"].float(), n),
-        }
-        parts = model.losses(out, self.agreement(first, features), bank_error, plan["weights"])
-        self.optimizer.zero_grad(set_to_none=True)
-        parts["total"].backward()
-        r.average_gradients(self.net)
-        self.optimizer.step()
-        if plan["bank"]:
-            with torch.no_grad():
-                joins = model.joins_bank(parts["pseudo"], out["score"][..., 0], plan["bank_type"], plan["delta"])
-                chosen = first[joins.cpu().numpy()]
-                if len(chosen):
-                    self.bank.add(features[joins] if len(features) == n else self.windows.get(chosen), chosen, rng)
-        return {k: parts[k].detach() for k in ("total", "reconstruction", "disruption", "scorer")}, parts["pseudo"]
-
-    def train(self, args, log, observe):
-        r, plan = self.run, self.plan
-        steps = -(-len(self.windows) // plan["batch_size"])
-        bar = tqdm(
-            total=plan["epochs"] * steps,
-            initial=self.epoch * steps,
-            desc="train",
-            unit="step",
-            disable=not r.is_main,
-            dynamic_ncols=True,
-            mininterval=1 if sys.stderr.isatty() else 15,
-        )
-        self.net.train()
-        while self.epoch < plan["epochs"]:
-            began, sums, rows, said = time.perf_counter(), {}, [], []
-            self.windows.waited = 0.0
-            order = training.epoch_order(len(self.windows), self.seed, self.epoch)
-            batches = parts_of(order, plan["batch_size"])
-            own = self.windows.iterate([first[r.batch_slice(len(first))[0]] for first in batches])
-            for i, (first, (_, features)) in enumerate(zip(batches, own)):
-                rng = np.random.default_rng([self.seed, self.epoch, i, 0])
-                values, pseudo = self.step(first, features, rng)
-                for k, v in values.items():
-                    sums[k] = sums.get(k, 0.0) + v
-                rows.append(first)
-                said.append(pseudo[:, 0])
-                bar.update()
-            means = {k: float(v) / len(said) for k, v in sums.items()}
-            seen = dict(zip(np.concatenate(rows).tolist(), torch.cat(said).tolist()))
-            training.check_finite(means["total"], f"in epoch {self.epoch + 1}")
-            now = time.perf_counter()
-            self.epoch, self.seconds = self.epoch + 1, self.seconds + now - began
-            r.sync_buffers(self.net)
-            self.save()
-            extra = {
-                **observe(self, seen),
-                "bank_size": 0 if self.bank.windows is None else len(self.bank.windows),
-                "pseudo_share": float(np.mean(list(seen.values()))),
-            }
-            if r.is_main:
-                log.write(
-                    stage="train",
-                    epoch=self.epoch,
-                    **means,
-                    seconds=self.seconds,
-                    windows_per_second=len(order) / (now - began),
-                    waited_share=self.windows.waited / (now - began),
-                    **extra,
-                )
-                bar.write(
-                    f"epoch {self.epoch}/{plan['epochs']}: "
-                    + ", ".join(f"{k} {v:.4g}" for k, v in {**means, **extra}.items())
-                )
-        bar.close()
-        self.done = True
-        self.save()
+    return scores
 
 
-def labels_of_clips(auxiliary, windows):
+def labels_of_clips(auxiliary, videos) -> np.ndarray:
     """One number per clip of every video, from a file of pseudo labels: by split/name, or by name where only one video has it."""
-    out, names = [], [v.name for v in windows.videos]
-    for v in windows.videos:
-        pseudo = auxiliary.labels.get(v.key, auxiliary.labels.get(v.name))
-        if pseudo is None:
+    parts, names = [], [v.name for v in videos]
+    for v in videos:
+        labels = auxiliary.labels.get(v.key, auxiliary.labels.get(v.name))
+        if labels is None:
             raise UserError(f"--auxiliary {auxiliary.source} has no entry for the video {v.name}")
         if v.key not in auxiliary.labels and names.count(v.name) > 1:
             raise UserError(
                 f"--auxiliary {auxiliary.source}: a training and a test video are called {v.name}: name their entries "
                 f"train/{v.name} and test/{v.name}"
             )
-        if len(pseudo) != len(v):
+        if len(labels) != len(v):
             raise UserError(
-                f"--auxiliary {auxiliary.source}: {len(pseudo)} numbers for video {v.name}, which has {len(v)} clips"
+                f"--auxiliary {auxiliary.source}: {len(labels)} numbers for video {v.name}, which has {len(v)} clips"
             )
-        out.append(pseudo)
-    return np.concatenate(out)
+        parts.append(labels)
+    return np.concatenate(parts)
 
 
-def observer(data, windows):
-    """-> function(trainer, seen) with precision and recall of pseudo labels of test clips (labels for looking only)."""
-    known = {}
-    if data.has_labels:
-        tests = {id(v) for v in data.test}
-        for i, v in enumerate(windows.videos):
-            if id(v) in tests:
-                y = data.labels(v)
-                abnormal = np.bincount(data.rows_of_frames(v, len(y)), weights=y, minlength=len(v))
-                known.update({int(windows.starts[i]) + c: bool(n) for c, n in enumerate(abnormal)})
+def losses(net, batch, plan, bank, auxiliary, run):
+    """-> {name: loss over the whole batch}, pseudo labels [n, T], scores [n, T]: the threshold is that of all ranks' windows."""
+    from frd_uvad import model
 
-    def observe(trainer, seen):
-        own = [(known[k], p > 0) for k, p in seen.items() if k in known]
-        hit, said, true = sum(a and b for a, b in own), sum(b for _, b in own), sum(a for a, _ in own)
-        if not true:
-            return {}
-        return {"pseudo_precision": hit / said if said else 0.0, "pseudo_recall": hit / true}
-
-    return observe
+    with run.autocast():
+        out = net(batch.data)
+        bank_error = net.error(bank.windows) if plan.bank and len(bank) else None
+    error = run.all_gather_batch(out["error"], len(batch))
+    score = run.all_gather_batch(out["score"].float(), len(batch))
+    agreement = auxiliary(batch) if auxiliary else None
+    parts = model.losses({"error": error, "score": score}, agreement, bank_error, plan.loss_weights)
+    loss_parts = {name: parts[name] for name in ("total", "reconstruction", "disruption", "scorer")}
+    return loss_parts, parts["pseudo"], score[..., 0].detach()
 
 
-def bank_sheet(bank, windows, data, path, most=24):
-    """The middle frame of what the bank holds, where there are videos to look at and there is a common/report."""
+def update_bank(bank, batch, pseudo, scores, plan, windows):
+    """Windows that look abnormal join the bank."""
+    from frd_uvad import model
+
+    joins = model.select_for_bank(pseudo, scores, plan.bank_type, plan.delta)
+    first = batch.rows[joins.cpu().numpy()]
+    if len(first):
+        features = batch.data[joins] if len(batch.data) == len(batch) else windows.get(first)
+        bank.add(features, first, batch.rng)
+
+
+def train_one_epoch(net, loader, optimizer, plan, epoch, run, meter, bank, auxiliary, pseudo_labels):
+    """pseudo_labels: float32 [windows] on the device; those of the windows' first clips are written into it."""
+    net.train()
+    for batch, _ in meter.batches(loader, epoch):  # this rank's part of the batch
+        meter.set_lr(optimizer, plan.lr)
+        loss_parts, pseudo, scores = losses(net, batch, plan, bank, auxiliary, run)
+        optimizer.zero_grad(set_to_none=True)
+        loss_parts["total"].backward()
+        run.average_gradients(net)
+        optimizer.step()
+        pseudo_labels[run.to_device(batch.rows)] = pseudo[:, 0]
+        if plan.bank:
+            update_bank(bank, batch, pseudo, scores, plan, loader.dataset)
+        meter.update(loss_parts)
+    run.sync_buffers(net)
+
+
+def train(
+    data, plan, *, out, run, title="round 1", num_blocks=8, auxiliary="none", seed=0, resume=True, save_minutes=5
+) -> Path:
+    """One round, on every video there is and without labels. data: FeatureData; auxiliary: see scoring.load_auxiliary().
+
+    -> path of the finished checkpoint
+    """
+    import torch
+
+    from common import training
+    from common.distributed import seed_everything
+    from common.loader import Loader
+    from frd_uvad import scoring
+    from frd_uvad.data import AnomalyBank, Windows
+
+    if data.width % (16 * HEADS):
+        raise UserError(
+            f"features of width {data.width} do not fit: the model cuts them into 16 parts for {HEADS} heads, so it must be "
+            f"a multiple of {16 * HEADS}"
+        )
+    out = run.open_output_dir(out)
+    videos = data.train + data.test
+    windows = Windows(videos, plan.cross_clip, run)
+    model_args = {"feature_size": data.width, "num_blocks": num_blocks, "heads": HEADS}
+    identity = {
+        "model_args": model_args,
+        "dataset": data.name,
+        "clips": len(windows),
+        "seed": seed,
+        "precision": run.precision,
+        "processes": run.world_size,
+        "auxiliary": auxiliary.split(":")[0],
+        **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(plan).items() if k != "epochs"},
+    }
+    where = "on the device" if windows.features is not None else "read from disk"
+    run.print(
+        f"{title}: {len(videos)} videos, {len(windows)} windows of {plan.cross_clip} clips, {data.crops} crops of width "
+        f"{data.width}, auxiliary {auxiliary}, {where}, {run.device}, {run.precision}"
+    )
+    seed_everything(seed)
+    net = scoring.build_model(model_args).to(run.device)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=plan.lr, betas=BETAS, fused=True)
+    get_auxiliary_scores = auxiliary_scores(scoring.load_auxiliary(auxiliary), windows, data.width, run)
+    bank = AnomalyBank(max(1, int(plan.beta * plan.batch_size)))
+    pseudo_labels = torch.zeros(len(windows), device=run.device)
+    path, log = out / "frd.pt", training.Log(out / "log.jsonl")
+
+    def save():
+        if run.is_main:
+            progress = training.training_state(
+                "frd_uvad",
+                meter,
+                net,
+                optimizer,
+                done=meter.epoch >= plan.epochs,
+                model_args=model_args,
+                plan={**asdict(plan), "loss_weights": list(plan.loss_weights)},
+                identity=identity,
+                features=data.settings,
+                pseudo_labels=pseudo_labels.cpu(),
+                **bank.state_dict(),
+            )
+            training.save_checkpoint(path, progress)
+
+    meter = training.EpochMeter(run, "train", plan.epochs, log=log, save=save, unit="window", save_minutes=save_minutes)
+    state = training.previous_run(path, "frd_uvad", identity, resume)
+    if state:
+        bank.load_state_dict(state, run.device)
+        pseudo_labels.copy_(state["pseudo_labels"])
+    elif run.is_main:
+        log.path.unlink(missing_ok=True)
+    training.resume(state, path, meter, net, optimizer)
+    test_labels = labels_of_test_clips(data, windows)
+    loader = Loader(windows, plan.batch_size, seed, run)
+    for epoch in range(meter.epoch, plan.epochs):
+        train_one_epoch(net, loader, optimizer, plan, epoch, run, meter, bank, get_auxiliary_scores, pseudo_labels)
+        measures = measure_pseudo_labels(pseudo_labels.cpu().numpy() > 0, test_labels)
+        meter.end_epoch(loader, **measures, bank_size=len(bank))
+    if run.is_main and data.has_labels:
+        plot_pseudo_labels(log.path, out / "pseudo_labels.png")
+    if run.is_main and data.videos:
+        draw_bank(bank, windows, data, out / "bank.png")
+    run.barrier()
+    return path
+
+
+def labels_of_test_clips(data, windows) -> np.ndarray:
+    """For looking only: int8 [windows], 1 = the first clip is abnormal, 0 = normal, -1 = unknown or a training video's."""
+    labels = np.full(len(windows), -1, np.int8)
+    tests = {id(v) for v in data.test} if data.has_labels else ()
+    for video, start in zip(windows.videos, windows.starts):
+        if id(video) in tests:
+            y = data.labels(video)
+            abnormal = np.bincount(data.rows_of_frames(video, len(y)), weights=y, minlength=len(video))
+            labels[start : start + len(abnormal)] = abnormal > 0
+    return labels
+
+
+def measure_pseudo_labels(predicted: np.ndarray, labels: np.ndarray) -> dict:
+    """Share of clips that are labelled; precision and recall on test clips, where some are abnormal."""
+    measures = {"pseudo_share": float(predicted.mean())}
+    if (labels == 1).any():
+        hits = (predicted & (labels == 1)).sum()
+        measures["pseudo_precision"] = float(hits / max(1, (predicted & (labels >= 0)).sum()))
+        measures["pseudo_recall"] = float(hits / (labels == 1).sum())
+    return measures
+
+
+def draw_bank(bank, windows, data, path, most=24):
+    """The middle frame of what the bank holds, if there is a common/report."""
     report = report_folder()
     if report is None:
         return
-    wanted, tiles = {}, []
-    for row in np.unique(bank.first)[:most]:
-        v = int(np.searchsorted(windows.starts, row, side="right")) - 1
-        video = windows.videos[v]
-        wanted.setdefault((video.split, video.name), []).append(int(row - windows.starts[v]))
-    for key, clips in wanted.items():
-        last, left = None, {c * CLIP_FRAMES + CLIP_FRAMES // 2: c for c in clips}
+    clips_of_video, tiles = {}, []
+    for first in np.unique(bank.first)[:most]:
+        number, clip = windows.locate(first)
+        video = windows.videos[number]
+        clips_of_video.setdefault((video.split, video.name), []).append(clip)
+    for key, clips in clips_of_video.items():
+        title, frame = "/".join(key), None
+        clip_at = {clip * CLIP_FRAMES + CLIP_FRAMES // 2: clip for clip in clips}
         for t, frame in enumerate(Decoder(data.videos[key])):
-            last = frame
-            if t in left:
-                tiles.append((thumbnail(frame), f"{'/'.join(key)} clip {left.pop(t)}"))
-            if not left:
+            if t in clip_at:
+                tiles.append((thumbnail(frame), f"{title} clip {clip_at.pop(t)}"))
+            if not clip_at:
                 break
         tiles += [
-            (thumbnail(last), f"{'/'.join(key)} clip {c}") for c in left.values()
-        ]  # a last clip shorter than half
+            (thumbnail(frame), f"{title} clip {clip}") for clip in clip_at.values()
+        ]  # a last clip, shorter than half
     report.plots.contact_sheet(path, tiles, 4)
 
 
@@ -357,98 +359,54 @@ def thumbnail(frame, width=320):
 
 def plot_pseudo_labels(log, path):
     """Precision and recall of pseudo labels over the epochs."""
-    kept = [x for x in map(json.loads, Path(log).read_text().splitlines()) if "pseudo_precision" in x]
+    lines = [x for x in map(json.loads, Path(log).read_text().splitlines()) if "pseudo_precision" in x]
     report = report_folder()
-    if kept and report:
-        epochs = [x["epoch"] for x in kept]
+    if lines and report:
+        epochs = [x["epoch"] for x in lines]
+        titles = {
+            "pseudo_precision": "precision",
+            "pseudo_recall": "recall",
+            "pseudo_share": "share of clips labelled",
+        }
         report.plots.lines(
-            {
-                label: (epochs, [x[key] for x in kept])
-                for key, label in (
-                    ("pseudo_precision", "precision"),
-                    ("pseudo_recall", "recall"),
-                    ("pseudo_share", "share of clips labelled"),
-                )
-            },
-            "pseudo labels of test clips (true labels serve this plot alone)",
+            {title: (epochs, [x[key] for x in lines]) for key, title in titles.items()},
+            "pseudo labels of test clips (true labels are used for this plot only)",
             path,
             xlabel="epoch",
             ylim=(0, 1.02),
         )
 
 
-def model_args_of(args, data):
-    if data.width % 256:
-        raise UserError(
-            f"features of width {data.width} do not fit: the model cuts them into 16 parts for 16 heads, so it must be a "
-            "multiple of 256"
-        )
-    return {"feature_size": data.width, "num_blocks": args.num_blocks, "heads": 16}
-
-
-def train(args, data, r, folder, auxiliary_spec, title):
-    """One round. -> path of the finished checkpoint."""
-    plan = plan_of(args)
-    videos = data.train + data.test  # fully unsupervised: every video there is, none with labels
-    windows = Windows(videos, plan["cross_clip"], r)
-    auxiliary = scoring.load_auxiliary(auxiliary_spec)
-    model_args = model_args_of(args, data)
-    identity = {
-        "model_args": model_args,
-        "dataset": data.name,
-        "clips": len(windows),
-        "seed": args.seed,
-        "precision": r.precision,
-        "processes": r.world_size,
-        "auxiliary": auxiliary_spec.split(":")[0],
-        **{k: v for k, v in plan.items() if k != "epochs"},
-    }
-    trainer = Trainer(
-        plan, model_args, windows, auxiliary, r, r.open_output_dir(folder) / "frd.pt", identity, args.seed
-    )
-    trainer.features = data.settings
-    log = training.Log(folder / "log.jsonl")
-    resumed = trainer.load() if args.resume else False
-    if r.is_main and not resumed:
-        log.path.unlink(missing_ok=True)
-    r.print(
-        f"{title}: {len(videos)} videos, {len(windows)} windows of {plan['cross_clip']} clips, {data.crops} crops of width {data.width}"
-        f", auxiliary {auxiliary_spec}, {'on the device' if windows.whole is not None else 'read from disk'}, {r.device}, {r.precision}"
-    )
-    if trainer.epoch >= plan["epochs"]:
-        r.print(f"{trainer.epoch} epochs done before ({trainer.path})")
-        return trainer.path
-    if resumed:
-        r.print(f"going on at epoch {trainer.epoch + 1}")
-        if r.is_main:
-            log.drop_after("train", trainer.epoch)
-    trainer.train(args, log, observer(data, windows))
-    if r.is_main and data.has_labels:
-        plot_pseudo_labels(log.path, folder / "pseudo_labels.png")
-    if r.is_main and data.videos:
-        bank_sheet(trainer.bank, windows, data, folder / "bank.png")
-    r.barrier()
-    return trainer.path
-
-
 def main(argv=None):
     args = parse(argv)
     began = time.perf_counter()
-    plan_of(args)
-    scoring.load_auxiliary(args.auxiliary)  # a wrong file is refused before any work
-    r = training.Run.from_args(args)
-    data = preprocess.prepare(args, r)
-    out = args.out or Path("runs/frd_uvad") / data.name
-    checkpoint = train(args, data, r, out if args.rounds == 1 else out / "round1", args.auxiliary, "round 1")
-    for i in range(2, args.rounds + 1):
-        folder = out if i == args.rounds else out / f"round{i}"
-        checkpoint = train(args, data, r, folder, f"frd:{checkpoint}", f"round {i}")
-    r.print(f"trained in {(time.perf_counter() - began) / 60:.1f} min with everything before; checkpoint {checkpoint}")
-    from frd_uvad.eval import evaluate
+    plan = make_plan(**cli.given(args, Plan.__dataclass_fields__))
+    from common.distributed import Run
+    from frd_uvad import scoring
 
-    evaluate(args, data, checkpoint, r)
-    r.close()
+    scoring.load_auxiliary(args.auxiliary)  # a wrong file is refused before any work
+    with Run(args.device, args.precision) as run:
+        options = preprocess.FeatureOptions.from_args(args)
+        data = preprocess.prepare(cli.DataSource.from_args(args), run, options)
+        out, auxiliary = args.out or Path("runs/frd_uvad") / data.name, args.auxiliary
+        for i in range(1, args.rounds + 1):
+            checkpoint = train(
+                data,
+                plan,
+                out=out if i == args.rounds else out / f"round{i}",
+                run=run,
+                title=f"round {i}",
+                num_blocks=args.num_blocks,
+                auxiliary=auxiliary,
+                seed=args.seed,
+                resume=args.resume,
+                save_minutes=args.save_minutes,
+            )
+            auxiliary = f"frd:{checkpoint}"
+        minutes = (time.perf_counter() - began) / 60
+        run.print(f"finished in {minutes:.1f} min including preprocessing; checkpoint {checkpoint}")
+        evaluate(data, checkpoint, out=out, run=run, options=cli.ScoreOptions.from_args(args))
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -6,6 +6,7 @@ python scene_aware_ae/preprocess.py --pretrained openai --save-weights ViT-L-14-
 """
 
 import hashlib
+import itertools
 import sys
 from pathlib import Path
 
@@ -90,22 +91,12 @@ class Features(VideoFiles):
         return failed
 
 
-def encode_in_batches(frames, encoder, batch_size, tick=lambda n: None):
-    """Yield features float16 [n, width] of at most batch_size of `frames`; tick(n) is called after every n frames."""
-    waiting = []
-
-    def encoded():
-        features = encoder.encode(np.stack(waiting)).cpu().numpy().astype(np.float16)
-        tick(len(waiting))
-        waiting.clear()
-        return features
-
-    for frame in frames:
-        waiting.append(frame)
-        if len(waiting) == batch_size:
-            yield encoded()
-    if waiting:
-        yield encoded()
+def encode_in_batches(frames, encoder, batch_size, progress=lambda n: None):
+    """Yield features float16 [n, width] of at most batch_size of `frames`."""
+    frames = iter(frames)
+    while batch := list(itertools.islice(frames, batch_size)):
+        yield encoder.encode(np.stack(batch)).cpu().numpy().astype(np.float16)
+        progress(len(batch))
 
 
 class EncodedVideos(Usable):

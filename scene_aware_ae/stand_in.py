@@ -13,7 +13,6 @@ from common import training
 from common.io import UserError
 from common.pictures import as_channels, resize
 from common.video import Decoder
-from scene_aware_ae.encoder import STAND_IN
 
 
 class FrameAutoencoder(nn.Module):
@@ -54,7 +53,7 @@ class StandIn:
     tells what moves. Raises UserError where it was not trained and there are no videos.
     """
 
-    name, size = STAND_IN, (96, 160)
+    name, size = "none:autoencoder", (96, 160)  # encoder.STAND_IN
     BATCH, LR = 16, 2e-3
     MAX_FRAMES, TOTAL_FRAMES = 400, 12000  # to train on: of one video, spread over all of it; of all videos together
 
@@ -66,10 +65,10 @@ class StandIn:
             self.net.load_state_dict(state["encoder"])
             self.mean, self.std = state["mean"], state["std"]
         elif not videos:
-            raise UserError(f"--clip {STAND_IN} is trained on training videos, and there are none")
+            raise UserError(f"--clip {self.name} is trained on training videos, and there are none")
         else:
             print(
-                f"note: {STAND_IN} is a stand-in for CLIP, trained on this dataset's training videos only", flush=True
+                f"note: {self.name} is a stand-in for CLIP, trained on this dataset's training videos only", flush=True
             )
             self.train(videos)
             state = {"encoder": self.net.state_dict(), "mean": self.mean, "std": self.std}

@@ -9,13 +9,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from common import old_training as training
+from common.cli import DataSource
+from common.distributed import Run
 from common.features import prefetch
 from common.features.data import CLIP_FRAMES, FeatureVideo
 from common.features.folders import find_features, read_files
 from common.io import UserError, safe_filename
 from common.video import Video, list_videos
-from frd_uvad.preprocess import prepare
+from frd_uvad.preprocess import FeatureOptions, prepare
 from frd_uvad.svmae.clips import Depth
 from frd_uvad.svmae.eval import text_of
 from frd_uvad.svmae.train import bags_of
@@ -475,12 +476,12 @@ def twins():
 
 
 def test_pseudo_labels_of_two_videos_of_one_name():
-    windows = SimpleNamespace(videos=twins())
+    videos = twins()
     aux = SimpleNamespace(source="labels:x.npz", labels={"01": np.ones(3)})
     with pytest.raises(UserError):
-        labels_of_clips(aux, windows)
+        labels_of_clips(aux, videos)
     aux.labels = {"test/01": np.ones(3), "train/01": np.zeros(3)}
-    assert labels_of_clips(aux, windows).tolist() == [0, 0, 0, 1, 1, 1]
+    assert labels_of_clips(aux, videos).tolist() == [0, 0, 0, 1, 1, 1]
 
 
 def test_captions_and_depth_of_two_videos_of_one_name(tmp_path):
@@ -526,16 +527,16 @@ def test_given_features_of_frames(tmp_path):
     for form in (x, x.transpose(1, 0, 2), x[:, 0]):
         save(tmp_path / "test" / "v.npy", form)
         given = GivenFeatures(tmp_path)
-        assert given.width == 8 and given.of(video)[:, 0].tolist() == [0] * 16 + [1] * 16 + [2] * 8
+        assert given.width == 8 and given.load(video)[:, 0].tolist() == [0] * 16 + [1] * 16 + [2] * 8
     save(tmp_path / "test" / "v.npy", np.zeros((3, 3, 8)))
     with pytest.raises(UserError):
-        given.of(video)
+        given.load(video)
 
 
 def test_flags_of_features_are_refused_with_videos(tmp_path):
     args = parse(["--dataset", "folder", "--data-root", str(tmp_path), "--segments"])
     with pytest.raises(UserError, match="--segments are for --features"):
-        prepare(args, training.Run("cpu", "fp32"))
+        prepare(DataSource.from_args(args), Run("cpu", "fp32"), FeatureOptions.from_args(args))
 
 
 def test_where_labels_were_looked_for_is_said(tmp_path):
@@ -546,7 +547,8 @@ def test_where_labels_were_looked_for_is_said(tmp_path):
     args = parse(
         ["--dataset", "folder", "--data-root", str(tmp_path / "d"), "--cache", str(tmp_path / "c"), "--workers", "1"]
     )
-    said = prepare(args, training.Run("cpu", "fp32")).as_dataset().no_labels()
+    data = prepare(DataSource.from_args(args), Run("cpu", "fp32"), FeatureOptions.from_args(args))
+    said = data.as_dataset().no_labels()
     assert "looked for" in said and "b_0_label.npy" in said
 
 

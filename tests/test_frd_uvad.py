@@ -13,18 +13,19 @@ import numpy as np
 import pytest
 import torch
 
-from common import datasets
-from common import old_training as training
-from common.batches import parts_of
+from common import datasets, training
+from common.distributed import Run
 from common.features.data import FeatureVideo, frames_of_clips
 from common.features.folders import find_features
 from common.io import UserError, load_arrays
+from common.loader import Loader
 from common.video import open_video
 from frd_uvad import preprocess, scoring
+from frd_uvad.backbone import Backbone
+from frd_uvad.data import AnomalyBank, Windows
 from frd_uvad.eval import published_measures
-from frd_uvad.model import FRD, Attention, cumulative, joins_bank, losses, positions
-from frd_uvad.train import bank_sheet, parse
-from frd_uvad.windows import Bank, Windows
+from frd_uvad.model import FRD, Attention, cumulative, losses, positions, select_for_bank
+from frd_uvad.train import draw_bank, parse
 from tests.helpers import (
     PATIENCE,
     ROOT,
@@ -165,7 +166,7 @@ def test_published_command_line_is_understood(tmp_path):
 
 def test_killed_and_started_again_ends_with_the_same_weights(trained, tmp_path):
     _, root, _ = trained
-    flags = ("--dataset", "features", "--features", str(root), *SMALL, "--epochs", "30")
+    flags = ("--dataset", "features", "--features", str(root), *SMALL, "--epochs", "30", "--save-minutes", "0")
     script("frd_uvad/train.py", *flags, "--out", tmp_path / "whole")
     killed_after("*/frd.pt:2", "frd_uvad/train.py", *flags, "--out", tmp_path / "run")
     assert not training.load_checkpoint(tmp_path / "run" / "frd.pt")["done"]
@@ -343,9 +344,9 @@ def test_windows_never_cross_videos(streamed):
         )
         for i, n in enumerate((5, 1, 3))
     ]
-    windows = Windows(videos, 3, training.Run("cpu", "fp32"))
+    windows = Windows(videos, 3, Run("cpu", "fp32"))
     if streamed:
-        windows.whole = None
+        windows.features = None
     got = windows.get(np.arange(9))
     assert got.shape == (9, 2, 3, 4)
     assert got[:, 0, :, 0].tolist() == [
@@ -360,18 +361,17 @@ def test_windows_never_cross_videos(streamed):
         [202, 202, 202],
     ]
     order = np.array([4, 8, 0, 5])
-    parts = list(windows.iterate(parts_of(order, 3)))
-    assert [p[0].tolist() for p in parts] == [[4, 8, 0], [5]] and torch.equal(
-        torch.cat([p[1] for p in parts]), got[order]
-    )
+    batches = list(Loader(windows, 3, 0, windows.run, order=lambda epoch: order).batches(0))
+    assert [b.rows.tolist() for b in batches] == [[4, 8, 0], [5]]
+    assert torch.equal(torch.cat([b.data for b in batches]), got[order])
 
 
 def test_what_the_bank_holds_is_shown(tmp_path):
     video = open_video(save_video(tmp_path / "a.avi", walkers(40)))
-    windows = Windows([FeatureVideo("a", "test", [np.zeros((3, 1, 256), np.float32)])], 2, training.Run("cpu", "fp32"))
-    data, bank = type("Data", (), {"videos": {("test", "a"): video}}), Bank(4)
+    windows = Windows([FeatureVideo("a", "test", [np.zeros((3, 1, 256), np.float32)])], 2, Run("cpu", "fp32"))
+    data, bank = type("Data", (), {"videos": {("test", "a"): video}}), AnomalyBank(4)
     bank.add(torch.zeros(3, 1, 2, 256), np.array([0, 2, 2]), np.random.default_rng(0))
-    bank_sheet(bank, windows, data, tmp_path / "bank.png")
+    draw_bank(bank, windows, data, tmp_path / "bank.png")
     image = cv2.imread(str(tmp_path / "bank.png"))
     assert image.shape[1] == 2 * 328 and image.std() > 5  # clips 0 and 2, the last of which has no middle frame
 
@@ -381,15 +381,15 @@ def test_streamed_features_leave_memory_flat(tmp_path):
     code = """
 import resource, sys
 import numpy as np
-from common import old_training as training
-from common.batches import parts_of
+from common.distributed import Run
 from common.features.folders import find_features
-from frd_uvad.windows import Windows
+from common.loader import Loader
+from frd_uvad.data import Windows
 data = find_features("features", sys.argv[1])
-windows = Windows(data.train, 4, training.Run("cpu", "fp32"))
-assert windows.whole is None
+windows = Windows(data.train, 4, Run("cpu", "fp32"))
+assert windows.features is None
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-n = sum(len(x) for _, x in windows.iterate(parts_of(np.random.default_rng(0).permutation(len(windows)), 64)))
+n = sum(len(batch.data) for batch in Loader(windows, 64, 0, windows.run).batches(0))
 print(n, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 """
     (tmp_path / "train").mkdir()
@@ -400,7 +400,7 @@ print(n, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
 
 
 def test_the_bank_keeps_its_size():
-    bank, rng = Bank(4), np.random.default_rng(0)
+    bank, rng = AnomalyBank(4), np.random.default_rng(0)
     bank.add(torch.zeros(0, 1, 1, 2), np.zeros(0, int), rng)
     assert bank.windows is None
     bank.add(torch.zeros(3, 1, 1, 2), np.zeros(3, int), rng)
@@ -410,8 +410,8 @@ def test_the_bank_keeps_its_size():
         torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]]),
         torch.tensor([[0.9, 0.8], [0.9, 0.1], [0.1, 0.1]]),
     )
-    assert joins_bank(pseudo, scores, "wlab", 0.0).tolist() == [True, True, False]
-    assert joins_bank(pseudo, scores, "slab", 0.0).tolist() == [True, False, False]
+    assert select_for_bank(pseudo, scores, "wlab", 0.0).tolist() == [True, True, False]
+    assert select_for_bank(pseudo, scores, "slab", 0.0).tolist() == [True, False, False]
 
 
 def test_attention_across_clips_asks_with_the_clip_before():
@@ -459,7 +459,7 @@ def test_auxiliary_labels_and_scorers(tmp_path):
 
     labels = scoring.load_auxiliary(f"labels:{tmp_path / 'l.npz'}")
     with pytest.raises(UserError, match="3 clips"):
-        labels_of_clips(labels, Windows(videos, 1, training.Run("cpu", "fp32")))
+        labels_of_clips(labels, videos)
     torch.save({"scorer.fc1.weight": torch.zeros(3)}, tmp_path / "odd.pkl")
     with pytest.raises(UserError):
         scoring.load_model(tmp_path / "odd.pkl")
@@ -467,7 +467,7 @@ def test_auxiliary_labels_and_scorers(tmp_path):
 
 def test_stand_in_features_and_stretching():
     clip = walkers(16, channels=1)
-    a, still = preprocess.statistics(clip), preprocess.statistics(np.repeat(clip[:1], 16, 0))
+    a, still = preprocess.handcrafted_features(clip), preprocess.handcrafted_features(np.repeat(clip[:1], 16, 0))
     assert a.shape == (1, 1024) and np.isfinite(a).all()
     assert still[0, 256:].max() < 1e-5 and a[0, 512:].max() > 0.1
     assert (
@@ -480,7 +480,7 @@ def test_stand_in_features_and_stretching():
 
 
 def test_backbone_views_and_width():
-    net = preprocess.Backbone("r3d_18", None, 10, training.Run("cpu", "fp32"))
+    net = Backbone("r3d_18", None, 10, Run("cpu", "fp32"))
     clip = walkers(16, size=(60, 90))
     views = net.views(clip)
     assert views.shape == (10, 3, 16, 224, 224) and torch.equal(views[5], views[0].flip(3))
@@ -527,6 +527,8 @@ def test_a_killed_rank_ends_the_job_and_the_same_command_goes_on(trained, tmp_pa
         *SMALL,
         "--epochs",
         "60",
+        "--save-minutes",
+        "0",
         "--out",
         str(tmp_path / "run"),
     )

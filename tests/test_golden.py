@@ -163,7 +163,7 @@ def scene_aware_ae(case, tmp_path, dtype):
 
 def frd_uvad(case, tmp_path, dtype):
     from frd_uvad import scoring
-    from frd_uvad.model import cumulative, joins_bank, losses
+    from frd_uvad.model import cumulative, losses, select_for_bank
 
     path = tmp_path / "published.pkl"
     torch.save(case.state_dict(), path)
@@ -186,14 +186,14 @@ def frd_uvad(case, tmp_path, dtype):
         "pseudo_labels": plain["pseudo"],
         "loss_reconstruction": plain["reconstruction"],
         "loss_scorer": plain["scorer"],
-        "eval_score": scoring.clip_scores(net, features[:, :, :1]),
+        "eval_score": net.scorer(features[:, :, :1])[..., 0],
     }
     for name in ("bank", "bank_like"):
         bank = case.input(name, dtype)
         step = losses(out, aux[..., 0], net.error(bank))
         got.update({f"{name}.loss_{k}": step[k] for k in ("reconstruction", "disruption", "scorer")})
         for kind in ("weak", "strong"):
-            joins = joins_bank(step["pseudo"], out["score"][..., 0], kind[0] + "lab", case.config["delta"])
+            joins = select_for_bank(step["pseudo"], out["score"][..., 0], kind[0] + "lab", case.config["delta"])
             got.update(
                 {
                     f"{name}.{kind}.size": np.float32(len(bank) + int(joins.sum())),

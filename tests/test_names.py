@@ -26,7 +26,7 @@ from common.objects.cubes import CubeStore, Settings
 from common.report import page as report
 from common.report import plots, ranking
 from common.video import Decoder, Video, list_videos, open_video
-from frd_uvad.preprocess import ClipFiles
+from frd_uvad.preprocess import ClipFiles, FeatureOptions
 from frd_uvad.svmae import clips
 from frd_uvad.svmae import preprocess as svmae
 from scene_aware_ae import encoder as scene_encoder
@@ -385,9 +385,9 @@ def exchange(first, second):
     [
         VideoFiles,
         FrameCache,
-        ClipFiles,
+        lambda folder: ClipFiles(folder, FeatureOptions()),
         svmae.Features,
-        lambda folder: scene_aware.Features(folder, {}),
+        lambda folder: scene_aware.Features(folder, {"encoder": "x"}),
         lambda folder: CubeStore(None, folder, Settings()),
     ],
     ids=["files", "frames", "frd", "svmae", "scene", "cubes"],

@@ -1,59 +1,68 @@
 """FRD-UVAD: training steps on features that lie on the device and that are read from disk."""
 
+import os
 import time
 
-import numpy as np
 import torch
 
-from common import old_training as training
-from common.batches import parts_of
-from frd_uvad import preprocess
-from frd_uvad.train import Trainer, model_args_of, plan_of
-from frd_uvad.windows import Windows
+from common import training
+from common.cli import DataSource, given
+from common.distributed import seed_everything
+from common.loader import Loader, epoch_order
+from frd_uvad import preprocess, scoring
+from frd_uvad.data import AnomalyBank, Windows
+from frd_uvad.train import HEADS, Plan, make_plan, train_one_epoch
 from tests.perf.rates import line, rates, synchronize, where
 
 
-def measure_train(args, measured_seconds, r):
+def measure_train(args, seconds, run):
     """Windows/s of training steps with features on the device and read from disk, and what the steps wait for."""
-    plan, data = plan_of(args), preprocess.prepare(args, r)
-    windows = Windows(data.train + data.test, plan["cross_clip"], r)
-    trainer = Trainer(plan, model_args_of(args, data), windows, None, r, None, {}, args.seed)
-    trainer.net.train()
-    order, whole = training.epoch_order(len(windows), args.seed, 0), windows.whole
+    plan = make_plan(**given(args, Plan.__dataclass_fields__))
+    data = preprocess.prepare(DataSource.from_args(args), run, preprocess.FeatureOptions.from_args(args))
+    windows = Windows(data.train + data.test, plan.cross_clip, run)
+    on_device, n = windows.features, min(plan.batch_size, len(windows))
     print(
-        f"\nFRD-UVAD on {where(r)}: {len(windows)} windows of {plan['cross_clip']} clips, {data.crops} crops of width "
-        f"{data.width}, batch {plan['batch_size']}"
+        f"\nFRD-UVAD on {where(run)}: {len(windows)} windows of {plan.cross_clip} clips, {data.crops} crops of width "
+        f"{data.width}, batch {n}"
     )
-    for name, features in (("features on the device", whole), ("features read from disk", None)):
-        if name.endswith("device") and whole is None:
+    for name, features in (("features on the device", on_device), ("features read from disk", None)):
+        if name.endswith("device") and on_device is None:
             print(f"  {name}: they do not fit")
             continue
-        windows.whole, windows.waited, n, began = features, 0.0, 0, None
-        for i, (first, batch) in enumerate(windows.iterate(parts_of(order, plan["batch_size"]) * 1000)):
-            trainer.step(first, batch, np.random.default_rng(i))
-            if began is None:  # the first step does not count
-                synchronize(r.device)
-                began, windows.waited = time.perf_counter(), 0.0
-                continue
-            n += len(first)
-            synchronize(r.device)
-            if time.perf_counter() - began > measured_seconds:
-                break
-        seconds = time.perf_counter() - began
-        line(name, n / seconds, "windows/s", f"waits for data {100 * windows.waited / seconds:.1f} %")
-    rows = order[: plan["batch_size"]]
+        windows.features = features
+        measure_steps(name, windows, plan, data.width, args, run)
+    rows = epoch_order(len(windows), args.seed, 0)[:n]
 
     def reading(features, size):
         def read():
-            windows.whole = features
-            return torch.cat([windows.get(rows[i : i + size]) for i in range(0, len(rows), size)])
+            windows.features = features
+            return torch.cat([windows.get(rows[i : i + size]) for i in range(0, n, size)])
 
         return read
 
-    ways = {"one window at a time": reading(None, 1), "a batch at once": reading(None, len(rows))}
-    if whole is not None:
-        ways["a batch at once, on the device"] = reading(whole, len(rows))
-    found = rates(list(ways.values()), len(rows), r.device, measured_seconds)
-    for name, value in zip(ways, found):
-        line(f"reading alone, {name}", value, "windows/s", f"{value / found[0]:.1f}×")
+    ways = {"one window at a time": reading(None, 1), "a batch at once": reading(None, n)}
+    if on_device is not None:
+        ways["a batch at once, on the device"] = reading(on_device, n)
+    values = rates(list(ways.values()), n, run.device, seconds)
+    for name, value in zip(ways, values):
+        line(f"only reading, {name}", value, "windows/s", f"{value / values[0]:.1f}×")
     print(f"  peak memory {training.peak_memory():.0f} MiB")
+
+
+def measure_steps(name, windows, plan, width, args, run):
+    seed_everything(args.seed)
+    net = scoring.build_model({"feature_size": width, "num_blocks": args.num_blocks, "heads": HEADS}).to(run.device)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=plan.lr, fused=True)
+    loader = Loader(windows, plan.batch_size, args.seed, run)
+    log = training.Log(os.devnull)
+    meter = training.EpochMeter(run, "train", 3, log=log, save=lambda: None, unit="window", print_epochs=False)
+    bank = AnomalyBank(max(1, int(plan.beta * plan.batch_size)))
+    pseudo_labels = torch.zeros(len(windows), device=run.device)
+    for epoch in range(2):  # the first one warms up
+        start = time.perf_counter()
+        train_one_epoch(net, loader, optimizer, plan, epoch, run, meter, bank, None, pseudo_labels)
+        synchronize(run.device)
+        seconds = time.perf_counter() - start
+        meter.end_epoch(loader)
+    waiting = f"waits for data {100 * loader.waited / seconds:.1f} %"
+    line(name, len(windows) / seconds, "windows/s", waiting)
