@@ -155,18 +155,20 @@ def add_checkpoint_flags(parser, checkpoint, video="a video file or a folder of 
     return group
 
 
-def add_score_flags(parser, protocol, smoothing="median:17", overlay="scored boxes and the curve"):
-    """protocol, overlay: help texts. -> the argument group"""
+def add_score_flags(parser, protocol, smoothing="median:17", overlay="scored boxes and the curve", training=False):
+    """protocol, overlay: help texts; training: only the flags that a train.py needs, eval.py has the others. -> the group"""
     group = parser.add_argument_group("scores")
     group.add_argument(
         "--protocol", choices=["strict", "official"], default="strict", help=f"{protocol} (default: %(default)s)"
     )
-    group.add_argument(
-        "--smoothing",
-        default=smoothing,
-        help="filter of frame scores, unless the protocol has its own (default: %(default)s)",
-    )
-    group.add_argument("--top", type=positive_int, default=20, help="peaks in ranking.csv (default: %(default)s)")
+    parser.set_defaults(smoothing=smoothing, top=ScoreOptions.top)
+    if not training:
+        group.add_argument(
+            "--smoothing",
+            default=smoothing,
+            help="filter of frame scores, unless the protocol has its own (default: %(default)s)",
+        )
+        group.add_argument("--top", type=positive_int, default=20, help="peaks in ranking.csv (default: %(default)s)")
     group.add_argument("--overlay", action="store_true", help=f"also write an mp4 per video with {overlay}")
     return group
 

@@ -34,8 +34,8 @@ class Backbone:
             raise
         except Exception as e:  # torchvision and the network raise many kinds
             raise UserError(
-                f"--weights {weights}: {name} could not be loaded ({first_line(e)}); without a network put the file of "
-                f"torchvision's {name} weights here and name it, or take --backbone statistics"
+                f"--backbone {name}:{weights} could not be loaded ({first_line(e)}); without a network put the file of "
+                f"torchvision's {name} weights here and give --backbone {name}:FILE, or take --backbone statistics"
             ) from None
         for head in ("classifier", "head", "fc"):
             if hasattr(net, head):

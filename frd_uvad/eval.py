@@ -25,12 +25,13 @@ METHOD = "FRD-UVAD"
 BATCH = 128  # the authors' code treats every 128 clips as one video
 
 
-def add_eval_flags(parser):
+def add_eval_flags(parser, training=False):
     cli.add_score_flags(
         parser,
         "official also prints the published measures, which take batches of 128 clips for videos",
         "none",
         "the curve",
+        training,
     )
 
 

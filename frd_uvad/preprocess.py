@@ -1,7 +1,7 @@
 """Videos -> features of clips of 16 frames, an .npy [clips, crops, width] per video. train.py and eval.py run it if they are missing.
 
 python frd_uvad/preprocess.py --dataset folder --data-root my_videos --backbone s3d         # torchvision's own weights
-python frd_uvad/preprocess.py --dataset ped2 --backbone r3d_18 --weights r3d_18.pth --crops 10
+python frd_uvad/preprocess.py --dataset ped2 --backbone r3d_18:r3d_18.pth --crops 10
 python frd_uvad/preprocess.py --dataset demo                                                # statistics: no network, no download
 """
 
@@ -55,7 +55,8 @@ class FeatureOptions:
 
     @classmethod
     def from_args(cls, args) -> "FeatureOptions":
-        return cls(args.features, args.order, args.segments, args.backbone, args.weights, args.crops)
+        backbone, _, weights = args.backbone.partition(":")
+        return cls(args.features, args.order, args.segments, backbone, weights or cls.weights, args.crops)
 
     def describe(self) -> dict:
         return {"backbone": self.backbone, "weights": str(self.weights), "crops": self.crops}
@@ -74,12 +75,10 @@ def add_data_flags(parser):
     group.add_argument(
         "--backbone",
         default=STAND_IN,
-        help=f"{STAND_IN} (motion and appearance per clip, a stand-in) or a torchvision "
-        "video network: s3d, r3d_18, mc3_18, r2plus1d_18, mvit_v1_b, mvit_v2_s, swin3d_t, swin3d_s, swin3d_b (default: "
-        "%(default)s)",
-    )
-    group.add_argument(
-        "--weights", default="DEFAULT", help="torchvision's name of the weights, or a local file (default: %(default)s)"
+        metavar="NAME[:WEIGHTS]",
+        help=f"{STAND_IN} (motion and appearance per clip, a stand-in) or a torchvision video network: s3d, r3d_18, mc3_18, "
+        "r2plus1d_18, mvit_v1_b, mvit_v2_s, swin3d_t, swin3d_s, swin3d_b; WEIGHTS: a local file, or torchvision's name of "
+        "other weights than its default (default: %(default)s)",
     )
     group.add_argument(
         "--crops", type=int, choices=[1, 10], default=1, help="views of each clip (default: %(default)s)"

@@ -38,8 +38,7 @@ class Plan:
     lr: float = 1e-3
     cross_clip: int = 4  # clips of a window
     loss_weights: tuple = (1.0, 1.0, 1.0)  # of reconstruction, disruption and scorer
-    bank: bool = True
-    bank_type: str = "wlab"
+    bank: str = "wlab"  # or slab, none
     beta: float = 0.1  # size of the bank, in batches
     delta: float = 0.5  # deviations above the mean score from which a window may join the bank
 
@@ -94,17 +93,12 @@ def parse(argv=None):
     )
     group.add_argument(
         "--bank",
-        "--lab",
-        type=parse_bool,
-        metavar="True|False",
-        help="keep a latent anomaly bank, whose clips the reconstructor is pushed not to reconstruct (default: True)",
-    )
-    group.add_argument(
-        "--bank-type",
         "--lab_type",
-        choices=["wlab", "slab"],
-        help="a window joins the bank when one of its clips is abnormal (wlab), or all are (slab) (default: wlab)",
+        choices=["wlab", "slab", "none"],
+        help="latent anomaly bank, whose clips the reconstructor is pushed not to reconstruct: a window joins it when one of "
+        "its clips is abnormal (wlab), or all are (slab) (default: wlab)",
     )
+    group.add_argument("--lab", dest="bank_wanted", type=parse_bool, help=argparse.SUPPRESS)  # of the published command
     group.add_argument(
         "--beta", type=cli.natural_float, help=f"size of the bank, in batches (default: {DEFAULTS.beta})"
     )
@@ -124,7 +118,7 @@ def parse(argv=None):
         default=1,
         help="2: train again with the first scorer as auxiliary (default: %(default)s)",
     )
-    add_eval_flags(parser)
+    add_eval_flags(parser, training=True)
     return parser.parse_args(cli.with_synonyms(argv, preprocess.SYNONYMS))
 
 
@@ -184,7 +178,7 @@ def losses(net, batch, plan, bank, auxiliary, run):
 
     with run.autocast():
         out = net(batch.data)
-        bank_error = net.error(bank.windows) if plan.bank and len(bank) else None
+        bank_error = net.error(bank.windows) if len(bank) else None
     error = run.all_gather_batch(out["error"], len(batch))
     score = run.all_gather_batch(out["score"].float(), len(batch))
     agreement = auxiliary(batch) if auxiliary else None
@@ -197,7 +191,7 @@ def update_bank(bank, batch, pseudo, scores, plan, windows):
     """Windows that look abnormal join the bank."""
     from frd_uvad import model
 
-    joins = model.select_for_bank(pseudo, scores, plan.bank_type, plan.delta)
+    joins = model.select_for_bank(pseudo, scores, plan.bank, plan.delta)
     first = batch.rows[joins.cpu().numpy()]
     if len(first):
         features = batch.data[joins] if len(batch.data) == len(batch) else windows.get(first)
@@ -215,7 +209,7 @@ def train_one_epoch(net, loader, optimizer, plan, epoch, run, meter, bank, auxil
         run.average_gradients(net)
         optimizer.step()
         pseudo_labels[run.to_device(batch.rows)] = pseudo[:, 0]
-        if plan.bank:
+        if plan.bank != "none":
             update_bank(bank, batch, pseudo, scores, plan, loader.dataset)
         meter.update(loss_parts)
     run.sync_buffers(net)
@@ -381,6 +375,8 @@ def main(argv=None):
     args = parse(argv)
     began = time.perf_counter()
     plan = make_plan(**cli.given(args, Plan.__dataclass_fields__))
+    if args.bank_wanted is False:
+        plan.bank = "none"
     from common.distributed import Run
     from frd_uvad import scoring
 

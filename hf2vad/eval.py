@@ -26,9 +26,11 @@ STRICT_WEIGHTS = (1.0, 1.0)
 OFFICIAL_WEIGHTS = {"ped2": (1.0, 0.1)}
 
 
-def add_eval_flags(parser):
+def add_eval_flags(parser, training=False):
     group = cli.add_score_flags(
-        parser, "strict: every frame, nothing chosen on test labels; official: as the authors computed it"
+        parser,
+        "strict: every frame, nothing chosen on test labels; official: as the authors computed it",
+        training=training,
     )
     group.add_argument("--w-flow", type=float, help="weight of the flow error w_r (default: 1)")
     group.add_argument(

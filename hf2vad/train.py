@@ -76,7 +76,7 @@ def parse(argv=None):
         help="learning rate: in the paper's steps, or (short schedules) in a line to 0 over the last third (default: "
         "published; demo: cooldown)",
     )
-    add_eval_flags(parser)
+    add_eval_flags(parser, training=True)
     return parser.parse_args(argv)
 
 

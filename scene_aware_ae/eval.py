@@ -26,21 +26,23 @@ from scene_aware_ae.encoder import EncoderOptions, make_encoder
 METHOD = "scene-aware AE"
 
 
-def add_eval_flags(parser):
+def add_eval_flags(parser, training=False):
     group = cli.add_score_flags(
         parser,
         "strict: every frame, smoothing fixed beforehand; official: as the authors did",
         "gaussian:8",
         "the curve",
+        training,
     )
-    group.add_argument(
-        "--tsne",
-        type=Path,
-        nargs="*",
-        metavar="CHECKPOINT",
-        help="also draw the scene features of training and test segments (t-SNE), beside those of the checkpoints named "
-        "here, such as one of another --mode",
-    )
+    if not training:
+        group.add_argument(
+            "--tsne",
+            type=Path,
+            nargs="*",
+            metavar="CHECKPOINT",
+            help="also draw the scene features of training and test segments (t-SNE), beside those of the checkpoints "
+            "named here, such as one of another --mode",
+        )
 
 
 def parse(argv=None):

@@ -58,7 +58,7 @@ def parse(argv=None):
         "--segments-per-scene", type=cli.positive_int, help=f"in each step (default: {DEFAULTS.segments_per_scene})"
     )
     group.add_argument("--variational", action="store_true", help="a variational autoencoder instead")
-    add_eval_flags(parser)
+    add_eval_flags(parser, training=True)
     return parser.parse_args(argv)
 
 
@@ -224,7 +224,7 @@ def main(argv=None):
         )
         minutes = (time.perf_counter() - began) / 60
         run.print(f"finished in {minutes:.1f} min including preprocessing; checkpoint {checkpoint}")
-        evaluate(dataset, checkpoint, out=out, run=run, options=cli.ScoreOptions.from_args(args), tsne=args.tsne)
+        evaluate(dataset, checkpoint, out=out, run=run, options=cli.ScoreOptions.from_args(args))
 
 
 if __name__ == "__main__":

@@ -24,11 +24,12 @@ from sdmae import preprocess
 METHOD = "AED-MAE"
 
 
-def add_eval_flags(parser):
+def add_eval_flags(parser, training=False):
     group = cli.add_score_flags(
         parser,
         "strict: smoothing fixed beforehand; official: the authors' filter and scaling",
         overlay="heat maps, boxes and the curve",
+        training=training,
     )
     group.add_argument(
         "--norm", choices=["L1", "L2"], help="of the errors (default: L1 on ShanghaiTech and UBnormal, else L2)"

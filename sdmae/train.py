@@ -84,7 +84,7 @@ def parse(argv=None):
     )
     group.add_argument("--mask-ratio", type=float, default=0.5, help="share of tokens removed (default: %(default)s)")
     group.add_argument("--size", choices=SIZES, help="model size (default: full; on demo small)")
-    add_eval_flags(parser)
+    add_eval_flags(parser, training=True)
     return parser.parse_args(argv)
 
 

@@ -25,11 +25,12 @@ W_RAW, W_FLOW = {"shanghaitech": 0.1}, 1.0  # weights of the two errors (authors
 RED_QUANTILE = 0.99  # of all boxes' scores, from which pictures paint them red
 
 
-def add_eval_flags(parser):
+def add_eval_flags(parser, training=False):
     group = cli.add_score_flags(
         parser,
         "strict: smoothing inside each video; official: as the authors computed it, over all videos as one",
         "moving_average:10",
+        training=training,
     )
     group.add_argument(
         "--w-raw", type=float, help="weight of the appearance error, with motion (default: 0.5, shanghaitech 0.1)"

@@ -83,7 +83,7 @@ def parse(argv=None):
     group.add_argument(
         "--size", choices=SIZES, default="full", help="model size; small is for tests (default: %(default)s)"
     )
-    add_eval_flags(parser)
+    add_eval_flags(parser, training=True)
     return parser.parse_args(argv)
 
 

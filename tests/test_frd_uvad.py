@@ -116,8 +116,8 @@ def test_published_command_line_is_understood(tmp_path):
     assert (
         args.dataset,
         args.cross_clip,
+        args.bank_wanted,
         args.bank,
-        args.bank_type,
         args.num_blocks,
         args.batch_size,
         args.epochs,

@@ -314,33 +314,13 @@ def test_a_script_over_all_names_at_once(tmp_path):
     save_frames(tmp_path / "data" / "train" / "a", walkers(40))
     assert len(there) >= 25
     out = tmp_path / "run"
-    done = script(
-        "frd_uvad/train.py",
-        "--dataset",
-        "folder",
-        "--data-root",
-        tmp_path / "data",
-        "--cache",
-        tmp_path / "cache",
-        "--out",
-        out,
-        "--epochs",
-        1,
-        "--batch-size",
-        8,
-        "--num-blocks",
-        2,
-        "--cross-clip",
-        2,
-        "--workers",
-        1,
-        "--device",
-        "cpu",
-        "--top",
-        100,
-        env={"PYTHONIOENCODING": "ascii"},
-    )
-    assert "micro AUC" in done.stdout and done.stdout.isascii() and "Traceback" not in done.stderr
+    where = ("--dataset", "folder", "--data-root", tmp_path / "data", "--cache", tmp_path / "cache", "--out", out)
+    small = ("--epochs", 1, "--batch-size", 8, "--num-blocks", 2, "--cross-clip", 2, "--workers", 1, "--device", "cpu")
+    ascii_terminal = {"PYTHONIOENCODING": "ascii"}
+    trained = script("frd_uvad/train.py", *where, *small, env=ascii_terminal)
+    scored = script("frd_uvad/eval.py", *where, "--checkpoint", out / "frd.pt", "--top", 100, env=ascii_terminal)
+    for done in (trained, scored):
+        assert "micro AUC" in done.stdout and done.stdout.isascii() and "Traceback" not in done.stderr
     page = content(out / "strict" / "report.html")
     assert (
         set(load_arrays(out / "strict" / "scores.npz", "scores")) == {v["name"] for v in page["videos"]} == set(there)

@@ -57,7 +57,10 @@ def train(root, out, *more, **kwargs):
 def trained(tmp_path_factory):
     base = tmp_path_factory.mktemp("szenen ä")
     root = two_scenes(base / "data")
-    return base, root, train(root, base / "run", "--tsne", "--overlay")
+    done = train(root, base / "run", "--overlay")
+    where = ("--dataset", "folder", "--data-root", root, "--cache", base / "cache", "--device", "cpu")
+    script("scene_aware_ae/eval.py", *where, "--checkpoint", base / "run" / "scene_aware_ae.pt", "--tsne")
+    return base, root, done
 
 
 def test_one_command_goes_from_videos_to_scores(trained):
