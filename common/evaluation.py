@@ -148,17 +148,15 @@ def labels_of(scores, data):
 
 
 def labels_of_video(data, video, frames):
-    """Its labels; where they do not fit, what the header says is told too: they may belong to the whole of a damaged file."""
+    """Its labels; where they do not fit, also what the header says: they may belong to the whole of a damaged file."""
     try:
         return data.labels(video, frames)
     except UserError as e:
         claimed = video.expected_frames() if video.path.is_file() else 0
-        said = (
-            f" (the header of {video.path.name} promises {claimed} frames, {frames} could be decoded)"
-            if claimed > frames
-            else ""
-        )
-        raise UserError(f"{e}{said}") from None
+        if claimed <= frames:
+            raise
+        decoded = f"the header of {video.path.name} promises {claimed} frames, {frames} could be decoded"
+        raise UserError(f"{e} ({decoded})") from None
 
 
 def frame_difference(frames):
@@ -176,100 +174,94 @@ def fastest_box(cube_frames, speeds, frames):
     return out
 
 
-def measure(scores, labels, protocol):
-    """Frame-level metrics of raw scores {video: [T]} -> (dict of numbers, smoothed scores)."""
-    apply = smoothing.parse(protocol.smoothing)
-    smoothed, out = {}, {}
-    names = sorted(scores)
-    cut = {
-        k: slice(min(protocol.skip, len(scores[k])), len(scores[k]) // protocol.multiple * protocol.multiple)
-        for k in names
-    }
-    kept = [np.asarray(scores[k][cut[k]]) for k in names]
-    if protocol.across:
-        done = np.split(apply(np.concatenate(kept)), np.cumsum([len(s) for s in kept])[:-1])
-    else:
-        done = [apply(s) for s in kept]
-    if protocol.minmax:
-        done = [smoothing.minmax(s) for s in done]
-    for k, s in zip(names, done):
-        smoothed[k] = np.full(len(scores[k]), np.nan)
-        smoothed[k][cut[k]] = s
-    if not labels:
-        return out, smoothed
-    ys = [labels[k][cut[k]] for k in names]
-    ss = [smoothed[k][cut[k]] for k in names]
-    y, s = np.concatenate(ys), np.concatenate(ss)
+def measure(scores: dict, labels: dict, protocol: Protocol) -> tuple[dict, dict]:
+    """Frame-level measures of raw scores {video: [T]} -> ({measure: number}, smoothed scores, NaN where left out).
 
-    def attempt(name, function):
+    labels: {video: uint8 [T]}, or {} for smoothing only.
+    """
+    smooth, names = smoothing.parse(protocol.smoothing), sorted(scores)
+    parts, smoothed = {}, {}
+    for k in names:
+        parts[k] = slice(min(protocol.skip, len(scores[k])), len(scores[k]) // protocol.multiple * protocol.multiple)
+    ss = [np.asarray(scores[k][parts[k]]) for k in names]
+    if protocol.across:
+        ss = np.split(smooth(np.concatenate(ss)), np.cumsum([len(s) for s in ss])[:-1])
+    else:
+        ss = [smooth(s) for s in ss]
+    if protocol.minmax:
+        ss = [smoothing.minmax(s) for s in ss]
+    for k, s in zip(names, ss):
+        smoothed[k] = np.full(len(scores[k]), np.nan)
+        smoothed[k][parts[k]] = s
+    if not labels:
+        return {}, smoothed
+    ys = [labels[k][parts[k]] for k in names]
+    y, s = np.concatenate(ys), np.concatenate(ss)
+    out = {"frames": len(y), "abnormal_frames": int(y.sum()), "videos": len(names)}
+    out["one_class_videos"] = sum(len(np.unique(v)) < 2 for v in ys)
+    measures = {
+        "micro_auc": lambda: metrics.auc(y, s),
+        "macro_auc": lambda: metrics.macro_auc(ys, ss)[0],
+        "auc_abnormal_videos": lambda: metrics.auc_abnormal_videos(ys, ss),
+        "ap": lambda: metrics.average_precision(y, s),
+        "pr_auc": lambda: metrics.pr_auc(y, s),
+        "eer": lambda: metrics.eer(y, s)[0],
+        "eer_nearest": lambda: metrics.eer(y, s)[1],
+        "far_at_0.5": lambda: metrics.false_alarm_rate(y, s, 0.5),
+    }
+    if not protocol.probabilities:
+        del measures["far_at_0.5"]
+    for name, function in measures.items():
         try:
             out[name] = function()
         except ValueError as e:
             out.setdefault("undefined", {})[name] = str(e)
-
-    attempt("micro_auc", lambda: metrics.auc(y, s))
-    attempt("macro_auc", lambda: metrics.macro_auc(ys, ss)[0])
-    out["one_class_videos"] = sum(len(np.unique(v)) < 2 for v in ys)
-    attempt("auc_abnormal_videos", lambda: metrics.auc_abnormal_videos(ys, ss))
-    attempt("ap", lambda: metrics.average_precision(y, s))
-    attempt("pr_auc", lambda: metrics.pr_auc(y, s))
-    attempt("eer", lambda: metrics.eer(y, s)[0])
-    attempt("eer_nearest", lambda: metrics.eer(y, s)[1])
-    if protocol.probabilities:
-        attempt("far_at_0.5", lambda: metrics.false_alarm_rate(y, s, 0.5))
-    out["auc_per_video"] = {}
-    for k, yy, sss in zip(names, ys, ss):
-        if len(np.unique(yy)) == 2:
-            out["auc_per_video"][k] = metrics.auc(yy, sss)
-    out["frames"], out["abnormal_frames"], out["videos"] = len(y), int(y.sum()), len(names)
+    both = [(k, v, x) for k, v, x in zip(names, ys, ss) if len(np.unique(v)) == 2]
+    out["auc_per_video"] = {k: metrics.auc(v, x) for k, v, x in both}
     return out, smoothed
 
 
-def localization(data, detections, frames, skip=0):
-    """RBDC, TBDC and pixel-level AUC from boxes with scores: detections {video: [n, 6] frame, x1, y1, x2, y2, score}; frames {video:
-    how many it has}."""
-    out, tracks, boxes, total, pixel, pixel_labels = {}, [], [], 0, [], []
-    by_name, derived, unread = {v.name: v for v in data.test}, False, {}
-    for name in sorted(detections):
-        video, d = by_name[name], detections[name]
+def localization(data, detections: dict, frames: dict, skip: int = 0) -> dict:
+    """RBDC, TBDC and pixel-level AUC of boxes with scores.
+
+    detections: video -> [n, 6] frame, x1, y1, x2, y2, score; frames: video -> its number of frames; skip: frames that are
+    left out at the start of every video.
+    """
+    out, videos, from_masks, total = {}, {v.name: v for v in data.test}, False, 0
+    tracks, boxes, pixel_scores, pixel_labels = [], [], [], []
+    for name, d in sorted(detections.items()):
         try:
-            masks, known = data.masks(video), data.tracks(video)
+            masks, regions = data.masks(videos[name]), data.tracks(videos[name])
             if masks is not None and len(masks) != frames[name] and not data.cut_ranges:
                 raise UserError(f"masks of {len(masks)} frames, the video has {frames[name]}")
         except UserError as e:
-            unread[name] = str(e)
+            out.setdefault("unreadable_regions", {})[name] = str(e)
             continue
-        if masks is None and known is None:
+        if masks is None and regions is None:
             continue
-        length = len(masks) if masks is not None else None
-        if known is None:
-            known, derived = metrics.tracks_from_masks(masks), True
-        tracks.append(known[known[:, 1] >= skip])
+        if regions is None:
+            regions, from_masks = metrics.tracks_from_masks(masks), True
+        tracks.append(regions[regions[:, 1] >= skip])
         boxes.append(d[d[:, 0] >= skip])
-        total += max(
-            0,
-            (length if length is not None else int(max(d[:, 0].max(initial=0), known[:, 1].max(initial=0))) + 1) - skip,
-        )
-        if masks is not None:
-            order = np.argsort(d[:, 0], kind="stable")
-            d = d[order]
-            edges = np.searchsorted(d[:, 0], np.arange(len(masks) + 1))
-            for t in range(skip, len(masks)):
-                part = d[edges[t] : edges[t + 1]]
-                pixel.append(
-                    metrics.pixel_frame_score(metrics.paint(part[:, 1:5], part[:, 5], masks[t].shape), masks[t])
-                )
+        if masks is None:
+            length = 1 + int(max(d[:, 0].max(initial=0), regions[:, 1].max(initial=0)))
+        else:
+            length = len(masks)
+            for t in range(skip, length):
+                in_frame = d[d[:, 0] == t]
+                painted = metrics.paint(in_frame[:, 1:5], in_frame[:, 5], masks[t].shape)
+                pixel_scores.append(metrics.pixel_frame_score(painted, masks[t]))
                 pixel_labels.append(masks[t].any())
-    if unread:
-        out["unreadable_regions"] = unread
+        total += max(0, length - skip)
     if not tracks:
         return out
     out["videos_with_regions"] = len(tracks)
     try:
         out["rbdc"], out["tbdc"] = metrics.rbdc_tbdc(tracks, boxes, total)
-        out["tracks"] = "derived from masks: connected components, linked by overlap" if derived else "of the dataset"
-        if pixel:
-            out["pixel_auc"] = metrics.pixel_auc(pixel_labels, pixel)
+        from_where = "derived from masks: connected components, linked by overlap" if from_masks else "of the dataset"
+        out["tracks"] = from_where
+        if pixel_scores:
+            out["pixel_auc"] = metrics.pixel_auc(pixel_labels, pixel_scores)
     except ValueError as e:
         out["undefined_localization"] = str(e)
     return out
@@ -438,52 +430,47 @@ def write_own_video(name, frames, clock, scores, filter_, method, out, boxes=Non
         )
 
 
-def per_event(smoothed, labels, events):
+def per_event(smoothed: dict, labels: dict, events: list) -> dict:
     """Micro AUC of each kind's frames against the normal frames of all videos. events: [(video, kind, first, end)] -> {kind: AUC}"""
-    own = {}
+    scores_of_kind = {}
     for video, kind, first, end in events:
         if video in labels:
-            taken = np.zeros(len(labels[video]), bool)
-            taken[first:end] = True
-            own.setdefault(kind, []).append(smoothed[video][taken & (labels[video] > 0)])
+            abnormal = labels[video][first:end] > 0
+            scores_of_kind.setdefault(kind, []).append(smoothed[video][first:end][abnormal])
     normal = np.concatenate([smoothed[k][labels[k] == 0] for k in labels])
-    out = {}
-    for kind, parts in sorted(own.items()):
-        s, n = np.concatenate(parts), normal[np.isfinite(normal)]
+    normal, out = normal[np.isfinite(normal)], {}
+    for kind, parts in sorted(scores_of_kind.items()):
+        s = np.concatenate(parts)
         s = s[np.isfinite(s)]
-        if len(s) and len(n):
-            out[kind] = metrics.auc(np.r_[np.ones(len(s)), np.zeros(len(n))], np.r_[s, n])
+        if len(s) and len(normal):
+            out[kind] = metrics.auc(np.r_[np.ones(len(s)), np.zeros(len(normal))], np.r_[s, normal])
     return out
 
 
-def shift_gain(smoothed, labels, most=10):
-    """How much micro AUC would rise if all labels were moved by a few frames: (gain, frames), the largest. A sign that labels and
-    frames do not belong together; the shift is never used. Frames left out (NaN) stay out.
+def shift_gain(smoothed: dict, labels: dict, most: int = 10) -> tuple[float, int]:
+    """How much micro AUC would rise if all labels were moved by a few frames: the largest (gain, frames).
 
-    A gain that still grows at `most` frames is a trend of the scores, no shift, and counts as none.
+    A sign that labels and frames do not belong together; the shift is never used. A gain that still grows at `most` frames
+    is a trend of the scores, no shift, and counts as none.
     """
+    finite = {k: np.isfinite(s) for k, s in smoothed.items()}
+    s = np.concatenate([smoothed[k][finite[k]] for k in labels])
 
-    def micro(by):
-        y, s = [], []
-        for k in labels:
-            moved = np.roll(labels[k], by)
-            if by > 0:
-                moved[:by] = labels[k][:1]
-            elif by < 0:
-                moved[by:] = labels[k][-1:]
-            ok = np.isfinite(smoothed[k])
-            y.append(moved[ok])
-            s.append(smoothed[k][ok])
-        return metrics.auc(np.concatenate(y), np.concatenate(s))
+    def micro_auc(shift):
+        moved = []
+        for k, y in labels.items():
+            sources = np.clip(np.arange(len(y)) - shift, 0, len(y) - 1)  # the ends are repeated
+            moved.append(y[sources][finite[k]])
+        return metrics.auc(np.concatenate(moved), s)
 
-    base, found = micro(0), [(0.0, 0)]
-    for by in range(-most, most + 1):
+    base, gains = micro_auc(0), [(0.0, 0)]
+    for shift in range(-most, most + 1):
         try:
-            found.append((micro(by) - base, by))
-        except ValueError:  # one kind of frames alone is left in so short a video
+            gains.append((micro_auc(shift) - base, shift))
+        except ValueError:  # one kind of frames only is left in so short a video
             pass
-    gain, frames = max(found)
-    return (gain, frames) if abs(frames) < most else (0.0, 0)
+    gain, shift = max(gains)
+    return (gain, shift) if abs(shift) < most else (0.0, 0)
 
 
 def print_table(columns, data, protocol):
