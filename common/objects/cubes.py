@@ -42,18 +42,23 @@ class Settings:
     size: int = 32
     first_pair: tuple = (0, 0)  # the frames whose flow stands for that of frame 0, which has no predecessor
 
-    def key(self):
+    def key(self) -> str:
+        """Names the cube files of these settings."""
         d = {**asdict(self), "boxes": detectors.fingerprint(self.boxes), "flow": optical_flow.fingerprint(self.flow)}
-        for f in fields(self):  # fields that came later leave the names of older files alone
+        for f in fields(self):  # omit newer fields at their default, so that old files stay valid
             if f.name in ("motion", "first_pair") and d[f.name] == f.default:
                 del d[f.name]
-        return hashlib.sha256(json.dumps(d, sort_keys=True).encode()).hexdigest()[:10]
+        return short_hash(d)
+
+
+def short_hash(value) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
 
 
 # ----------------------------------------------------------------------------------------------------------- boxes
 
 
-def drop_covered(boxes, limit):
+def drop_covered(boxes: np.ndarray, limit: float) -> np.ndarray:
     """Keep boxes [n, 4+] not covered more than `limit` of their own area by a larger one (areas counted with +1)."""
     if len(boxes) < 2:
         return boxes
@@ -66,36 +71,36 @@ def drop_covered(boxes, limit):
     return boxes[~(np.triu(share, 1) > limit).any(1)]
 
 
-def object_boxes(found, s):
-    """Detections [n, 5] -> boxes [m, 4] that are sure, large and uncovered enough."""
-    area = (found[:, 2] - found[:, 0] + 1) * (found[:, 3] - found[:, 1] + 1)
-    keep = (found[:, 4] > s.min_score) & (area >= s.min_area)
-    return drop_covered(found[keep, :4], s.covered)
+def object_boxes(detections: np.ndarray, s: Settings) -> np.ndarray:
+    """Detections [n, 5] -> boxes [m, 4] of high score, large and uncovered enough."""
+    area = (detections[:, 2] - detections[:, 0] + 1) * (detections[:, 3] - detections[:, 1] + 1)
+    keep = (detections[:, 4] > s.min_score) & (area >= s.min_area)
+    return drop_covered(detections[keep, :4], s.covered)
 
 
-def motion_boxes(before, now, after, known, s):
-    """Boxes [n, 4] of what moves outside the `known` boxes; the three frames are blurred uint8 [H, W]."""
+def motion_boxes(before, now, after, exclude, s: Settings) -> np.ndarray:
+    """Boxes [n, 4] of what moves outside the boxes `exclude`; the three frames are blurred uint8 [H, W]."""
     difference = cv2.add(cv2.absdiff(now, before), cv2.absdiff(after, now))
     moving = (difference > s.motion_threshold).astype(np.uint8)
     if s.motion_close:
         moving = cv2.morphologyEx(moving, cv2.MORPH_CLOSE, np.ones((s.motion_close, s.motion_close), np.uint8))
-    return contour_boxes(outside(moving, known), s.motion_area)
+    return contour_boxes(blank(moving, exclude), s.motion_area)
 
 
-def flow_boxes(flow, known, s):
-    """Boxes [n, 4] of what moves outside the `known` boxes by optical flow, float32 [H, W, 2] in pixels."""
+def flow_boxes(flow: np.ndarray, exclude, s: Settings) -> np.ndarray:
+    """Boxes [n, 4] of what moves outside the boxes `exclude` by optical flow, float32 [H, W, 2] in pixels."""
     moving = (flow[..., 0] ** 2 + flow[..., 1] ** 2 > s.motion_threshold).astype(np.uint8)
-    return contour_boxes(outside(moving, known), s.motion_area)
+    return contour_boxes(blank(moving, exclude), s.motion_area)
 
 
-def outside(moving, known):
-    """Blank the `known` boxes, grown by 2 px, in a 0/1 image (in place)."""
-    for x1, y1, x2, y2 in known:
+def blank(moving, boxes):
+    """Blank boxes, grown by 2 px, in a 0/1 image (in place)."""
+    for x1, y1, x2, y2 in boxes:
         moving[max(0, int(y1) - 2) : int(y2) + 3, max(0, int(x1) - 2) : int(x2) + 3] = 0
     return moving
 
 
-def contour_boxes(binary, min_area, max_aspect=10, grow=2):
+def contour_boxes(binary: np.ndarray, min_area: float, max_aspect: float = 10, grow: int = 2) -> np.ndarray:
     """Boxes [n, 4] of the external contours of a 0/1 image, grown and clipped to the image."""
     h, w = binary.shape
     contours, _ = cv2.findContours(binary, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)
@@ -110,7 +115,7 @@ def contour_boxes(binary, min_area, max_aspect=10, grow=2):
 # ----------------------------------------------------------------------------------------------------------- cubes
 
 
-def record(s, channels):
+def cube_dtype(s, channels):
     return np.dtype(
         [
             ("appearance", "u1", (len(s.frames), channels, s.size, s.size)),
@@ -122,82 +127,86 @@ def record(s, channels):
     )
 
 
-class Ring:
-    """The pictures of a video around t as channels of one array, so that a box is cropped out of all of them at once.
+class FrameRing:
+    """The pictures of a video around a frame, as channels of one array, so that a box is cropped out of all of them at once.
 
-    steps: their distances from t. Each picture [H, W, C] is copied once, over the one that has fallen behind.
+    offsets: their distances from the frame. Each picture [H, W, C] is copied once, over the oldest one.
     """
 
-    def __init__(self, steps):
-        self.slots, self.held, self.array = max(steps) - min(steps) + 1, {}, None
+    def __init__(self, offsets):
+        self.slots, self.numbers, self.array = max(offsets) - min(offsets) + 1, {}, None
 
     def put(self, number, picture):
         slot = number % self.slots
-        if self.held.get(slot) == number:
+        if self.numbers.get(slot) == number:
             return
         if self.array is None:
             self.channels = picture.shape[2]
             self.array = np.empty((*picture.shape[:2], self.slots * self.channels), picture.dtype)
         self.array[:, :, slot * self.channels : (slot + 1) * self.channels] = picture
-        self.held[slot] = number
+        self.numbers[slot] = number
 
-    def cut(self, lo, hi, numbers, size, out):
-        """Boxes of the pictures `numbers`, resized, into `out` [n, len(numbers), C, size, size]. lo, hi: corners (x, y), hi outside."""
-        parts = np.empty((len(lo), size, size, self.slots * self.channels), self.array.dtype)
-        for part, (x1, y1), (x2, y2) in zip(parts, lo, hi):
-            part.reshape(size, size, -1)[:] = cv2.resize(self.array[y1:y2, x1:x2], (size, size)).reshape(part.shape)
-        parts = parts.reshape(len(lo), size, size, self.slots, self.channels).transpose(3, 0, 4, 1, 2)
+    def crop(self, corners, numbers, size, out):
+        """Boxes of the pictures `numbers`, resized, into `out` [n, len(numbers), C, size, size].
+
+        corners: [(x1, y1, x2, y2)] of each box, x2 and y2 exclusive.
+        """
+        crops = np.empty((len(corners), size, size, self.slots * self.channels), self.array.dtype)
+        for crop, (x1, y1, x2, y2) in zip(crops, corners):
+            crop.reshape(size, size, -1)[:] = cv2.resize(self.array[y1:y2, x1:x2], (size, size)).reshape(crop.shape)
+        crops = crops.reshape(len(corners), size, size, self.slots, self.channels).transpose(3, 0, 4, 1, 2)
         for i, number in enumerate(numbers):
-            out[:, i] = parts[number % self.slots]
+            out[:, i] = crops[number % self.slots]
 
 
-def cut(boxes, frames, flows, t, at, flow, s, dtype):
-    """Records of frame t's boxes. frames, flows: Rings of what is around it; flow: into it, float32 [H, W, 2]."""
-    out = np.empty(len(boxes), dtype)
-    out["frame"], out["box"] = t, boxes
-    h, w = flow.shape[:2]
-    lo = np.clip(np.ceil(boxes[:, :2]), 0, [w - 1, h - 1]).astype(int)
-    hi = np.clip(np.ceil(boxes[:, 2:]), lo + 1, [w, h]).astype(int)
-    lo, hi = lo.tolist(), hi.tolist()
-    frames.cut(lo, hi, [at(t + d) for d in s.frames], s.size, out["appearance"])
-    flows.cut(lo, hi, [at(t + d) for d in s.flows], s.size, out["flow"])
-    for i, ((x1, y1), (x2, y2)) in enumerate(zip(lo, hi)):
-        part = flow[y1:y2, x1:x2]
-        out["speed"][i] = cv2.mean(cv2.magnitude(part[..., 0], part[..., 1]))[0]
-    return out
+def mean_speed(flow, x1, y1, x2, y2):
+    """By numpy: the last bit of cv2.magnitude depends on where its buffers lie in memory."""
+    return np.sqrt(np.square(flow[y1:y2, x1:x2]).sum(2)).mean(dtype=np.float64)
 
 
-def cubes_of_video(frames, found, s, flow_into):
+def cubes_of_video(frames: np.ndarray, detections: list | None, s: Settings, flow_into):
     """Yield the records of every frame, in order: structured [n] (n may be 0).
 
-    frames uint8 [T, H, W, C]; found: list of [n, 5] detections per frame, or None; flow_into: of flow_of_video.
+    frames uint8 [T, H, W, C]; detections: [n, 5] per frame, or None; flow_into: a PairFlow or FlowFiles.
     """
-    last = len(frames) - 1
-    at = lambda t: min(max(t, 0), last)
-    dtype = record(s, frames.shape[3])
-    flow_of, blurred, pictures, motions = {}, {}, Ring(s.frames), Ring(s.flows)
-    blur = lambda t: cv2.GaussianBlur(np.ascontiguousarray(gray(frames[t])), (s.motion_blur, s.motion_blur), 0)
-    for t in range(len(frames)):
-        wanted = sorted({at(t + d) for d in s.flows} | {t})
-        missing = [k for k in wanted if k not in flow_of]
+    dtype, (count, height, width) = cube_dtype(s, frames.shape[3]), frames.shape[:3]
+    flows, blurred, pictures, motions = {}, {}, FrameRing(s.frames), FrameRing(s.flows)
+
+    def clamp(t):
+        return min(max(t, 0), count - 1)
+
+    def blur(t):
+        return cv2.GaussianBlur(np.ascontiguousarray(gray(frames[t])), (s.motion_blur, s.motion_blur), 0)
+
+    for t in range(count):
+        needed = sorted({clamp(t + d) for d in s.flows} | {t})
+        missing = [k for k in needed if k not in flows]
         if missing:
-            missing += range(missing[-1] + 1, min(missing[-1] + flow_into.batch, len(frames)))
-            flow_of = {k: v for k, v in flow_of.items() if k >= wanted[0]} | dict(zip(missing, flow_into(missing)))
-        boxes = object_boxes(found[t], s) if found is not None else np.zeros((0, 4), np.float32)
+            missing += range(missing[-1] + 1, min(missing[-1] + flow_into.batch, count))
+            flows = {k: v for k, v in flows.items() if k >= needed[0]} | dict(zip(missing, flow_into(missing)))
+        boxes = np.zeros((0, 4), np.float32) if detections is None else object_boxes(detections[t], s)
         if s.motion == "flow":
-            moving = flow_boxes(flow_of[t], boxes, s)
+            moving = flow_boxes(flows[t], boxes, s)
         else:
-            blurred = {k: blurred[k] if k in blurred else blur(k) for k in (at(t - 1), t, at(t + 1))}
-            moving = motion_boxes(blurred[at(t - 1)], blurred[t], blurred[at(t + 1)], boxes, s)
+            blurred = {k: blurred[k] if k in blurred else blur(k) for k in (clamp(t - 1), t, clamp(t + 1))}
+            moving = motion_boxes(blurred[clamp(t - 1)], blurred[t], blurred[clamp(t + 1)], boxes, s)
         boxes = np.concatenate([boxes, moving]).astype(np.float32)
-        if not len(boxes):
-            yield np.empty(0, dtype)
-            continue
-        for d in s.frames:
-            pictures.put(at(t + d), frames[at(t + d)])
-        for d in s.flows:
-            motions.put(at(t + d), flow_of[at(t + d)])
-        yield cut(boxes, pictures, motions, t, at, flow_of[t], s, dtype)
+        records = np.empty(len(boxes), dtype)
+        if len(boxes):
+            records["frame"], records["box"] = t, boxes
+            low = np.clip(np.ceil(boxes[:, :2]), 0, [width - 1, height - 1]).astype(int)
+            high = np.clip(np.ceil(boxes[:, 2:]), low + 1, [width, height]).astype(int)
+            corners = np.concatenate([low, high], axis=1).tolist()
+            for ring, source, offsets, field in (
+                (pictures, frames, s.frames, "appearance"),
+                (motions, flows, s.flows, "flow"),
+            ):
+                numbers = [clamp(t + d) for d in offsets]
+                for k in numbers:
+                    ring.put(k, source[k])
+                ring.crop(corners, numbers, s.size, records[field])
+            records["speed"] = [mean_speed(flows[t], *box) for box in corners]
+        yield records
 
 
 @lru_cache(maxsize=2)
@@ -223,59 +232,38 @@ class CubeStore(VideoFiles):
     info(video): {"source", "cubes", "frames", "channels"}.
     """
 
-    what = "cube file"
+    what, action = "cube file", "cutting cubes"
 
     def __init__(self, cache, folder, settings, device="cpu"):
         super().__init__(Path(folder) / f"cubes-{settings.key()}")
         self.cache, self.s, self.device = cache, settings, device
-        self.boxes_folder = Path(folder) / (
-            "boxes-"
-            + hashlib.sha256(json.dumps([detectors.fingerprint(settings.boxes), settings.tile]).encode()).hexdigest()[
-                :10
-            ]
-        )
+        self.boxes_folder = Path(folder) / f"boxes-{short_hash([detectors.fingerprint(settings.boxes), settings.tile])}"
 
     def records(self, video):
         """Structured memory map [n]."""
         info = self.info(video)
         if info["cubes"] == 0:  # nothing to map
-            return np.empty(0, record(self.s, info["channels"]))
+            return np.empty(0, cube_dtype(self.s, info["channels"]))
         return self.array(video)
 
-    def build(self, videos, workers, show=True):
-        """Make what is missing. -> (videos that are there, {video key: why} of those that failed)."""
-        fresh, failed = self.missing(videos)
-        if not fresh:
-            return [v for v in videos if v.key not in failed], failed
-        s, length = self.s, {v.key: self.cache.info(v)["frames"] for v in fresh}
+    def make(self, videos, workers, show):
+        s, failed = self.s, {}
+
+        def run(function, todo, label, on_device):
+            jobs, total = [(self, v) for v in todo], sum(self.cache.info(v)["frames"] for v in todo)
+            processes = 1 if on_device else workers
+            _, errors = map_videos(function, jobs, workers=processes, total=total, label=label, show=show)
+            failed.update({todo[i].key: why for i, why in errors})
+
         if detectors.check(s.boxes) in ("onnx", "torchvision", "mmdet"):
-            todo = [v for v in fresh if not self._has_boxes(v)]
+            todo = [v for v in videos if not self._has_boxes(v)]
             if todo:
                 if show:
                     print(f"detecting objects in {len(todo)} videos with {s.boxes}", flush=True)
-                _, errors = map_videos(
-                    _detect,
-                    [(self, v) for v in todo],
-                    workers=1 if detectors.uses_device(s.boxes) else workers,
-                    total=sum(length[v.key] for v in todo),
-                    label="detect",
-                    show=show,
-                )
-                failed.update({todo[i].key: e for i, e in errors})
-                fresh = [v for v in fresh if v.key not in failed]
+                run(_detect, todo, "detect", detectors.uses_device(s.boxes))
         write_json(self.folder / "settings.json", asdict(s))
-        if show:
-            print(f"cutting cubes of {len(fresh)} of {len(videos)} videos into {self.folder}", flush=True)
-        _, errors = map_videos(
-            _cut,
-            [(self, v) for v in fresh],
-            workers=1 if optical_flow.uses_device(s.flow) else workers,
-            total=sum(length[v.key] for v in fresh),
-            label="cubes",
-            show=show,
-        )
-        failed.update({fresh[i].key: e for i, e in errors})
-        return [v for v in videos if v.key not in failed], failed
+        run(_cut, [v for v in videos if v.key not in failed], "cubes", optical_flow.uses_device(s.flow))
+        return failed
 
     def _boxes_path(self, video):
         return self.boxes_folder / video.split / f"{safe_filename(video.name)}.npz"
@@ -285,7 +273,7 @@ class CubeStore(VideoFiles):
         return path.exists() and json.loads(str(load_arrays(path, "cached boxes")["source"])) == video.fingerprint()
 
     def detections(self, video, frames):
-        """list of [n, 5] per frame, or None with motion boxes alone."""
+        """[n, 5] of every frame, or None with motion boxes only. Raises UserError."""
         kind, _, rest = self.s.boxes.partition(":")
         if kind == "motion":
             return None
@@ -298,33 +286,27 @@ class CubeStore(VideoFiles):
 def _detect(job):
     store, video = job
     detect = _detector(store.s.boxes, store.device, 0.05, store.s.tile)
-    frames, found, source = store.cache.frames(video), [], json.dumps(video.fingerprint())
+    frames, boxes, source = store.cache.frames(video), [], json.dumps(video.fingerprint())
     for i in range(0, len(frames), 8):
-        found += detect(list(frames[i : i + 8]))
-        tick(len(found) - i)
-    save_arrays(
-        store._boxes_path(video),
-        {
-            "boxes": np.concatenate(found).astype(np.float32),
-            "count": np.array([len(f) for f in found], np.int32),
-            "source": source,
-        },
-    )
+        boxes += detect(list(frames[i : i + 8]))
+        tick(len(boxes) - i)
+    count = np.array([len(x) for x in boxes], np.int32)
+    arrays = {"boxes": np.concatenate(boxes).astype(np.float32), "count": count, "source": source}
+    save_arrays(store._boxes_path(video), arrays)
 
 
 def _cut(job):
     store, video = job
     frames = store.cache.frames(video)
-    found, flow_into = store.detections(video, len(frames)), flow_of_video(frames, video, store.s, store.device)
+    channels = frames.shape[3]
+    detections, flow_into = store.detections(video, len(frames)), flow_of_video(frames, video, store.s, store.device)
 
     def parts():
-        for part in cubes_of_video(frames, found, store.s, flow_into):
+        for part in cubes_of_video(frames, detections, store.s, flow_into):
             tick()
             yield part
 
-    store.write(
-        video,
-        parts(),
-        lambda shape: {"cubes": shape[0], "frames": len(frames), "channels": frames.shape[3]},
-        record(store.s, frames.shape[3]),
-    )
+    def describe(shape):
+        return {"cubes": shape[0], "frames": len(frames), "channels": channels}
+
+    store.write(video, parts(), describe, cube_dtype(store.s, channels))
