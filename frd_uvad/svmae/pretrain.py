@@ -28,7 +28,6 @@ from frd_uvad.svmae.preprocess import DEPTHS, PRESETS
 DEFAULTS = dict(epochs=800, batch_size=64, lr=1.5e-4, size=224)
 DEMO = dict(epochs=40, batch_size=8, lr=8 * 1.5e-4, size=64)
 BETAS, WEIGHT_DECAY = (0.9, 0.95), 0.05
-TUBELET, PATCH = 2, 16  # frames and pixels of a token, as in model.py
 OTHER_SHAPE = 0.05  # a video whose aspect ratio differs by more is said to be squeezed
 
 
@@ -120,6 +119,8 @@ def parse(argv=None):
 
 def make_plan(dataset: str, **flags) -> Plan:
     """The published constants, or the demo's; flags {name of a Plan field: value} override them. Raises UserError."""
+    from frd_uvad.svmae.model import PATCH, TUBELET
+
     values = {**(DEMO if dataset == "demo" else DEFAULTS), **flags}
     if "lr" not in flags:
         values["lr"] *= values["batch_size"] / 256
@@ -144,12 +145,11 @@ def prepare(source: cli.DataSource, size: int, run, *, with_test=False) -> tuple
     shape = round(h * scale), round(w * scale)
     cache = FrameCache(data.cache_folder(source.cache) / f"frames-{shape[0]}x{shape[1]}", shape)
     usable, failed = cache.prepare(videos, run, workers=source.workers)
-    sizes = {v.name: cache.info(v)["source_size"] for v in usable}
-    squeezed = [name for name, (height, width) in sizes.items() if abs(width / height * h / w - 1) > OTHER_SHAPE]
+    ratios = [(v, np.divide(*cache.info(v)["source_size"][::-1])) for v in usable]
+    squeezed = [v.name for v, ratio in ratios if abs(ratio * h / w - 1) > OTHER_SHAPE]
     if squeezed:
-        run.print(
-            f"note: {len(squeezed)} videos of another shape than {w}×{h}, such as {squeezed[0]}, are squeezed to it"
-        )
+        text = f"{len(squeezed)} videos of another shape than {w}×{h}, such as {squeezed[0]}, are squeezed to it"
+        run.print(f"note: {text}")
     dataset = Usable(data, usable, failed)
     if run.is_main:
         dataset.report_skipped()
@@ -250,9 +250,11 @@ def train_one_epoch(net, loader, optimizer, plan, epoch, run, meter):
     meter.end_epoch(loader, tokens_per_second=clips * net.tokens / (time.perf_counter() - meter.began))
 
 
-def train(clips, plan, identity, *, out, run, init=None, seed=0, resume=True, save_minutes=5) -> Path:
-    """Train an autoencoder on clips.Clips from where its checkpoint is. identity: settings that a resumed run must share,
-    with the `model_args` among them; init: file of weights to start from. -> checkpoint path"""
+def train(net, clips, plan, identity, *, out, run, init=None, seed=0, resume=True, save_minutes=5) -> Path:
+    """Train a model.SVMAE on clips.Clips from where its checkpoint is. -> checkpoint path
+
+    identity: settings that a resumed run must share, `model_args` among them; init: file of weights to start from.
+    """
     import torch
 
     from common import training
@@ -260,9 +262,8 @@ def train(clips, plan, identity, *, out, run, init=None, seed=0, resume=True, sa
     from frd_uvad.svmae.encoder import METHOD
     from frd_uvad.svmae.preview import draw_preview
 
-    path, net = out / "pretrain.pt", build_model(identity["model_args"], seed).to(run.device)
-    groups = parameter_groups(net, plan.layer_decay)
-    optimizer = torch.optim.AdamW(groups, lr=plan.lr, betas=BETAS, fused=True)
+    path = out / "pretrain.pt"
+    optimizer = torch.optim.AdamW(parameter_groups(net, plan.layer_decay), lr=plan.lr, betas=BETAS, fused=True)
 
     def save():
         if run.is_main:
@@ -305,21 +306,13 @@ def train(clips, plan, identity, *, out, run, init=None, seed=0, resume=True, sa
     return path
 
 
-def build_model(model_args: dict, seed: int):
-    from common.distributed import seed_everything
-    from frd_uvad.svmae import model
-
-    seed_everything(seed)
-    return model.SVMAE(**model_args)
-
-
-def preview(clips, plan, identity, *, out, run, seed=0) -> None:
+def preview(net, clips, plan, identity, *, out, run, seed=0) -> None:
     """The picture that train() draws at its end, with the newest checkpoint, if there is one."""
     from common import training
     from frd_uvad.svmae.encoder import METHOD
     from frd_uvad.svmae.preview import draw_preview
 
-    path, net = out / "pretrain.pt", build_model(identity["model_args"], seed).to(run.device)
+    path = out / "pretrain.pt"
     if path.exists():
         state = training.load_checkpoint(path, METHOD)
         training.check_identity(path, state.get("identity"), identity)
@@ -333,14 +326,14 @@ def main(argv=None):
     name = cli.dataset_name(args)
     plan = make_plan(name, **cli.given(args, [field.name for field in fields(Plan)]))
     preset = args.preset or ("tiny" if name == "demo" else "vit_b")
-    from common.distributed import Run
-    from frd_uvad.svmae.model import PRESETS
+    from common.distributed import Run, seed_everything
+    from frd_uvad.svmae import model
 
     with Run(args.device, args.precision) as run:
         dataset, cache = prepare(cli.DataSource.from_args(args), plan.size, run, with_test=args.videos == "all")
         clips = make_clips(dataset, cache, plan, args.depth, run)
         identity = {
-            "model_args": {**PRESETS[preset], "frames": plan.frames, "size": plan.size},
+            "model_args": {**model.PRESETS[preset], "frames": plan.frames, "size": plan.size},
             "dataset": name,
             "clips": len(clips),
             "precision": run.precision,
@@ -351,14 +344,18 @@ def main(argv=None):
             **asdict(plan),
         }
         out = run.open_output_dir(args.out or Path("runs/svmae") / name)
+        seed_everything(args.seed)
+        net = model.SVMAE(**identity["model_args"]).to(run.device)
+        parameters = sum(p.numel() for p in net.parameters()) / 1e6
         run.print(
             f"{name}: {len(clips.arrays)} videos, {len(clips)} clips of {plan.frames} frames an epoch, "
-            f"{clips.size[0]}×{clips.size[1]} cut to {plan.size}², {preset}, masking {plan.masking}, loss {plan.loss}, "
-            f"{run.device}, {run.precision}"
+            f"{clips.size[0]}×{clips.size[1]} cut to {plan.size}², {net.tokens} tokens, {parameters:.1f} M parameters "
+            f"({preset}), masking {plan.masking}, loss {plan.loss}, {run.device}, {run.precision}"
         )
         if args.preview:
-            return preview(clips, plan, identity, out=out, run=run, seed=args.seed)
+            return preview(net, clips, plan, identity, out=out, run=run, seed=args.seed)
         checkpoint = train(
+            net,
             clips,
             plan,
             identity,
