@@ -108,7 +108,9 @@ class Depth:
 
 def depth_file(folder: Path, video) -> Path:
     """The file with a video's depth, in a folder for its split if a training and a test video have the same name."""
-    places = [place / f"{video.name}{suffix}" for place in (folder / video.split, folder) for suffix in (".npy", ".png")]
+    places = [
+        place / f"{video.name}{suffix}" for place in (folder / video.split, folder) for suffix in (".npy", ".png")
+    ]
     path = next((p for p in places if p.exists()), None)
     if path is None:
         raise UserError(f"--depth {folder}: there is no {video.name}.npy or .png for the video {video.name}")

@@ -19,11 +19,9 @@ def find_bags(data: FeatureData, normal=None, abnormal=None) -> tuple[list[Featu
     normal, abnormal: files with their names, by default normal.txt and abnormal.txt beside the features; without both,
     the names of the videos tell. Raises UserError where this is unknown, or where there are none of one kind.
     """
-    normal, abnormal = (given or data.root / f"{kind}.txt" for kind, given in (("normal", normal), ("abnormal", abnormal)))
-    if normal.exists() and abnormal.exists():
-        bags = listed_bags(data, normal, abnormal)
-    else:
-        bags = bags_by_name(data)
+    lists = [given or data.root / name for given, name in ((normal, "normal.txt"), (abnormal, "abnormal.txt"))]
+    has_lists = all(path in (normal, abnormal) or path.exists() for path in lists)
+    bags = listed_bags(data, *lists) if has_lists else bags_by_name(data)
     if not all(bags):
         counts = " and ".join(str(len(videos)) for videos in bags)
         raise UserError(f"the detector needs normal and abnormal training videos; there are {counts}")

@@ -87,7 +87,10 @@ def add_data_flags(parser):
         help="share of tokens that are fused, those that move most (default: %(default)s)",
     )
     group.add_argument(
-        "--alpha", type=float, default=EncoderOptions.alpha, help="how much more far tokens weigh (default: %(default)s)"
+        "--alpha",
+        type=float,
+        default=EncoderOptions.alpha,
+        help="how much more far tokens weigh (default: %(default)s)",
     )
     group.add_argument("--depth", default=EncoderOptions.depth, help=f"{DEPTHS} (default: %(default)s)")
     group.add_argument(
