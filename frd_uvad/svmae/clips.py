@@ -1,4 +1,4 @@
-"""Clips of unlabeled videos for pre-training: read from the frame cache, cropped and flipped on the device, with their depth."""
+"""Clips of unlabeled videos for pre-training: read from the frame cache, cropped on the device, with their depth."""
 
 from pathlib import Path
 
@@ -127,8 +127,8 @@ def estimate_depth(videos, arrays, folder: Path, device) -> VideoFiles:
         net = torch.hub.load("intel-isl/MiDaS", "MiDaS_small", trust_repo=True).eval().to(device)
     except Exception as e:  # the hub and the network raise many kinds
         raise UserError(
-            f"--depth midas could not be loaded from torch.hub ({first_line(e)}); where there is no network use --depth "
-            "perspective, or a folder of maps made elsewhere"
+            f"--depth midas could not be loaded from torch.hub ({first_line(e)}); where there is no network use "
+            "--depth perspective, or a folder of maps made elsewhere"
         ) from None
     mean, std = (torch.tensor(x, device=device).view(1, 3, 1, 1) for x in (DEPTH_MEAN, DEPTH_STD))
     for video, array in tqdm(missing, desc="depth by MiDaS", unit="video", dynamic_ncols=True):
@@ -143,7 +143,7 @@ def estimate_depth(videos, arrays, folder: Path, device) -> VideoFiles:
 def random_crops(n: int, size: tuple, rng, area=(0.5, 1.0), aspect=(3 / 4, 4 / 3)) -> np.ndarray:
     """Crops as in torchvision's RandomResizedCrop, half of them mirrored. size: height and width of the frames.
 
-    -> float32 [n, 4]: centre (x, y) and half extent (x, y), all in -1..1 of the frame; a negative half extent in x mirrors.
+    -> float32 [n, 4]: centre (x, y) and half extent (x, y), in -1..1 of the frame; a negative one in x mirrors.
     """
     h, w = size
     ratio = np.exp(rng.uniform(np.log(aspect[0]), np.log(aspect[1]), n))
@@ -158,8 +158,8 @@ def random_crops(n: int, size: tuple, rng, area=(0.5, 1.0), aspect=(3 / 4, 4 / 3
 def crop_clips(frames: torch.Tensor, near: torch.Tensor, crops: np.ndarray, size: int):
     """Crops of clips, resized on the device.
 
-    frames uint8 [n, T, H, W, C] BGR or grey, near uint8 [n, H, W], crops float32 [n, 4] -> RGB float32 [n, 3, T, size, size]
-    and nearness [n, size, size], both in [0, 1].
+    frames uint8 [n, T, H, W, C] BGR or grey, near uint8 [n, H, W], crops float32 [n, 4]
+    -> RGB float32 [n, 3, T, size, size] and nearness [n, size, size], both in [0, 1].
     """
     n, t, h, w, c = frames.shape
     crops = torch.from_numpy(crops).to(frames.device)

@@ -1,4 +1,4 @@
-"""The training set of the detector: segments of normal and abnormal videos. Caption embeddings, which it may read too."""
+"""The training set of the detector: segments of normal and abnormal videos, and caption embeddings, if any."""
 
 from pathlib import Path
 
@@ -69,7 +69,8 @@ def read_clips(video: FeatureVideo) -> np.ndarray:
     clips = video.clips(range(len(video))).astype(np.float32)
     if not np.isfinite(clips).all():
         raise UserError(
-            f"features of video {video.name} ({video.path}) hold NaN or infinite numbers: encode it again, or take it away"
+            f"features of video {video.name} ({video.path}) hold NaN or infinite numbers: encode it again, or take it "
+            "away"
         )
     return clips
 
@@ -81,7 +82,7 @@ def text_path(folder: Path, video) -> Path:
 
 
 def read_text(folder: Path, video: FeatureVideo) -> np.ndarray:
-    """Caption embeddings: float32 [rows, width], a row per clip; published files have one more or less. Raises UserError."""
+    """Caption embeddings, one per clip; published files have one more or less. float32 [rows, width]; UserError."""
     path = text_path(folder, video)
     x = load_array(path, "caption embeddings")
     if x.ndim != 2 or not x.size or x.dtype.kind not in "iuf" or not np.isfinite(x).all():
@@ -116,7 +117,7 @@ class Bags:
         self.text = run.to_device(np.stack(words)) if text else None
 
     def draw(self, rng, bags: int) -> np.ndarray:
-        """`bags` normal videos and the same number of abnormal ones, without repetition if there are enough. int [2 · bags]"""
+        """`bags` normal and `bags` abnormal videos, without repetition if there are enough. int [2 · bags]"""
         normal, abnormal = (rng.choice(n, bags, replace=n < bags) for n in self.counts)
         return np.concatenate([normal, self.counts[0] + abnormal])
 

@@ -1,4 +1,4 @@
-"""The weakly supervised detector of SVMAE: multi-scale temporal network, fusion with text, RTFM losses. Imports torch only.
+"""The weakly supervised detector of SVMAE: multi-scale temporal network, fusion, RTFM losses. Imports torch only.
 
 Scene-aware Probabilistic Masking and Fusion for Video Anomaly Detection, https://github.com/Sumutan/SVMAE. Parameter
 names are the published ones.
@@ -114,7 +114,7 @@ class Detector(nn.Module):
         return text + (("Aggregate.",) if self.group == "text" else ())
 
     def load_state_dict(self, state_dict, strict=True, assign=False):
-        """As torch's; parameters that are not applied may be missing, and fusion layers present where nothing is fused."""
+        """As torch's, but it ignores missing parameters that are not applied, and layers of a fusion that is not used."""
         keys = super().load_state_dict(state_dict, strict=False, assign=assign)
         missing = [k for k in keys.missing_keys if not k.startswith(self.not_applied)]
         fusion_layers = () if self.group == "both" else ("fc0.", "fc_vis.", "fc_text.")
@@ -156,7 +156,8 @@ class Detector(nn.Module):
 def select(out, bags, top_k, dropout=0.0):
     """The top_k segments by feature magnitude of the bags in a slice.
 
-    -> their features [crops · bags, top_k, width] (crops outermost), mean score [bags, 1]. dropout hides segments in training.
+    -> their features [crops · bags, top_k, width] (crops outermost), mean score [bags, 1]. dropout: share of hidden
+    segments.
     """
     magnitudes = out["magnitudes"][bags]
     if dropout:

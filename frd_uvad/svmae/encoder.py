@@ -45,8 +45,8 @@ def load_pretrained(checkpoint, options, run) -> tuple[model.SVMAE, str]:
     if missing:
         entries = len(net.encoder.state_dict())
         raise UserError(
-            f"checkpoint {checkpoint} does not fill the encoder {options.preset} (of {entries} entries {len(missing)} are "
-            f"missing, such as {missing[0]}): choose its --preset"
+            f"checkpoint {checkpoint} does not fill the encoder {options.preset} (of {entries} entries {len(missing)} "
+            f"are missing, such as {missing[0]}): choose its --preset"
         )
     return net, training.weights_hash(net.encoder)
 
@@ -129,7 +129,7 @@ class Encoder:
         return features.cpu().numpy()
 
     def encode_view(self, clips: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
-        """One crop of clips, float32 [n, 3, T, S, S], and of their nearness [n, S, S] -> features float32 [n, width]."""
+        """Clips float32 [n, 3, T, S, S] and their nearness [n, S, S], cropped -> features float32 [n, width]."""
         tokens, grid = model.tokenize(clips), self.net.grid
         with self.run.autocast():
             features = self.net.encoder(tokens)

@@ -161,8 +161,8 @@ def score_own_video(video, checkpoint, *, out, run, options, text=None, encoder=
     settings = state.get("features")
     if not settings:
         raise UserError(
-            f"{checkpoint} was trained on features made elsewhere: make those of {video.path} in the same way, and score "
-            "them with --features"
+            f"{checkpoint} was trained on features made elsewhere: make those of {video.path} in the same way, and "
+            "score them with --features"
         )
     check_inputs(checkpoint, state["model_args"], text, advice=f" with {video.name}.npy")
     if not run.is_main:

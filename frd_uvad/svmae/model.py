@@ -4,7 +4,7 @@ Scene-aware Probabilistic Masking and Fusion for Video Anomaly Detection, https:
 detector). Parameter names are VideoMAE's.
 
     net = SVMAE(**PRESETS["vit_s"], frames=16, size=224)
-    clips, nearness = torch.rand(1, 3, 16, 224, 224), torch.rand(1, 224, 224)   # RGB and nearness in [0, 1], 1 = nearest
+    clips, nearness = torch.rand(1, 3, 16, 224, 224), torch.rand(1, 224, 224)   # RGB and nearness, in [0, 1]
     tokens, near = tokenize(clips), pool(nearness, net.grid)                    # [1, 1568, 3, 512], [1, 1568]
     mask = draw_mask(mask_probability(cube_difference(tokens, net.grid), near), 0.9, torch.rand(1, 1568))
     prediction, hidden = net(tokens, mask)
@@ -77,8 +77,8 @@ def positions(length, dim):
 def mask_probability(difference, near, space=0.5, time=0.5, floor=0.1):
     """Scene-aware probability that a token is masked, [N, L], summing to 1: near tokens and moving ones more often.
 
-    difference, near: [N, L]. Each is scaled to mean 1 in its clip; then they are added with the weights `time` and `space`.
-    The paper gives no weights: these are ours, and so is `floor`, which is added for every token, so that the tokens of a
+    difference, near: [N, L]. Each is scaled to mean 1 in its clip; then they are added with weights `time` and `space`.
+    The paper gives no weights: these are ours, and so is `floor`, which is added for every token, so that tokens of a
     still scene are drawn evenly.
     """
     near, difference = (x / x.mean(1, keepdim=True).clamp(min=1e-6) for x in (near, difference))
@@ -168,7 +168,7 @@ class Encoder(nn.Module):
         self.register_buffer("std", torch.tensor(STD).view(3, 1), persistent=False)
 
     def forward(self, tokens, places=None):
-        """tokens [N, K, 3, 512] in [0, 1] -> [N, K, dim]. places: theirs in the clip, int64 [N, K]; None: all, in order."""
+        """tokens [N, K, 3, 512] in [0, 1] -> [N, K, dim]. places: in the clip, int64 [N, K]; None: all, in order."""
         proj = self.patch_embed["proj"]
         x = F.linear(((tokens - self.mean) / self.std).flatten(2), proj.weight.flatten(1), proj.bias)
         x = x + (self.position if places is None else self.position[places])
@@ -185,7 +185,7 @@ class Decoder(nn.Module):
 
 
 class SVMAE(nn.Module):
-    """Masked autoencoder of video clips: the encoder sees only the visible tokens, a light decoder predicts the others."""
+    """Masked autoencoder of clips: the encoder sees only the visible tokens, a light decoder predicts the others."""
 
     def __init__(
         self, *, dim=384, depth=12, heads=6, decoder_dim=192, decoder_depth=4, decoder_heads=3, frames=16, size=224
@@ -212,7 +212,7 @@ class SVMAE(nn.Module):
     def forward(self, tokens, mask):
         """tokens [N, L, 3, 512] in [0, 1]; mask bool [N, L], with the same number of True in every sample.
 
-        -> predicted values [N, M, 3, 512] of the masked tokens (normalised cubes, see target), their places int64 [N, M].
+        -> predicted values [N, M, 3, 512] of the masked tokens (normalised cubes, see target), places int64 [N, M].
         """
         order = mask.to(torch.uint8).argsort(dim=1, stable=True)
         seen = mask.shape[1] - int(mask[0].sum())
@@ -262,9 +262,10 @@ def reconstruction_loss(prediction, tokens, hidden, weights=None):
 
 
 def fuse_tokens(features, difference, near, ratio=0.5, alpha=0.05):
-    """Scene-aware token fusion: the `ratio` of a clip's tokens that move most, averaged with weights 1 + alpha · farness.
+    """Scene-aware token fusion: the `ratio` of a clip's tokens that move most, with weights 1 + alpha · farness.
 
-    features [N, L, D], difference and near [N, L] -> [N, D]. Farness is 1 - near, stretched to [0, 1] among these tokens.
+    features [N, L, D], difference and near [N, L] -> weighted mean [N, D]. Farness is 1 - near, stretched to [0, 1]
+    among these tokens.
     """
     count = max(1, round(ratio * features.shape[1]))
     moving = difference.topk(count, dim=1).indices
@@ -278,7 +279,7 @@ def fuse_tokens(features, difference, near, ratio=0.5, alpha=0.05):
 
 
 def encoder_weights(state):
-    """VideoMAE's published weights, pre-trained (encoder.*) or fine-tuned, under the names of Encoder; others are left out."""
+    """VideoMAE's weights of an encoder, pre-trained (encoder.*) or fine-tuned, under the names of Encoder."""
     prefix = "encoder." if any(k.startswith("encoder.") for k in state) else ""
     state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     state = {k.replace("fc_norm.", "norm."): v for k, v in state.items()}
@@ -291,7 +292,7 @@ def encoder_weights(state):
 
 
 def load_encoder(encoder, state):
-    """Put the weights that fit into an Encoder. -> unexpected keys, of the file; missing keys, which stay as they are."""
+    """Put the weights that fit into an Encoder. -> unexpected keys of the file, missing keys, which stay as they are."""
     parameters, weights = encoder.state_dict(), encoder_weights(state)
     fitting = {k: v for k, v in weights.items() if k in parameters and parameters[k].shape == v.shape}
     encoder.load_state_dict(fitting, strict=False)

@@ -98,8 +98,8 @@ def add_data_flags(parser):
         type=int,
         choices=[1, 10],
         default=EncoderOptions.crops,
-        help="views of each clip: the whole frame; or corners and centre at 7/8 of it, and their mirror images (default: "
-        "%(default)s)",
+        help="views of each clip: the whole frame; or corners and centre at 7/8 of it, and their mirror images "
+        "(default: %(default)s)",
     )
     group.add_argument(
         "--clip",
@@ -241,8 +241,8 @@ def encode_own_video(video, settings: dict, checkpoint, run, *, encoder=None, wo
     missing = {"encoder", "checkpoint", *asdict(EncoderOptions())} - set(settings)
     if missing:
         raise UserError(
-            f"the settings.json of the features that {checkpoint} was trained on lacks {', '.join(sorted(missing))}: make "
-            "the features by preprocess.py, and train again"
+            f"the settings.json of the features that {checkpoint} was trained on lacks {', '.join(sorted(missing))}: "
+            "make the features by preprocess.py, and train again"
         )
     options, encoder = EncoderOptions.from_dict(settings), str(encoder or settings["checkpoint"])
     net, digest = load_pretrained(encoder, options, run)

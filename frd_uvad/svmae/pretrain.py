@@ -167,7 +167,7 @@ def make_clips(dataset: Usable, cache: FrameCache, plan: Plan, depth: str, run):
 
 
 def parameter_groups(net, layer_decay: float) -> list[dict]:
-    """AdamW's groups: norms, biases and tokens do not decay; `scale` falls from each encoder block to the one before it."""
+    """AdamW's groups: norms, biases and tokens do not decay; `scale` falls from each block to the one before it."""
     depth, groups = len(net.encoder.blocks), {}
     for name, p in net.named_parameters():
         level = depth + 1
@@ -184,7 +184,7 @@ def parameter_groups(net, layer_decay: float) -> list[dict]:
 
 
 def load_init(net, path: Path, run) -> None:
-    """Start from other weights: all of ours, the encoder of VideoMAE's. What did not fit is listed. Raises UserError."""
+    """Start from other weights: all of ours, the encoder of VideoMAE's. Says what did not fit. Raises UserError."""
     from common import training
     from frd_uvad.svmae import encoder, model
 

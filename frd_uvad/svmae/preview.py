@@ -64,6 +64,4 @@ def draw_preview(net: model.SVMAE, clips: Clips, plan, run, path: Path, seed: in
     tiles = [(report.plots.enlarged(x[i], TILE), name) for i in range(len(frames)) for name, x in columns.items()]
     report.plots.contact_sheet(path, tiles, len(columns))
     net.train(training)
-    print(
-        f"wrote {path}: input, nearness, cube difference, mask probability, mask and reconstruction of {len(frames)} clips"
-    )
+    print(f"wrote {path}: {', '.join(columns)} of {len(frames)} clips")

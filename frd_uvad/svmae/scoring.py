@@ -54,8 +54,8 @@ def infer_args(weights: dict, fusion=None, feature_group=None, aggregate_text=No
         feature_group = "both" if has_fc0 or has_add_up else by_width
     if fusion is None and feature_group == "both" and has_fc0:
         raise UserError(
-            "the authors' file is of the fusion add or product, which its weights do not tell: give --fusion add or --fusion "
-            "product"
+            "the authors' file is of the fusion add or product, which its weights do not tell: give --fusion add or "
+            "--fusion product"
         )
     if aggregate_text is None:
         aggregate_text = "Aggregate_text.conv_4.0.weight" in weights

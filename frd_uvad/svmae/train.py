@@ -1,7 +1,7 @@
-"""Train SVMAE's weakly supervised detector on bags: videos of which it is known only whether something abnormal happens in
-them. With --encoder, the videos of a dataset are encoded first if they are not yet.
+"""Train SVMAE's weakly supervised detector on bags: videos labelled only as normal or abnormal, whichever moments are.
+With --encoder, the videos of a dataset are encoded first if they are not yet.
 
-python frd_uvad/svmae/train.py --features features/svmae/folder                        # normal.txt and abnormal.txt lie there
+python frd_uvad/svmae/train.py --features features/svmae/folder              # normal.txt and abnormal.txt lie there
 python frd_uvad/svmae/train.py --features data/UCF-Crime --text data/captions --fusion add
 python frd_uvad/svmae/train.py --dataset folder --data-root my_videos --encoder runs/svmae/folder/pretrain.pt
 """
@@ -41,8 +41,8 @@ def parse(argv=None):
     group = add_data_flags(parser)
     group.add_argument(
         "--encoder",
-        help="as --checkpoint of preprocess.py: encode the videos of --dataset under --data-root with it, those that are "
-        "missing in --features (default then: features/svmae/<dataset>); preprocess.py has more flags for that",
+        help="as --checkpoint of preprocess.py: first encode the videos of --dataset, under --data-root, that are "
+        "missing in --features (default then: features/svmae/<dataset>); preprocess.py itself has more flags",
     )
     group.add_argument(
         "--data-root", type=Path, default=Path("data"), help="folder of the videos for --encoder (default: %(default)s)"
@@ -58,8 +58,8 @@ def parse(argv=None):
     group.add_argument(
         "--normal",
         type=Path,
-        help="file with the names of normal training videos, one a line (default: normal.txt beside the features, else by "
-        "the names of UCF-Crime and XD-Violence)",
+        help="file with the names of normal training videos, one a line (default: normal.txt beside the features, else "
+        "by the names of UCF-Crime and XD-Violence)",
     )
     group.add_argument("--abnormal", type=Path, help="the same of abnormal ones (default: abnormal.txt, else by names)")
     group.add_argument(
@@ -88,7 +88,7 @@ def parse(argv=None):
 
 
 def make_plan(abnormal: int, *, epochs=None, top_k=Plan.top_k, **flags) -> Plan:
-    """flags (iterations, batch_size, lr) override the defaults; epochs: passes over the `abnormal` bags. Raises UserError."""
+    """flags (iterations, batch_size, lr) override the defaults; epochs: passes over the `abnormal` bags."""
     values = {**DEFAULTS, **flags}
     batch = values["batch_size"]
     if batch % 2 or batch < 4:
@@ -190,9 +190,7 @@ def train(data, bags, plan, model_args, *, out, run, seed=0, resume=True, save_m
 
 
 def make_model_args(data, text_dim: int | None, *, fusion="concat", feature_group=None, aggregate_text=True) -> dict:
-    """The arguments of detector.Detector for the features `data`. text_dim: width of the captions, None without them."""
-    if feature_group in ("both", "text") and not text_dim:
-        raise UserError(f"--feature-group {feature_group} needs caption embeddings: give --text DIR")
+    """The arguments of detector.Detector for a FeatureData. text_dim: width of the captions, None without them."""
     for what, width in (("features", data.width), ("caption embeddings", text_dim or 8)):
         if width % 4 or width < 8:
             raise UserError(
@@ -208,7 +206,7 @@ def make_model_args(data, text_dim: int | None, *, fusion="concat", feature_grou
 
 
 def prepare(source: cli.DataSource, features, encoder, run, *, order=None, segments=False):
-    """-> FeatureData of the folder `features`, into which missing videos of the dataset are encoded if there is an encoder."""
+    """-> FeatureData of the folder `features`. encoder: the file that encodes missing videos of the dataset, or None."""
     if not encoder:
         if not features:
             raise UserError(
@@ -226,6 +224,10 @@ def prepare(source: cli.DataSource, features, encoder, run, *, order=None, segme
 def main(argv=None):
     args = parse(argv)
     began = time.perf_counter()
+    if args.feature_group in ("both", "text") and not args.text:
+        raise UserError(f"--feature-group {args.feature_group} needs caption embeddings: give --text DIR")
+    if args.encoder and (args.order or args.segments):
+        raise UserError("--order and --segments are for features made elsewhere, not for --encoder")
     name = cli.dataset_name(args) if args.encoder else args.dataset
     source = cli.DataSource(name, args.data_root, labels=args.labels, workers=args.workers)
     from common.distributed import Run
@@ -245,8 +247,8 @@ def main(argv=None):
         )
         text = f", text of width {model_args['text_dim']}, {args.fusion}" if args.text else ""
         run.print(
-            f"{name}: {bags.counts[0]} normal and {bags.counts[1]} abnormal bags of {SEGMENTS} segments, {data.crops} crops "
-            f"of width {data.width}{text}, {run.device}, {run.precision}"
+            f"{name}: {bags.counts[0]} normal and {bags.counts[1]} abnormal bags of {SEGMENTS} segments, {data.crops} "
+            f"crops of width {data.width}{text}, {run.device}, {run.precision}"
         )
         out = run.open_output_dir(args.out or Path("runs/svmae") / f"{name}-detector")
         checkpoint = train(
