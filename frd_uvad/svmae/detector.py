@@ -114,7 +114,7 @@ class Detector(nn.Module):
         return text + (("Aggregate.",) if self.group == "text" else ())
 
     def load_state_dict(self, state_dict, strict=True, assign=False):
-        """As torch's, but it ignores missing parameters that are not applied, and layers of a fusion that is not used."""
+        """As torch's, but parameters that are not applied may be missing; layers of an unused fusion are ignored."""
         keys = super().load_state_dict(state_dict, strict=False, assign=assign)
         missing = [k for k in keys.missing_keys if not k.startswith(self.not_applied)]
         fusion_layers = () if self.group == "both" else ("fc0.", "fc_vis.", "fc_text.")

@@ -292,7 +292,7 @@ def encoder_weights(state):
 
 
 def load_encoder(encoder, state):
-    """Put the weights that fit into an Encoder. -> unexpected keys of the file, missing keys, which stay as they are."""
+    """Put the weights that fit into an Encoder. -> unexpected keys (of the file), missing keys (unchanged)."""
     parameters, weights = encoder.state_dict(), encoder_weights(state)
     fitting = {k: v for k, v in weights.items() if k in parameters and parameters[k].shape == v.shape}
     encoder.load_state_dict(fitting, strict=False)

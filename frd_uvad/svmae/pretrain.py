@@ -28,7 +28,7 @@ from frd_uvad.svmae.preprocess import DEPTHS, PRESETS
 DEFAULTS = dict(epochs=800, batch_size=64, lr=1.5e-4, size=224)
 DEMO = dict(epochs=40, batch_size=8, lr=8 * 1.5e-4, size=64)
 BETAS, WEIGHT_DECAY = (0.9, 0.95), 0.05
-OTHER_SHAPE = 0.05  # a video whose aspect ratio differs by more is said to be squeezed
+OTHER_SHAPE = 0.05  # a video whose aspect ratio differs by more is reported as squeezed
 
 
 @dataclass

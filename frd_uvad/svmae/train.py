@@ -206,7 +206,7 @@ def make_model_args(data, text_dim: int | None, *, fusion="concat", feature_grou
 
 
 def prepare(source: cli.DataSource, features, encoder, run, *, order=None, segments=False):
-    """-> FeatureData of the folder `features`. encoder: the file that encodes missing videos of the dataset, or None."""
+    """-> FeatureData of the folder `features`. encoder: file that encodes missing videos of the dataset, or None."""
     if not encoder:
         if not features:
             raise UserError(
