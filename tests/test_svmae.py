@@ -1,4 +1,4 @@
-"""SVMAE's pre-training, features and detector through their own scripts, in small; masks, losses and fusion against plain loops."""
+"""SVMAE's scripts in small: pre-training, features, detector; masks, losses and fusion against plain loops."""
 
 import csv
 import itertools
@@ -362,7 +362,7 @@ def test_the_detector_encodes_what_is_missing(features, trained, tmp_path):
     )
 
 
-# ---------------------------------------------------------------------------------------------------------- in small parts
+# ------------------------------------------------------------------------------------------------------ in small parts
 
 
 def test_tokens_are_cubes_and_come_back():
@@ -512,7 +512,7 @@ DETECTORS = list(itertools.product(FUSIONS, GROUPS, (True, False)))
 @pytest.mark.kernels
 @pytest.mark.parametrize("fusion,group,aggregate_text", DETECTORS, ids=lambda x: str(x))
 def test_every_detector_loads_scores_and_learns(fusion, group, aggregate_text, tmp_path):
-    """Every fusion × feature group × aggregate_text: shapes, the authors' bare file, gradients of what is applied and of nothing else."""
+    """Shapes, the authors' bare file, gradients of what is applied and of nothing else."""
     torch.manual_seed(0)
     size, words, b, crops, length = 24, 16, 4, 2, 9
     args = dict(feature_size=size, text_dim=words, fusion=fusion, feature_group=group, aggregate_text=aggregate_text)

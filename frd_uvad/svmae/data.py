@@ -108,8 +108,8 @@ class Bags:
     def __init__(self, normal: list[FeatureVideo], abnormal: list[FeatureVideo], text: Path | None, run):
         self.run, self.counts = run, [len(normal), len(abnormal)]
         visual, words = [], []
-        bar = tqdm([*normal, *abnormal], desc="read bags", unit="video", dynamic_ncols=True, mininterval=5)
-        for video in bar:
+        videos, show = [*normal, *abnormal], run.is_main
+        for video in tqdm(videos, "read bags", unit="video", dynamic_ncols=True, mininterval=5, disable=not show):
             visual.append(pool_segments(read_clips(video)).transpose(1, 0, 2))
             if text:
                 words.append(np.repeat(pool_segments(read_text(text, video))[None], visual[-1].shape[0], axis=0))
@@ -121,9 +121,10 @@ class Bags:
         normal, abnormal = (rng.choice(n, bags, replace=n < bags) for n in self.counts)
         return np.concatenate([normal, self.counts[0] + abnormal])
 
-    def read(self, rows: np.ndarray) -> np.ndarray:
-        return rows  # all bags are on the device
+    def read(self, rows: np.ndarray):
+        return self.run.pin(rows)  # the bags themselves are on the device
 
-    def to_device(self, rows: np.ndarray):
-        rows = self.run.to_device(rows)
+    def to_device(self, rows):
+        """Numbers int [n] that read() returned -> visual [n, crops, 32, C], text [n, crops, 32, D] or None."""
+        rows = rows.to(self.run.device, non_blocking=True)
         return self.visual[rows], None if self.text is None else self.text[rows]

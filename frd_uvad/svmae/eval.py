@@ -118,7 +118,7 @@ def evaluate(data, checkpoint, *, out, run, options, text=None, shard=None, load
         return fingerprint(video, text)
 
     arrays = evaluation.score_test_set(
-        Usable(data, data.test, {}),
+        Usable(data, data.test, {}),  # features have what it asks of a dataset: name, root, test, skipped
         score,
         run,
         out=out,
@@ -167,8 +167,7 @@ def score_own_video(video, checkpoint, *, out, run, options, text=None, encoder=
     check_inputs(checkpoint, state["model_args"], text, advice=f" with {video.name}.npy")
     if not run.is_main:
         return
-    how = dict(encoder=encoder, workers=workers)
-    features, frames = preprocess.encode_own_video(video, settings, checkpoint, run, **how)
+    features, frames = preprocess.encode_own_video(video, settings, checkpoint, run, encoder=encoder, workers=workers)
     out = writable_folder(out / safe_filename(video.name))
     clips = FeatureVideo(video.name, "test", [features], path=video.path)
     scores = scoring.score_video(net.eval().to(run.device), clips, text, run)["scores"]

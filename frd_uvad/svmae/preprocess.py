@@ -69,10 +69,16 @@ def add_data_flags(parser):
         help="size of an encoder that is not pretrain.py's (default: %(default)s)",
     )
     group.add_argument(
-        "--size", type=int, default=EncoderOptions.size, help="side of its input, px (default: %(default)s)"
+        "--size",
+        type=cli.positive_int,
+        default=EncoderOptions.size,
+        help="side of its input, px (default: %(default)s)",
     )
     group.add_argument(
-        "--frames", type=int, default=EncoderOptions.frames, help="frames of its clips (default: %(default)s)"
+        "--frames",
+        type=cli.positive_int,
+        default=EncoderOptions.frames,
+        help="frames of its clips (default: %(default)s)",
     )
     group.add_argument(
         "--pool",
