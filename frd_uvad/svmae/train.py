@@ -1,4 +1,4 @@
-"""Train SVMAE's weakly supervised detector on bags: videos labelled only as normal or abnormal, whichever moments are.
+"""Train the weakly supervised detector of SVMAE on bags: whole videos that are labelled as normal or abnormal.
 With --encoder, the videos of a dataset are encoded first if they are not yet.
 
 python frd_uvad/svmae/train.py --features features/svmae/folder              # normal.txt and abnormal.txt lie there

@@ -17,7 +17,7 @@ PLAN_FLAGS = ("batch_size", "size", "frames", "stride", "masking", "mask_ratio",
 
 
 def measure_pretrain(args, seconds, run):
-    """Clips/s of a step, from disk and on data that lie on the device, of masking, of encoding visible and all tokens."""
+    """Clips/s of a step, from disk and on data on the device, of masking, of encoding visible and all tokens."""
     name = dataset_name(args)
     plan = make_plan(name, **given(args, PLAN_FLAGS))
     dataset, cache = prepare(DataSource.from_args(args), plan.size, run, with_test=args.videos == "all")
