@@ -18,7 +18,7 @@ from common.io import UserError, safe_filename
 from common.video import Video, list_videos
 from frd_uvad.preprocess import FeatureOptions, prepare
 from frd_uvad.svmae.clips import Depth
-from frd_uvad.svmae.data import find_bags, read_text
+from frd_uvad.svmae.data import find_bags, read_captions
 from frd_uvad.train import labels_of_clips, parse
 from scene_aware_ae.encoder import GivenFeatures
 from tests.helpers import save_frames, walkers
@@ -223,7 +223,7 @@ def test_labels_of_another_length_name_both(tmp_path):
 def test_an_annotation_behind_the_end_is_refused(tmp_path):
     root = write_features(tmp_path)
     path = annotate(root / "annotations.txt")
-    path.write_text(path.read_text().replace("  60  100 ", "  806  1074 "))
+    path.write_text(path.read_captions().replace("  60  100 ", "  806  1074 "))
     with pytest.raises(
         UserError, match="marks frames 806 to 1074 of video Abuse028_x264, whose features end at frame 112"
     ):
@@ -452,7 +452,7 @@ def test_published_annotations_are_read_in_both_forms(tmp_path):
     for suffix in ("", ".mp4"):
         root = write_features(tmp_path / f"ucf{suffix}")
         path = annotate(root / "Temporal_Anomaly_Annotation_for_Testing_Videos.txt")
-        path.write_text(path.read_text().replace(".mp4", suffix))
+        path.write_text(path.read_captions().replace(".mp4", suffix))
         has_the_truth(find_features("ucfcrime", root))
     root = tmp_path / "xd"
     for name in ("v=a__#1_label_B4-0-0", "Bad.Boys.1995__#01-11-55_01-12-40_label_G-B2-B6", "Calm__#00-01_label_A"):
@@ -487,10 +487,10 @@ def test_captions_and_depth_of_two_videos_of_one_name(tmp_path):
     for i, s in enumerate(("train", "test")):
         save(tmp_path / s / "01.npy", np.full((3, 8), i, np.float32) + np.arange(8))
     a, b = twins()
-    assert (read_text(tmp_path, a)[:, 0] == 0).all() and (read_text(tmp_path, b)[:, 0] == 1).all()
+    assert (read_captions(tmp_path, a)[:, 0] == 0).all() and (read_captions(tmp_path, b)[:, 0] == 1).all()
     save(tmp_path / "test" / "01.npy", np.zeros((5, 8)))
     with pytest.raises(UserError):
-        read_text(tmp_path, b)
+        read_captions(tmp_path, b)
     save(tmp_path / "depth" / "train" / "01.npy", np.repeat(np.arange(8.0)[:, None], 8, 1))
     save(tmp_path / "depth" / "test" / "01.npy", np.repeat(np.arange(8.0)[None], 8, 0))
     own = [

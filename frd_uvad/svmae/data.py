@@ -81,7 +81,7 @@ def text_path(folder: Path, video) -> Path:
     return path if path.exists() else folder / f"{video.name}.npy"
 
 
-def read_text(folder: Path, video: FeatureVideo) -> np.ndarray:
+def read_captions(folder: Path, video: FeatureVideo) -> np.ndarray:
     """Caption embeddings, one per clip; published files have one more or less. float32 [rows, width]; UserError."""
     path = text_path(folder, video)
     x = load_array(path, "caption embeddings")
@@ -112,7 +112,7 @@ class Bags:
         for video in tqdm(videos, "read bags", unit="video", dynamic_ncols=True, mininterval=5, disable=not show):
             visual.append(pool_segments(read_clips(video)).transpose(1, 0, 2))
             if text:
-                words.append(np.repeat(pool_segments(read_text(text, video))[None], visual[-1].shape[0], axis=0))
+                words.append(np.repeat(pool_segments(read_captions(text, video))[None], visual[-1].shape[0], axis=0))
         self.visual = run.to_device(np.stack(visual))
         self.text = run.to_device(np.stack(words)) if text else None
 

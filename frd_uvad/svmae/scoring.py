@@ -77,7 +77,7 @@ def score_video(net: detector.Detector, video: FeatureVideo, text, run, tick=Non
     visual = torch.from_numpy(data.read_clips(video)).transpose(0, 1)[None].to(run.device)
     words = None
     if text:
-        words = torch.from_numpy(data.read_text(text, video)).to(run.device).expand(1, visual.shape[1], -1, -1)
+        words = torch.from_numpy(data.read_captions(text, video)).to(run.device).expand(1, visual.shape[1], -1, -1)
     with run.autocast():
         scores = net(visual, words)["scores"][0, :, 0].float().cpu().numpy()
     if tick:
