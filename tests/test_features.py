@@ -223,7 +223,7 @@ def test_labels_of_another_length_name_both(tmp_path):
 def test_an_annotation_behind_the_end_is_refused(tmp_path):
     root = write_features(tmp_path)
     path = annotate(root / "annotations.txt")
-    path.write_text(path.read_captions().replace("  60  100 ", "  806  1074 "))
+    path.write_text(path.read_text().replace("  60  100 ", "  806  1074 "))
     with pytest.raises(
         UserError, match="marks frames 806 to 1074 of video Abuse028_x264, whose features end at frame 112"
     ):
@@ -452,7 +452,7 @@ def test_published_annotations_are_read_in_both_forms(tmp_path):
     for suffix in ("", ".mp4"):
         root = write_features(tmp_path / f"ucf{suffix}")
         path = annotate(root / "Temporal_Anomaly_Annotation_for_Testing_Videos.txt")
-        path.write_text(path.read_captions().replace(".mp4", suffix))
+        path.write_text(path.read_text().replace(".mp4", suffix))
         has_the_truth(find_features("ucfcrime", root))
     root = tmp_path / "xd"
     for name in ("v=a__#1_label_B4-0-0", "Bad.Boys.1995__#01-11-55_01-12-40_label_G-B2-B6", "Calm__#00-01_label_A"):

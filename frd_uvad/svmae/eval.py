@@ -49,8 +49,9 @@ def add_data_flags(parser):
     return group
 
 
-def add_eval_flags(parser):
-    cli.add_score_flags(parser, "here they differ only by name: nothing is smoothed or left out", "none", "the curve")
+def add_eval_flags(parser, training=False):
+    protocol = "here they differ only by name: nothing is smoothed or left out"
+    cli.add_score_flags(parser, protocol, "none", "the curve", training=training)
 
 
 def parse(argv=None):

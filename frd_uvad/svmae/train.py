@@ -83,7 +83,7 @@ def parse(argv=None):
         default=Plan.top_k,
         help="segments of a bag that decide (default: %(default)s)",
     )
-    add_eval_flags(parser)
+    add_eval_flags(parser, training=True)
     return parser.parse_args(argv)
 
 
