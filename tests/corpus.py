@@ -27,7 +27,7 @@ from common.shanghaitech_sd import build
 from common.video import Decoder, Video, list_videos, open_video
 from frd_uvad import scoring as frd_scoring
 from frd_uvad.svmae.clips import Depth
-from frd_uvad.svmae.eval import text_of
+from frd_uvad.svmae.data import read_captions
 from scene_aware_ae.preprocess import read_scenes
 from tests.helpers import save_frames, save_video, walkers
 
@@ -146,7 +146,7 @@ def flow(path):
 
 def captions(path):
     moved(path, "captions/b_1.npy")
-    return text_of(path.parent / "captions", FeatureVideo("b_1", "test", [np.zeros((3, 1, 16), np.float32)]))
+    return read_captions(path.parent / "captions", FeatureVideo("b_1", "test", [np.zeros((3, 1, 16), np.float32)]))
 
 
 def scenes(path):

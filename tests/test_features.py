@@ -18,8 +18,7 @@ from common.io import UserError, safe_filename
 from common.video import Video, list_videos
 from frd_uvad.preprocess import FeatureOptions, prepare
 from frd_uvad.svmae.clips import Depth
-from frd_uvad.svmae.eval import text_of
-from frd_uvad.svmae.train import bags_of
+from frd_uvad.svmae.data import find_bags, read_captions
 from frd_uvad.train import labels_of_clips, parse
 from scene_aware_ae.encoder import GivenFeatures
 from tests.helpers import save_frames, walkers
@@ -488,10 +487,10 @@ def test_captions_and_depth_of_two_videos_of_one_name(tmp_path):
     for i, s in enumerate(("train", "test")):
         save(tmp_path / s / "01.npy", np.full((3, 8), i, np.float32) + np.arange(8))
     a, b = twins()
-    assert (text_of(tmp_path, a)[:, 0] == 0).all() and (text_of(tmp_path, b)[:, 0] == 1).all()
+    assert (read_captions(tmp_path, a)[:, 0] == 0).all() and (read_captions(tmp_path, b)[:, 0] == 1).all()
     save(tmp_path / "test" / "01.npy", np.zeros((5, 8)))
     with pytest.raises(UserError):
-        text_of(tmp_path, b)
+        read_captions(tmp_path, b)
     save(tmp_path / "depth" / "train" / "01.npy", np.repeat(np.arange(8.0)[:, None], 8, 1))
     save(tmp_path / "depth" / "test" / "01.npy", np.repeat(np.arange(8.0)[None], 8, 0))
     own = [
@@ -506,9 +505,8 @@ def test_bags_are_by_name(tmp_path, capsys, listing):
         save(tmp_path / "train" / f"{n}_i3d.npy", rows(4 + ord(n), 1, 8))
     (tmp_path / "normal.txt").write_text("Training_Normal/a.mp4\n# a comment\nc_i3d.npy\ngone\n")
     (tmp_path / "abnormal.txt").write_text("d\nb\n")
-    args = SimpleNamespace(features=tmp_path, normal=None, abnormal=None)
     data = find_features("features", tmp_path)
-    assert [[v.name for v in part] for part in bags_of(args, data)] == [["a", "c"], ["b", "d"]]
+    assert [[v.name for v in part] for part in find_bags(data)] == [["a", "c"], ["b", "d"]]
     said = capsys.readouterr().out
     assert (
         "1 videos of" in said
@@ -517,7 +515,7 @@ def test_bags_are_by_name(tmp_path, capsys, listing):
     )
     (tmp_path / "abnormal.txt").write_text("d\na\n")
     with pytest.raises(UserError):
-        bags_of(args, data)
+        find_bags(data)
 
 
 def test_given_features_of_frames(tmp_path):

@@ -209,7 +209,7 @@ def svmae(case, tmp_path, dtype):
 
     c = case.config
     net = Detector(**{k: c[k] for k in ("feature_size", "text_dim", "fusion", "feature_group", "aggregate_text")})
-    net.load_weights(case.state_dict())
+    net.load_state_dict(case.state_dict())
     net.eval().to(dtype)
     out = net(case.input("visual", dtype), case.input("text", dtype))
     parts = losses(out, top_k=c["top_k"], margin=c["margin"], alpha=c["alpha"])

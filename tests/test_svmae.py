@@ -1,4 +1,4 @@
-"""SVMAE's pre-training, features and detector through their own scripts, in small; masks, losses and fusion against plain loops."""
+"""SVMAE's scripts in small: pre-training, features, detector; masks, losses and fusion against plain loops."""
 
 import csv
 import itertools
@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from common import old_training as training
-from common.batches import parts_of
+from common import training
+from common.distributed import Run
 from common.features.folders import find_features
 from common.io import UserError, load_arrays
-from frd_uvad.svmae import detector
-from frd_uvad.svmae import model as m
-from frd_uvad.svmae.clips import WHOLE, Clips, Depth, cut, random_crops
-from frd_uvad.svmae.eval import FUSIONS, GROUPS, load_detector
-from frd_uvad.svmae.train import Bags, bags_of, segments
+from common.loader import Loader
+from frd_uvad.svmae import detector, model
+from frd_uvad.svmae.clips import WHOLE_FRAME, Clips, Depth, crop_clips, random_crops
+from frd_uvad.svmae.data import Bags, find_bags, pool_segments
+from frd_uvad.svmae.eval import FUSIONS, GROUPS
+from frd_uvad.svmae.pretrain import make_plan, parameter_groups
+from frd_uvad.svmae.scoring import load_model
 from tests.helpers import (
     all_refused,
     killed_after,
@@ -311,18 +313,67 @@ def test_detector_trains_and_scores(features, trained, tmp_path):
     )
 
 
-# ---------------------------------------------------------------------------------------------------------- in small parts
+@pytest.mark.kernels
+def test_a_detector_goes_on_exactly(features, tmp_path):
+    """Killed inside an interval of the log, and continued for more iterations."""
+    folder, _ = features
+    flags = ("--features", folder, "--batch-size", "4", "--device", "cpu")
+    path = tmp_path / "run" / "detector.pt"
+    first = (*flags, "--iterations", "100", "--out", tmp_path / "run", "--save-minutes", "0")
+    killed_after("*/detector.pt:7", "frd_uvad/svmae/train.py", *first)
+    assert training.load_checkpoint(path)["step"] == 7
+    assert "going on at step 8" in script("frd_uvad/svmae/train.py", *first).stdout
+    more = (*flags, "--iterations", "200", "--out", tmp_path / "run")
+    assert "going on at step 101" in script("frd_uvad/svmae/train.py", *more).stdout
+    assert "all steps were done before" in script("frd_uvad/svmae/train.py", *first).stdout
+    script("frd_uvad/svmae/train.py", *flags, "--iterations", "200", "--out", tmp_path / "whole")
+    states = [training.load_checkpoint(p) for p in (path, tmp_path / "whole" / "detector.pt")]
+    a, b = (state["model_state_dict"] for state in states)
+    assert all(state["done"] for state in states) and all(torch.equal(a[k], b[k]) for k in a)
+    logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("run", "whole")]
+    logs = [[(x["epoch"], x["total"]) for x in map(json.loads, log)] for log in logs]
+    assert logs[0] == logs[1] and [epoch for epoch, _ in logs[0]] == [100, 200]
+
+
+def test_the_detector_encodes_what_is_missing(features, trained, tmp_path):
+    (folder, _), (base, root, _) = features, trained
+    videos = ("--dataset", "folder", "--data-root", root, "--encoder", base / "run" / "pretrain.pt", "--device", "cpu")
+    flags = (*videos, "--batch-size", "4", "--features", tmp_path / "features", "--out", tmp_path / "run")
+    done = script("frd_uvad/svmae/train.py", *flags, "--iterations", "10")
+    for text in ("encoding: 7 of 7 videos", "1 crops of width 96", "2 normal and 2 abnormal bags", "micro AUC"):
+        assert text in done.stdout, done.stdout
+    scores = load_arrays(tmp_path / "run" / "strict" / "scores.npz", "scores")
+    (tmp_path / "features" / "train" / "a1.json").unlink()
+    again = script("frd_uvad/svmae/train.py", *flags, "--iterations", "10")
+    assert "encoding: 1 of 7 videos" in again.stdout and "all steps were done before" in again.stdout
+    again = load_arrays(tmp_path / "run" / "strict" / "scores.npz", "scores")
+    assert all(len(x) == 40 and (x == again[k]).all() for k, x in scores.items())
+    all_refused(
+        [
+            # 10 steps are not whole intervals of the log: the run is complete
+            ("frd_uvad/svmae/train.py", (*flags, "--iterations", "20"), ["iterations = 10", "--out"]),
+            (
+                "frd_uvad/svmae/train.py",
+                (*videos, "--features", folder, "--out", tmp_path / "x"),
+                ["crops", "--features"],
+            ),
+            ("frd_uvad/svmae/train.py", ("--device", "cpu"), ["--features", "--encoder"]),
+        ]
+    )
+
+
+# ------------------------------------------------------------------------------------------------------ in small parts
 
 
 def test_tokens_are_cubes_and_come_back():
     clips = torch.rand(2, 3, 4, 32, 48)
-    tokens = m.tokenize(clips)
-    assert tokens.shape == (2, 2 * 2 * 3, 3, 512) and torch.equal(m.untokenize(tokens, (2, 2, 3)), clips)
+    tokens = model.tokenize(clips)
+    assert tokens.shape == (2, 2 * 2 * 3, 3, 512) and torch.equal(model.untokenize(tokens, (2, 2, 3)), clips)
     assert torch.equal(tokens[1, 6 + 3 + 2, 1].view(2, 16, 16), clips[1, 1, 2:4, 16:32, 32:48])
-    change = m.cube_difference(tokens, (2, 2, 3))
+    change = model.cube_difference(tokens, (2, 2, 3))
     wanted = (clips[:, :, 2:4] - clips[:, :, 0:2]).abs()
     assert torch.allclose(change[0, 0], wanted[0, :, :, :16, :16].mean()) and torch.equal(change[:, :6], change[:, 6:])
-    near = m.pool(torch.linspace(0, 1, 32)[None, :, None].expand(2, 32, 48), (2, 2, 3))
+    near = model.pool(torch.linspace(0, 1, 32)[None, :, None].expand(2, 32, 48), (2, 2, 3))
     assert near.shape == (2, 12) and (near[0, 3:6] > near[0, :3]).all() and torch.equal(near[:, :6], near[:, 6:])
 
 
@@ -330,19 +381,19 @@ def test_masks_have_their_ratio_and_follow_the_probability():
     noise = torch.rand(4000, 20, generator=torch.Generator().manual_seed(0))
     p = torch.linspace(1, 8, 20).expand(4000, 20)
     p = p / p.sum(1, keepdim=True)
-    mask = m.draw_mask(p, 0.25, noise)
+    mask = model.draw_mask(p, 0.25, noise)
     assert (mask.sum(1) == 5).all()
     drawn = mask.float().mean(0)
     assert (drawn[1:] > drawn[:-1] - 0.03).all() and drawn[-1] > 3 * drawn[0]
     # a single draw is by the probability itself
-    one = m.draw_mask(p, 0.05, noise).float().mean(0)
+    one = model.draw_mask(p, 0.05, noise).float().mean(0)
     assert (one.sum() - 1).abs() < 1e-5 and (one - p[0]).abs().max() < 0.02
-    assert (m.random_mask(0.9, noise).sum(1) == 18).all()
-    tube = m.tube_mask(0.5, noise[:, :16], (2, 2, 4))
+    assert (model.random_mask(0.9, noise).sum(1) == 18).all()
+    tube = model.tube_mask(0.5, noise[:, :16], (2, 2, 4))
     assert torch.equal(tube[:, :8], tube[:, 8:]) and (tube.sum(1) == 8).all()
-    still = m.mask_probability(torch.zeros(1, 8), torch.zeros(1, 8))
+    still = model.mask_probability(torch.zeros(1, 8), torch.zeros(1, 8))
     assert torch.allclose(still, torch.full((1, 8), 1 / 8))
-    known = m.mask_probability(torch.tensor([[1.0, 3.0]]), torch.tensor([[0.5, 1.5]]), 0.25, 0.5, 0.0)
+    known = model.mask_probability(torch.tensor([[1.0, 3.0]]), torch.tensor([[0.5, 1.5]]), 0.25, 0.5, 0.0)
     assert torch.allclose(known, torch.tensor([[0.25, 0.75]]))
 
 
@@ -351,19 +402,19 @@ def test_loss_by_hand():
     wanted = (tokens - tokens.mean(3, keepdim=True)) / (tokens.std(3, keepdim=True) + 1e-6)
     off = wanted[:, [1, 3]].clone()
     off[:, 0] += 2.0
-    assert abs(float(m.reconstruction_loss(off, tokens, hidden)) - 2.0) < 1e-4
-    weights = m.perspective_weights(torch.tensor([[0.0, 0.3, 0.6, 1.0]]))
+    assert abs(float(model.reconstruction_loss(off, tokens, hidden)) - 2.0) < 1e-4
+    weights = model.perspective_weights(torch.tensor([[0.0, 0.3, 0.6, 1.0]]))
     assert weights.tolist() == pytest.approx([1.2, 1.0, 0.8, 0.6]) or torch.allclose(
         weights, torch.tensor([[1.2, 1.0, 0.8, 0.6]])
     )
     assert (
-        abs(float(m.reconstruction_loss(off, tokens, hidden, weights)) - 2.0) < 1e-4
+        abs(float(model.reconstruction_loss(off, tokens, hidden, weights)) - 2.0) < 1e-4
     )  # token 1 weighs 1.0, token 3 has no error
 
 
 def test_fusion_equals_a_plain_loop():
     features, change, near = torch.randn(2, 6, 5), torch.rand(2, 6), torch.rand(2, 6)
-    got = m.fuse_tokens(features, change, near, 0.5, 0.1)
+    got = model.fuse_tokens(features, change, near, 0.5, 0.1)
     for n in range(2):
         kept = np.argsort(-change[n].numpy())[:3]
         far = 1 - near[n][kept]
@@ -372,7 +423,7 @@ def test_fusion_equals_a_plain_loop():
 
 
 def test_the_encoder_reads_videomae_files():
-    net = m.SVMAE(**m.PRESETS["tiny"], frames=4, size=32)
+    net = model.SVMAE(**model.PRESETS["tiny"], frames=4, size=32)
     own, published = {k: v.clone() for k, v in net.encoder.state_dict().items()}, {}
     for k, v in own.items():
         if k.endswith("qkv.bias"):
@@ -382,8 +433,8 @@ def test_the_encoder_reads_videomae_files():
         else:
             published["encoder." + k] = v + 1
     published["decoder.head.weight"] = torch.zeros(3)
-    lost, kept = m.load_encoder(net.encoder, published)
-    assert not lost and not kept and torch.equal(net.encoder.norm.weight, own["norm.weight"] + 1)
+    unexpected, missing = model.load_encoder(net.encoder, published)
+    assert not unexpected and not missing and torch.equal(net.encoder.norm.weight, own["norm.weight"] + 1)
     q, key, value = net.encoder.blocks[0].attn.qkv.bias.chunk(3)
     assert (q == 1).all() and (key == 0).all() and (value == 2).all()
     tuned = {
@@ -394,22 +445,39 @@ def test_the_encoder_reads_videomae_files():
         if k.startswith("encoder.")
     }
     tuned["head.weight"] = torch.zeros(400, 96)
-    lost, kept = m.load_encoder(net.encoder, tuned)
-    assert lost == ["head.weight"] and not kept
+    unexpected, missing = model.load_encoder(net.encoder, tuned)
+    assert unexpected == ["head.weight"] and not missing
+
+
+def test_the_learning_rate_rises_and_falls():
+    plan = make_plan("folder", epochs=20, batch_size=128, warmup=4)
+    assert plan.lr == 1.5e-4 * 128 / 256 and make_plan("folder", lr=1.0).lr == 1.0
+    rates = [plan.lr_at(epoch) for epoch in (0, 1, 4, 12, 20)]
+    assert rates == pytest.approx([0, plan.lr / 4, plan.lr, plan.lr / 2, 0], abs=1e-12)
+    net = model.SVMAE(**model.PRESETS["tiny"], frames=4, size=32)
+    groups = parameter_groups(net, 0.5)
+    scale = {id(p): group["scale"] for group in groups for p in group["params"]}
+    blocks = net.encoder.blocks
+    parts = (net.encoder.patch_embed["proj"], blocks[0].norm1, blocks[1].norm1, net.decoder.norm)
+    assert [scale[id(part.bias)] for part in parts] == [0.125, 0.25, 0.5, 1.0] and len(scale) == len(
+        list(net.parameters())
+    )
 
 
 def test_clips_are_the_frames_of_their_video():
     arrays = [walkers(30, size=(48, 60), channels=1), walkers(5, size=(48, 60), seed=1, channels=3)]
-    clips = Clips(arrays, Depth("perspective", [], arrays, None, "cpu"), 4, 2, "cpu")
+    run = Run("cpu")
+    clips = Clips(arrays, Depth("perspective", [], arrays, None, "cpu"), 4, 2, run)
     assert len(clips) == 3 + 1 and clips.channels == 3
-    order = clips.epoch(0, 1)
-    assert (
-        sorted(order[:, 0].tolist()) == [0, 0, 0, 1]
-        and (clips.epoch(0, 1) == order).all()
-        and (clips.epoch(0, 2) != order).any()
-    )
-    for samples, frames, near in clips.iterate(parts_of(order, 3)):
-        for (v, first), x in zip(samples, frames.numpy()):
+    order = clips.epoch_samples(0, 1)
+    assert sorted(order[:, 0].tolist()) == [0, 0, 0, 1]
+    assert (clips.epoch_samples(0, 1) == order).all() and (clips.epoch_samples(0, 2) != order).any()
+    batches = list(Loader(clips, 3, 0, run, order=lambda epoch: clips.epoch_samples(0, epoch)).batches(1))
+    assert (np.concatenate([batch.rows for batch in batches]) == order).all()
+    for batch in batches:
+        frames, near = batch.data
+        assert len(batch) == len(frames)
+        for (v, first), x in zip(batch.rows, frames.numpy()):
             for k in range(4):
                 assert (x[k] == arrays[v][min(first + 2 * k, len(arrays[v]) - 1)]).all()
         assert near.shape[1:] == (48, 60) and near[0, 0, 0] == 0 and near[0, -1, 5] == 255
@@ -419,16 +487,18 @@ def test_crops_show_what_they_say():
     frames = np.zeros((1, 2, 32, 64, 3), np.uint8)
     frames[:, :, :16, :32] = (10, 20, 30)  # BGR
     near = np.zeros((1, 32, 64), np.uint8)
-    whole, depth = cut(torch.from_numpy(frames), torch.from_numpy(near), WHOLE, 16)
+    whole, depth = crop_clips(torch.from_numpy(frames), torch.from_numpy(near), WHOLE_FRAME, 16)
     assert whole.shape == (1, 3, 2, 16, 16) and torch.allclose(
         whole[0, :, 0, 2, 2] * 255, torch.tensor([30.0, 20.0, 10.0])
     )
     assert whole[0, :, :, 12, 12].abs().sum() == 0 and depth.shape == (1, 16, 16)
-    corner, _ = cut(
+    corner, _ = crop_clips(
         torch.from_numpy(frames), torch.from_numpy(near), np.array([[-0.5, -0.5, 0.5, 0.5]], np.float32), 16
     )
     assert torch.allclose(corner[0, 0] * 255, torch.full((2, 16, 16), 30.0))
-    mirrored, _ = cut(torch.from_numpy(frames), torch.from_numpy(near), np.array([[0, 0, -1, 1]], np.float32), 16)
+    mirrored, _ = crop_clips(
+        torch.from_numpy(frames), torch.from_numpy(near), np.array([[0, 0, -1, 1]], np.float32), 16
+    )
     assert torch.allclose(mirrored.flip(4), whole, atol=1e-6)
     crops = random_crops(500, (40, 60), np.random.default_rng(0))
     area = np.abs(crops[:, 2] * crops[:, 3])
@@ -442,7 +512,7 @@ DETECTORS = list(itertools.product(FUSIONS, GROUPS, (True, False)))
 @pytest.mark.kernels
 @pytest.mark.parametrize("fusion,group,aggregate_text", DETECTORS, ids=lambda x: str(x))
 def test_every_detector_loads_scores_and_learns(fusion, group, aggregate_text, tmp_path):
-    """Every fusion × feature group × aggregate_text: shapes, the authors' bare file, gradients of what is applied and of nothing else."""
+    """Shapes, the authors' bare file, gradients of what is applied and of nothing else."""
     torch.manual_seed(0)
     size, words, b, crops, length = 24, 16, 4, 2, 9
     args = dict(feature_size=size, text_dim=words, fusion=fusion, feature_group=group, aggregate_text=aggregate_text)
@@ -467,18 +537,18 @@ def test_every_detector_loads_scores_and_learns(fusion, group, aggregate_text, t
     weights = net.eval().state_dict()
     assert {"Aggregate", "Aggregate_text"} <= {k.split(".")[0] for k in weights}
     torch.save(weights, tmp_path / "authors.pkl")
-    again, state = load_detector(tmp_path / "authors.pkl", fusion, group, aggregate_text)
+    again, state = load_model(tmp_path / "authors.pkl", fusion, group, aggregate_text)
     assert {k: v for k, v in state["model_args"].items() if k != "fusion" or group == "both"} == {
         k: v for k, v in args.items() if k != "fusion" or group == "both"
     }
     assert torch.equal(again.eval()(visual, text)["scores"], net(visual, text)["scores"])
-    told = load_detector(tmp_path / "authors.pkl", fusion)[1]["model_args"]  # what weights tell by themselves
+    told = load_model(tmp_path / "authors.pkl", fusion)[1]["model_args"]  # what weights tell by themselves
     assert told["feature_group"] == group and told["aggregate_text"]
     # without the parameters that are not applied it loads too, and without others it does not
-    detector.Detector(**args).load_weights({k: v for k, v in weights.items() if k.split(".")[0] in applied})
+    detector.Detector(**args).load_state_dict({k: v for k, v in weights.items() if k.split(".")[0] in applied})
     torch.save({k: v for k, v in weights.items() if not k.startswith("fc2")}, tmp_path / "damaged.pkl")
     with pytest.raises(UserError, match="does not fit"):
-        load_detector(tmp_path / "damaged.pkl", fusion, group, aggregate_text)
+        load_model(tmp_path / "damaged.pkl", fusion, group, aggregate_text)
 
 
 @pytest.mark.kernels
@@ -505,30 +575,31 @@ def test_fusions_by_hand():
 def test_an_authors_file_of_add_or_product_must_be_named(tmp_path):
     torch.save(detector.Detector(feature_size=12, text_dim=8, fusion="add").state_dict(), tmp_path / "x.pkl")
     with pytest.raises(UserError, match="--fusion add or --fusion product"):
-        load_detector(tmp_path / "x.pkl")
+        load_model(tmp_path / "x.pkl")
 
 
 def test_bags_and_segments(tmp_path):
     x = np.arange(5, dtype=np.float32)[:, None] * np.ones((1, 2))
-    assert segments(x, 5).tolist() == x.tolist() and segments(x, 2)[:, 0].tolist() == [0.5, 3.0]
-    assert segments(x[:1], 32).shape == (32, 2) and (segments(x, 32)[-1] == 4).all()
+    assert pool_segments(x, 5).tolist() == x.tolist() and pool_segments(x, 2)[:, 0].tolist() == [0.5, 3.0]
+    assert pool_segments(x[:1], 32).shape == (32, 2) and (pool_segments(x, 32)[-1] == 4).all()
     for i, name in enumerate(("Normal_1", "Normal_2", "Abuse_1")):
         (tmp_path / "train").mkdir(exist_ok=True)
         np.save(tmp_path / "train" / f"{name}.npy", np.full((4, 1, 256), i, np.float32))
     data = find_features("features", tmp_path)
-    args = type("Args", (), dict(features=tmp_path, normal=None, abnormal=None))
-    normal, abnormal = bags_of(args, data)
+    normal, abnormal = find_bags(data)
     assert [v.name for v in normal] == ["Normal_1", "Normal_2"] and [v.name for v in abnormal] == ["Abuse_1"]
-    bags = Bags((normal, abnormal), None, "cpu")
-    rows = bags.draw(np.random.default_rng(0), 2)
-    assert sorted(bags.visual[rows][:, 0, 0, 0].tolist()) == [0.0, 1.0, 2.0, 2.0]
+    bags = Bags(normal, abnormal, None, Run("cpu"))
+    visual, text = bags.to_device(bags.read(bags.draw(np.random.default_rng(0), 2)))
+    assert sorted(visual[:, 0, 0, 0].tolist()) == [0.0, 1.0, 2.0, 2.0] and text is None
     for p in (tmp_path / "train").glob("Normal*"):
         p.rename(p.with_name(p.name.replace("Normal", "Calm")))
     with pytest.raises(UserError, match="normal.txt"):
-        bags_of(args, find_features("features", tmp_path))
+        find_bags(find_features("features", tmp_path))
+    with pytest.raises(UserError, match="none.txt"):  # a list that was given is never passed over
+        find_bags(data, tmp_path / "none.txt", tmp_path / "none.txt")
     torch.save({"x": torch.zeros(1)}, tmp_path / "x.pt")
     with pytest.raises(UserError, match="not of this method"):
-        load_detector(tmp_path / "x.pt")
+        load_model(tmp_path / "x.pt")
 
 
 def test_long_videos_with_a_training_split(tmp_path):

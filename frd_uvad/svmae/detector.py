@@ -1,4 +1,4 @@
-"""The weakly supervised detector of SVMAE: multi-scale temporal network, fusion with text, RTFM losses. Imports torch only.
+"""The weakly supervised detector of SVMAE: multi-scale temporal network, fusion, RTFM losses. Imports torch only.
 
 Scene-aware Probabilistic Masking and Fusion for Video Anomaly Detection, https://github.com/Sumutan/SVMAE. Parameter
 names are the published ones.
@@ -16,7 +16,7 @@ FUSIONS = ("concat", "add", "product", "add_up")
 
 
 class NonLocal(nn.Module):
-    """Dot-product attention over time, divided by the number of segments. [N, C, T] -> alike"""
+    """Dot-product attention over time, divided by the number of segments. [N, C, T] -> the same shape"""
 
     def __init__(self, dim):
         super().__init__()
@@ -31,7 +31,7 @@ class NonLocal(nn.Module):
 
 
 class Aggregate(nn.Module):
-    """Multi-scale temporal network (Tian et al., ICCV 2021). [N, T, C] -> alike"""
+    """Multi-scale temporal network (Tian et al., ICCV 2021). [N, T, C] -> the same shape"""
 
     def __init__(self, dim):
         super().__init__()
@@ -63,7 +63,7 @@ def fit_length(text, length):
 class Detector(nn.Module):
     """Scores of a video's segments from visual features and, with feature_group `both`, text features.
 
-    aggregate_text: whether text passes a multi-scale temporal network of its own before the fusion.
+    aggregate_text: whether text passes another multi-scale temporal network before the fusion.
 
     forward: visual [B, crops, T, C], text [B, crops, T', D] or None -> {"scores": [B, T, 1], "magnitudes": [B, T],
     "features": [crops, B, T, width]}.
@@ -84,9 +84,8 @@ class Detector(nn.Module):
             raise ValueError(f"fusion {fusion!r}: expected one of {', '.join(FUSIONS)}")
         if feature_group not in ("both", "vis", "text"):
             raise ValueError(f"feature_group {feature_group!r}: expected both, vis or text")
-        self.fusion, self.group = fusion, feature_group
-        self.aggregate_text = aggregate_text
-        # published files hold both networks whichever of them is applied
+        self.fusion, self.group, self.aggregate_text = fusion, feature_group, aggregate_text
+        # published files hold both networks, also where only one of them is applied
         self.Aggregate = Aggregate(feature_size)
         self.Aggregate_text = Aggregate(text_dim)
         if feature_group == "both" and fusion in ("add", "product"):
@@ -95,15 +94,18 @@ class Detector(nn.Module):
         elif feature_group == "both":
             width = feature_size + text_dim
             if fusion == "add_up":
-                self.fc_vis, self.fc_text = nn.Linear(feature_size, width), nn.Linear(text_dim, width)
+                self.fc_vis = nn.Linear(feature_size, width)
+                self.fc_text = nn.Linear(text_dim, width)
         else:
             width = feature_size if feature_group == "vis" else text_dim
-        self.fc1, self.fc2, self.fc3 = nn.Linear(width, 512), nn.Linear(512, 128), nn.Linear(128, 1)
+        self.fc1 = nn.Linear(width, 512)
+        self.fc2 = nn.Linear(512, 128)
+        self.fc3 = nn.Linear(128, 1)
         self.dropout = nn.Dropout(dropout)
-        for m in self.modules():
-            if isinstance(m, nn.Linear):
-                nn.init.xavier_uniform_(m.weight)
-                nn.init.zeros_(m.bias)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
 
     @property
     def not_applied(self):
@@ -111,15 +113,15 @@ class Detector(nn.Module):
         text = () if self.aggregate_text and self.group != "vis" else ("Aggregate_text.",)
         return text + (("Aggregate.",) if self.group == "text" else ())
 
-    def load_weights(self, weights):
-        """Load a state-dict, in which parameters that are not applied may be missing. Raises RuntimeError where it does not fit."""
-        missing, unexpected = self.load_state_dict(weights, strict=False)
-        missing = [k for k in missing if not k.startswith(self.not_applied or ("-",))]
-        unexpected = [
-            k for k in unexpected if self.group == "both" or not k.startswith(("fc0.", "fc_vis.", "fc_text."))
-        ]
-        if missing or unexpected:
+    def load_state_dict(self, state_dict, strict=True, assign=False):
+        """As torch's, but parameters that are not applied may be missing; layers of an unused fusion are ignored."""
+        keys = super().load_state_dict(state_dict, strict=False, assign=assign)
+        missing = [k for k in keys.missing_keys if not k.startswith(self.not_applied)]
+        fusion_layers = () if self.group == "both" else ("fc0.", "fc_vis.", "fc_text.")
+        unexpected = [k for k in keys.unexpected_keys if not k.startswith(fusion_layers)]
+        if strict and (missing or unexpected):
             raise RuntimeError(f"missing parameters {missing[:3]}, unexpected parameters {unexpected[:3]}")
+        return keys
 
     def fuse(self, visual, text):
         """[N, T, C], [N, T, D] -> [N, T, width]"""
@@ -131,7 +133,7 @@ class Detector(nn.Module):
         return visual + text if self.fusion == "add" else visual * text
 
     def encode_text(self, text, length):
-        """[N, T', D] -> [N, length, D]; without `aggregate_text` the rows enter the fusion as they are."""
+        """[N, T', D] -> [N, length, D]; without `aggregate_text` the rows are fused as they are."""
         if self.aggregate_text:
             text = self.dropout(self.Aggregate_text(text))
         return fit_length(text, length)
@@ -154,7 +156,8 @@ class Detector(nn.Module):
 def select(out, bags, top_k, dropout=0.0):
     """The top_k segments by feature magnitude of the bags in a slice.
 
-    -> their features [crops · bags, top_k, width] (crops outermost), mean score [bags, 1]. dropout hides segments in training.
+    -> their features [crops · bags, top_k, width] (crops outermost), mean score [bags, 1]. dropout: share of hidden
+    segments.
     """
     magnitudes = out["magnitudes"][bags]
     if dropout:
@@ -178,10 +181,13 @@ def losses(out, *, top_k=3, margin=100.0, alpha=1e-4, smooth=8e-4, sparse=8e-3, 
     far = (margin - abnormal.mean(1).norm(dim=1)).abs()
     near = normal.mean(1).norm(dim=1)
     rtfm = F.binary_cross_entropy(score, label) + alpha * (far + near).pow(2).mean()
-    own = out["scores"][
-        half:
-    ].flatten()  # of all abnormal bags in a row, as published: the norm and one difference span bags
-    parts = {"rtfm": rtfm, "smooth": smooth * (own[1:] - own[:-1]).pow(2).sum(), "sparsity": sparse * own.norm()}
+    # all abnormal bags one after another, as published: the norm and some differences span bags
+    scores = out["scores"][half:].flatten()
+    parts = {
+        "rtfm": rtfm,
+        "smooth": smooth * (scores[1:] - scores[:-1]).pow(2).sum(),
+        "sparsity": sparse * scores.norm(),
+    }
     return {
         "total": sum(parts.values()),
         **parts,

@@ -4,7 +4,7 @@ Scene-aware Probabilistic Masking and Fusion for Video Anomaly Detection, https:
 detector). Parameter names are VideoMAE's.
 
     net = SVMAE(**PRESETS["vit_s"], frames=16, size=224)
-    clips, nearness = torch.rand(1, 3, 16, 224, 224), torch.rand(1, 224, 224)   # RGB and nearness in [0, 1], 1 = nearest
+    clips, nearness = torch.rand(1, 3, 16, 224, 224), torch.rand(1, 224, 224)   # RGB and nearness, in [0, 1]
     tokens, near = tokenize(clips), pool(nearness, net.grid)                    # [1, 1568, 3, 512], [1, 1568]
     mask = draw_mask(mask_probability(cube_difference(tokens, net.grid), near), 0.9, torch.rand(1, 1568))
     prediction, hidden = net(tokens, mask)
@@ -31,11 +31,6 @@ PRESETS = {
 # ------------------------------------------------------------------------------------------------------------- tokens
 
 
-def grid_of(frames, size):
-    """(time, rows, columns) of the tokens of a clip."""
-    return frames // TUBELET, size // PATCH, size // PATCH
-
-
 def tokenize(clips):
     """[N, C, T, H, W] -> cubes of 2 × 16 × 16 pixels [N, L, C, 512]; L by time, row, column."""
     n, c, t, h, w = clips.shape
@@ -52,13 +47,16 @@ def untokenize(tokens, grid):
 
 
 def pool(maps, grid):
-    """Maps of a clip's pixels [N, H, W] -> their means over tokens, alike at all times [N, L]."""
+    """Maps of a clip's pixels [N, H, W] -> their means over tokens, the same at all times [N, L]."""
     small = F.avg_pool2d(maps[:, None], PATCH)  # [N, 1, h, w]
     return small.expand(-1, grid[0], -1, -1).flatten(1)
 
 
 def cube_difference(tokens, grid):
-    """Mean absolute difference of each cube to the one before it in time (the first: to the one after). [N, L, C, P] -> [N, L]"""
+    """Mean absolute difference of each cube to the one before it in time (the first: to the one after).
+
+    [N, L, C, P] -> [N, L]
+    """
     x = tokens.unflatten(1, (grid[0], -1))  # [N, T', h·w, C, P]
     if grid[0] == 1:
         return tokens.new_zeros(tokens.shape[:2])
@@ -68,8 +66,9 @@ def cube_difference(tokens, grid):
 
 def positions(length, dim):
     """Sinusoidal positions [length, dim]: sine on even, cosine on odd columns."""
-    at = torch.arange(length).float()[:, None] * torch.exp(torch.arange(0, dim, 2).float() * (-math.log(10000.0) / dim))
-    return torch.stack([at.sin(), at.cos()], dim=2).flatten(1)[:, :dim]
+    frequencies = torch.exp(torch.arange(0, dim, 2).float() * (-math.log(10000.0) / dim))
+    angles = torch.arange(length).float()[:, None] * frequencies
+    return torch.stack([angles.sin(), angles.cos()], dim=2).flatten(1)[:, :dim]
 
 
 # ------------------------------------------------------------------------------------------------------------ masking
@@ -78,16 +77,17 @@ def positions(length, dim):
 def mask_probability(difference, near, space=0.5, time=0.5, floor=0.1):
     """Scene-aware probability that a token is masked, [N, L], summing to 1: near tokens and moving ones more often.
 
-    difference, near: [N, L]. Each is scaled to mean 1 in its clip, then they are added with the weights `space` and `time`.
-    The weights and `floor`, which every token gets besides (a still scene draws evenly), are ours: the paper does not give them.
+    difference, near: [N, L]. Each is scaled to mean 1 in its clip; then they are added with weights `time` and `space`.
+    The paper gives no weights: these are ours, and so is `floor`, which is added for every token, so that tokens of a
+    still scene are drawn evenly.
     """
-    parts = [x / x.mean(1, keepdim=True).clamp(min=1e-6) for x in (near, difference)]
-    p = space * parts[0] + time * parts[1] + floor
+    near, difference = (x / x.mean(1, keepdim=True).clamp(min=1e-6) for x in (near, difference))
+    p = space * near + time * difference + floor
     return p / p.sum(1, keepdim=True)
 
 
 def draw_mask(probability, ratio, noise):
-    """Draw round(ratio · L) tokens, all but one at most, without replacement by their probability: Gumbel top-k.
+    """Draw round(ratio · L) tokens, at most L - 1, without replacement by their probability: Gumbel top-k.
 
     noise uniform in [0, 1), [N, L]. -> bool [N, L], True: masked; the same number in every sample.
     """
@@ -98,14 +98,23 @@ def draw_mask(probability, ratio, noise):
 
 
 def random_mask(ratio, noise):
-    """All tokens alike."""
+    """Every token has the same probability. noise [N, L] -> bool [N, L]"""
     return draw_mask(torch.ones_like(noise), ratio, noise)
 
 
 def tube_mask(ratio, noise, grid):
-    """The same places at all times (VideoMAE); the ratio is that of a time's tokens."""
+    """The same places at all times (VideoMAE). noise [N, L] -> bool [N, L]"""
     first = noise.unflatten(1, (grid[0], -1))[:, 0]
     return random_mask(ratio, first).repeat(1, grid[0])
+
+
+def make_mask(masking, tokens, near, grid, noise, ratio, space=0.5, time=0.5):
+    """A mask of the kind "scene", "random" or "tube". tokens [N, L, C, P], near and noise [N, L] -> bool [N, L]"""
+    if masking == "random":
+        return random_mask(ratio, noise)
+    if masking == "tube":
+        return tube_mask(ratio, noise, grid)
+    return draw_mask(mask_probability(cube_difference(tokens, grid), near, space, time), ratio, noise)
 
 
 # -------------------------------------------------------------------------------------------------------------- model
@@ -125,7 +134,8 @@ class Attention(nn.Module):
     def __init__(self, dim, heads):
         super().__init__()
         self.heads = heads
-        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
 
     def forward(self, x):
         n, length, dim = x.shape
@@ -158,7 +168,7 @@ class Encoder(nn.Module):
         self.register_buffer("std", torch.tensor(STD).view(3, 1), persistent=False)
 
     def forward(self, tokens, places=None):
-        """tokens [N, K, 3, 512] in [0, 1], places int64 [N, K] of them in the clip (None: all of it in order) -> [N, K, dim]."""
+        """tokens [N, K, 3, 512] in [0, 1] -> [N, K, dim]. places: in the clip, int64 [N, K]; None: all, in order."""
         proj = self.patch_embed["proj"]
         x = F.linear(((tokens - self.mean) / self.std).flatten(2), proj.weight.flatten(1), proj.bias)
         x = x + (self.position if places is None else self.position[places])
@@ -175,7 +185,7 @@ class Decoder(nn.Module):
 
 
 class SVMAE(nn.Module):
-    """Masked autoencoder of video clips: the encoder sees the visible tokens alone, a light decoder predicts the others."""
+    """Masked autoencoder of clips: the encoder sees only the visible tokens, a light decoder predicts the others."""
 
     def __init__(
         self, *, dim=384, depth=12, heads=6, decoder_dim=192, decoder_depth=4, decoder_heads=3, frames=16, size=224
@@ -183,26 +193,26 @@ class SVMAE(nn.Module):
         super().__init__()
         if frames % TUBELET or size % PATCH:
             raise ValueError(f"{frames} frames of {size} px: expected a multiple of {TUBELET} and of {PATCH}")
-        self.grid = grid_of(frames, size)
-        length = self.grid[0] * self.grid[1] * self.grid[2]
-        self.encoder = Encoder(dim, depth, heads, length)
+        self.grid = frames // TUBELET, size // PATCH, size // PATCH  # tokens of a clip: times, rows, columns
+        self.tokens = math.prod(self.grid)
+        self.encoder = Encoder(dim, depth, heads, self.tokens)
         self.encoder_to_decoder = nn.Linear(dim, decoder_dim, bias=False)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, decoder_dim))
         self.decoder = Decoder(decoder_dim, decoder_depth, decoder_heads)
-        self.register_buffer("position", positions(length, decoder_dim), persistent=False)
-        for m in self.modules():
-            if isinstance(m, nn.Linear):
-                nn.init.xavier_uniform_(m.weight)
-                if m.bias is not None:
-                    nn.init.zeros_(m.bias)
+        self.register_buffer("position", positions(self.tokens, decoder_dim), persistent=False)
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         weight = self.encoder.patch_embed["proj"].weight
         nn.init.xavier_uniform_(weight.data.view(len(weight), -1))
         nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, tokens, mask):
-        """tokens [N, L, 3, 512] in [0, 1]; mask bool [N, L], as many True in every sample.
+        """tokens [N, L, 3, 512] in [0, 1]; mask bool [N, L], with the same number of True in every sample.
 
-        -> predicted values [N, M, 3, 512] of the masked tokens (normalised cubes, see target), their places int64 [N, M].
+        -> predicted values [N, M, 3, 512] of the masked tokens (normalised cubes, see target), places int64 [N, M].
         """
         order = mask.to(torch.uint8).argsort(dim=1, stable=True)
         seen = mask.shape[1] - int(mask[0].sum())
@@ -225,7 +235,10 @@ def take(x, places):
 
 
 def target(tokens):
-    """Cubes normalised by their own mean and deviation per channel, as VideoMAE's target. -> alike, mean and deviation [N, L, C, 1]"""
+    """VideoMAE's target: cubes normalised by their mean and deviation per channel.
+
+    [N, L, C, P] -> the same shape, mean [N, L, C, 1], deviation [N, L, C, 1]
+    """
     mean, std = tokens.mean(3, keepdim=True), tokens.var(3, keepdim=True).sqrt() + 1e-6
     return (tokens - mean) / std, mean, std
 
@@ -236,9 +249,12 @@ def perspective_weights(near):
 
 
 def reconstruction_loss(prediction, tokens, hidden, weights=None):
-    """Mean squared error of the masked tokens, weighted by `weights` [N, L] where there are some."""
-    wanted = target(take(tokens, hidden).float())[0]
-    errors = (prediction.float() - wanted).pow(2).mean((2, 3))  # [N, M]
+    """Mean squared error of the masked tokens, weighted by `weights` [N, L], if any.
+
+    prediction [N, M, 3, 512] and hidden [N, M]: what SVMAE returns; tokens [N, L, 3, 512].
+    """
+    normalised, _, _ = target(take(tokens, hidden).float())
+    errors = (prediction.float() - normalised).pow(2).mean((2, 3))  # [N, M]
     return errors.mean() if weights is None else (errors * take(weights, hidden)).mean()
 
 
@@ -246,40 +262,38 @@ def reconstruction_loss(prediction, tokens, hidden, weights=None):
 
 
 def fuse_tokens(features, difference, near, ratio=0.5, alpha=0.05):
-    """Scene-aware token fusion: the `ratio` of a clip's tokens that move most, averaged with weights 1 + alpha · farness.
+    """Scene-aware token fusion: the `ratio` of a clip's tokens that move most, with weights 1 + alpha · farness.
 
-    features [N, L, D], difference and near [N, L] -> [N, D]. Farness is 1 - near, stretched to [0, 1] among the kept tokens.
+    features [N, L, D], difference and near [N, L] -> weighted mean [N, D]. Farness is 1 - near, stretched to [0, 1]
+    among these tokens.
     """
     count = max(1, round(ratio * features.shape[1]))
-    kept = difference.topk(count, dim=1).indices
-    far = 1 - take(near, kept)
+    moving = difference.topk(count, dim=1).indices
+    far = 1 - take(near, moving)
     low, high = far.amin(1, keepdim=True), far.amax(1, keepdim=True)
     weights = 1 + alpha * (far - low) / (high - low).clamp(min=1e-6)
-    return (take(features, kept) * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
+    return (take(features, moving) * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
 
 
 # --------------------------------------------------------------------------------------------------------- checkpoints
 
 
 def encoder_weights(state):
-    """VideoMAE's published weights, pre-trained (encoder.*) or fine-tuned, under the names of Encoder; other entries left out."""
-    has_prefix = any(k.startswith("encoder.") for k in state)
-    own = {k.removeprefix("encoder."): v for k, v in state.items() if k.startswith("encoder.") or not has_prefix}
-    own = {k.replace("fc_norm.", "norm."): v for k, v in own.items()}
-    out = {}
-    for k, v in own.items():
-        if k.endswith((".q_bias", ".v_bias")):
-            continue
-        out[k] = v
-        if k.endswith("attn.qkv.weight") and k.replace("qkv.weight", "q_bias") in own:  # keys have no bias there
-            q, value = own[k.replace("qkv.weight", "q_bias")], own[k.replace("qkv.weight", "v_bias")]
-            out[k.replace("weight", "bias")] = torch.cat([q, torch.zeros_like(q), value])
-    return out
+    """VideoMAE's weights of an encoder, pre-trained (encoder.*) or fine-tuned, under the names of Encoder."""
+    prefix = "encoder." if any(k.startswith("encoder.") for k in state) else ""
+    state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    state = {k.replace("fc_norm.", "norm."): v for k, v in state.items()}
+    weights = {k: v for k, v in state.items() if not k.endswith((".q_bias", ".v_bias"))}
+    for k, q in state.items():
+        if k.endswith("attn.q_bias"):  # keys have no bias there
+            value = state[k.replace("q_bias", "v_bias")]
+            weights[k.replace("q_bias", "qkv.bias")] = torch.cat([q, torch.zeros_like(q), value])
+    return weights
 
 
 def load_encoder(encoder, state):
-    """Put weights into an Encoder. -> [key] of the file that did not fit, [key] of the encoder that stayed as they were."""
-    known, given = encoder.state_dict(), encoder_weights(state)
-    fits = {k: v for k, v in given.items() if k in known and known[k].shape == v.shape}
-    encoder.load_state_dict(fits, strict=False)
-    return sorted(set(given) - set(fits)), sorted(set(known) - set(fits))
+    """Put the weights that fit into an Encoder. -> unexpected keys (of the file), missing keys (unchanged)."""
+    parameters, weights = encoder.state_dict(), encoder_weights(state)
+    fitting = {k: v for k, v in weights.items() if k in parameters and parameters[k].shape == v.shape}
+    encoder.load_state_dict(fitting, strict=False)
+    return sorted(set(weights) - set(fitting)), sorted(set(parameters) - set(fitting))

@@ -1,246 +1,272 @@
-"""Train SVMAE's weakly supervised detector on bags: videos of which it is known only whether something abnormal happens in them.
+"""Train the weakly supervised detector of SVMAE on bags: whole videos that are labelled as normal or abnormal.
+With --encoder, the videos of a dataset are encoded first if they are not yet.
 
-python frd_uvad/svmae/train.py --features features/svmae/folder                        # normal.txt and abnormal.txt lie there
+python frd_uvad/svmae/train.py --features features/svmae/folder              # normal.txt and abnormal.txt lie there
 python frd_uvad/svmae/train.py --features data/UCF-Crime --text data/captions --fusion add
+python frd_uvad/svmae/train.py --dataset folder --data-root my_videos --encoder runs/svmae/folder/pretrain.pt
 """
 
 import argparse
 import sys
+import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-import numpy as np
-from tqdm import tqdm
-
 from common import cli
-from common import old_training as training
 from common.features.folders import find_features
-from common.features.labels import listed_names
-from common.io import UserError, run
-from common.late import Late, torch
-from common.steps import StepTrainer
-from frd_uvad.svmae.eval import FUSIONS, GROUPS, METHOD, add_data_flags, add_eval_flags, evaluate, text_of
-from frd_uvad.svmae.preprocess import settings_of
+from common.io import UserError, run_script
+from frd_uvad.svmae import preprocess
+from frd_uvad.svmae.data import SEGMENTS, Bags, find_bags
+from frd_uvad.svmae.eval import FUSIONS, GROUPS, add_data_flags, add_eval_flags, evaluate
 
-detector = Late("frd_uvad.svmae.detector")
-SEGMENTS, ITERATIONS, BAGS, LR, DECAY = 32, 1000, 32, 1e-3, 5e-3
+# torch is imported inside functions: --help answers at once, and decoding processes never load it.
+
+DEFAULTS = dict(iterations=1000, batch_size=64, lr=1e-3)
+WEIGHT_DECAY = 5e-3
+DROPOUT = 0.7  # of segments, where the loss chooses among them
+
+
+@dataclass
+class Plan:
+    iterations: int
+    batch_size: int  # bags of a step, half of them normal
+    lr: float
+    top_k: int = 3
 
 
 def parse(argv=None):
     parser = cli.make_parser(__doc__)
-    add_data_flags(parser)
-    cli.add_run_flags(parser, out="runs/svmae/<dataset>-detector")
-    g = cli.add_optimisation_flags(
-        parser,
-        lr=LR,
-        epochs="as many as --iterations make; given, it sets them: passes over the abnormal bags",
-        batch_size=f"{2 * BAGS}: bags of a step, half of them normal",
+    group = add_data_flags(parser)
+    group.add_argument(
+        "--encoder",
+        help="as --checkpoint of preprocess.py: first encode the videos of --dataset, under --data-root, that are "
+        "missing in --features (default then: features/svmae/<dataset>); preprocess.py itself has more flags",
     )
-    g.add_argument("--compile", action="store_true", help="torch.compile the model")
-    g = parser.add_argument_group("method")
-    g.add_argument(
+    group.add_argument(
+        "--data-root", type=Path, default=Path("data"), help="folder of the videos for --encoder (default: %(default)s)"
+    )
+    cli.add_run_flags(parser, out="runs/svmae/<dataset>-detector")
+    cli.add_optimisation_flags(
+        parser,
+        epochs="as many as --iterations make; given, it sets them: passes over the abnormal bags",
+        batch_size=f"{DEFAULTS['batch_size']}: bags of a step, half of them normal",
+        lr=DEFAULTS["lr"],
+    )
+    group = parser.add_argument_group("method")
+    group.add_argument(
         "--normal",
         type=Path,
-        default=None,
-        help="file with the names of normal training videos, a line each (default: "
-        "normal.txt beside the features, else by the names of UCF-Crime and XD-Violence)",
+        help="file with the names of normal training videos, one a line (default: normal.txt beside the features, else "
+        "by the names of UCF-Crime and XD-Violence)",
     )
-    g.add_argument("--abnormal", type=Path, default=None, help="of abnormal ones (default: abnormal.txt likewise)")
-    g.add_argument("--iterations", type=int, default=None, help=f"training steps (default: {ITERATIONS})")
-    g.add_argument(
+    group.add_argument("--abnormal", type=Path, help="the same of abnormal ones (default: abnormal.txt, else by names)")
+    group.add_argument(
+        "--iterations", type=cli.positive_int, help=f"training steps (default: {DEFAULTS['iterations']})"
+    )
+    group.add_argument(
         "--fusion", choices=FUSIONS, default="concat", help="of visual and text features (default: %(default)s)"
     )
-    g.add_argument(
-        "--feature-group",
-        choices=GROUPS,
-        default=None,
-        help="what the detector reads (default: both with --text, else vis)",
+    group.add_argument(
+        "--feature-group", choices=GROUPS, help="what the detector reads (default: both with --text, else vis)"
     )
-    g.add_argument(
+    group.add_argument(
         "--aggregate-text",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="text passes a multi-scale temporal network of its own (default: yes)",
+        help="text passes another multi-scale temporal network (default: yes)",
     )
-    g.add_argument("--top-k", type=int, default=3, help="segments of a bag that decide (default: %(default)s)")
-    add_eval_flags(parser)
+    group.add_argument(
+        "--top-k",
+        type=cli.positive_int,
+        default=Plan.top_k,
+        help="segments of a bag that decide (default: %(default)s)",
+    )
+    add_eval_flags(parser, training=True)
     return parser.parse_args(argv)
 
 
-def bags_of(args, data):
-    """-> normal and abnormal training videos."""
-    files = {
-        k: getattr(args, k) or (args.features / f"{k}.txt" if (args.features / f"{k}.txt").exists() else None)
-        for k in ("normal", "abnormal")
-    }
-    if files["normal"] and files["abnormal"]:
-        by_name, out = {v.name: v for v in data.train}, []
-        for path in files.values():
-            names = set(listed_names(path, by_name))
-            out.append([by_name[n] for n in sorted(names & set(by_name))])
-            if names - set(by_name):
-                print(
-                    f"note: {len(names - set(by_name))} videos of {path} have no features, such as {sorted(names - set(by_name))[0]}"
-                )
-        normal, abnormal = ({v.name for v in videos} for videos in out)
-        if normal & abnormal:
-            raise UserError(
-                f"the training video {min(normal & abnormal)} is in {files['normal']} and in {files['abnormal']}: "
-                "leave it in one"
-            )
-        if unlisted := sorted(set(by_name) - normal - abnormal):
-            print(f"note: {len(unlisted)} training videos are in neither list and left out, such as {unlisted[0]}")
-    else:
-        normal = [v for v in data.train if "Normal" in v.name or "label_A" in v.name]
-        if not normal:
-            raise UserError(
-                f"which training videos are normal is not known: put normal.txt and abnormal.txt with their names into "
-                f"{args.features}, or give --normal and --abnormal"
-            )
-        out = [normal, [v for v in data.train if v not in normal]]
-    if not all(out):
-        raise UserError(
-            f"the detector needs normal and abnormal training videos; there are {len(out[0])} and {len(out[1])}"
-        )
-    return out
-
-
-def segments(clips, count=SEGMENTS):
-    """Mean of the clips that fall into each of `count` equal parts of a video; where there are fewer, the nearest clip.
-
-    [clips, …] -> [count, …]
-    """
-    edges = np.linspace(0, len(clips), count + 1).astype(int)
-    return np.stack(
-        [clips[a : max(b, a + 1)].mean(0) for a, b in zip(np.minimum(edges[:-1], len(clips) - 1), edges[1:])]
-    )
-
-
-class Bags:
-    """Segments of all training videos on the device: visual [N, crops, 32, C], text [N, crops, 32, D] or None; normal ones first."""
-
-    def __init__(self, videos, text, device):
-        self.count = [len(v) for v in videos]
-        visual, words = [], []
-        for v in tqdm(
-            [v for part in videos for v in part], desc="read bags", unit="video", dynamic_ncols=True, mininterval=5
-        ):
-            clips = v.clips(range(len(v))).astype(np.float32)
-            if not np.isfinite(clips).all():
-                raise UserError(
-                    f"features of video {v.name} ({v.path}) hold NaN or infinite numbers: encode it again, or take it away"
-                )
-            visual.append(segments(clips).transpose(1, 0, 2))
-            if text:
-                words.append(np.repeat(segments(text_of(text, v))[None], visual[-1].shape[0], axis=0))
-        self.visual = torch.from_numpy(np.stack(visual)).to(device)
-        self.text = torch.from_numpy(np.stack(words)).to(device) if text else None
-
-    def draw(self, rng, bags):
-        """Rows of `bags` normal and as many abnormal videos; without repetition where there are enough."""
-        normal, abnormal = self.count
-        rows = [rng.choice(n, bags, replace=n < bags) + at for n, at in ((normal, 0), (abnormal, normal))]
-        return torch.from_numpy(np.concatenate(rows)).to(self.visual.device)
-
-
-class Trainer(StepTrainer):
-    method = METHOD
-
-    def __init__(self, plan, model_args, bags, r, path, identity, extra):
-        training.seed_everything(plan["seed"])
-        net, self.bags = detector.Detector(**model_args).to(r.device), bags
-        super().__init__(
-            net,
-            torch.optim.Adam(net.parameters(), lr=plan["lr"], weight_decay=DECAY, fused=True),
-            plan,
-            model_args,
-            r,
-            path,
-            identity,
-            extra,
-        )
-
-    def one(self, rng):
-        r, n = self.run, self.plan["batch_size"]
-        rows = self.bags.draw(rng, n // 2)[r.batch_slice(n)[0]]
-        with r.autocast():
-            out = self.net(self.bags.visual[rows], None if self.bags.text is None else self.bags.text[rows])
-        out = {
-            k: r.all_gather_batch(v.float(), n, 1 if k == "features" else 0) for k, v in out.items()
-        }  # the losses span bags
-        parts = detector.losses(out, top_k=self.plan["top_k"], dropout=0.7)
-        self.descend(parts["total"])
-        return {k: parts[k].detach() for k in ("total", "rtfm", "smooth", "sparsity")}
-
-
-def plan_of(args, abnormal):
-    for key in ("epochs", "batch_size", "iterations", "top_k"):
-        if getattr(args, key) is not None and getattr(args, key) < 1:
-            raise UserError(f"--{key.replace('_', '-')} must be at least 1")
-    if args.lr is not None and args.lr <= 0:
-        raise UserError("--lr must be above 0")
-    if args.top_k > SEGMENTS:
-        raise UserError(f"--top-k {args.top_k}: a bag has {SEGMENTS} segments")
-    batch = args.batch_size or 2 * BAGS
+def make_plan(abnormal: int, *, epochs=None, top_k=Plan.top_k, **flags) -> Plan:
+    """flags (iterations, batch_size, lr) override the defaults; epochs: passes over the `abnormal` bags."""
+    values = {**DEFAULTS, **flags}
+    batch = values["batch_size"]
     if batch % 2 or batch < 4:
         raise UserError(f"--batch-size {batch} must be even and at least 4: half of the bags are normal")
-    iterations = args.iterations or (-(-args.epochs * abnormal // (batch // 2)) if args.epochs else ITERATIONS)
-    return {"iterations": iterations, "batch_size": batch, "lr": args.lr or LR, "top_k": args.top_k, "seed": args.seed}
+    if top_k > SEGMENTS:
+        raise UserError(f"--top-k {top_k}: a bag has {SEGMENTS} segments")
+    if epochs and "iterations" not in flags:
+        values["iterations"] = -(-epochs * abnormal // (batch // 2))
+    return Plan(**values, top_k=top_k)
 
 
-def train(args, data, r):
-    """-> path of the finished checkpoint."""
-    if args.feature_group in ("both", "text") and not args.text:
-        raise UserError(f"--feature-group {args.feature_group} needs caption embeddings: give --text DIR")
-    videos = bags_of(args, data)
-    plan = plan_of(args, len(videos[1]))
-    bags = Bags(videos, args.text, r.device)
-    group = args.feature_group or ("both" if args.text else "vis")
-    model_args = {
-        "feature_size": data.width,
-        "fusion": args.fusion,
-        "feature_group": group,
-        "text_dim": bags.text.shape[3] if args.text else 768,
-        "aggregate_text": args.aggregate_text,
-    }
+def losses(net, batch, plan, run) -> dict:
+    """{name: loss of the whole batch}: the losses compare bags, so the outputs of all ranks are put together."""
+    from frd_uvad.svmae import detector
+
+    with run.autocast():
+        outputs = net(*batch.data)
+    for name, x in outputs.items():
+        outputs[name] = run.all_gather_batch(x.float(), len(batch), 1 if name == "features" else 0)
+    parts = detector.losses(outputs, top_k=plan.top_k, dropout=DROPOUT)
+    return {name: parts[name] for name in ("total", "rtfm", "smooth", "sparsity")}
+
+
+def train_one_epoch(net, loader, optimizer, plan, epoch, run, meter):
+    """The steps up to the next line of the log."""
+    net.train()
+    for batch, _ in meter.batches(loader, epoch):  # this rank's part
+        loss_parts = losses(net, batch, plan, run)
+        optimizer.zero_grad(set_to_none=True)
+        loss_parts["total"].backward()
+        run.average_gradients(net)
+        optimizer.step()
+        meter.update(loss_parts)
+    run.sync_buffers(net)
+    meter.end_epoch(loader)
+
+
+def train(data, bags, plan, model_args, *, out, run, seed=0, resume=True, save_minutes=5) -> Path:
+    """Train a detector on data.Bags of the videos of `data`, a FeatureData. -> checkpoint path"""
+    import torch
+
+    from common import training
+    from common.distributed import seed_everything
+    from common.loader import DrawLoader
+    from frd_uvad.svmae import scoring
+
+    path, settings = out / "detector.pt", preprocess.read_settings(data.root)
     identity = {
         "model_args": model_args,
-        "features": str(args.features.resolve()),
-        "bags": bags.count,
-        "precision": r.precision,
-        "processes": r.world_size,
-        **{k: v for k, v in plan.items() if k != "iterations"},
+        "features": str(data.root.resolve()),
+        "bags": bags.counts,
+        "precision": run.precision,
+        "processes": run.world_size,
+        "seed": seed,
+        **asdict(plan),
     }
-    out = r.open_output_dir(args.out or Path("runs/svmae") / f"{args.dataset}-detector")
-    try:
-        trainer = Trainer(
-            plan, model_args, bags, r, out / "detector.pt", identity, {"features": settings_of(args.features)}
-        )
-    except RuntimeError as e:
-        raise UserError(
-            f"features of width {data.width} and text of width {model_args['text_dim']} do not fit --fusion {args.fusion} "
-            f"({e})"
-        ) from None
-    text = f", text of width {model_args['text_dim']}, {args.fusion}" if args.text else ""
-    trainer.start(
-        args,
-        training.Log(out / "log.jsonl"),
-        f"{args.dataset}: {bags.count[0]} normal and {bags.count[1]} abnormal bags of "
-        f"{SEGMENTS} segments, {data.crops} crops of width {data.width}{text}",
+    if plan.iterations % DrawLoader.LOG_STEPS == 0:  # else it cannot go on: its last interval was cut short
+        identity["iterations"] = f"a multiple of {DrawLoader.LOG_STEPS}"
+    seed_everything(seed)
+    net = scoring.build_model(model_args).to(run.device)
+    optimizer = torch.optim.Adam(net.parameters(), lr=plan.lr, weight_decay=WEIGHT_DECAY, fused=True)
+
+    def draw(rng):
+        return bags.draw(rng, plan.batch_size // 2)
+
+    def save():
+        if run.is_main:
+            state = training.training_state(
+                scoring.METHOD,
+                meter,
+                net,
+                optimizer,
+                done=meter.epoch >= loader.epochs,
+                model_args=model_args,
+                plan=asdict(plan),
+                identity=identity,
+                features=settings,
+            )
+            training.save_checkpoint(path, state)
+
+    loader = DrawLoader(bags, plan.batch_size, seed, run, draw, plan.iterations)
+    meter = training.EpochMeter(
+        run,
+        "train",
+        loader.epochs,
+        log=training.Log(out / "log.jsonl"),
+        save=save,
+        unit="bag",
+        save_minutes=save_minutes,
+        print_epochs=False,
+        log_steps=DrawLoader.LOG_STEPS,
     )
-    return trainer.path
+    state = training.previous_run(path, scoring.METHOD, identity, resume)
+    training.resume(state, path, meter, net, optimizer)
+    for epoch in range(meter.epoch, loader.epochs):
+        train_one_epoch(net, loader, optimizer, plan, epoch, run, meter)
+    run.barrier()
+    return path
+
+
+def make_model_args(data, text_dim: int | None, *, fusion="concat", feature_group=None, aggregate_text=True) -> dict:
+    """The arguments of detector.Detector for a FeatureData. text_dim: width of the captions, None without them."""
+    for what, width in (("features", data.width), ("caption embeddings", text_dim or 8)):
+        if width % 4 or width < 8:
+            raise UserError(
+                f"{what} of width {width} do not fit: the detector cuts them into 4 equal parts of at least 2"
+            )
+    return {
+        "feature_size": data.width,
+        "fusion": fusion,
+        "feature_group": feature_group or ("both" if text_dim else "vis"),
+        "text_dim": text_dim or 768,
+        "aggregate_text": aggregate_text,
+    }
+
+
+def prepare(source: cli.DataSource, features, encoder, run, *, order=None, segments=False):
+    """-> FeatureData of the folder `features`. encoder: file that encodes missing videos of the dataset, or None."""
+    if not encoder:
+        if not features:
+            raise UserError(
+                "nothing to train on: give --features DIR, or videos by --dataset, --data-root and --encoder FILE"
+            )
+        return find_features(source.dataset, features, source.labels, order, segments)
+    features = features or Path("features/svmae") / source.dataset
+    dataset = preprocess.prepare(source, encoder, run, out=features)
+    run.print(dataset.summary())
+    data = find_features(source.dataset, features)  # the labels are there
+    data.skipped = dataset.skipped
+    return data
 
 
 def main(argv=None):
     args = parse(argv)
-    r = training.Run.from_args(args)
-    data = find_features(args.dataset, args.features, args.labels, args.order, args.segments)
-    checkpoint = train(args, data, r)
-    r.print(f"checkpoint {checkpoint}")
-    evaluate(args, data, checkpoint, r)
-    r.close()
+    began = time.perf_counter()
+    if args.feature_group in ("both", "text") and not args.text:
+        raise UserError(f"--feature-group {args.feature_group} needs caption embeddings: give --text DIR")
+    if args.encoder and (args.order or args.segments):
+        raise UserError("--order and --segments are for features made elsewhere, not for --encoder")
+    name = cli.dataset_name(args) if args.encoder else args.dataset
+    source = cli.DataSource(name, args.data_root, labels=args.labels, workers=args.workers)
+    from common.distributed import Run
+
+    with Run(args.device, args.precision) as run:
+        data = prepare(source, args.features, args.encoder, run, order=args.order, segments=args.segments)
+        videos = find_bags(data, args.normal, args.abnormal)
+        flags = cli.given(args, ("iterations", "batch_size", "lr"))
+        plan = make_plan(len(videos[1]), epochs=args.epochs, top_k=args.top_k, **flags)
+        bags = Bags(*videos, args.text, run)
+        model_args = make_model_args(
+            data,
+            None if bags.text is None else bags.text.shape[3],
+            fusion=args.fusion,
+            feature_group=args.feature_group,
+            aggregate_text=args.aggregate_text,
+        )
+        text = f", text of width {model_args['text_dim']}, {args.fusion}" if args.text else ""
+        run.print(
+            f"{name}: {bags.counts[0]} normal and {bags.counts[1]} abnormal bags of {SEGMENTS} segments, {data.crops} "
+            f"crops of width {data.width}{text}, {run.device}, {run.precision}"
+        )
+        out = run.open_output_dir(args.out or Path("runs/svmae") / f"{name}-detector")
+        checkpoint = train(
+            data,
+            bags,
+            plan,
+            model_args,
+            out=out,
+            run=run,
+            seed=args.seed,
+            resume=args.resume,
+            save_minutes=args.save_minutes,
+        )
+        minutes = (time.perf_counter() - began) / 60
+        run.print(f"finished in {minutes:.1f} min including preprocessing; checkpoint {checkpoint}")
+        options = cli.ScoreOptions.from_args(args)
+        evaluate(data, checkpoint, out=out, run=run, options=options, text=args.text)
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -5,59 +5,69 @@ import time
 import numpy as np
 import torch
 
-from common import old_training as training
-from frd_uvad.svmae import model as m
-from frd_uvad.svmae.pretrain import build
+from common import training
+from common.cli import DataSource, dataset_name, given
+from common.distributed import seed_everything
+from common.loader import Batch, Loader
+from frd_uvad.svmae import model
+from frd_uvad.svmae.pretrain import BETAS, losses, make_clips, make_plan, parameter_groups, prepare, random_input
 from tests.perf.rates import line, rates, synchronize, where
 
+PLAN_FLAGS = ("batch_size", "size", "frames", "stride", "masking", "mask_ratio", "space", "time", "loss")
 
-def measure_pretrain(args, seconds, r):
-    """Seconds of a step from disk and on data that lie on the device; what masking takes; encoding visible against all tokens."""
-    trainer, _ = build(args, r)
-    plan, net, clips = trainer.plan, trainer.net, trainer.clips
-    net.train()
-    n, length = plan["batch_size"], int(np.prod(net.grid))
-    order = clips.epoch(0, 0)
-    part = order[np.arange(n) % len(order)]
-    frames, near = clips.to_device(clips.read(part))
-    tokens, nearness, mask = trainer.input(frames, near, np.random.default_rng(0))
-    noise = torch.rand(n, length, device=r.device)
-    visible = mask.to(torch.uint8).argsort(dim=1, stable=True)[:, : length - int(mask[0].sum())]
+
+def measure_pretrain(args, seconds, run):
+    """Clips/s of a step, from disk and on data on the device, of masking, of encoding visible and all tokens."""
+    name = dataset_name(args)
+    plan = make_plan(name, **given(args, PLAN_FLAGS))
+    dataset, cache = prepare(DataSource.from_args(args), plan.size, run, with_test=args.videos == "all")
+    clips = make_clips(dataset, cache, plan, args.depth, run)
+    preset = args.preset or ("tiny" if name == "demo" else "vit_b")
+    seed_everything(args.seed)
+    net = model.SVMAE(**model.PRESETS[preset], frames=plan.frames, size=plan.size).to(run.device).train()
+    optimizer = torch.optim.AdamW(parameter_groups(net, 1.0), lr=plan.lr, betas=BETAS, fused=True)
+    n, order = plan.batch_size, clips.epoch_samples(0, 0)
+    rows = order[np.arange(n) % len(order)]
+    data = clips.to_device(clips.read(rows))
+
+    def resident_batch():
+        return Batch(rows, slice(None), data, np.random.default_rng(0))
+
+    def step(batch):
+        loss = losses(net, *random_input(batch, net.grid, plan, run), plan, run)["loss"]
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+
+    tokens, near, mask = random_input(resident_batch(), net.grid, plan, run)
+    noise = torch.rand(n, net.tokens, device=run.device)
+    visible = mask.to(torch.uint8).argsort(dim=1, stable=True)[:, : net.tokens - int(mask[0].sum())]
+
+    def draw_mask():
+        model.make_mask(plan.masking, tokens, near, net.grid, noise, plan.mask_ratio, plan.space, plan.time)
 
     def encode(places):
-        with torch.inference_mode(), r.autocast():
-            net.encoder(tokens if places is None else m.take(tokens, places), places)
+        with torch.inference_mode(), run.autocast():
+            net.encoder(tokens if places is None else model.take(tokens, places), places)
 
-    resident, masking, seen, everything = rates(
-        [
-            lambda: trainer.step(frames, near, np.random.default_rng(0)),
-            lambda: trainer.mask(tokens, nearness, noise),
-            lambda: encode(visible),
-            lambda: encode(None),
-        ],
-        n,
-        r.device,
-        seconds,
-    )
-    clips.waited, done, began = 0.0, 0, None
-    for _, frames, near in clips.iterate([part] * 1000):
-        trainer.step(frames, near, np.random.default_rng(0))
-        synchronize(r.device)
+    measured = [lambda: step(resident_batch()), draw_mask, lambda: encode(visible), lambda: encode(None)]
+    resident, masking, seen, everything = rates(measured, n, run.device, seconds)
+    loader, done, began = Loader(clips, n, 0, run, order=lambda epoch: np.tile(rows, (1000, 1))), 0, None
+    for batch in loader.batches(0):
+        step(batch)
+        synchronize(run.device)
         if began is None:
-            began, clips.waited = time.perf_counter(), 0.0
+            began, loader.waited = time.perf_counter(), 0.0
             continue
         done += n
         if time.perf_counter() - began > 3 * seconds:
             break
-    streamed = done / (time.perf_counter() - began)
-    print(f"\nSVMAE pre-training on {where(r)}, batch {n}")
-    line("steps on clips that lie on the device", resident, "clips/s", f"{resident * length:.0f} tokens/s")
-    line(
-        "steps on clips read from the frame cache",
-        streamed,
-        "clips/s",
-        f"{100 * streamed / resident:.0f} % of that, waits {100 * clips.waited / (time.perf_counter() - began):.1f} %",
-    )
-    line(f"masking ({plan['masking']})", masking, "clips/s", f"{100 * resident / masking:.2f} % of a step")
+    duration = time.perf_counter() - began
+    streamed, waited = done / duration, loader.waited / duration
+    print(f"\nSVMAE pre-training on {where(run)}, batch {n}")
+    line("steps on clips that lie on the device", resident, "clips/s", f"{resident * net.tokens:.0f} tokens/s")
+    of_resident = f"{100 * streamed / resident:.0f} % of that, waits {100 * waited:.1f} %"
+    line("steps on clips read from the frame cache", streamed, "clips/s", of_resident)
+    line(f"masking ({plan.masking})", masking, "clips/s", f"{100 * resident / masking:.2f} % of a step")
     line("encoder on visible tokens", seen, "clips/s", f"{seen / everything:.1f}× the encoder on all tokens")
     print(f"  peak memory {training.peak_memory():.0f} MiB")

@@ -1,0 +1,147 @@
+"""Clips -> features by the frozen encoder of SVMAE, with token fusion and, beside it, CLIP."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from common import training
+from common.distributed import seed_everything
+from common.features.clip import ClipEncoder
+from common.features.data import CLIP_FRAMES
+from common.io import UserError
+from common.pictures import resize
+from common.video import Decoder
+from frd_uvad.svmae import model
+from frd_uvad.svmae.clips import WHOLE_FRAME, Depth, crop_clips
+
+METHOD = "svmae"  # of checkpoints that pretrain.py writes
+RANDOM = "random"  # in place of a checkpoint: an untrained encoder
+CROP = 7 / 8  # side of a view, of which 10 are taken, in a frame
+CORNERS = [(0, 0), (-1, -1), (1, -1), (-1, 1), (1, 1)]  # centre and corners, in -1..1 of the border around a crop
+CLIP_BATCH = 64  # frames encoded by CLIP at once
+
+
+def load_pretrained(checkpoint, options, run) -> tuple[model.SVMAE, str]:
+    """-> (SVMAE whose encoder is used, what identifies the encoder).
+
+    checkpoint: of pretrain.py, VideoMAE's weights, or "random"; options: preprocess.EncoderOptions, whose preset, size
+    and frames are those of an encoder that is not pretrain.py's. Raises UserError.
+    """
+    if str(checkpoint) == RANDOM:
+        seed_everything(options.seed)
+        return build_model(options), f"{RANDOM} {options.seed}"
+    state = training.load_checkpoint(checkpoint, METHOD)
+    if "method" in state:
+        net = training.load_weights(
+            lambda: model.SVMAE(**state["model_args"]), state.get("model_state_dict"), checkpoint
+        )
+        if not state.get("done"):
+            run.print(f"note: the pre-training of {checkpoint} has not finished")
+        return net, training.weights_hash(net.encoder)
+    net = build_model(options)
+    _, missing = model.load_encoder(net.encoder, bare_weights(state))
+    if missing:
+        entries = len(net.encoder.state_dict())
+        raise UserError(
+            f"checkpoint {checkpoint} does not fill the encoder {options.preset} (of {entries} entries {len(missing)} "
+            f"are missing, such as {missing[0]}): choose its --preset"
+        )
+    return net, training.weights_hash(net.encoder)
+
+
+def build_model(options) -> model.SVMAE:
+    try:
+        return model.SVMAE(**model.PRESETS[options.preset], frames=options.frames, size=options.size)
+    except ValueError as e:
+        raise UserError(f"--frames and --size do not fit the encoder: {e}") from None
+
+
+def bare_weights(state: dict) -> dict:
+    """The weights of a checkpoint: ours, or VideoMAE's, which are under `model` or `module`."""
+    return state.get("model_state_dict") or state.get("model") or state.get("module") or state
+
+
+def clips_of_frames(frames):
+    """Yield (clip uint8 [CLIP_FRAMES, H, W, C], number of its frames): a shorter last clip repeats its last frame."""
+    frames = iter(frames)
+    while clip := list(itertools.islice(frames, CLIP_FRAMES)):
+        yield np.stack(clip + [clip[-1]] * (CLIP_FRAMES - len(clip))), len(clip)
+
+
+class Encoder:
+    """The encoder of `net`, ready for inference. options: preprocess.EncoderOptions."""
+
+    def __init__(self, net: model.SVMAE, options, run):
+        self.net, self.options, self.run = net.eval().requires_grad_(False).to(run.device), options, run
+        self.frames, self.size = net.grid[0] * model.TUBELET, net.grid[1] * model.PATCH
+        self.crops = WHOLE_FRAME
+        if options.crops == 10:
+            views = [(x * (1 - CROP), y * (1 - CROP), CROP, CROP) for x, y in CORNERS]
+            self.crops = np.array(views + [(x, y, -w, h) for x, y, w, h in views], np.float32)
+        self.clip = ClipEncoder(options.clip, options.pretrained, "clip", run) if options.clip else None
+
+    def preprocess_frame(self, frame: np.ndarray) -> np.ndarray:
+        """A frame with 8/7 of the encoder's input along its shorter side, for the decoding thread. uint8 [H, W, C]"""
+        scale = self.size * 8 / 7 / min(frame.shape[:2])
+        return resize(frame, tuple(round(side * scale) for side in frame.shape[:2]))
+
+    def encode_video(self, video, frames, depth_folder, batch_size: int, tick):
+        """Yield features of the clips of one video, float16 [n, crops, width], `batch_size` clips at a time.
+
+        frames: of preprocess_frame(); depth_folder: for the maps of MiDaS; tick(n) is called for every n frames.
+        """
+        depth, clips, nearness, first = None, [], [], 0
+        for clip, length in clips_of_frames(frames):
+            depth = depth or self.depth(video, clip.shape[1:3], depth_folder)
+            clips.append(clip)
+            nearness.append(depth.map(0, first + min(CLIP_FRAMES // 2, length - 1)))
+            first += length
+            if len(clips) == batch_size:
+                yield self.encode(np.stack(clips), np.stack(nearness)).astype(np.float16)
+                clips, nearness = [], []
+            tick(length)
+        if clips:
+            yield self.encode(np.stack(clips), np.stack(nearness)).astype(np.float16)
+
+    def depth(self, video, size: tuple, folder) -> Depth:
+        """Nearness of one video's frames at `size` (height, width)."""
+        source, frames = self.options.depth, np.zeros((1, *size, 1), np.uint8)
+        if source == "midas":
+            middle = next(itertools.islice(Decoder(video), video.expected_frames() // 2, None))
+            frames = resize(middle, size)[None]
+        elif source != "perspective":  # a folder: its maps belong to this number of frames
+            frames = np.broadcast_to(frames, (video.expected_frames(), *size, 1))
+        return Depth(source, [video], [frames], Path(folder), self.run.device)
+
+    @torch.inference_mode()
+    def encode(self, clips: np.ndarray, near: np.ndarray) -> np.ndarray:
+        """Clips uint8 [n, CLIP_FRAMES, H, W, C] and nearness uint8 [n, H, W] -> features float32 [n, crops, width]."""
+        n, numbers = len(clips), np.arange(self.frames) * CLIP_FRAMES // self.frames
+        frames = torch.from_numpy(clips[:, numbers]).to(self.run.device)
+        nearness = torch.from_numpy(near).to(self.run.device)
+        views = [crop_clips(frames, nearness, np.repeat(crop[None], n, axis=0), self.size) for crop in self.crops]
+        features = torch.stack([self.encode_view(*view) for view in views], dim=1)
+        if self.clip:
+            embeddings = self.clip_embeddings(clips)[:, None].expand(-1, len(self.crops), -1)
+            features = torch.cat([features, embeddings], dim=2)
+        return features.cpu().numpy()
+
+    def encode_view(self, clips: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
+        """Clips float32 [n, 3, T, S, S] and their nearness [n, S, S], cropped -> features float32 [n, width]."""
+        tokens, grid = model.tokenize(clips), self.net.grid
+        with self.run.autocast():
+            features = self.net.encoder(tokens)
+        features = features.float()
+        if self.options.pool == "mean":
+            return features.mean(1)
+        difference, nearness = model.cube_difference(tokens, grid), model.pool(near, grid)
+        return model.fuse_tokens(features, difference, nearness, self.options.motion_ratio, self.options.alpha)
+
+    def clip_embeddings(self, clips: np.ndarray) -> torch.Tensor:
+        """The mean CLIP embedding of each clip's frames: float32 [n, width]."""
+        images = np.stack([self.clip.preprocess_frame(frame) for clip in clips for frame in clip])
+        parts = np.array_split(images, -(-len(images) // CLIP_BATCH))
+        embeddings = torch.cat([self.clip.encode(part) for part in parts])
+        return embeddings.view(len(clips), CLIP_FRAMES, -1).mean(1)
