@@ -5,7 +5,6 @@ import multiprocessing as mp
 import os
 import sys
 from collections.abc import Callable, Iterable
-from types import SimpleNamespace
 
 from tqdm import tqdm
 
@@ -103,10 +102,3 @@ def shard_of(text: str | None, run) -> tuple[int, int]:
     if not 0 <= first < count:
         raise UserError(f"--shard {text}: expected I/N with 0 <= I < N")
     return first + count * run.rank, count * run.world_size
-
-
-def prepare_videos(files, videos, build, args, r, among=None):  # goes with the last method that uses it
-    """As VideoFiles.prepare() of `files`, with build(videos, workers, show) in place of its build()."""
-    with_build = SimpleNamespace(build=build, missing=files.missing)
-    shard = getattr(args, "shard", None)
-    return type(files).prepare(with_build, videos, r, workers=args.workers, shard=shard, all_videos=among)

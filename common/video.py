@@ -334,6 +334,3 @@ def select_frames(frames, numbers: Collection[int]) -> Iterator[tuple[int, np.nd
 
 def frames_and_clock(video: Video) -> tuple[Decoder, Clock]:
     return Decoder(video), video.clock()
-
-
-decoded = frames_and_clock  # goes with the last method that uses it

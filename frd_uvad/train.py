@@ -284,8 +284,6 @@ def train(
     if state:
         bank.load_state_dict(state, run.device)
         pseudo_labels.copy_(state["pseudo_labels"])
-    elif run.is_main:
-        log.path.unlink(missing_ok=True)
     training.resume(state, path, meter, net, optimizer)
     test_labels = labels_of_test_clips(data, windows)
     loader = Loader(windows, plan.batch_size, seed, run)

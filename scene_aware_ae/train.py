@@ -151,7 +151,9 @@ def train(dataset, *, out, run, variational=False, seed=0, resume=True, save_min
         **asdict(plan),
     }
     if plan.iterations % DrawLoader.LOG_STEPS == 0:
-        del identity["iterations"]  # may be raised on resume, where the last epoch was a whole one
+        identity["iterations"] = (
+            f"a multiple of {DrawLoader.LOG_STEPS}"  # may be raised: the last epoch was a whole one
+        )
     run.print(
         f"{data.name}: {len(dataset.train)} training videos of {scenes} scenes, {segments.frames} frames, mode {plan.mode}"
         f"{', variational' if variational else ''}, {run.device}, {run.precision}"
@@ -193,8 +195,6 @@ def train(dataset, *, out, run, variational=False, seed=0, resume=True, save_min
         log_steps=loader.LOG_STEPS,
     )
     state = training.previous_run(path, "scene_aware_ae", identity, resume)
-    if run.is_main and not state:
-        log.path.unlink(missing_ok=True)
     training.resume(state, path, meter, net, optimizer)
     scene_labels = segments.scene_labels(plan.segments_per_scene)
     for epoch in range(meter.epoch, loader.epochs):

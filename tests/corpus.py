@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from scipy import io
 
-from common import datasets, evaluation, labels, ubnormal
-from common import old_training as training
+from common import datasets, evaluation, labels, training, ubnormal
 from common.features.data import FeatureVideo
 from common.features.folders import find_features
 from common.features.labels import listed_names

@@ -8,9 +8,9 @@ LOOP = """
 import sys
 sys.path.insert(0, {root!r})
 import torch
-from common import old_training as training
+from common.distributed import Run
 from tests.perf.profile import StepProfiler
-run = training.Run("cpu", "fp32")
+run = Run("cpu", "fp32")
 StepProfiler(run, 3, training={training})
 net = torch.nn.Sequential(torch.nn.Linear(512, 1024), torch.nn.ReLU(), torch.nn.Linear(1024, 256))
 optimizer = torch.optim.SGD(net.parameters(), lr=0.1)

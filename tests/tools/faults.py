@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 import torch
 
-from common import old_training as training
+from common import training
 from common.io import load_array, load_arrays
 from tests.helpers import ROOT, tiny_folder
 
