@@ -51,7 +51,8 @@ def make_parser(description: str) -> argparse.ArgumentParser:
 
 
 def with_synonyms(argv: list | None, synonyms: dict) -> list:
-    """A published command line with our names of its flags: {"--max_epoch": "--epochs"}. argv: None for the script's own."""
+    """A published command line with our names of its flags: {"--max_epoch": "--epochs"}. argv: None for the script's
+    own."""
     out = []
     for word in map(str, sys.argv[1:] if argv is None else argv):
         flag, equals, value = word.partition("=")
@@ -156,7 +157,10 @@ def add_checkpoint_flags(parser, checkpoint, video="a video file or a folder of 
 
 
 def add_score_flags(parser, protocol, smoothing="median:17", overlay="scored boxes and the curve", training=False):
-    """protocol, overlay: help texts; training: only the flags that a train.py needs, eval.py has the others. -> the group"""
+    """protocol, overlay: help texts; training: only the flags that a train.py needs, eval.py has the others.
+
+    -> the group
+    """
     group = parser.add_argument_group("scores")
     group.add_argument(
         "--protocol", choices=["strict", "official"], default="strict", help=f"{protocol} (default: %(default)s)"

@@ -60,7 +60,8 @@ class Run:
         return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
     def pin(self, array: np.ndarray) -> torch.Tensor:
-        """In pinned memory where the device is a GPU, so that it copies while it computes; slow, for a reading thread."""
+        """In pinned memory where the device is a GPU, so that it copies while it computes; slow, for a reading
+        thread."""
         x = torch.from_numpy(array)
         return x.pin_memory() if self.device.type == "cuda" else x
 

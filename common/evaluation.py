@@ -123,8 +123,8 @@ class ScoreCache:
         scores = {v.key: self.load(v) for v in videos}
         if lost := [k for k, x in scores.items() if x is None]:
             raise UserError(
-                f"scores of {lost[0]} are not in {self.folder}, or its source changed meanwhile: run the command again; "
-                "processes on several machines need an --out that all of them see"
+                f"scores of {lost[0]} are not in {self.folder}, or its source changed meanwhile: run the command "
+                "again; processes on several machines need an --out that all of them see"
             )
         return scores
 
@@ -160,7 +160,10 @@ def labels_of_video(data, video, frames):
 
 
 def frame_difference(frames):
-    """Trivial baseline: mean absolute difference to the previous frame. uint8 [T, H, W, C] -> float32 [T], first is 0."""
+    """Trivial baseline: mean absolute difference to the previous frame. uint8 [T, H, W, C]
+
+    -> float32 [T], first is 0.
+    """
     out = np.zeros(len(frames), np.float32)
     for t in range(1, len(frames)):
         out[t] = np.abs(frames[t].astype(np.int16) - frames[t - 1]).mean(dtype=np.float64)
@@ -168,7 +171,10 @@ def frame_difference(frames):
 
 
 def fastest_box(cube_frames, speeds, frames):
-    """Trivial baseline: per frame the largest mean flow magnitude of its boxes, 0 without boxes. -> float32 [frames]."""
+    """Trivial baseline: per frame the largest mean flow magnitude of its boxes, 0 without boxes.
+
+    -> float32 [frames].
+    """
     out = np.zeros(frames, np.float32)
     np.maximum.at(out, cube_frames, speeds)
     return out
@@ -224,8 +230,8 @@ def measure(scores: dict, labels: dict, protocol: Protocol) -> tuple[dict, dict]
 def localization(data, detections: dict, frames: dict, skip: int = 0) -> dict:
     """RBDC, TBDC and pixel-level AUC of boxes with scores.
 
-    detections: video -> [n, 6] frame, x1, y1, x2, y2, score; frames: video -> its number of frames; skip: frames that are
-    left out at the start of every video.
+    detections: video -> [n, 6] frame, x1, y1, x2, y2, score; frames: video -> its number of frames; skip: frames that
+    are left out at the start of every video.
     """
     out, videos, from_masks, total = {}, {v.name: v for v in data.test}, False, 0
     tracks, boxes, pixel_scores, pixel_labels = [], [], [], []
@@ -285,8 +291,8 @@ class Evaluation:
 
 
 def evaluate(out, data, scores, *, protocol, method, detections=None, baselines=None, extra=None):
-    """Measure scores {video: float [T]}, higher is more abnormal; write scores.npz, detections.npz and metrics.json into `out`, and
-    print the table. -> Evaluation.
+    """Measure scores {video: float [T]}, higher is more abnormal; write scores.npz, detections.npz and metrics.json
+    into `out`, and print the table. -> Evaluation.
 
     baselines {title: scores}, smoothed with a median of 17; extra: what else metrics.json shall hold.
     """
@@ -346,7 +352,8 @@ def need_test_videos(dataset) -> None:
 def score_test_set(dataset, score, run, *, out, settings, source, size, unit, shard=None) -> dict | None:
     """Raw scores of all test videos, cached in `out`; see ScoreCache. dataset: a UsableVideos.
 
-    -> {video key: {name: array}} on rank 0; None on the other ranks, and for a shard. Raises UserError without test videos.
+    -> {video key: {name: array}} on rank 0; None on the other ranks, and for a shard. Raises UserError without test
+    videos.
     """
     need_test_videos(dataset)
     cache = ScoreCache(writable_folder(out), settings, source)
@@ -368,7 +375,8 @@ def frame_baselines(cache, videos, workers=None) -> dict:
 
 
 def finish(out, result, *, script, checkpoint, options, skipped, more="", pictures=None, **drawing):
-    """What follows a table: pictures, skipped videos, next commands. options: cli.ScoreOptions; drawing: see write_results."""
+    """What follows a table: pictures, skipped videos, next commands. options: cli.ScoreOptions; drawing: see
+    write_results."""
     show(out, result, pictures=pictures, top=options.top, overlay=options.overlay, **drawing)
     report_skipped(skipped)
     print_next_steps(script, checkpoint, out, overlay=options.overlay, pictures=pictures is not None, more=more)
@@ -385,7 +393,8 @@ def report_folder():
 
 
 def show(out, evaluation, **options):
-    """Page, plots, ranking and overlays of an Evaluation, see common.report.write_results; a line where there is no common/report."""
+    """Page, plots, ranking and overlays of an Evaluation, see common.report.write_results; a line where there is no
+    common/report."""
     report = report_folder()
     if report:
         report.write_results(out, evaluation, **options)
@@ -395,15 +404,16 @@ def show(out, evaluation, **options):
         )
     else:
         print(
-            f"wrote {out}/metrics.json, scores.npz; there is no common/report here, which would write a page, plots and overlays"
+            f"wrote {out}/metrics.json, scores.npz; there is no common/report here, which would write a page, plots "
+            "and overlays"
         )
 
 
 def write_own_video(name, frames, clock, scores, filter_, method, out, boxes=None, red=0.0, top=20):
     """scores.csv of one's own footage, and what common.report.write_own_video makes of it.
 
-    frames: uint8 [H, W, C] each, shown at the times of common.container.Clock `clock`; boxes [n, 6]: frame, x1, y1, x2, y2, score,
-    coloured from green at 0 to red at `red`; or None.
+    frames: uint8 [H, W, C] each, shown at the times of common.container.Clock `clock`; boxes [n, 6]: frame, x1, y1, x2,
+    y2, score, coloured from green at 0 to red at `red`; or None.
     """
     smoothed = smoothing.parse(filter_)(scores)
     counts = None if boxes is None else np.bincount(boxes[:, 0].astype(int), minlength=len(scores))
@@ -431,7 +441,10 @@ def write_own_video(name, frames, clock, scores, filter_, method, out, boxes=Non
 
 
 def per_event(smoothed: dict, labels: dict, events: list) -> dict:
-    """Micro AUC of each kind's frames against the normal frames of all videos. events: [(video, kind, first, end)] -> {kind: AUC}"""
+    """Micro AUC of each kind's frames against the normal frames of all videos. events: [(video, kind, first, end)]
+
+    -> {kind: AUC}
+    """
     scores_of_kind = {}
     for video, kind, first, end in events:
         if video in labels:
@@ -450,8 +463,8 @@ def per_event(smoothed: dict, labels: dict, events: list) -> dict:
 def shift_gain(smoothed: dict, labels: dict, most: int = 10) -> tuple[float, int]:
     """How much micro AUC would rise if all labels were moved by a few frames: the largest (gain, frames).
 
-    A sign that labels and frames do not belong together; the shift is never used. A gain that still grows at `most` frames
-    is a trend of the scores, no shift, and counts as none.
+    A sign that labels and frames do not belong together; the shift is never used. A gain that still grows at `most`
+    frames is a trend of the scores, no shift, and counts as none.
     """
     finite = {k: np.isfinite(s) for k, s in smoothed.items()}
     s = np.concatenate([smoothed[k][finite[k]] for k in labels])
@@ -497,12 +510,14 @@ def print_table(columns, data, protocol):
 
 
 def remarks(result, others):
-    """Sentences: where a result stands beside the baselines; its AUC by kind of event; measures that are not defined, and why."""
+    """Sentences: where a result stands beside the baselines; its AUC by kind of event; measures that are not
+    defined, and why."""
     out, best = [], max(((v.get("micro_auc", 0), k) for k, v in others.items()), default=None)
     if best and "micro_auc" in result:
         gap = 100 * (result["micro_auc"] - best[0])
         out.append(
-            f"micro AUC is {abs(gap):.2f} points {'above' if gap >= 0 else 'BELOW'} the better trivial baseline ({best[1]})"
+            f"micro AUC is {abs(gap):.2f} points {'above' if gap >= 0 else 'BELOW'} the better trivial baseline "
+            f"({best[1]})"
         )
     if result.get("auc_per_event"):
         out.append(
@@ -511,15 +526,15 @@ def remarks(result, others):
     if "labels_look_shifted" in result:
         found = result["labels_look_shifted"]
         out.append(
-            f"WARNING: micro AUC would be {100 * found['micro_auc_would_rise_by']:.1f} points higher with all labels moved by "
-            f"{found['frames']:+d} frames: are labels and frames of the same version? (nothing was moved)"
+            f"WARNING: micro AUC would be {100 * found['micro_auc_would_rise_by']:.1f} points higher with all labels "
+            f"moved by {found['frames']:+d} frames: are labels and frames of the same version? (nothing was moved)"
         )
     if "other_labels" in result:
         out.append(result["other_labels"])
     if "rbdc" in result and result["videos_with_regions"] < result["videos"]:
         out.append(
-            f"RBDC, TBDC and pixel-level AUC are of the {result['videos_with_regions']} of {result['videos']} videos that have "
-            "masks or tracks"
+            f"RBDC, TBDC and pixel-level AUC are of the {result['videos_with_regions']} of {result['videos']} videos "
+            "that have masks or tracks"
         )
     if "undefined_localization" in result:
         out.append(f"RBDC, TBDC and pixel-level AUC: not defined here ({result['undefined_localization']})")

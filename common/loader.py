@@ -14,7 +14,8 @@ from common.io import UserError
 def copy_rows(array, rows, out, places, field=None, part=slice(None)):
     """out[places] = array[rows], or array[field][rows][:, part].
 
-    Rows of a memory map are read from its file: mapped pages would count as this process's memory, up to the whole file.
+    Rows of a memory map are read from its file: mapped pages would count as this process's memory, up to the whole
+    file.
     """
     start = 0
     if field is not None:

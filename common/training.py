@@ -1,4 +1,7 @@
-"""What every training shares: checkpoint, exact resume, progress, log. The loop itself stands in each method's train.py."""
+"""What every training shares: checkpoint, exact resume, progress, log.
+
+The loop itself stands in each method's train.py.
+"""
 
 import hashlib
 import json
@@ -105,7 +108,8 @@ class EpochMeter:
             self.bar.set_postfix({name: f"{mean:.4g}", **epoch})
 
     def end_epoch(self, loader, **extra) -> None:
-        """Means over the ranks -> log.jsonl and one printed line; the checkpoint, if the last one is old. extra: logged too."""
+        """Means over the ranks -> log.jsonl and one printed line; the checkpoint, if the last one is old. extra:
+        logged too."""
         means = self.run.mean_over_ranks({k: float(v) / self.steps for k, v in self.sums.items()})
         duration, steps = time.perf_counter() - self.began, self.steps - self.first_step
         samples = min(steps * loader.batch_size, getattr(loader, "samples", np.inf))
@@ -203,8 +207,8 @@ def previous_run(path, method, identity, wanted=True) -> dict | None:
     state = load_checkpoint(path, method)
     if not {"epoch", "step", "sums", "seconds", "optimizer", "model_state_dict", "rng"} <= state.keys():
         raise UserError(
-            f"{path} was written by an older version, whose training cannot be continued: choose another --out, or start "
-            "again with --no-resume (eval.py --checkpoint still reads it)"
+            f"{path} was written by an older version, whose training cannot be continued: choose another --out, or "
+            "start again with --no-resume (eval.py --checkpoint still reads it)"
         )
     check_identity(path, state.get("identity"), identity)
     return state
@@ -226,13 +230,17 @@ def resume(state, path, meter, net, optimizer) -> None:
 
 
 def save_checkpoint(path, state: dict) -> None:
-    """Tensors, numbers, strings, lists and dicts only, so that weights_only loading accepts it; written, then renamed."""
+    """Tensors, numbers, strings, lists and dicts only, so that weights_only loading accepts it; written, then
+    renamed."""
     with atomic_write(path) as tmp:
         torch.save(state, tmp)
 
 
 def load_checkpoint(path, method: str | None = None) -> dict:
-    """A checkpoint as a dict, on the CPU. Refuses files that would run code and checkpoints of another method (UserError)."""
+    """A checkpoint as a dict, on the CPU.
+
+    Refuses files that would run code and checkpoints of another method (UserError).
+    """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -274,12 +282,13 @@ def load_weights(make_net, weights: dict, path) -> torch.nn.Module:
 
 
 def check_identity(path, saved: dict | None, now: dict) -> None:
-    """A run continues only with the settings it began with. saved, now: {setting: value} of the checkpoint and of this call."""
+    """A run continues only with the settings it began with. saved, now: {setting: value} of the checkpoint and of
+    this call."""
     for key, value in now.items():
         if (saved or {}).get(key) != value:
             raise UserError(
-                f"{path} was trained with {key} = {(saved or {}).get(key)}, now it is {value}: choose another --out, or "
-                "start again with --no-resume"
+                f"{path} was trained with {key} = {(saved or {}).get(key)}, now it is {value}: choose another --out, "
+                "or start again with --no-resume"
             )
 
 

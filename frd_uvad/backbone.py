@@ -47,8 +47,8 @@ class Backbone:
         self.mean, self.std = (torch.tensor(x, device=run.device).view(3, 1, 1, 1) for x in (MEAN, STD))
 
     def views(self, clip: np.ndarray) -> torch.Tensor:
-        """uint8 [T, H, W, C] BGR or grey -> [crops, 3, T, 224, 224] RGB: the centre; or corners and centre, and their mirror
-        images."""
+        """uint8 [T, H, W, C] BGR or grey -> [crops, 3, T, 224, 224] RGB: the centre; or corners and centre, and
+        their mirror images."""
         h, w = clip.shape[1:3]
         scale = RESIZED / min(h, w)
         size = max(SIDE, round(w * scale)), max(SIDE, round(h * scale))

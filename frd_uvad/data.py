@@ -9,8 +9,8 @@ from common.io import UserError
 class Windows:
     """Windows of `length` consecutive clips of one video, each named by its first clip among all videos' clips.
 
-    A window that reaches past its video's end repeats the last clip. Features lie on the device where they fit, else they
-    are read from the memory maps. Raises UserError for features that are not finite.
+    A window that reaches past its video's end repeats the last clip. Features lie on the device where they fit, else
+    they are read from the memory maps. Raises UserError for features that are not finite.
     """
 
     def __init__(self, videos, length: int, run):
@@ -47,12 +47,13 @@ class Windows:
         if bad.any():
             video, clip = self.locate(int(clips[int(bad.nonzero()[0])]))
             raise UserError(
-                f"features of video {self.videos[video].name} ({self.videos[video].path}) hold NaN or infinite numbers in "
-                f"clip {clip}: encode it again, or take it away"
+                f"features of video {self.videos[video].name} ({self.videos[video].path}) hold NaN or infinite numbers "
+                f"in clip {clip}: encode it again, or take it away"
             )
 
     def read(self, first: np.ndarray) -> torch.Tensor:
-        """Windows int [n] -> their features [n, length, crops, width], or their clips where features lie on the device."""
+        """Windows int [n] -> their features [n, length, crops, width], or their clips where features lie on the
+        device."""
         clips = self.clips(first)
         if self.features is not None:
             return self.run.pin(clips)
@@ -71,8 +72,8 @@ class Windows:
 
 
 class AnomalyBank:
-    """The latent anomaly bank: at most `size` windows that look abnormal, [n, crops, T, width] on the device, or None; and
-    `first`, the clips that they begin with."""
+    """The latent anomaly bank: at most `size` windows that look abnormal, [n, crops, T, width] on the device, or
+    None; and `first`, the clips that they begin with."""
 
     def __init__(self, size: int):
         self.size, self.windows, self.first = size, None, np.zeros(0, np.int64)

@@ -55,7 +55,8 @@ def make_protocol(options: cli.ScoreOptions) -> evaluation.Protocol:
 
 
 def published_measures(scores: dict, labels: dict) -> dict:
-    """Measures of the authors' code: a batch of 128 clips counts as an abnormal video when it holds an abnormal frame."""
+    """Measures of the authors' code: a batch of 128 clips counts as an abnormal video when it holds an abnormal
+    frame."""
     s, y = (np.concatenate([x[k] for k in sorted(scores)]) for x in (scores, labels))
     size = BATCH * CLIP_FRAMES
     batches = [slice(i, i + size) for i in range(0, len(y), size)]
@@ -97,7 +98,8 @@ def print_further_measures(extra, options):
 
 
 def evaluate(data, checkpoint, *, out, run, options, shard=None, loaded=None):
-    """Score the test videos (all videos where there are none), print and write the results. -> metrics on rank 0, else None.
+    """Score the test videos (all videos where there are none), print and write the results. -> metrics on rank 0, else
+    None.
 
     data: FeatureData; loaded: what scoring.load_model(checkpoint) gave, if it was called before.
     """
@@ -156,8 +158,8 @@ def evaluate(data, checkpoint, *, out, run, options, shard=None, loaded=None):
         options=options,
         skipped=data.skipped,
         pictures=(lambda v: frames_and_clock(sources[v.name])) if sources else None,
-        more=f"python frd_uvad/train.py --dataset {data.name} --auxiliary frd:{checkpoint} --out {out}-2 trains a second "
-        "round; ",
+        more=f"python frd_uvad/train.py --dataset {data.name} --auxiliary frd:{checkpoint} --out {out}-2 trains "
+        "a second round; ",
     )
     return result.metrics
 
@@ -169,14 +171,15 @@ def check_width(net, checkpoint, width, what):
 
 
 def score_own_video(video, checkpoint, *, out, run, options, loaded=None):
-    """scores.csv, curve.png, overlay.mp4 and report.html of one video. video: common.video.Video; out: folder for it."""
+    """scores.csv, curve.png, overlay.mp4 and report.html of one video. video: common.video.Video; out: folder for
+    it."""
     from frd_uvad import scoring
 
     net, state = loaded or scoring.load_model(checkpoint)
     if not state.get("features"):
         raise UserError(
-            f"{checkpoint} was trained on features made elsewhere: make those of {video.path} in the same way, and score "
-            "them with --features"
+            f"{checkpoint} was trained on features made elsewhere: make those of {video.path} in the same way, and "
+            "score them with --features"
         )
     features, frames = preprocess.features_of_video(video, preprocess.FeatureOptions(**state["features"]), run)
     check_width(net, checkpoint, features.shape[2], f"those of {video.path}")

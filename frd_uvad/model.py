@@ -26,7 +26,10 @@ def positions(length, dim):
 
 
 def attend(q, k, v):
-    """softmax(q·kᵀ / √d) v, [..., L, d] each. The fused attention of CPUs takes twice as long in bf16 as in float32 for so few tokens."""
+    """softmax(q·kᵀ / √d) v, [..., L, d] each.
+
+    The fused attention of CPUs takes twice as long in bf16 as in float32 for so few tokens.
+    """
     if q.device.type == "cpu" and q.dtype == torch.bfloat16:
         with torch.autocast("cpu", enabled=False):
             return F.scaled_dot_product_attention(q.float(), k.float(), v.float())
@@ -41,7 +44,8 @@ class Attention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x, across):
-        """[N, T, parts, dim]. across: the queries of clip k - 1 attend to clip k (clip 0: its own); otherwise each clip to itself."""
+        """[N, T, parts, dim]. across: the queries of clip k - 1 attend to clip k (clip 0: its own); otherwise each
+        clip to itself."""
         n, t, length, dim = x.shape
         q, k, v = self.qkv(x).view(n, t, length, 3, self.heads, dim // self.heads).unbind(3)
         if across and t > 1:
@@ -178,9 +182,9 @@ def cumulative(scores):
 def losses(out, auxiliary=None, bank_error=None, weights=(1.0, 1.0, 1.0)):
     """The three losses of a step and its pseudo labels.
 
-    out: of FRD on the batch; auxiliary: scores [N, T] in 0..1 that must agree (>= 0.5), or None; bank_error: [M, T] of the
-    latent anomaly bank's windows when it is in use. -> {"total", "reconstruction", "disruption", "scorer", "pseudo": [N, T],
-    "threshold"}.
+    out: of FRD on the batch; auxiliary: scores [N, T] in 0..1 that must agree (>= 0.5), or None; bank_error: [M, T] of
+    the latent anomaly bank's windows when it is in use. -> {"total", "reconstruction", "disruption", "scorer",
+    "pseudo": [N, T], "threshold"}.
     """
     error = out["error"]
     with torch.no_grad():
@@ -203,8 +207,8 @@ def losses(out, auxiliary=None, bank_error=None, weights=(1.0, 1.0, 1.0)):
 def select_for_bank(pseudo, scores, kind, delta):
     """Which windows join the bank: bool [N]. pseudo, scores [N, T].
 
-    A pseudo label survives where the score is at least mean + delta · deviation of the batch's scores; `wlab` (weak) asks for one
-    such position in the window, `slab` (strong) for all.
+    A pseudo label survives where the score is at least mean + delta · deviation of the batch's scores; `wlab` (weak)
+    asks for one such position in the window, `slab` (strong) for all.
     """
     keep = (pseudo > 0) & (scores >= scores.mean() + delta * scores.std())
     return keep.any(1) if kind == "wlab" else keep.all(1)

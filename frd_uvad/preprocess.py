@@ -1,8 +1,9 @@
-"""Videos -> features of clips of 16 frames, an .npy [clips, crops, width] per video. train.py and eval.py run it if they are missing.
+"""Videos -> features of clips of 16 frames, an .npy [clips, crops, width] per video. train.py and eval.py run it if
+they are missing.
 
 python frd_uvad/preprocess.py --dataset folder --data-root my_videos --backbone s3d         # torchvision's own weights
 python frd_uvad/preprocess.py --dataset ped2 --backbone r3d_18:r3d_18.pth --crops 10
-python frd_uvad/preprocess.py --dataset demo                                                # statistics: no network, no download
+python frd_uvad/preprocess.py --dataset demo                                       # statistics: no network, no download
 """
 
 import argparse
@@ -43,8 +44,8 @@ ENCODED_AT_ONCE = 8  # views
 
 @dataclass
 class FeatureOptions:
-    """Where features come from. features: a folder of features made elsewhere, with order and segments as in find_features;
-    else they are made by `backbone`."""
+    """Where features come from. features: a folder of features made elsewhere, with order and segments as in
+    find_features; else they are made by `backbone`."""
 
     features: Path | None = None
     order: Path | None = None
@@ -76,9 +77,9 @@ def add_data_flags(parser):
         "--backbone",
         default=STAND_IN,
         metavar="NAME[:WEIGHTS]",
-        help=f"{STAND_IN} (motion and appearance per clip, a stand-in) or a torchvision video network: s3d, r3d_18, mc3_18, "
-        "r2plus1d_18, mvit_v1_b, mvit_v2_s, swin3d_t, swin3d_s, swin3d_b; WEIGHTS: a local file, or torchvision's name of "
-        "other weights than its default (default: %(default)s)",
+        help=f"{STAND_IN} (motion and appearance per clip, a stand-in) or a torchvision video network: s3d, r3d_18, "
+        "mc3_18, r2plus1d_18, mvit_v1_b, mvit_v2_s, swin3d_t, swin3d_s, swin3d_b; WEIGHTS: a local file, or "
+        "torchvision's name of other weights than its default (default: %(default)s)",
     )
     group.add_argument(
         "--crops", type=int, choices=[1, 10], default=1, help="views of each clip (default: %(default)s)"

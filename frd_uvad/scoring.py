@@ -17,15 +17,16 @@ SCORES_VERSION = 1  # raise it when raw scores change: cached ones are then comp
 def score_video(
     net: torch.nn.Module, video, run, batch_size: int = 1024, tick: Callable = lambda n: None
 ) -> dict[str, np.ndarray]:
-    """-> {"scores": float32 [clips]} of a FeatureVideo by the scorer, and {"errors": reconstruction errors [clips]} where the
-    network has a reconstructor. tick(n) is called after every n clips. Raises UserError for features that are not finite."""
+    """-> {"scores": float32 [clips]} of a FeatureVideo by the scorer, and {"errors": reconstruction errors [clips]}
+    where the network has a reconstructor. tick(n) is called after every n clips. Raises UserError for features that
+    are not finite."""
     scores, errors = [], []
     for i in range(0, len(video), batch_size):
         x = torch.from_numpy(video.clips(range(i, min(i + batch_size, len(video))))).to(run.device).float().unsqueeze(2)
         if not torch.isfinite(x).all():
             raise UserError(
-                f"features of video {video.name} ({video.path}) hold NaN or infinite numbers: encode it again, or take it "
-                "away"
+                f"features of video {video.name} ({video.path}) hold NaN or infinite numbers: encode it again, or take "
+                "it away"
             )
         with run.autocast():
             scores.append(net.scorer(x)[:, 0, 0].float().cpu().numpy())

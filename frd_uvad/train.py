@@ -1,9 +1,11 @@
-"""Train FRD-UVAD on clip features without any label, training and test videos alike; encoding runs first where it is missing.
+"""Train FRD-UVAD on clip features without any label, training and test videos alike; encoding runs first where it is
+missing.
 
     python frd_uvad/train.py --dataset demo                                     # stand-in features, no download
     python frd_uvad/train.py --dataset folder --data-root my_videos --backbone s3d --rounds 2
-    python frd_uvad/train.py --dataset_name ucfcrime --feature_pretrain_model i3d --feature_modal rgb --cross_clip 4 --lab False \\
-        --lab_type wlab --beta 0.1 --delta 0.5 --Vitblock_num 8 --max_seqlen 320 --max_epoch 5 --Lambda 1_1_1    # as published
+    python frd_uvad/train.py --dataset_name ucfcrime --feature_pretrain_model i3d --feature_modal rgb --cross_clip 4 \\
+        --lab False --lab_type wlab --beta 0.1 --delta 0.5 --Vitblock_num 8 --max_seqlen 320 --max_epoch 5 --Lambda 1_1_1    # as
+        published
 """
 
 import argparse
@@ -95,8 +97,8 @@ def parse(argv=None):
         "--bank",
         "--lab_type",
         choices=["wlab", "slab", "none"],
-        help="latent anomaly bank, whose clips the reconstructor is pushed not to reconstruct: a window joins it when one of "
-        "its clips is abnormal (wlab), or all are (slab) (default: wlab)",
+        help="latent anomaly bank, whose clips the reconstructor is pushed not to reconstruct: a window joins it when one "
+        "of its clips is abnormal (wlab), or all are (slab) (default: wlab)",
     )
     group.add_argument("--lab", dest="bank_wanted", type=parse_bool, help=argparse.SUPPRESS)  # of the published command
     group.add_argument(
@@ -128,7 +130,10 @@ def make_plan(**flags) -> Plan:
 
 
 def auxiliary_scores(auxiliary, windows, feature_size, run):
-    """-> function(batch) giving the auxiliary scores of its windows [n, T]; None without an auxiliary. Raises UserError."""
+    """-> function(batch) giving the auxiliary scores of its windows [n, T]; None without an auxiliary.
+
+    Raises UserError.
+    """
     import torch
 
     if auxiliary is None:
@@ -153,7 +158,8 @@ def auxiliary_scores(auxiliary, windows, feature_size, run):
 
 
 def labels_of_clips(auxiliary, videos) -> np.ndarray:
-    """One number per clip of every video, from a file of pseudo labels: by split/name, or by name where only one video has it."""
+    """One number per clip of every video, from a file of pseudo labels: by split/name, or by name where only one
+    video has it."""
     parts, names = [], [v.name for v in videos]
     for v in videos:
         labels = auxiliary.labels.get(v.key, auxiliary.labels.get(v.name))
@@ -173,7 +179,8 @@ def labels_of_clips(auxiliary, videos) -> np.ndarray:
 
 
 def losses(net, batch, plan, bank, auxiliary, run):
-    """-> {name: loss over the whole batch}, pseudo labels [n, T], scores [n, T]: the threshold is that of all ranks' windows."""
+    """-> {name: loss over the whole batch}, pseudo labels [n, T], scores [n, T]: the threshold is that of all ranks'
+    windows."""
     from frd_uvad import model
 
     with run.autocast():
@@ -218,7 +225,8 @@ def train_one_epoch(net, loader, optimizer, plan, epoch, run, meter, bank, auxil
 def train(
     data, plan, *, out, run, title="round 1", num_blocks=8, auxiliary="none", seed=0, resume=True, save_minutes=5
 ) -> Path:
-    """One round, on every video there is and without labels. data: FeatureData; auxiliary: see scoring.load_auxiliary().
+    """One round, on every video there is and without labels. data: FeatureData; auxiliary: see
+    scoring.load_auxiliary().
 
     -> path of the finished checkpoint
     """
@@ -232,8 +240,8 @@ def train(
 
     if data.width % (16 * HEADS):
         raise UserError(
-            f"features of width {data.width} do not fit: the model cuts them into 16 parts for {HEADS} heads, so it must be "
-            f"a multiple of {16 * HEADS}"
+            f"features of width {data.width} do not fit: the model cuts them into 16 parts for {HEADS} heads, so it "
+            f"must be a multiple of {16 * HEADS}"
         )
     out = run.open_output_dir(out)
     videos = data.train + data.test
@@ -251,8 +259,8 @@ def train(
     }
     where = "on the device" if windows.features is not None else "read from disk"
     run.print(
-        f"{title}: {len(videos)} videos, {len(windows)} windows of {plan.cross_clip} clips, {data.crops} crops of width "
-        f"{data.width}, auxiliary {auxiliary}, {where}, {run.device}, {run.precision}"
+        f"{title}: {len(videos)} videos, {len(windows)} windows of {plan.cross_clip} clips, {data.crops} crops of "
+        f"width {data.width}, auxiliary {auxiliary}, {where}, {run.device}, {run.precision}"
     )
     seed_everything(seed)
     net = scoring.build_model(model_args).to(run.device)
@@ -300,7 +308,8 @@ def train(
 
 
 def labels_of_test_clips(data, windows) -> np.ndarray:
-    """For looking only: int8 [windows], 1 = the first clip is abnormal, 0 = normal, -1 = unknown or a training video's."""
+    """For looking only: int8 [windows], 1 = the first clip is abnormal, 0 = normal, -1 = unknown or a training
+    video's."""
     labels = np.full(len(windows), -1, np.int8)
     tests = {id(v) for v in data.test} if data.has_labels else ()
     for video, start in zip(windows.videos, windows.starts):

@@ -95,14 +95,15 @@ def cached_scoring(dataset, scorer, net, run, batch_size=None):
 
 
 def training_statistics(train_set, checkpoint, scorer, net, run, out, batch_size=None):
-    """Statistics for a checkpoint that has none, from the training cubes of the dataset (rank 0; None on the others)."""
+    """Statistics for a checkpoint that has none, from the training cubes of the dataset (rank 0; None on the
+    others)."""
     from hf2vad import scoring
 
     run.print(f"{checkpoint} has no training statistics: scoring the training cubes of {train_set.data.name}")
     if not train_set.train:
         raise UserError(
-            f"{checkpoint} has no training statistics and {train_set.data.name} no training videos: the scores cannot be "
-            "normalised"
+            f"{checkpoint} has no training statistics and {train_set.data.name} no training videos: the scores cannot "
+            "be normalised"
         )
     score, settings = cached_scoring(train_set, scorer, net, run, batch_size)
     cache = evaluation.ScoreCache(out, settings, Video.fingerprint)
@@ -193,7 +194,8 @@ def evaluate(
 
 
 def frame_scores(dataset, errors, stats, weights):
-    """-> {video: frame scores}, {video: detections} of the test videos; a frame without cubes scores as one without error."""
+    """-> {video: frame scores}, {video: detections} of the test videos; a frame without cubes scores as one without
+    error."""
     from hf2vad import scoring
 
     cube_scores, empty = scoring.combine(errors, stats, *weights), scoring.empty_score(stats, *weights)
@@ -215,7 +217,8 @@ def score_own_video(
     train_set=None,
     loaded=None,
 ):
-    """scores.csv, curve.png, overlay.mp4 and report.html of one video. video: common.video.Video; out: folder for it."""
+    """scores.csv, curve.png, overlay.mp4 and report.html of one video. video: common.video.Video; out: folder for
+    it."""
     from hf2vad import scoring
 
     net, state = loaded or scoring.load_model(checkpoint)

@@ -364,7 +364,8 @@ class VUnet(nn.Module):
 
 
 class HF2VAD(nn.Module):
-    """The whole method: every flow of the cube through ML-MemAE-SC, then the CVAE on past frames and reconstructed flow."""
+    """The whole method: every flow of the cube through ML-MemAE-SC, then the CVAE on past frames and reconstructed
+    flow."""
 
     def __init__(
         self,
@@ -474,8 +475,9 @@ def cube_scores(out, frames, flows):
 def init_weights(net):
     """Kaiming-normal (a = 0.1, fan-in) convolutions, N(1, 0.02) batch-norm weights, zero biases.
 
-    Weight-normalised convolutions keep PyTorch's default: with Kaiming there, the residual chains of a small model started
-    with a KL of 4e7 and training failed. (Setting `.weight` under weight norm has no effect; g and v are what counts.)
+    Weight-normalised convolutions keep PyTorch's default: with Kaiming there, the residual chains of a small model
+    started with a KL of 4e7 and training failed. (Setting `.weight` under weight norm has no effect; g and v are what
+    counts.)
     """
     for m in net.modules():
         if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d)):
@@ -487,7 +489,8 @@ def init_weights(net):
 
 
 def fold(net):
-    """Change a network for inference, same outputs: batch norm into the convolution before it, weight norm multiplied out."""
+    """Change a network for inference, same outputs: batch norm into the convolution before it, weight norm
+    multiplied out."""
     net = net.eval().requires_grad_(False)
     for module in list(net.modules()):
         for name, child in list(module.named_children()):

@@ -1,4 +1,5 @@
-"""Cubes -> scores: the inference path, the statistics of the training cubes, and what a checkpoint must say for both."""
+"""Cubes -> scores: the inference path, the statistics of the training cubes, and what a checkpoint must say for
+both."""
 
 import copy
 
@@ -24,7 +25,10 @@ def to_input(batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 class Scorer:
-    """A network ready for inference: folded, channels_last, no prior samples. score(batch) -> flow and frame errors [n]."""
+    """A network ready for inference: folded, channels_last, no prior samples. score(batch)
+
+    -> flow and frame errors [n].
+    """
 
     def __init__(self, net, run, *, optimised: bool = True):
         self.run, self.optimised = run, optimised

@@ -81,7 +81,8 @@ def parse(argv=None):
 
 
 def make_plan(dataset: str, *, epochs=None, batch_size=None, lr=None, decay=None) -> dict[str, Stage]:
-    """The schedule of every stage. epochs, batch_size, lr: "6" or "6,2,0" (memae,cvae,finetune), None for the defaults."""
+    """The schedule of every stage. epochs, batch_size, lr: "6" or "6,2,0" (memae,cvae,finetune), None for the
+    defaults."""
     decay = decay or ("cooldown" if dataset == "demo" else "published")
     plan = {s: Stage(s, **(DEMO if dataset == "demo" else DEFAULTS)[s], decay=decay) for s in STAGES}
     for key, kind, least, text in (
@@ -147,7 +148,10 @@ def train_one_epoch(net, loader, optimizer, stage, epoch, run, meter):
 
 
 def train_stage(stage, net, records, identity, *, out, run, seed, foreground, last, resume=True, save_minutes=5):
-    """Train one stage from where its checkpoint is. last: also the statistics that scores are normalised with. -> path"""
+    """Train one stage from where its checkpoint is. last: also the statistics that scores are normalised with.
+
+    -> path
+    """
     import torch
 
     from common import training
@@ -204,7 +208,10 @@ def train_stage(stage, net, records, identity, *, out, run, seed, foreground, la
 
 
 def train(dataset, plan, *, out, run, size="full", seed=0, only=None, resume=True, save_minutes=5) -> Path:
-    """Train the missing stages. dataset: pipeline.CubeVideos; only: one stage. -> path of the newest complete checkpoint."""
+    """Train the missing stages. dataset: pipeline.CubeVideos; only: one stage.
+
+    -> path of the newest complete checkpoint.
+    """
     from common import training
     from common.distributed import seed_everything
     from hf2vad import scoring
@@ -261,8 +268,8 @@ def training_records(dataset):
     """Records of the training cubes, one array per video. Raises UserError without any."""
     if not dataset.train:
         raise UserError(
-            f"{dataset.data.name} has no training videos under {dataset.data.root}: HF2-VAD learns from normal videos in a "
-            "training folder; add one with videos of ordinary days"
+            f"{dataset.data.name} has no training videos under {dataset.data.root}: HF2-VAD learns from normal videos "
+            "in a training folder; add one with videos of ordinary days"
         )
     records = dataset.records(dataset.train)
     if not sum(map(len, records)):

@@ -11,8 +11,8 @@ from scene_aware_ae.scoring import LENGTH
 class Segments:
     """Segments of LENGTH frames, each named by its first frame among the features of all videos laid end to end.
 
-    scenes: names; frames: number of all frames. Features lie on the device where they fit, else they are read from disk.
-    Raises UserError for a scene without a video of LENGTH frames.
+    scenes: names; frames: number of all frames. Features lie on the device where they fit, else they are read from
+    disk. Raises UserError for a scene without a video of LENGTH frames.
     """
 
     def __init__(self, dataset, run):
@@ -41,7 +41,8 @@ class Segments:
         return torch.arange(len(self.scenes), device=self.run.device).repeat_interleave(per_scene)
 
     def read(self, first: np.ndarray):
-        """First frames int [n] -> features [n, LENGTH, D], or their frames' numbers where features lie on the device."""
+        """First frames int [n] -> features [n, LENGTH, D], or their frames' numbers where features lie on the
+        device."""
         rows = first[:, None] + np.arange(LENGTH)
         if self.features is not None:
             return self.run.pin(rows)

@@ -24,7 +24,8 @@ CLIP_FRAMES = 16  # that a row of features made per clip stands for
 
 @dataclass
 class EncoderOptions:
-    """The encoder and how it is used. clip, preprocess: None for what the checkpoint was trained on, else the paper's."""
+    """The encoder and how it is used. clip, preprocess: None for what the checkpoint was trained on, else the
+    paper's."""
 
     clip: str | None = None
     pretrained: str = PRETRAINED
@@ -75,9 +76,8 @@ def make_encoder(
 ):
     """The encoder that the options name, or that a checkpoint was `trained` on (its describe()).
 
-    data: the Dataset, on whose training videos a stand-in is trained. only_features: False where videos must be encoded,
-    which files of features cannot; measuring: its speed, for which random weights will do.
-    Raises UserError.
+    data: the Dataset, on whose training videos a stand-in is trained. only_features: False where videos must be
+    encoded, which files of features cannot; measuring: its speed, for which random weights will do. Raises UserError.
     """
     from common.features.clip import RANDOM, ClipEncoder
 
@@ -95,8 +95,8 @@ def make_encoder(
     elif name.startswith(FILES):
         if not only_features or measuring:
             raise UserError(
-                f"--clip {name} holds features, and no network that could encode a video: make the video's features in the "
-                "same way, as a dataset of its own"
+                f"--clip {name} holds features, and no network that could encode a video: make the video's features in "
+                "the same way, as a dataset of its own"
             )
         encoder = GivenFeatures(name.removeprefix(FILES))
     else:
@@ -104,8 +104,8 @@ def make_encoder(
             raise UserError("--pretrained random is for tests/perf/bench.py: features of random weights say nothing")
         advice = (
             f"where there is a network, run: python scene_aware_ae/preprocess.py --clip {name} --pretrained "
-            f"{options.pretrained} --save-weights {name}.pt — then copy the file here and give --pretrained {name}.pt; or "
-            f"take --clip {STAND_IN}"
+            f"{options.pretrained} --save-weights {name}.pt — then copy the file here and give --pretrained {name}.pt; "
+            f"or take --clip {STAND_IN}"
         )
         encoder = ClipEncoder(name, options.pretrained, preprocess, run, advice)
     if trained and trained["weights"] != encoder.hash:
@@ -124,8 +124,8 @@ def make_encoder(
 class GivenFeatures:
     """Features made elsewhere: <folder>/<split>/<video>.npy, one row per frame [frames, width], or one per clip of 16.
 
-    Features of clips, [clips, width], [clips, crops, width] or [crops, clips, width], are given to all frames of the clip
-    (their mean over crops). Raises UserError where the folder has none.
+    Features of clips, [clips, width], [clips, crops, width] or [crops, clips, width], are given to all frames of the
+    clip (their mean over crops). Raises UserError where the folder has none.
     """
 
     preprocess = "none"

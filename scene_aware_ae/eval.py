@@ -1,6 +1,6 @@
 """Score test videos, or your own video, with a trained scene-aware autoencoder.
 
-python scene_aware_ae/eval.py --dataset shanghaitech-sd --checkpoint runs/scene_aware_ae/shanghaitech-sd/scene_aware_ae.pt
+python scene_aware_ae/eval.py --dataset shanghaitech-sd --checkpoint runs/scene_aware_ae.pt
 python scene_aware_ae/eval.py --dataset shanghaitech-sd --checkpoint authors.pth --protocol official
 python scene_aware_ae/eval.py --video my.mp4 --checkpoint runs/scene_aware_ae/folder/scene_aware_ae.pt
 """
@@ -57,7 +57,8 @@ def parse(argv=None):
 
 
 def best_sigma(scores: dict, labels: dict) -> int:
-    """The authors' choice on the test labels: the Gaussian of 0..19 frames, over all videos joined, of highest micro AUC."""
+    """The authors' choice on the test labels: the Gaussian of 0..19 frames, over all videos joined, of highest micro
+    AUC."""
     names = sorted(scores)
     s, y = (np.concatenate([x[k] for k in names]) for x in (scores, labels))
     return max(range(20), key=lambda sigma: metrics.auc(y, smoothing.gaussian(s, sigma) if sigma else s))
@@ -88,8 +89,8 @@ def make_protocol(options: cli.ScoreOptions, scores: dict, labels: dict) -> eval
 def evaluate(dataset, checkpoint, *, out, run, options, shard=None, tsne=None, workers=None, loaded=None):
     """Score the test set, print and write the results. -> metrics on rank 0, else None.
 
-    dataset: preprocess.EncodedVideos; tsne: other checkpoints to draw scene features of, [] for this one only, None for no
-    drawing; loaded: what scoring.load_model(checkpoint) gave, if it was called before.
+    dataset: preprocess.EncodedVideos; tsne: other checkpoints to draw scene features of, [] for this one only, None for
+    no drawing; loaded: what scoring.load_model(checkpoint) gave, if it was called before.
     """
     from common.training import run_info, weights_hash
     from scene_aware_ae import scoring
@@ -152,7 +153,8 @@ def baselines(dataset, workers=None):
 
 
 def scene_points(net, dataset, labels, run):
-    """Scene features of all segments [N, D], their scenes, and their kinds: 0 training, 1 normal test, 2 abnormal test."""
+    """Scene features of all segments [N, D], their scenes, and their kinds: 0 training, 1 normal test, 2 abnormal
+    test."""
     from scene_aware_ae import scoring
 
     points, scenes, kinds = [], [], []
@@ -192,7 +194,8 @@ def draw_tsne(checkpoints, dataset, labels, run, path):
 def score_own_video(video, checkpoint, source, encoder_options, *, out, run, options, scene=None, loaded=None):
     """scores.csv, curve.png, overlay.mp4 and report.html of one video, and which scene it resembles.
 
-    video: common.video.Video; source: its dataset is that of the checkpoint, beside whose features a stand-in encoder lies.
+    video: common.video.Video; source: its dataset is that of the checkpoint, beside whose features a stand-in encoder
+    lies.
     """
     import torch
 

@@ -1,4 +1,5 @@
-"""Scene-aware autoencoder of frame features: a transformer that reconstructs segments, and a contrastive loss over scenes.
+"""Scene-aware autoencoder of frame features: a transformer that reconstructs segments, and a contrastive loss over
+scenes.
 
 The authors published code and results, https://github.com/SkiddieAhn/Study-Scene-aware-VAD. Imports torch only.
 Parameter names are the published ones.

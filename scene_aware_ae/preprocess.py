@@ -1,4 +1,5 @@
-"""Videos -> features of every frame by a frozen encoder, a float16 .npy per video. train.py and eval.py run it if they are missing.
+"""Videos -> features of every frame by a frozen encoder, a float16 .npy per video. train.py and eval.py run it if they
+are missing.
 
 python scene_aware_ae/preprocess.py --dataset shanghaitech-sd --pretrained openai
 torchrun --nproc-per-node 8 scene_aware_ae/preprocess.py --dataset shanghaitech     # or --shard 0/8 … --shard 7/8
@@ -61,7 +62,8 @@ class Features(VideoFiles):
     what = "features"
 
     def __init__(self, folder, description: dict, stamp=None):
-        """description: the encoder's describe(); stamp: changes when the files do that features made elsewhere come from."""
+        """description: the encoder's describe(); stamp: changes when the files do that features made elsewhere come
+        from."""
         settings = repr(sorted(description.items())) + (str(stamp) if stamp else "")
         key = hashlib.sha256(settings.encode(errors="backslashreplace")).hexdigest()[:10]
         super().__init__(Path(folder) / f"features-{key}")
@@ -146,8 +148,8 @@ def prepare(
 ) -> EncodedVideos:
     """Encode what is missing; under torchrun every rank encodes its share.
 
-    scenes: the csv of --scenes; data: instead of the dataset that `source` names; trained: the encoder's description in a
-    checkpoint; encoder: instead of the one that `options` name.
+    scenes: the csv of --scenes; data: instead of the dataset that `source` names; trained: the encoder's description in
+    a checkpoint; encoder: instead of the one that `options` name.
     """
     with run.main_first():
         data = data or datasets.find(source.dataset, source.data_root, source.labels)

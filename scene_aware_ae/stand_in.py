@@ -16,7 +16,8 @@ from common.video import Decoder
 
 
 class FrameAutoencoder(nn.Module):
-    """Convolutional autoencoder of small frames, each side divisible by 16; its code keeps a grid, so it says where things are."""
+    """Convolutional autoencoder of small frames, each side divisible by 16; its code keeps a grid, so it says where
+    things are."""
 
     CHANNELS = 8
 
@@ -49,8 +50,8 @@ class FrameAutoencoder(nn.Module):
 class StandIn:
     """Encoder with the interface of common.features.clip.ClipEncoder; trained once and kept in `folder`.
 
-    videos: those to train on. Pixels that differ from their video's median frame weigh more in its loss, so that the code
-    tells what moves. Raises UserError where it was not trained and there are no videos.
+    videos: those to train on. Pixels that differ from their video's median frame weigh more in its loss, so that the
+    code tells what moves. Raises UserError where it was not trained and there are no videos.
     """
 
     name, size = "none:autoencoder", (96, 160)  # encoder.STAND_IN

@@ -155,7 +155,8 @@ def train(dataset, *, out, run, variational=False, seed=0, resume=True, save_min
             f"a multiple of {DrawLoader.LOG_STEPS}"  # may be raised: the last epoch was a whole one
         )
     run.print(
-        f"{data.name}: {len(dataset.train)} training videos of {scenes} scenes, {segments.frames} frames, mode {plan.mode}"
+        f"{data.name}: {len(dataset.train)} training videos of {scenes} scenes, {segments.frames} frames, mode "
+        f"{plan.mode}"
         f"{', variational' if variational else ''}, {run.device}, {run.precision}"
     )
     seed_everything(seed)

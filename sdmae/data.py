@@ -42,13 +42,15 @@ class FrameDataset:
         return other
 
     def neighbours(self, rows: np.ndarray) -> np.ndarray:
-        """Rows of the frames at the offsets around each row; the row itself where the video has none. int64 [n, offsets]."""
+        """Rows of the frames at the offsets around each row; the row itself where the video has none. int64 [n,
+        offsets]."""
         number = self.number[rows][:, None] + self.offsets
         inside = (number >= 0) & (number <= self.last[rows][:, None])
         return np.asarray(rows)[:, None] + np.where(inside, self.offsets, 0)
 
     def read(self, rows: np.ndarray):
-        """-> the frames that the samples need, each once (None if they are on the device), and their places [n, offsets]."""
+        """-> the frames that the samples need, each once (None if they are on the device), and their places [n,
+        offsets]."""
         rows = self.neighbours(rows)
         if self.resident is not None:
             return None, rows
@@ -100,8 +102,8 @@ def network_target(frame: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 def noise_table(tokens: int, seed: int = 0, draw: int = 0) -> torch.Tensor:
     """Masking noise of evaluation, float32 [NOISE_ROWS, tokens] in [0, 1): frame number t takes row t % NOISE_ROWS.
 
-    So a frame has the same mask in any batch, order or run. Draws come in pairs: at a mask ratio of a half the second one removes what the
-    first one kept, so that every token is judged by its surroundings once.
+    So a frame has the same mask in any batch, order or run. Draws come in pairs: at a mask ratio of a half the second
+    one removes what the first one kept, so that every token is judged by its surroundings once.
     """
     if draw % 2:
         return 1 - noise_table(tokens, seed, draw - 1)

@@ -43,8 +43,8 @@ def add_eval_flags(parser, training=False):
         "--student-on",
         choices=["all", "removed"],
         default="all",
-        help="tokens that the student's error counts on: all, as published, or the removed ones, which it is trained on "
-        "(default: %(default)s)",
+        help="tokens that the student's error counts on: all, as published, or the removed ones, which it is trained "
+        "on (default: %(default)s)",
     )
     group.add_argument(
         "--mask-draws",
@@ -94,7 +94,7 @@ def parse(argv=None):
     group.add_argument("--student", type=Path, help="the authors' second file, with the student")
     group.add_argument(
         "--video",
-        help="a video file, a folder of frames, a camera's number or a stream's address instead of the dataset's test set",
+        help="a video file, a folder of frames, a camera's number or a stream's address, not the dataset's test set",
     )
     cli.add_shard_flag(group, scoring=True)
     group.add_argument("--batch-size", type=cli.positive_int, default=64, help="frames at once (default: %(default)s)")
@@ -169,7 +169,8 @@ def load(
     draws=1,
     compiled=False,
 ) -> Loaded:
-    """dataset: whose published configuration counts if the checkpoint names none; image_size: for the authors' files."""
+    """dataset: whose published configuration counts if the checkpoint names none; image_size: for the authors'
+    files."""
     from sdmae import scoring
 
     net, state = scoring.load_model(checkpoint, student, image_size)

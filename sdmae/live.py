@@ -1,7 +1,8 @@
 """Score frames as they arrive: a file, a folder of frames, a camera or a network stream; memory stays bounded.
 
-Frame t is scored when t+3 is there. Scores are smoothed over the past alone; an event begins where they pass a threshold that
-normal training frames pass a stated number of times per hour, and ends a second after the last frame above it.
+Frame t is scored when t+3 is there. Scores are smoothed over the past alone; an event begins where they pass a
+threshold that normal training frames pass a stated number of times per hour, and ends a second after the last frame
+above it.
 """
 
 import array
@@ -83,9 +84,9 @@ class Recorded:
 class Stream:
     """A camera's number or a stream's address.
 
-    A thread reads; when scoring is too slow the oldest waiting frames are dropped, and when the stream is lost it is opened
-    again. After a gap a new segment begins: its frames have no neighbours before it. A frame's seconds are those since the first one
-    came, gaps included. User and password of the address are shown nowhere.
+    A thread reads; when scoring is too slow the oldest waiting frames are dropped, and when the stream is lost it is
+    opened again. After a gap a new segment begins: its frames have no neighbours before it. A frame's seconds are those
+    since the first one came, gaps included. User and password of the address are shown nowhere.
     """
 
     live = True
@@ -152,7 +153,8 @@ class Stream:
 
 
 def has_length(address):
-    """Whether a web server says how long what it serves is, which it does of a file in a format without a duration (.ts, .h264)."""
+    """Whether a web server says how long what it serves is, which it does of a file in a format without a duration
+    (.ts, .h264)."""
     parts = urllib.parse.urlsplit(address)
     if parts.scheme not in ("http", "https"):
         return False
@@ -194,9 +196,9 @@ def moving_mean(x, width):
 def calibrate(scores, per_hour, fps, width):
     """The smoothed score that normal footage passes `per_hour` times an hour.
 
-    scores: of normal frames in order. Their hours are too few to count rare events, so the part above the TAIL quantile is taken
-    for exponential: P(score > x) = (1 - TAIL) · exp(-(x - q) / mean excess); there are 3600 · fps / width independent scores in
-    an hour.
+    scores: of normal frames in order. Their hours are too few to count rare events, so the part above the TAIL quantile
+    is taken for exponential: P(score > x) = (1 - TAIL) · exp(-(x - q) / mean excess); there are 3600 · fps / width
+    independent scores in an hour.
     """
     smooth = moving_mean(scores, width)
     q = np.quantile(smooth, TAIL)
@@ -206,7 +208,8 @@ def calibrate(scores, per_hour, fps, width):
 
 
 class PastMean:
-    """Mean of the scores of the last `window` seconds; at the even rate of a Clock, of the nearest whole number of frames."""
+    """Mean of the scores of the last `window` seconds; at the even rate of a Clock, of the nearest whole number of
+    frames."""
 
     def __init__(self, window, clock):
         self.width = max(1, round(window * clock.fps))
@@ -226,7 +229,8 @@ class PastMean:
 
 @dataclass
 class Moment:
-    """A scored frame: its number, seconds from the start, the clock's time when it arrived ("" of a recording), its smoothed score."""
+    """A scored frame: its number, seconds from the start, the clock's time when it arrived ("" of a recording), its
+    smoothed score."""
 
     frame: int
     seconds: float
@@ -293,8 +297,8 @@ class Events:
         )
         self.file.flush()
         self.say(
-            f"event {self.count}: {when(first)} to {when(last)}, peak {peak.score / self.threshold:.2f} × threshold at {when(peak)} "
-            f"(frame {peak.frame})"
+            f"event {self.count}: {when(first)} to {when(last)}, peak {peak.score / self.threshold:.2f} × threshold at "
+            f"{when(peak)} (frame {peak.frame})"
         )
         self.first = None
 

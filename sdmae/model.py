@@ -44,7 +44,8 @@ def gradient_masking(gradient, p, ratio):
     return random_masking(patchify(gradient, p).amax(dim=2), ratio)
 
 
-# ----------------------------------------------------------------------------------------------- CvT blocks (section 3.2)
+# ----------------------------------------------------------------------------------------------- CvT blocks (section
+# 3.2)
 
 
 class DepthwiseProjection(nn.Module):
@@ -96,7 +97,8 @@ class Attention(nn.Module):
         )  # tokens are channels_last pictures already: nothing is copied
 
         def project(conv, linear):
-            # linear before joining: the gradient of a part of a joined tensor is not contiguous, and batch norm is slow on it
+            # linear before joining: the gradient of a part of a joined tensor is not contiguous, and batch norm is slow
+            # on it
             y = linear(conv(picture).permute(0, 2, 3, 1).flatten(1, 2))
             y = torch.cat([linear(token), y], dim=1)
             return y.view(n, length, self.heads, dim // self.heads).transpose(1, 2)
@@ -145,8 +147,8 @@ class PatchEmbed(nn.Module):
 
 
 class PixelEmbed(nn.Module):
-    """A PatchEmbed of frames [N, 3, C, H, W] in 0..255: w·(x - 127.5)/127.5 = (w/127.5)·x - w, as one matrix product. Grey frames
-    (C = 1) need a third of it, as the weights of equal channels add up."""
+    """A PatchEmbed of frames [N, 3, C, H, W] in 0..255: w·(x - 127.5)/127.5 = (w/127.5)·x - w, as one matrix
+    product. Grey frames (C = 1) need a third of it, as the weights of equal channels add up."""
 
     def __init__(self, embed):
         super().__init__()
@@ -229,7 +231,10 @@ class SDMAE(nn.Module):
         return {**({"student": self.student_head(shared)} if student else {}), "teacher": self.teacher_head(shared)}
 
     def forward(self, frames, noise, *, student=True):
-        """frames [N, 9, H, W] in [-1, 1] (t-3, t, t+3 in BGR), noise [N, L] -> {"teacher", "student", "mask", "latent"}."""
+        """frames [N, 9, H, W] in [-1, 1] (t-3, t, t+3 in BGR), noise [N, L]
+
+        -> {"teacher", "student", "mask", "latent"}.
+        """
         latent, restore, mask = self.encode(frames, noise)
         return {**self.decode(latent, restore, student=student), "mask": mask, "latent": latent}
 
@@ -238,8 +243,9 @@ class SDMAE(nn.Module):
 
     @torch.no_grad()
     def fold(self, dtype=torch.float32):
-        """Make this network one for evaluation alone, in place: weights in `dtype`, batch norms folded into the convolutions before
-        them, and the scaling of pixels into the patch embedding. It takes frames [N, 3, C, H, W] in 0..255, grey or BGR."""
+        """Make this network one for evaluation alone, in place: weights in `dtype`, batch norms folded into the
+        convolutions before them, and the scaling of pixels into the patch embedding. It takes frames [N, 3, C, H, W]
+        in 0..255, grey or BGR."""
         self.eval().requires_grad_(False)
         for module in self.modules():
             if isinstance(module, Attention):
@@ -291,8 +297,8 @@ class SDMAE(nn.Module):
 def token_weights(gradient, target, patch):
     """Weights [N, L] of the teacher's tokens, summing to 1 per image (section 3.3).
 
-    gradient [N, 3, H, W] in 0..255; where the target's anomaly map (channel 3) is abnormal, the image's largest gradient, at
-    least 128, is added. An image without any gradient weighs its tokens alike.
+    gradient [N, 3, H, W] in 0..255; where the target's anomaly map (channel 3) is abnormal, the image's largest
+    gradient, at least 128, is added. An image without any gradient weighs its tokens alike.
     """
     strongest = gradient.flatten(1).amax(1).clamp(min=128).view(-1, 1, 1, 1)
     gradient = gradient + target[:, 3:].clamp(0, 1) * strongest
@@ -324,7 +330,8 @@ def error_maps(out, target, patch, norm="L2"):
 def pixel_errors(out, frame, patch, norm="L2"):
     """error_maps against a frame in 0..255 without anomaly: the same numbers with fewer passes over memory.
 
-    frame uint8 [N, C, H, W], grey or BGR. -> [N, L] distillation error (0 without a student), [N, L] reconstruction error.
+    frame uint8 [N, C, H, W], grey or BGR. -> [N, L] distillation error (0 without a student), [N, L] reconstruction
+    error.
     """
     if frame.device.type == "cpu" and len(frame) > 1:  # one at a time stays in the processor's cache
         parts = [

@@ -19,8 +19,10 @@ from common.io import UserError, run_script, writable_folder
 from common.pictures import write_image
 from common.ubnormal import ubnormal
 
-# Input size (height, width) and patch. Avenue, ShanghaiTech and UBnormal as published: 20 × 40 tokens each. Ped2's size is not
-# published, its patch is 4, which costs several times as much. 192 × 288 keeps the frame's shape (240 × 360) and leaves a
+# Input size (height, width) and patch. Avenue, ShanghaiTech and UBnormal as published: 20 × 40 tokens each. Ped2's size
+# is not
+# published, its patch is 4, which costs several times as much. 192 × 288 keeps the frame's shape (240 × 360) and leaves
+# a
 # pedestrian about 12 × 24 px, one token of 12 × 18. Ped1 keeps the published patch and makes 24 × 36 tokens.
 PUBLISHED = {
     "avenue": dict(size=(320, 640), patch=16),
@@ -79,7 +81,8 @@ class FrameVideos(Usable):
 
 
 def prepare(source: cli.DataSource, size: tuple[int, int], run, *, splits=("train", "test")) -> FrameVideos:
-    """Find the dataset and decode what is missing at `size` (height, width); every rank does its share of the videos."""
+    """Find the dataset and decode what is missing at `size` (height, width); every rank does its share of the
+    videos."""
     with run.main_first():
         data = datasets.find(source.dataset, source.data_root, source.labels)
     cache = FrameCache(data.cache_folder(source.cache) / f"frames-{size[0]}x{size[1]}", size)

@@ -1,7 +1,8 @@
 """Pseudo anomalies: objects cut out of videos, pasted into training frames with a motion that is not theirs.
 
-`self`: moving objects of the training videos, by motion masks. `ubnormal`: abnormal objects of UBnormal's training videos, by
-its masks (the paper's source). A bank holds sequences of crops; pasting is done on the device for a whole batch at once.
+`self`: moving objects of the training videos, by motion masks. `ubnormal`: abnormal objects of UBnormal's training
+videos, by its masks (the paper's source). A bank holds sequences of crops; pasting is done on the device for a whole
+batch at once.
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,8 @@ LENGTH = 7  # frames of a sequence: what one sample sees, t-3..t+3
 MOVING = 15  # grey levels by which a moving pixel differs from the video's median frame
 OBJECTS = 2000  # at most, per bank
 STRETCH = 2.0  # largest enlargement
-# Of objects cut out of the training videos something must be unusual: (speed factor, turn in degrees, enlargement, bend).
+# Of objects cut out of the training videos something must be unusual: (speed factor, turn in degrees, enlargement,
+# bend).
 KINDS = {
     "fast": ((2.0, 5.0), (-15, 15), (0.9, 1.2), 0.0),
     "turned": ((1.0, 3.0), (45, 135), (0.9, 1.2), 0.0),
@@ -55,7 +57,8 @@ class ObjectBank:
 
 
 def crop(frame, mask, box):
-    """-> crop [C, SIDE, SIDE], mask [1, SIDE, SIDE], (height, width), (row, column) of one object. mask: its box's part; box x, y, w, h."""
+    """-> crop [C, SIDE, SIDE], mask [1, SIDE, SIDE], (height, width), (row, column) of one object. mask: its box's
+    part; box x, y, w, h."""
     x, y, w, h = box
     part = cv2.resize(frame[y : y + h, x : x + w], (SIDE, SIDE)).reshape(SIDE, SIDE, -1)
     shape = cv2.resize(mask.astype(np.uint8) * 255, (SIDE, SIDE))
@@ -124,7 +127,10 @@ def thin(found, seed):
 
 
 def from_training(arrays, seed=0):
-    """Bank of the moving objects of the training videos themselves: uint8 [T, H, W, C] each. None where nothing moves."""
+    """Bank of the moving objects of the training videos themselves: uint8 [T, H, W, C] each.
+
+    None where nothing moves.
+    """
     found, (h, w), channels = (
         [],
         arrays[0].shape[1:3],
@@ -146,7 +152,8 @@ def from_training(arrays, seed=0):
 
 
 def from_ubnormal(data, size, channels, seed=0):
-    """Bank of the abnormal objects of UBnormal's training videos (800 to 5000 px at `size`), grey and blurred as published."""
+    """Bank of the abnormal objects of UBnormal's training videos (800 to 5000 px at `size`), grey and blurred as
+    published."""
     if not data.abnormal_train:
         raise UserError(
             f"--pseudo ubnormal: {data.root} has no abnormal_training_video_names.txt; put the dataset's lists of "
@@ -234,8 +241,8 @@ def of_part(chosen, part):
 
 
 def trajectories(bank, chosen, offsets):
-    """Centres and sizes of the chosen objects, float32 [m, k, 2] (rows, columns; px): their own mean velocity, made faster,
-    turned and bent. offsets: int [k], frames from t."""
+    """Centres and sizes of the chosen objects, float32 [m, k, 2] (rows, columns; px): their own mean velocity, made
+    faster, turned and bent. offsets: int [k], frames from t."""
     objects, t = chosen["object"], offsets.float()
     velocity = (bank.places[objects, -1] - bank.places[objects, 0]) / (LENGTH - 1)
     velocity[:, 1] *= 1 - 2 * chosen["mirror"]

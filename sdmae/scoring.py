@@ -33,7 +33,8 @@ class ScoreConfig:
         return {**asdict(self), "parts": list(self.parts)}
 
 
-# Avenue and ShanghaiTech as published. The others are not published: Ped1, Ped2 and your own videos are scored as Avenue,
+# Avenue and ShanghaiTech as published. The others are not published: Ped1, Ped2 and your own videos are scored as
+# Avenue,
 # UBnormal as ShanghaiTech (the authors use one size and patch for both).
 AVENUE = ScoreConfig("L2", PARTS, "aedmae:38:11", minmax=False)
 SHANGHAITECH = ScoreConfig("L1", ("reconstruction",), "aedmae:302:21", minmax=True)
@@ -112,7 +113,8 @@ def score_video(scorer: Scorer, frames: np.ndarray, batch_size: int = 64, tick=N
 
 
 def boxes_of_maps(maps: np.ndarray, threshold: float, source_size: tuple) -> np.ndarray:
-    """Connected tokens above `threshold` -> detections float32 [n, 6]: frame, x1, y1, x2, y2 (px of the source), peak."""
+    """Connected tokens above `threshold` -> detections float32 [n, 6]: frame, x1, y1, x2, y2 (px of the source),
+    peak."""
     out = []
     rows, columns = maps.shape[1:]
     sy, sx = source_size[0] / rows, source_size[1] / columns
@@ -182,8 +184,8 @@ def load_model(path, student=None, size: tuple | None = None) -> tuple[model.SDM
     if "model_state_dict" in state:
         if student is not None:
             raise UserError(
-                f"--student: {path} is our checkpoint and holds its student already; --student belongs to the authors' two "
-                "files"
+                f"--student: {path} is our checkpoint and holds its student already; --student belongs to the authors' "
+                "two files"
             )
         model_args, weights = state["model_args"], state["model_state_dict"]
     else:

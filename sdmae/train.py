@@ -73,8 +73,8 @@ def parse(argv=None):
     group.add_argument(
         "--decay",
         choices=["constant", "cooldown"],
-        help="learning rate: constant, or (short schedules) in a line to 0 over the last third of either phase (default: "
-        "constant; on ped2 cooldown)",
+        help="learning rate: constant, or (short schedules) in a line to 0 over the last third of either phase "
+        "(default: constant; on ped2 cooldown)",
     )
     group.add_argument(
         "--gradient-weights",
@@ -112,7 +112,10 @@ def make_plan(
 
 
 def start_phase(net, phase, lr):
-    """Freeze what this phase does not train. -> a new optimizer: AdamW; norms, biases and single tokens do not decay."""
+    """Freeze what this phase does not train.
+
+    -> a new optimizer: AdamW; norms, biases and single tokens do not decay.
+    """
     import torch
 
     net.requires_grad_(True)

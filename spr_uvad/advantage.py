@@ -1,4 +1,5 @@
-"""The normality advantage: mean loss of normal and of abnormal cubes over the epochs (section 3.1). Labels serve this plot alone.
+"""The normality advantage: mean loss of normal and of abnormal cubes over the epochs (section 3.1). Labels serve this
+plot alone.
 
 python spr_uvad/advantage.py runs/with runs/without --out advantage.png
 """
@@ -17,7 +18,8 @@ from common.io import UserError, run_script
 
 
 def cube_labels(dataset, videos, share=0.2):
-    """int8 [N]: 1 for cubes with at least `share` of their box abnormal by the pixel masks; without masks the frame's label."""
+    """int8 [N]: 1 for cubes with at least `share` of their box abnormal by the pixel masks; without masks the
+    frame's label."""
     out = []
     for v in videos:
         frame, box = (dataset.column([v], k)[0] for k in ("frame", "box"))

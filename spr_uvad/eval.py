@@ -72,7 +72,8 @@ def make_protocol(options: cli.ScoreOptions) -> evaluation.Protocol:
 
 
 def color_max(detections):
-    """A quantile of the boxes' scores: training errors include the anomalies, a few of which stretch their deviation."""
+    """A quantile of the boxes' scores: training errors include the anomalies, a few of which stretch their
+    deviation."""
     scores = np.concatenate([d[:, 5] for d in detections.values()])
     return max(1e-3, float(np.quantile(scores, RED_QUANTILE))) if len(scores) else 1.0
 
@@ -166,8 +167,8 @@ def evaluate(
     """Score the test set, print and write the results. -> metrics on rank 0, else None.
 
     dataset: pipeline.CubeVideos. For checkpoints without statistics: training_scores, the authors' files, or
-    training_set() -> the CubeVideos whose cubes give them (default: `dataset`). loaded: what scoring.load_model(checkpoint)
-    gave, if it was called before.
+    training_set() -> the CubeVideos whose cubes give them (default: `dataset`). loaded: what
+    scoring.load_model(checkpoint) gave, if it was called before.
     """
     from common.training import run_info
     from spr_uvad import scoring
@@ -231,7 +232,8 @@ def score_own_video(
     training_scores=None,
     loaded=None,
 ):
-    """scores.csv, ranking.csv, curve.png, overlay.mp4 and report.html of one video, in a folder of its name under `out`."""
+    """scores.csv, ranking.csv, curve.png, overlay.mp4 and report.html of one video, in a folder of its name under
+    `out`."""
     from spr_uvad import scoring
 
     nets, state = loaded or scoring.load_model(checkpoint)

@@ -90,7 +90,8 @@ class OutConv(nn.Module):
 
 
 def autoencoder(in_ch, out_ch, root):
-    """[N, in_ch, S, S] -> [N, out_ch, S, S] through a bottleneck of 8·root channels at an eighth of the size; no skips."""
+    """[N, in_ch, S, S] -> [N, out_ch, S, S] through a bottleneck of 8·root channels at an eighth of the size; no
+    skips."""
     return nn.Sequential(
         InConv(in_ch, root),
         Down(root, 2 * root),
@@ -111,7 +112,8 @@ def folded(net, x):
 
 
 class LBR(nn.Module):
-    """Reconstructs the cube from itself, and with `use_flow` predicts its optical flow from the cube too (section 3.2)."""
+    """Reconstructs the cube from itself, and with `use_flow` predicts its optical flow from the cube too (section
+    3.2)."""
 
     def __init__(self, *, features_root=32, num_frames=5, use_flow=False):
         super().__init__()
@@ -144,8 +146,8 @@ def cube_errors(out, target):
 def self_paced_weights(scores, step, *, mode="mixture", shrink=0.005, init_std_range=4.0):
     """Weights [N] in [0, 1] of cubes with errors `scores` [N] at refined step number `step` (section 3.3, eq. 5-9).
 
-    Up to l1 = mean + deviation a cube counts as normal; l2 = mean + (init_std_range - step * shrink) deviations, never below
-    l1, is where it is given up (huber: where its influence stops growing).
+    Up to l1 = mean + deviation a cube counts as normal; l2 = mean + (init_std_range - step * shrink) deviations, never
+    below l1, is where it is given up (huber: where its influence stops growing).
     """
     deviation = scores.std() if len(scores) > 1 else scores.new_zeros(())
     low = scores.mean() + deviation

@@ -20,7 +20,10 @@ def fields(use_flow: bool) -> dict:
 
 
 def to_input(batch: dict) -> dict:
-    """uint8 [N, F, C, S, S], float16 [N, F, 2, S, S] -> {"raw": [N, 3F, S, S] in [0, 1], "flow": [N, 2F, S, S] in pixels}."""
+    """uint8 [N, F, C, S, S], float16 [N, F, 2, S, S]
+
+    -> {"raw": [N, 3F, S, S] in [0, 1], "flow": [N, 2F, S, S] in pixels}.
+    """
     frames = batch["appearance"]
     frames = frames.expand(-1, -1, 3, -1, -1) if frames.shape[2] == 1 else frames
     out = {"raw": (frames.flatten(1, 2).float() / 255).contiguous(memory_format=torch.channels_last)}
@@ -80,7 +83,8 @@ def score_video(nets: dict, grid: tuple, records: np.ndarray, size: tuple, run, 
 
 
 def statistics(errors: np.ndarray, block: np.ndarray, numbers) -> dict:
-    """{block: {"raw_mean", "raw_std", "flow_mean", "flow_std", "cubes"}} over the cubes that each model was trained on."""
+    """{block: {"raw_mean", "raw_std", "flow_mean", "flow_std", "cubes"}} over the cubes that each model was trained
+    on."""
     out = {}
     for number in numbers:
         e = errors[block == number].astype(np.float64)
@@ -95,7 +99,10 @@ def statistics(errors: np.ndarray, block: np.ndarray, numbers) -> dict:
 
 
 def combine(errors: np.ndarray, block: np.ndarray, stats: dict, w_raw: float, w_flow: float) -> np.ndarray:
-    """w_raw · z(raw) + w_flow · z(flow), z(raw) alone without motion; NO_MODEL in blocks without one. -> float32 [N]."""
+    """w_raw · z(raw) + w_flow · z(flow), z(raw) alone without motion; NO_MODEL in blocks without one.
+
+    -> float32 [N].
+    """
     out = np.full(len(errors), NO_MODEL, np.float32)
     for number, s in stats.items():
         own = (block == number) & np.isfinite(errors[:, 0])

@@ -173,8 +173,8 @@ def train(dataset, plan, *, out, run, size="full", flow=False, seed=0, resume=Tr
     if len(numbers) == 1:
         del identity["epochs"]  # with one block --epochs may be raised on resume; several are trained in sequence
     run.print(
-        f"{dataset.data.name}, setting {plan.setting}: {len(videos)} videos, {len(block)} cubes in {len(numbers)} blocks, "
-        f"{'with' if flow else 'without'} motion, refinement {plan.self_paced}, {run.device}, {run.precision}"
+        f"{dataset.data.name}, setting {plan.setting}: {len(videos)} videos, {len(block)} cubes in {len(numbers)} "
+        f"blocks, {'with' if flow else 'without'} motion, refinement {plan.self_paced}, {run.device}, {run.precision}"
     )
     path, log = out / "spr.pt", training.Log(out / "log.jsonl")
     state = training.previous_run(path, "spr_uvad", identity, resume)
@@ -253,13 +253,13 @@ def training_cubes(dataset, setting):
     """-> the videos of a setting and their records, one array per video. Raises UserError without any cube."""
     if not dataset.test:
         raise UserError(
-            f"{dataset.data.name} has no test videos under {dataset.data.root}: this method trains on the videos that it "
-            "scores; put them into test/, or straight into the folder"
+            f"{dataset.data.name} has no test videos under {dataset.data.root}: this method trains on the videos that "
+            "it scores; put them into test/, or straight into the folder"
         )
     if setting == "merge" and not dataset.train:
         raise UserError(
-            f"--setting merge: {dataset.data.name} has no training videos under {dataset.data.root}; --setting test needs "
-            "none"
+            f"--setting merge: {dataset.data.name} has no training videos under {dataset.data.root}; --setting test "
+            "needs none"
         )
     videos = dataset.train + dataset.test if setting == "merge" else dataset.test
     records = dataset.records(videos)

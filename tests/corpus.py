@@ -1,8 +1,10 @@
-"""Tables of inputs. Damaged and hostile files: for every format that is read, a sound file, a reader, and ways to spoil it.
+"""Tables of inputs. Damaged and hostile files: for every format that is read, a sound file, a reader, and ways to spoil
+it.
 
-KINDS[name] = (suffix, write a sound file, read it as the toolkit does). SPOILED[name](bytes, rng) -> other bytes. SPECIAL lists
-whole files that are wrong in a way of their own: (kind, title, write). PLAIN and LACKING: videos that ffmpeg writes, read in
-test_time.py. SITUATIONS: datasets as users have them, the command that meets them, and what is right.
+KINDS[name] = (suffix, write a sound file, read it as the toolkit does). SPOILED[name](bytes, rng) -> other bytes.
+SPECIAL lists whole files that are wrong in a way of their own: (kind, title, write). PLAIN and LACKING: videos that
+ffmpeg writes, read in test_time.py. SITUATIONS: datasets as users have them, the command that meets them, and what is
+right.
 """
 
 import pickle
@@ -494,7 +496,8 @@ HARMLESS = {(kind, title) for kind, title, _ in SPECIAL if kind.startswith("fram
 }
 
 
-# --------------------------------------------------------- what ffmpeg writes: command, and right: every frame, its picture and its time
+# --------------------------------------------------------- what ffmpeg writes: command, and right: every frame, its
+# picture and its time
 
 X264 = "-c:v libx264 -preset veryfast -pix_fmt yuv420p"
 PLAIN = {  # what: the file and ffmpeg's options; 25 frames/s
@@ -591,7 +594,8 @@ LACKING = {  # right or refused with the codec's name and the line of ffmpeg tha
 }
 
 
-# ---------------------------------------------------------------------------- whole datasets and videos, and the commands that meet them
+# ---------------------------------------------------------------------------- whole datasets and videos, and the
+# commands that meet them
 
 
 def footage(root, split="test", names=("b_0", "b_1"), frames=32, suffix=".avi"):
@@ -671,7 +675,8 @@ EVALUATE = READ.replace("preprocess", "eval") + " --checkpoint {checkpoint} --ou
 FEATURES = "frd_uvad/eval.py --dataset features --features {root} --checkpoint {checkpoint} --out {root}/out"
 SDMAE = "sdmae/preprocess.py --dataset folder --data-root {root} --cache {root}/cache --workers 1"
 
-# what lies there, how it is made, the command, and what is right: the exit code, and what is printed (! before what is not)
+# what lies there, how it is made, the command, and what is right: the exit code, and what is printed (! before what is
+# not)
 SITUATIONS = [
     (
         "class folders",

@@ -174,8 +174,8 @@ def ended_well(done):
 
 
 def under_torchrun(*argv, processes=2):
-    """Processes with the environment that torchrun gives them; one that fails ends the others. -> the job, whose output is shown where
-    it failed. torchrun itself starts those of test_a_killed_rank… of frd_uvad."""
+    """Processes with the environment that torchrun gives them; one that fails ends the others. -> the job, whose
+    output is shown where it failed. torchrun itself starts those of test_a_killed_rank… of frd_uvad."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -232,13 +232,17 @@ def torchrun(path, *args, processes=2):
 
 
 def killed_after(written, path, *args):
-    """Run a script that the system kills once it has written a file so many times ("*/cvae.pt:2"), however fast or slow the machine is."""
+    """Run a script that the system kills once it has written a file so many times ("*/cvae.pt:2"), however fast or
+    slow the machine is."""
     done = script("tests/tools/still.py", "--kill-after", written, ROOT / path, *args, check=False)
     assert done.returncode == -signal.SIGKILL, (done.returncode, done.stdout[-3000:], done.stderr[-3000:])
 
 
 def trained_by_two(method, checkpoint, small, where, tmp_path):
-    """Train under torchrun with two processes, and score its checkpoint again with one: both score alike. -> what the run said"""
+    """Train under torchrun with two processes, and score its checkpoint again with one: both score alike.
+
+    -> what the run said
+    """
     said = torchrun(f"{method}/train.py", *small, *where, "--out", tmp_path / "run")
     assert "micro AUC" in said
     script(f"{method}/eval.py", *where, "--checkpoint", tmp_path / "run" / checkpoint, "--out", tmp_path / "one")
@@ -249,8 +253,8 @@ def trained_by_two(method, checkpoint, small, where, tmp_path):
 def same_losses(script_name, flags, where):
     """One process and two have the same losses and the same averaged gradients in every step, to 1e-4 and 1e-3.
 
-    Each step begins at the same weights (tests/tools/still.py leaves them as they are) with batch norms and dropout at rest: after
-    steps of training, rounding decides what is picked, and other kernels decide otherwise.
+    Each step begins at the same weights (tests/tools/still.py leaves them as they are) with batch norms and dropout at
+    rest: after steps of training, rounding decides what is picked, and other kernels decide otherwise.
     """
     logs, steps = [], []
     for processes in (1, 2):
@@ -285,7 +289,8 @@ def same_losses(script_name, flags, where):
 
 
 def scored_by_shards(script_name, flags, scores, tmp_path):
-    """Two jobs of an array score at once, then the same command shows the results without scoring again: the scores of one job."""
+    """Two jobs of an array score at once, then the same command shows the results without scoring again: the scores
+    of one job."""
     out = tmp_path / "shards"
     with ThreadPoolExecutor(2) as pool:
         said = [

@@ -1,5 +1,5 @@
-"""Every damaged or hostile file of tests/corpus.py gives a sound result or one clear sentence: no traceback of another kind, no code
-that runs, nothing written elsewhere, no hang, no memory without end."""
+"""Every damaged or hostile file of tests/corpus.py gives a sound result or one clear sentence: no traceback of
+another kind, no code that runs, nothing written elsewhere, no hang, no memory without end."""
 
 import ast
 import resource

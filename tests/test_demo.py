@@ -44,7 +44,8 @@ def test_every_event_is_drawn_where_its_mask_is():
 
 
 def test_the_main_job(tmp_path, capsys):
-    """`python hf2vad/train.py --dataset demo` in an empty folder, as the README promises; on one thread, as the other worker has one."""
+    """`python hf2vad/train.py --dataset demo` in an empty folder, as the README promises; on one thread, as the
+    other worker has one."""
     folder, said = tmp_path, script("hf2vad/train.py", "--dataset", "demo", cwd=tmp_path).stdout
     report = json.loads((folder / "runs" / "hf2vad" / "demo" / "strict" / "metrics.json").read_text())
     with capsys.disabled():

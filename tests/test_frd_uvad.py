@@ -1,4 +1,5 @@
-"""FRD-UVAD through its own scripts, in small; readers of clip features, windows, bank and stand-in features against plain loops."""
+"""FRD-UVAD through its own scripts, in small; readers of clip features, windows, bank and stand-in features against
+plain loops."""
 
 import json
 import os
@@ -109,8 +110,8 @@ def test_one_command_trains_two_rounds_and_scores(trained):
 
 def test_published_command_line_is_understood(tmp_path):
     words = (
-        "--dataset_name ucfcrime --feature_pretrain_model i3d --feature_modal rgb --cross_clip 4 --lab False --lab_type wlab "
-        "--beta 0.1 --delta 0.5 --Vitblock_num 8 --max_seqlen 320 --max_epoch 5 --Lambda 1_1_1"
+        "--dataset_name ucfcrime --feature_pretrain_model i3d --feature_modal rgb --cross_clip 4 --lab False "
+        "--lab_type wlab --beta 0.1 --delta 0.5 --Vitblock_num 8 --max_seqlen 320 --max_epoch 5 --Lambda 1_1_1"
     )
     args = parse(words.split())
     assert (
@@ -292,7 +293,8 @@ def test_ugly_features_are_one_sentence(tmp_path):
     )
 
 
-# ------------------------------------------------------------------------------------------------------------ small parts
+# ------------------------------------------------------------------------------------------------------------ small
+# parts
 
 
 def test_annotations_and_layouts(tmp_path, capsys, listing):

@@ -125,7 +125,8 @@ def scripts():
 
 @pytest.mark.parametrize("name", scripts())
 def test_help_answers_at_once(name):
-    """Within 1.5 s of a processor, however busy it is, the best of three; and without torch, which alone takes longer."""
+    """Within 1.5 s of a processor, however busy it is, the best of three; and without torch, which alone takes
+    longer."""
     seconds = []
     for _ in range(3):
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -275,7 +276,8 @@ def test_choices_of_flags_are_those_of_the_models():
     assert [parse(["--self-paced", m]).self_paced for m in (*MODES, "none")] == [*MODES, "none"]
 
 
-# lines that no part may grow beyond, on the way to 2 600, 850 and 800, and to 3 400 (objects) and 2 700 of common for a copy
+# lines that no part may grow beyond, on the way to 2 600, 850 and 800, and to 3 400 (objects) and 2 700 of common for a
+# copy
 LINES = {"common": 4445, "common/objects": 1035, "common/features": 795, "common/report": 915}
 COPIED = {
     "hf2vad": 5130,
@@ -311,7 +313,8 @@ def test_copying_a_method_copies_little_of_common(method):
 
 @pytest.mark.parametrize("path", MODELS)
 def test_the_example_of_a_model_runs(path):
-    """What stands indented in the docstring of a model, with nothing but the file's own names; the paper or code is linked."""
+    """What stands indented in the docstring of a model, with nothing but the file's own names; the paper or code is
+    linked."""
     module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
     example = [line[4:] for line in module.__doc__.splitlines() if line.startswith("    ")]
     assert len(example) >= 2 and "https://" in module.__doc__

@@ -1,5 +1,6 @@
-"""Datasets laid out as people have them: unpacked side by side, linked from other disks, incomplete, oddly named, in any order. Labels,
-masks, tracks, boxes and features stand at the video that they were made for, and what is missing is said."""
+"""Datasets laid out as people have them: unpacked side by side, linked from other disks, incomplete, oddly named, in
+any order. Labels, masks, tracks, boxes and features stand at the video that they were made for, and what is missing
+is said."""
 
 import os
 import shutil
@@ -69,7 +70,8 @@ def save_ranges(path, *videos):
     scipy.io.savemat(path, {"gt": cells})
 
 
-# ----------------------------------------------------------------------------------------- archives unpacked side by side
+# ----------------------------------------------------------------------------------------- archives unpacked side by
+# side
 
 AVENUE = {1: marks(2, 3, 4), 2: marks(0, 11), 10: marks(7)}
 
@@ -140,7 +142,8 @@ def test_missing_labels_name_the_forms_that_are_read(tmp_path, capsys, name, fol
         assert said.count(form) and form in data.no_labels(), form
 
 
-# --------------------------------------------------------------------------------------------------------- symbolic links
+# --------------------------------------------------------------------------------------------------------- symbolic
+# links
 
 
 def link(path, disk):
@@ -299,7 +302,8 @@ def test_features_behind_links(tmp_path):
     assert [v.name for v in find_features("features", tmp_path / "f").test] == ["a", "b"]
 
 
-# --------------------------------------------------------------------------------------------------- masks of some videos
+# --------------------------------------------------------------------------------------------------- masks of some
+# videos
 
 PED1 = [marks(2, 3, 4), marks(5, 6), marks(0), marks(9, 10, 11)]
 
@@ -377,9 +381,10 @@ def test_avenues_ranges_of_another_version_are_named(tmp_path, capsys):
     assert evaluated(data, tmp_path / "out")["abnormal_frames"] == sum(int(y.sum()) for y in AVENUE.values())
     said = capsys.readouterr().out
     assert (
-        "avenue.mat differs from masks: testing_label_mask (volLabel), which counts, in 1 frames of 1 videos; avenue.mat could not be "
-        "compared with masks: testing_label_mask (volLabel) in 1 videos: labels of video 02 (avenue.mat) mark frames 1..900"
-        in said
+        "avenue.mat differs from masks: testing_label_mask (volLabel), which counts, in 1 frames of 1 videos; "
+        "avenue.mat could not be compared with masks: testing_label_mask (volLabel) in 1 videos: labels of video 02 "
+        "(avenue.mat) mark frames "
+        "1..900" in said
     )
 
 
@@ -445,7 +450,8 @@ def test_damaged_masks_cost_the_regions_of_one_video(tmp_path, capsys, damage):
         assert "Test*_gt images could not be compared with UCSDped1.m in 1 videos: pixel mask" in said
 
 
-# --------------------------------------------------------------------------------------------------- one split, or a part
+# --------------------------------------------------------------------------------------------------- one split, or a
+# part
 
 
 @pytest.mark.parametrize("place", ["UCSDped1", "UCSD_Anomaly_Dataset.v1p2/UCSDped1", "link"])
@@ -508,7 +514,8 @@ def test_training_without_training_videos_is_refused(tmp_path):
     )
 
 
-# ---------------------------------------------------------------------------------------------------------------- UBnormal
+# ----------------------------------------------------------------------------------------------------------------
+# UBnormal
 
 UBNORMAL = {
     "normal_training": ["normal_scene_1_scenario_1", "normal_scene_3_scenario_1"],
@@ -612,7 +619,8 @@ def test_an_unreadable_track_file_costs_one_video(tmp_path, capsys, text):
     assert "skipped 1 videos:" in said and lost in said and path.name in said
 
 
-# ------------------------------------------------------------------------------------------ folders of frames and of videos
+# ------------------------------------------------------------------------------------------ folders of frames and of
+# videos
 
 
 @either_order
@@ -646,7 +654,8 @@ def test_frames_and_videos_of_a_split_are_both_read(tmp_path, capsys):
     )
 
 
-# ----------------------------------------------------------------------------------------------------------- class folders
+# ----------------------------------------------------------------------------------------------------------- class
+# folders
 
 
 @either_order
@@ -689,7 +698,8 @@ def test_a_split_with_files_and_no_video_is_refused(tmp_path, split):
         datasets.find("folder", tmp_path)
 
 
-# ---------------------------------------------------------------------------------------------------------------- --labels
+# ----------------------------------------------------------------------------------------------------------------
+# --labels
 
 GIVEN = {"01": marks(1, 2, 8), "02": marks(), "10": marks(11)}
 FORMS = ["npz", "npz of bools", "npy", "txt", "csv", "masks", "mask arrays", "mask archives", "mixed"]
@@ -781,7 +791,8 @@ def test_labels_that_name_no_video_are_refused(tmp_path):
     assert labels_of(datasets.find("folder", tmp_path / "data", labels=path)) == {"b_0": marks(1).tolist()}
 
 
-# --------------------------------------------------------------------------------------------------------------- odd names
+# --------------------------------------------------------------------------------------------------------------- odd
+# names
 
 NAMES = [
     "with space",
@@ -881,7 +892,8 @@ def test_odd_names_of_features(tmp_path):
     assert {v.name: data.labels(v).tolist() for v in data.test} == {k: y.tolist() for k, y in given.items()}
 
 
-# --------------------------------------------------------------------------------------------- joined by name in any order
+# --------------------------------------------------------------------------------------------- joined by name in any
+# order
 
 CAMERAS = [f"cam{i}" for i in (1, 2, 3, 10, 11, 20)]
 SEEDS = [0, 1]

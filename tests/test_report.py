@@ -1,4 +1,5 @@
-"""The page that people look at: what it holds, how large it gets, and that it works in a browser, where there is one."""
+"""The page that people look at: what it holds, how large it gets, and that it works in a browser, where there is
+one."""
 
 import html
 import json
@@ -26,13 +27,15 @@ PROBE = """<script>addEventListener("load", () => {
     return [document.getElementById("readout").textContent, document.getElementById("shot").title];
   });
   const heads = document.querySelectorAll("#videos th");
-  heads[2].click(); out.byAuc = names(); heads[2].click(); out.byAucUp = names(); heads[0].click(); out.byName = names();
+  heads[2].click(); out.byAuc = names(); heads[2].click(); out.byAucUp = names();
+  heads[0].click(); out.byName = names();
   const slider = document.getElementById("threshold");
   slider.value = 0; slider.dispatchEvent(new Event("input"));
   out.events = [...document.querySelectorAll("#events tbody tr")].map(r => [...r.cells].map(c => c.textContent));
   out.link = document.querySelector("#events a") && document.querySelector("#events a").getAttribute("href");
   out.errors = window.errors;
-  const pre = document.createElement("pre"); pre.id = "probe"; pre.textContent = JSON.stringify(out); document.body.appendChild(pre);
+  const pre = document.createElement("pre"); pre.id = "probe";
+  pre.textContent = JSON.stringify(out); document.body.appendChild(pre);
 });</script></body>"""
 
 

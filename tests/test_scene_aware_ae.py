@@ -263,7 +263,8 @@ def test_ugly_input(trained, tmp_path):
     )
 
 
-# ---------------------------------------------------------------------------------------------------------- in small parts
+# ---------------------------------------------------------------------------------------------------------- in small
+# parts
 
 
 def test_segments_cover_every_frame_once():
@@ -363,7 +364,8 @@ def test_features_are_written_once_per_video_and_shards_share_them(tmp_path):
 
 
 def test_clip_of_open_clip_random_weights(tmp_path):
-    """A real open_clip model: its own preprocessing equals PIL-free arithmetic, the width is the model's, files load."""
+    """A real open_clip model: its own preprocessing equals PIL-free arithmetic, the width is the model's, files
+    load."""
     import open_clip
 
     torch.manual_seed(0)

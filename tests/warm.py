@@ -1,9 +1,10 @@
-"""Runs scripts of the repository as `python script.py …` does, in processes forked from one that has imported torch and the like already.
+"""Runs scripts of the repository as `python script.py …` does, in processes forked from one that has imported torch and
+the like already.
 
-Half of the suite's time was `import torch`, once for every command that it tries. Nothing of the repository itself is imported here, so
-that a forked process reads the scripts and common/ as a new one would.
+Half of the suite's time was `import torch`, once for every command that it tries. Nothing of the repository itself is
+imported here, so that a forked process reads the scripts and common/ as a new one would.
 
-    python tests/warm.py SOCKET          # tests/helpers.py starts one for each worker of pytest; it ends with its standard input
+    python tests/warm.py SOCKET  # tests/helpers.py starts one for each worker of pytest; it ends with its standard input
 """
 
 import atexit
@@ -34,7 +35,10 @@ LIBRARIES = (
 
 
 def serve(address):
-    """Fork for every request until standard input is closed. -> the request, in the process that is to run its script."""
+    """Fork for every request until standard input is closed.
+
+    -> the request, in the process that is to run its script.
+    """
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(address)
         listener.listen(64)

@@ -76,7 +76,8 @@ def measure_eval(args, seconds, r):
     a, b = plain.score(batch), fast.score(batch)
     worst = max(float(((x - y).abs() / (1e-6 + y.abs())).max()) for x, y in zip(a, b))
     print(
-        f"  largest relative difference of their scores: {worst:.1e} ({'agree' if worst < 1e-3 else 'DO NOT AGREE'} to 1e-3)"
+        f"  largest relative difference of their scores: {worst:.1e} ({'agree' if worst < 1e-3 else 'DO NOT AGREE'} to "
+        "1e-3)"
     )
     waited, start = 0.0, time.perf_counter()
     order = np.arange(min(len(data), max(8 * n, 1024)))

@@ -91,14 +91,17 @@ def measure_train(args, seconds, run):
     for name, value in found.items():
         line(name, value, "cubes/s", f"{1e3 * n / value:.1f} ms")
     print(
-        f"  a step with refinement is {found['step with refinement'] / found['a first version of a step with refinement']:.2f}× as fast "
+        "  a step with refinement is "
+        f"{found['step with refinement'] / found['a first version of a step with refinement']:.2f}× as fast "
         "as the first version's (one cube read at a time, float32, channels first, no folding)"
     )
     print(
-        f"  the scoring pass is {found['scoring pass, folded, raw part only'] / found['scoring pass as published']:.2f}× as fast; "
+        "  the scoring pass is "
+        f"{found['scoring pass, folded, raw part only'] / found['scoring pass as published']:.2f}× as fast; "
         f"largest relative difference of its scores {float(((a - b).abs() / a).max()):.1e}"
     )
     print(
-        f"  refinement costs {100 * (found['step without refinement'] / found['step with refinement'] - 1):.0f} % of a step"
+        f"  refinement costs {100 * (found['step without refinement'] / found['step with refinement'] - 1):.0f} % of a "
+        "step"
     )
     print(f"  peak memory {training.peak_memory():.0f} MiB")

@@ -3,9 +3,9 @@
     python tests/perf/profile.py hf2vad/train.py --dataset demo            # any script with a network, and its flags
     python tests/perf/profile.py --steps 50 sdmae/eval.py --dataset ped2 --checkpoint sdmae.pt
 
-The script stops after so many steps. Nothing in it knows of this: hooks of PyTorch tell when a network, a backward pass or an optimizer
-begins and ends. A step of training lasts until the network is used again after the optimizer, a step of scoring (or encoding) until
-torch.inference_mode() ends.
+The script stops after so many steps. Nothing in it knows of this: hooks of PyTorch tell when a network, a backward pass
+or an optimizer begins and ends. A step of training lasts until the network is used again after the optimizer, a step of
+scoring (or encoding) until torch.inference_mode() ends.
 """
 
 import argparse
@@ -210,8 +210,8 @@ class StepProfiler:
         }
         whole = sum(time.values())
         lines = [
-            f"one step of {'training' if self.training else 'scoring'}, mean of {len(steps)}, on {where(self.run)}; floor: FLOPs at "
-            f"{rate / 1e9:.0f} GFLOP/s (a matrix product), bytes at {speed / 1e9:.1f} GB/s (a copy)",
+            f"one step of {'training' if self.training else 'scoring'}, mean of {len(steps)}, on {where(self.run)}; "
+            f"floor: FLOPs at {rate / 1e9:.0f} GFLOP/s (a matrix product), bytes at {speed / 1e9:.1f} GB/s (a copy)",
             "",
             f"| part | ms | share |{' ms on the GPU |' if cuda else ''} floor, ms | |",
             f"|---|---|---|{'---|' if cuda else ''}---|---|",
@@ -225,8 +225,8 @@ class StepProfiler:
                 f"{f'{floor[k]:.1f}' if known else '0'} | {what[k] if known else ''} |"
             )
         lines.append(
-            f"| **whole step** | {whole:.1f} | |{f' {sum(device.values()):.1f} |' if cuda else ''} {sum(floor.values()):.1f} | "
-            f"{100 * sum(floor.values()) / whole:.0f} % of the time |"
+            f"| **whole step** | {whole:.1f} | |{f' {sum(device.values()):.1f} |' if cuda else ''} "
+            f"{sum(floor.values()):.1f} | {100 * sum(floor.values()) / whole:.0f} % of the time |"
         )
         own = {}
         for e in events:

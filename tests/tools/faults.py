@@ -1,5 +1,5 @@
-"""Kill every script again and again at random moments, start it anew each time, and compare what it ends with to an uninterrupted run:
-weights, features, cubes and scores must be equal to the last bit (CPU, one thread).
+"""Kill every script again and again at random moments, start it anew each time, and compare what it ends with to an
+uninterrupted run: weights, features, cubes and scores must be equal to the last bit (CPU, one thread).
 
     python tests/tools/faults.py --kills 20                   # all scripts; 25 minutes on one core
     python tests/tools/faults.py --kills 20 --only hf2vad spr_uvad/train.py
@@ -144,7 +144,8 @@ def jobs(base, root):
 
 
 def command_of(name, flags, place):
-    """The script with a cache and an output folder of its own. preprocess.py of a method writes into the cache alone."""
+    """The script with a cache and an output folder of its own. preprocess.py of a method writes into the cache
+    alone."""
     where = [] if name in ("frd_uvad/svmae/train.py", "frd_uvad/svmae/eval.py") else ["--cache", place / "cache"]
     return [sys.executable, ROOT / name, *flags, *where, "--out", place / "out"]
 
@@ -166,8 +167,8 @@ def finish(name, command, place):
 
 
 def killed(name, command, place, kills, seconds, rng):
-    """Start and kill the script until it was killed so often; then let it finish. -> numbers of kills, and of runs that ended
-    before theirs and began anew."""
+    """Start and kill the script until it was killed so often; then let it finish. -> numbers of kills, and of runs
+    that ended before theirs and began anew."""
     early = done = 0
     while done < kills and early < 2 * kills:
         with open(place / "log.txt", "w") as log:

@@ -1,11 +1,12 @@
 """Untrimmed videos out of short clips: 10 to 20 clips in a row, some with a fight, with exact frame labels.
 
-    python tests/tools/long_videos.py --clips ../shared/data/fight --out data/fights     # clips: folders fight/ and noFight/
+    python tests/tools/long_videos.py --clips ../shared/data/fight --out data/fights  # clips: folders fight/ and noFight/
     python frd_uvad/train.py --dataset folder --data-root data/fights --rounds 2
-    python tests/tools/long_videos.py --clips ../shared/data/fight --out data/bags --videos 20 --train 40      # for SVMAE's detector
+    python tests/tools/long_videos.py --clips ../shared/data/fight --out data/bags --videos 20 --train 40  # for SVMAE's detector
 
-Writes test/<video>.avi and labels/<video>.npy of a `folder` dataset; half of the videos hold one to three fights. A fight is used
-once, a calm clip once in a video. All frames are brought to one size, so that a join shows in the picture and nowhere else.
+Writes test/<video>.avi and labels/<video>.npy of a `folder` dataset; half of the videos hold one to three fights. A
+fight is used once, a calm clip once in a video. All frames are brought to one size, so that a join shows in the picture
+and nowhere else.
 """
 
 import argparse
@@ -26,7 +27,8 @@ FPS = 25.0
 
 
 def plan(fights, calm, videos, rng, shortest=10, longest=20):
-    """Which clips make up each video, in order: [[(number of the clip, is a fight), …], …]; fights and calm are their counts."""
+    """Which clips make up each video, in order: [[(number of the clip, is a fight), …], …]; fights and calm are
+    their counts."""
     left, out = rng.permutation(fights).tolist(), []
     for i in range(videos):
         n = int(rng.integers(shortest, longest + 1))

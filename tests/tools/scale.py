@@ -1,4 +1,5 @@
-"""Peak memory of every script on N videos and on four times as many: they must differ by less than a tenth. Not part of the suite.
+"""Peak memory of every script on N videos and on four times as many: they must differ by less than a tenth. Not part of
+the suite.
 
 python tests/tools/scale.py --videos 6                    # all scripts
 python tests/tools/scale.py --videos 6 --only hf2vad spr_uvad/train.py

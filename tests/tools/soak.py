@@ -123,7 +123,8 @@ def check(table, events, threshold, seen):
     lost, wrong = set(expected) - set(found), set(found) - set(expected)
     print(
         f"{len(table)} frames, {len(found)} events above {threshold:.4g}, {len(lost)} lost, {len(wrong)} wrong; "
-        f"resident memory from {begin:.0f} MiB after a quarter of the time to {seen[-1][1]:.0f} MiB at the end ({100 * growth:+.1f} %)"
+        f"resident memory from {begin:.0f} MiB after a quarter of the time to {seen[-1][1]:.0f} MiB at the end "
+        f"({100 * growth:+.1f} %)"
     )
     if found != expected or growth > 0.02:
         raise UserError("an event was lost, or memory grew by more than 2 %")

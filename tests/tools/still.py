@@ -1,8 +1,8 @@
 """Run a script with something of it held still, so that a test compares what it means to compare.
 
     python tests/tools/still.py --gradients FILE hf2vad/train.py …
-        batch norms and dropout at rest, weights never changed: every step begins at the same weights. A line per step: norms of the
-        parameters' gradients
+        batch norms and dropout at rest, weights never changed: every step begins at the same weights. A line per step:
+        norms of the parameters' gradients
     python tests/tools/still.py --kill-after "*/cvae.pt:2" hf2vad/train.py …
         killed by the system as soon as such a file is written twice
 
@@ -37,7 +37,8 @@ def hold_still(path):
 
 
 def kill_after(what):
-    """what: `pattern:N`. Files are written beside their place and renamed, so the N-th renaming is the N-th time that one is whole."""
+    """what: `pattern:N`. Files are written beside their place and renamed, so the N-th renaming is the N-th time
+    that one is whole."""
     pattern, _, count = what.rpartition(":")
     replace, left = os.replace, [int(count)]
 
