@@ -4,8 +4,7 @@ missing.
     python frd_uvad/train.py --dataset demo                                     # stand-in features, no download
     python frd_uvad/train.py --dataset folder --data-root my_videos --backbone s3d --rounds 2
     python frd_uvad/train.py --dataset_name ucfcrime --feature_pretrain_model i3d --feature_modal rgb --cross_clip 4 \\
-        --lab False --lab_type wlab --beta 0.1 --delta 0.5 --Vitblock_num 8 --max_seqlen 320 --max_epoch 5 --Lambda 1_1_1    # as
-        published
+        --lab False --lab_type wlab --beta 0.1 --delta 0.5 --Vitblock_num 8 --max_seqlen 320 --max_epoch 5 --Lambda 1_1_1
 """
 
 import argparse
@@ -97,8 +96,8 @@ def parse(argv=None):
         "--bank",
         "--lab_type",
         choices=["wlab", "slab", "none"],
-        help="latent anomaly bank, whose clips the reconstructor is pushed not to reconstruct: a window joins it when one "
-        "of its clips is abnormal (wlab), or all are (slab) (default: wlab)",
+        help="latent anomaly bank, whose clips the reconstructor is pushed not to reconstruct: a window joins it when "
+        "one of its clips is abnormal (wlab), or all are (slab) (default: wlab)",
     )
     group.add_argument("--lab", dest="bank_wanted", type=parse_bool, help=argparse.SUPPRESS)  # of the published command
     group.add_argument(

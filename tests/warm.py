@@ -4,7 +4,7 @@ the like already.
 Half of the suite's time was `import torch`, once for every command that it tries. Nothing of the repository itself is
 imported here, so that a forked process reads the scripts and common/ as a new one would.
 
-    python tests/warm.py SOCKET  # tests/helpers.py starts one for each worker of pytest; it ends with its standard input
+    python tests/warm.py SOCKET  # tests/helpers.py starts one for each worker of pytest
 """
 
 import atexit

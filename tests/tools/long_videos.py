@@ -1,8 +1,8 @@
 """Untrimmed videos out of short clips: 10 to 20 clips in a row, some with a fight, with exact frame labels.
 
-    python tests/tools/long_videos.py --clips ../shared/data/fight --out data/fights  # clips: folders fight/ and noFight/
+    python tests/tools/long_videos.py --clips ../shared/data/fight --out data/fights
     python frd_uvad/train.py --dataset folder --data-root data/fights --rounds 2
-    python tests/tools/long_videos.py --clips ../shared/data/fight --out data/bags --videos 20 --train 40  # for SVMAE's detector
+    python tests/tools/long_videos.py --clips ../shared/data/fight --out data/bags --videos 20 --train 40
 
 Writes test/<video>.avi and labels/<video>.npy of a `folder` dataset; half of the videos hold one to three fights. A
 fight is used once, a calm clip once in a video. All frames are brought to one size, so that a join shows in the picture
