@@ -27,27 +27,23 @@ TRAIN, TEST = 5, 4  # videos per scene
 TRAIN_FRAMES, TEST_FRAMES = 120, 160  # of each video
 
 # A camera looks along +z from `height` metres, with the horizon in row `horizon`: a point (x, z) on the ground is seen at
-# focal / z pixels per metre. Ways are (start, end) in metres. crowd: mean number of people in view. tile: side of the
-# paving in metres, 0 for paths through grass. Colours are BGR.
+# focal / z pixels per metre. crowd: mean number of people in view; cyclists: their share; tile: side of the paving in
+# metres, 0 for paths through grass; colours are BGR.
 SCENES = {
     "plaza": dict(
-        camera=dict(height=4.6, horizon=6, focal=300),
-        ways=[((-9, 14), (9, 11)), ((-3.5, 22), (2.0, 10.2))],
-        look=dict(ground=(118, 128, 134), wall=(96, 110, 138), tile=1.3),
-        people=dict(crowd=5.0, cyclists=0.0),
+        height=4.6, horizon=6, focal=300, crowd=5.0, cyclists=0.0, tile=1.3, ground=(118, 128, 134), wall=(96, 110, 138)
     ),
     "arcade": dict(
-        camera=dict(height=3.8, horizon=18, focal=260),
-        ways=[((-8, 10.5), (8, 9.5)), ((-11, 15.5), (11, 14.5))],
-        look=dict(ground=(140, 134, 122), wall=(70, 84, 104), tile=0.7),
-        people=dict(crowd=4.5, cyclists=0.0),
+        height=3.8, horizon=18, focal=260, crowd=4.5, cyclists=0.0, tile=0.7, ground=(140, 134, 122), wall=(70, 84, 104)
     ),
     "park": dict(
-        camera=dict(height=5.2, horizon=-4, focal=320),
-        ways=[((-10, 18), (9, 10.5)), ((-8.5, 13), (8, 21))],
-        look=dict(ground=(72, 112, 88), wall=(48, 84, 62), tile=0.0),
-        people=dict(crowd=4.0, cyclists=0.4),
+        height=5.2, horizon=-4, focal=320, crowd=4.0, cyclists=0.4, tile=0.0, ground=(72, 112, 88), wall=(48, 84, 62)
     ),
+}
+WAYS = {  # start and end of the ways that people walk, (x, z) in metres
+    "plaza": [((-9, 14), (9, 11)), ((-3.5, 22), (2.0, 10.2))],
+    "arcade": [((-8, 10.5), (8, 9.5)), ((-11, 15.5), (11, 14.5))],
+    "park": [((-10, 18), (9, 10.5)), ((-8.5, 13), (8, 21))],
 }
 # events of the test videos, one list per video: (kind, first frame)
 EVENTS = {
@@ -55,14 +51,8 @@ EVENTS = {
     "arcade": [[("wrong way", 70)], [("cart", 45)], [("runner", 25), ("thrown", 105)], [("cart", 70)]],
     "park": [[("cart", 45)], [("thrown", 30), ("runner", 85)], [], [("wrong way", 90), ("thrown", 50)]],
 }
-SPEED = {  # metres per second, from and to
-    "walker": (0.9, 1.5),
-    "cyclist": (2.2, 3.0),
-    "cart": (1.6, 2.1),
-    "runner": (2.6, 3.4),
-    "wrong way": (1.0, 1.5),
-    "thrown": (3.0, 4.0),
-}
+# metres per second, from and to
+SPEED = {"walker": (0.9, 1.5), "cyclist": (2.2, 3.0), "cart": (1.6, 2.1), "runner": (2.6, 3.4), "wrong way": (1.0, 1.5)}
 
 
 @dataclass
@@ -86,20 +76,22 @@ class Scene:
     """A place that a fixed camera sees. background: float32 [HEIGHT, WIDTH, 3]"""
 
     def __init__(self, name: str):
-        self.camera, self.ways, self.look, self.people = SCENES[name].values()
+        self.settings, self.ways = SCENES[name], WAYS[name]
         self.background = self._paint(np.random.default_rng(zlib.crc32(name.encode())))
 
     def project(self, point):
         """Ground point (x, z) in metres -> image x, y and pixels per metre there."""
-        scale = self.camera["focal"] / max(point[1], 0.5)
-        return WIDTH / 2 + point[0] * scale, self.camera["horizon"] + self.camera["height"] * scale, scale
+        scale = self.settings["focal"] / max(point[1], 0.5)
+        return WIDTH / 2 + point[0] * scale, self.settings["horizon"] + self.settings["height"] * scale, scale
 
     def _paint(self, rng):
-        horizon, height, tile = self.camera["horizon"], self.camera["height"], self.look["tile"]
+        settings = self.settings
+        horizon, height = settings["horizon"], settings["height"]
+        focal, tile = settings["focal"], settings["tile"]
         ys, xs = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
         scale = np.maximum((ys - horizon) / height, 1e-3)
-        z, x = self.camera["focal"] / scale, (xs - WIDTH / 2) / scale
-        ground = _textured(rng, self.look["ground"], 0.82, 0.3)
+        z, x = focal / scale, (xs - WIDTH / 2) / scale
+        ground = _textured(rng, settings["ground"], 0.82, 0.3)
         if tile:
             joint = (np.abs((x / tile) % 1 - 0.5) > 0.46) | (np.abs((z / tile) % 1 - 0.5) > 0.46)
             ground[joint & (z < 30)] *= 0.86
@@ -110,8 +102,8 @@ class Scene:
                 d = (b - a) / np.linalg.norm(b - a)
                 off = np.abs((x - a[0]) * d[1] - (z - a[1]) * d[0])
                 ground = np.where((off < 1.5)[..., None], _textured(rng, (128, 146, 158), 0.9, 0.15), ground)
-        top = int(horizon + height * self.camera["focal"] / 27)
-        image = np.where((ys < top)[..., None], _textured(rng, self.look["wall"], 0.75, 0.4), ground)
+        top = int(horizon + height * focal / 27)
+        image = np.where((ys < top)[..., None], _textured(rng, settings["wall"], 0.75, 0.4), ground)
         for _ in range(7):  # windows, doors, bushes along the wall
             w, h = int(rng.integers(14, 34)), int(rng.integers(12, 26))
             left, shade = int(rng.integers(0, WIDTH - w)), rng.uniform(0.5, 1.35)
@@ -252,16 +244,17 @@ def make_actor(rng, scene: Scene, kind, first, frames, abnormal, way=None, progr
     skin = _color(rng, (90, 120, 160), (160, 190, 230))
     colors = [_color(rng, 30, 235), _color(rng, 20, 110), skin, _color(rng, 20, 90)]
     if kind == "thrown":
-        progress, size = rng.uniform(0.3, 0.45), 0.4
+        progress = rng.uniform(0.3, 0.45)
         colors[3] = _color(rng, (0, 60, 190), (60, 160, 250))
-    elif kind == "cart":
-        cabin, stripe = _color(rng, 150, 230), _color(rng, 170, 250)
-        colors = [cabin, colors[1], stripe, tuple(int(v) for v in rng.permutation([40, 90, 200]))]
-    speed = rng.uniform(*SPEED[kind]) / FPS
-    last = first + (18 if kind == "thrown" else int(length * (1 - progress) / speed))
-    if kind != "thrown":
+        speed, size, last = rng.uniform(3.0, 4.0) / FPS, 0.4, first + 18
+    else:
+        if kind == "cart":
+            cabin, stripe = _color(rng, 150, 230), _color(rng, 170, 250)
+            colors = [cabin, colors[1], stripe, tuple(int(v) for v in rng.permutation([40, 90, 200]))]
+        speed = rng.uniform(*SPEED[kind]) / FPS
         sizes = {"cart": rng.uniform(1.75, 2.0), "cyclist": rng.uniform(1.65, 1.85), "person": rng.uniform(1.5, 1.9)}
         size = sizes.get(kind, sizes["person"])
+        last = first + int(length * (1 - progress) / speed)
     start = a + (b - a) * progress + shift
     return Actor(kind, start, d * speed, first, min(frames, last), size, colors, rng.uniform(0, 6), abnormal)
 
@@ -270,10 +263,10 @@ def cast(rng, scene: Scene, frames: int, events) -> list[Actor]:
     """All actors of one video: normal ones arrive at random, abnormal ones as listed in `events`, [(kind, frame)]."""
     actors = []
     walk = 16 / 1.2 * FPS  # frames: about 16 m at 1.2 m/s
-    arrivals = rng.uniform(0.5, 1.5) * scene.people["crowd"] / walk  # per frame
+    arrivals = rng.uniform(0.5, 1.5) * scene.settings["crowd"] / walk  # per frame
     for t in range(frames):
-        for _ in range(rng.poisson(arrivals) if t else int(rng.integers(1, scene.people["crowd"]))):
-            kind = "cyclist" if rng.random() < scene.people["cyclists"] else "walker"
+        for _ in range(rng.poisson(arrivals) if t else int(rng.integers(1, scene.settings["crowd"]))):
+            kind = "cyclist" if rng.random() < scene.settings["cyclists"] else "walker"
             leader = make_actor(rng, scene, kind, t, frames, False, progress=0.0 if t else rng.uniform(0, 0.8))
             actors.append(leader)
             for _ in range(int(rng.integers(0, 3)) if kind == "walker" and rng.random() < 0.4 else 0):  # company
