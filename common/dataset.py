@@ -142,7 +142,7 @@ class Dataset:
         return found
 
 
-class Usable:
+class UsableVideos:
     """The videos of a dataset that could be read, and why others could not. failed: {video key: why}."""
 
     def __init__(self, data, videos, failed):

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from common import cli, datasets
 from common import old_training as training
 from common.cache import VideoFiles
-from common.dataset import Usable, report_skipped
+from common.dataset import UsableVideos, report_skipped
 from common.features.data import CLIP_FRAMES, FeatureData, FeatureVideo
 from common.features.folders import canonical_features, find_features
 from common.features.labels import add_label_flags
@@ -271,7 +271,7 @@ def prepare(args, r, splits=("train", "test")):
     files = ClipFiles(data.cache_folder(args.cache) / f"clips-{own}")
     wanted = [v for s in splits for v in getattr(data, s)]
     videos, failed = prepare_videos(files, wanted, partial(build, files=files, args=args, r=r), args, r)
-    ready = Usable(data, videos, failed)
+    ready = UsableVideos(data, videos, failed)
 
     def feature(v):
         return FeatureVideo(v.name, v.split, [files.array(v)], path=v.path)

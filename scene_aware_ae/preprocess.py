@@ -19,7 +19,7 @@ from tqdm import tqdm
 from common import cli, datasets
 from common import old_training as training
 from common.cache import VideoFiles
-from common.dataset import Usable
+from common.dataset import UsableVideos
 from common.features.prefetch import VideoPrefetcher
 from common.io import UserError, read_table, run
 from common.pool import prepare_videos
@@ -121,7 +121,7 @@ class Features(VideoFiles):
             bar.update(len(waiting))
 
 
-class Prepared(Usable):
+class Prepared(UsableVideos):
     """A dataset with its features. train, test: the videos that are usable."""
 
     def __init__(self, data, videos, failed, features):

@@ -14,7 +14,7 @@ import numpy as np
 
 from common import cli, datasets
 from common.cache import FrameCache
-from common.dataset import Usable
+from common.dataset import UsableVideos
 from common.io import UserError, run_script, writable_folder
 from common.pictures import write_image
 from common.ubnormal import ubnormal
@@ -59,7 +59,7 @@ def input_size(dataset: str, image_size: str | None = None, patch: int | None = 
     return size, patch
 
 
-class FrameVideos(Usable):
+class FrameVideos(UsableVideos):
     """A dataset with its frames decoded at the network's size. train, test: the usable videos."""
 
     def __init__(self, data, videos, failed, cache):

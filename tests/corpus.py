@@ -23,7 +23,7 @@ from common.io import load_array, read_json
 from common.objects import detectors
 from common.objects.flow import FlowFiles
 from common.pictures import read_image
-from common.shanghaitech_sd import build
+from tests.tools.shanghaitech_sd import build
 from common.video import Decoder, Video, list_videos, open_video
 from frd_uvad import scoring as frd_scoring
 from frd_uvad.svmae.clips import Depth

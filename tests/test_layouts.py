@@ -11,7 +11,7 @@ import pytest
 import scipy.io
 
 from common import datasets, evaluation
-from common.dataset import Usable
+from common.dataset import UsableVideos
 from common.features.data import CLIP_FRAMES
 from common.features.folders import find_features
 from common.features.labels import read_annotations
@@ -605,7 +605,7 @@ def test_an_unreadable_track_file_costs_one_video(tmp_path, capsys, text):
         "normal_scene_2_scenario_1",
     ]
     tracks_are_right(data)
-    usable = Usable(data, data.train + data.test, {})
+    usable = UsableVideos(data, data.train + data.test, {})
     assert len(usable.train) == 2 and len(usable.test) == 3
     usable.report_skipped()
     said = capsys.readouterr().out

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from common import container, evaluation
 from common.cache import FrameCache, VideoFiles
 from common.container import Clock
-from common.dataset import Dataset, Usable
+from common.dataset import Dataset, UsableVideos
 from common.evaluation import ScoreCache
 from common.io import UserError, load_arrays, original_name, read_table, safe_filename, save_arrays, writing_table
 from common.objects import detectors, flow
@@ -477,5 +477,5 @@ def test_features_of_svmae_and_their_labels_have_one_name(tmp_path):
     )
     files.write(video, iter([np.zeros((1, 1, 4), np.float16)]), lambda shape: {"frames": 2, "width": 4})
     data = Dataset("folder", tmp_path, [], [video], _arrays={"a#b": lambda: np.array([0, 1])})
-    svmae.finish(tmp_path / "out", files, Usable(data, [video], {}), SimpleNamespace(crops=[0]))
+    svmae.finish(tmp_path / "out", files, UsableVideos(data, [video], {}), SimpleNamespace(crops=[0]))
     assert files.path(video).name == "a%23b.npy" and (tmp_path / "out" / "labels" / "a%23b.npy").exists()

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from common import cli, datasets
 from common import old_training as training
 from common.cache import VideoFiles
-from common.dataset import Usable
+from common.dataset import UsableVideos
 from common.features.data import CLIP_FRAMES
 from common.features.prefetch import VideoPrefetcher
 from common.io import UserError, atomic_write, read_json, run, safe_filename, writable_folder, write_json
@@ -256,7 +256,7 @@ def main(argv=None):
         files, videos, partial(build, files=files, encoder=encoder, args=args, r=r), args, r
     )
     if r.is_main:
-        finish(out, files, Usable(data, videos, failed), encoder)
+        finish(out, files, UsableVideos(data, videos, failed), encoder)
     r.close()
 
 

@@ -19,7 +19,7 @@ from common import cli, datasets
 from common import old_training as training
 from common.batches import parts_of
 from common.cache import FrameCache
-from common.dataset import Usable
+from common.dataset import UsableVideos
 from common.evaluation import report_folder
 from common.io import UserError, run
 from common.late import Late, torch
@@ -156,7 +156,7 @@ def prepare(args, r, size):
     folder = data.cache_folder(args.cache)
     cache = FrameCache(folder / f"frames-{shape[0]}x{shape[1]}", shape)
     usable, failed = prepare_videos(cache, videos, cache.build, args, r)
-    ready = Usable(data, videos, failed)
+    ready = UsableVideos(data, videos, failed)
     other = [
         v for v in usable if abs(cache.info(v)["source_size"][1] / cache.info(v)["source_size"][0] * h / w - 1) > 0.05
     ]

@@ -1,6 +1,6 @@
 """Build the folder of ShanghaiTech-SD, a split by scenes, from ShanghaiTech.
 
-python common/shanghaitech_sd.py --list LIST --source data/shanghaitech
+python tests/tools/shanghaitech_sd.py --list LIST --source data/shanghaitech
 """
 
 import argparse
