@@ -1041,7 +1041,7 @@ def test_published_ranges_of_ped1(shared_data):
 
 def test_published_masks_of_avenue(shared_data):
     folder = original_name(shared_data, "testing_label_mask")
-    y = [datasets.volume_masks(p).any((1, 2)) for p in sorted(folder.glob("*_label.mat"))]
+    y = [datasets.read_masks(p).any((1, 2)) for p in sorted(folder.glob("*_label.mat"))]
     assert (len(y), sum(map(len, y)), sum(int(x.sum()) for x in y)) == (21, 15324, 3712)
 
 

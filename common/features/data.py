@@ -143,9 +143,9 @@ class FeatureData:
         videos = [Video(v.name, v.path or self.root) for v in self.test]
         data = Dataset(self.name, self.root, [], videos, self.label_source, label_forms=LABEL_FORMS)
         if self.dataset:
-            data = replace(self.dataset, train=[], test=videos, _ranges={}, _arrays={}, _masks={}, _tracks={})
+            data = replace(self.dataset, train=[], test=videos, _labels={}, _masks={}, _tracks={})
         if self.has_labels:
-            data._arrays = {v.name: partial(self.labels, v) for v in self.test}
+            data._labels = {v.name: partial(self.labels, v) for v in self.test}
         return data
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.dataset import plain
+from common.dataset import normalized_name
 from common.features.arrays import check_not_transposed, crops_come_first, read_concatenated
 from common.features.data import FeatureData, FeatureVideo
 from common.features.labels import read_labels
@@ -34,7 +34,7 @@ OTHER = {"train": "test", "test": "train"}
 
 def canonical_features(name: str) -> str | None:
     """The name of a dataset that is published as features, from any spelling; None for other datasets."""
-    return next((key for key, names in ALIASES.items() if plain(name) in names), None)
+    return next((key for key, names in ALIASES.items() if normalized_name(name) in names), None)
 
 
 def find_features(name: str, root, labels=None, order=None, segments: bool = False) -> FeatureData:

@@ -40,7 +40,7 @@ def build(listed, source, out):
             place.symlink_to(video.path.resolve())
         if split == "testing":
             # a training video of ShanghaiTech is normal throughout
-            labels = data._arrays[name]() if name in data._arrays else np.zeros(video.expected_frames(), np.uint8)
+            labels = data._labels[name]() if name in data._labels else np.zeros(video.expected_frames(), np.uint8)
             masks = data._masks[name]() if name in data._masks else None
             for folder_, array in (("test_frame_mask", labels), ("test_pixel_mask", masks)):
                 if array is not None:
