@@ -17,7 +17,6 @@ from common.cache import FrameCache
 from common.dataset import UsableVideos
 from common.io import UserError, run_script, writable_folder
 from common.pictures import write_image
-from common.ubnormal import ubnormal
 
 # Input size (height, width) and patch. Avenue, ShanghaiTech and UBnormal as published: 20 × 40 tokens each. Ped2's size is not
 # published, its patch is 4, which costs several times as much. 192 × 288 keeps the frame's shape (240 × 360) and leaves a
@@ -115,7 +114,7 @@ def make_bank(dataset: FrameVideos, size, run, *, pseudo="self", ubnormal_root=N
     arrays = dataset.arrays(dataset.train)
     if pseudo == "ubnormal":
         root = dataset.data.root if dataset.data.name == "ubnormal" else ubnormal_root
-        bank = from_ubnormal(ubnormal(Path(root)), size, max(a.shape[3] for a in arrays), seed)
+        bank = from_ubnormal(datasets.find("ubnormal", root), size, max(a.shape[3] for a in arrays), seed)
     else:
         bank = from_training(arrays, seed)
         if bank is None:

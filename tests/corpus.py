@@ -23,13 +23,13 @@ from common.io import load_array, read_json
 from common.objects import detectors
 from common.objects.flow import FlowFiles
 from common.pictures import read_image
-from tests.tools.shanghaitech_sd import build
 from common.video import Decoder, Video, list_videos, open_video
 from frd_uvad import scoring as frd_scoring
 from frd_uvad.svmae.clips import Depth
 from frd_uvad.svmae.eval import text_of
 from scene_aware_ae.preprocess import read_scenes
 from tests.helpers import save_frames, save_video, walkers
+from tests.tools.shanghaitech_sd import build
 
 FRAMES = 12
 
