@@ -9,7 +9,7 @@ data.tracks(video)                   # float32 [n, 6]: id, frame, x1, y1, x2, y2
 
 import importlib
 import re
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
 
@@ -96,31 +96,33 @@ def use_labels(data: Dataset, path: Path) -> None:
     """
     names = {v.name for v in data.test}
     canonical_name = partial(canonical_video_name, data.name)
-    data._labels, data._other_labels, data.label_source = {}, ("", {}), str(path)
+    data._labels, data.label_source = {}, str(path)
+    data._other_labels = ("", {})
     if path.suffix.lower() == ".csv":
         data._labels = csv_ranges(path, names, canonical_name)
         return
     if not path.is_dir():
         arrays = load_arrays(path, "label file")
-        entries = named_once(path, [(canonical_name(k), k) for k in arrays])
-        data._labels = {name: partial(arrays.get, k) for name, k in entries.items()}
+        keys = named_once(path, [(canonical_name(k), k) for k in arrays])
+        data._labels = {name: partial(arrays.get, k) for name, k in keys.items()}
         return
     entries = sorted(path.iterdir())
     mask_folders = [p for p in entries if p.is_dir() and p.name.lower().endswith("_gt")]
     if mask_folders:  # UCSD: folders of frames lie beside those of masks
         entries = mask_folders + [p for p in entries if not p.is_dir()]
-    named = [(canonical_name(video), p) for p in entries if (video := video_of(p, (*ARRAYS, ".txt", ".mat", FOLDER)))]
-    files = named_once(path, [(name, p) for name, p in named if name in names])
-    others = sorted(p.name for p in set(entries) - set(files.values()))
+    kinds = (*ARRAYS, ".txt", ".mat", FOLDER)
+    named = [(canonical_name(video), p.name) for p in entries if (video := video_of(p, kinds))]
+    files = named_once(path, [(name, file) for name, file in named if name in names])
+    others = [p.name for p in entries if p.name not in files.values()]
     if not files:
-        raise UserError(
-            f"--labels {path} holds no .npy, .txt, .mat or folder that is called like a test video such as "
-            f"{min(names, default='(there is none)')}" + (f"; it holds {', '.join(others[:5])}" if others else "")
-        )
+        example, content = min(names, default="(there is none)"), ", ".join(others[:5]) or "nothing"
+        kinds = "no .npy, .txt, .mat or folder that is called like a test video"
+        raise UserError(f"--labels {path} holds {kinds} such as {example}; it holds {content}")
     if others:
         print(f"note: --labels {path}: {len(others)} entries belong to no test video, such as {others[0]}", flush=True)
-    masks = {name for name, p in files.items() if holds_masks(p)}
-    data._labels = {name: partial(read_masks if name in masks else frame_labels, p) for name, p in files.items()}
+    masks = {name for name, file in files.items() if holds_masks(path / file)}
+    for name, file in files.items():
+        data._labels[name] = partial(read_masks if name in masks else frame_labels, path / file)
     normal = sorted(names - set(files)) if masks else []  # sets of masks leave normal videos out
     data._labels.update({name: [] for name in normal})
     if normal:
@@ -128,13 +130,14 @@ def use_labels(data: Dataset, path: Path) -> None:
         print(f"note: {count}, such as {normal[0]}", flush=True)
 
 
-def named_once(path: Path, pairs: list[tuple]) -> dict:
+def named_once(path: Path, pairs: list[tuple[str, str]]) -> dict[str, str]:
     """{video: entry} of the pairs that `path` holds. Raises UserError where a video has two entries."""
     out = {}
     for name, entry in pairs:
-        if out.setdefault(name, entry) is not entry:
-            first, second = (getattr(x, "name", x) for x in (out[name], entry))
-            raise UserError(f"--labels {path}: {first} and {second} are both labels of video {name}; keep one of them")
+        if name in out:
+            both = f"{out[name]} and {entry} are both labels of video {name}"
+            raise UserError(f"--labels {path}: {both}; keep one of them")
+        out[name] = entry
     return out
 
 
@@ -181,33 +184,26 @@ def listed_videos(folder: Path, split: str = "test", left_out: list | None = Non
     return [v for v in videos_and_masks if not v.name.lower().endswith("_gt")]
 
 
-def candidates(name: str, data_root: Path) -> Iterator[Path]:
-    """data_root itself, then its children and grandchildren that are called like the dataset."""
+def locate(name: str, data_root: Path) -> tuple[Path, dict[str, list[Path]]]:
+    """-> (root of the dataset, {split: its folders}), at data_root or two folders below. Raises UserError."""
 
-    def called(folder, names):
+    def called(folder, names=(*ALIASES[name], *WRAPPERS)):
         return sorted(p for p in folder.iterdir() if p.is_dir() and normalized_name(p.name) in names)
 
-    yield data_root
-    for p in called(data_root, ALIASES[name] + WRAPPERS):
-        is_wrapper = normalized_name(p.name) in WRAPPERS
-        yield from [] if is_wrapper else [p]
-        yield from called(p, ALIASES[name] if is_wrapper else ALIASES[name] + WRAPPERS)
-
-
-def locate(name: str, data_root: Path) -> tuple[Path, dict[str, list[Path]]]:
-    """-> (root of the dataset, {split: its folders}). Raises UserError."""
-    roots = list(candidates(name, data_root))
+    roots = [data_root]
+    for p in called(data_root):
+        roots += [p, *called(p)]
     for root in roots:
         # the data root may hold several datasets: it counts if it has both splits, or is called like the dataset
         folders = {split: split_folders(root, split) for split in SPLITS}
-        own_names = {normalized_name(root.name), normalized_name(root.resolve().name)}
-        if folders["test"] and (folders["train"] or root != data_root or own_names & set(ALIASES[name])):
+        names = {normalized_name(root.name), normalized_name(root.resolve().name)}
+        if folders["test"] and (folders["train"] or root != data_root or names & set(ALIASES[name])):
             return root, folders
     content = sorted(p.name + ("/" if p.is_dir() else "") for p in data_root.iterdir())
+    looked = f"a training folder ({', '.join(TRAIN[:3])}, …) and a testing folder ({', '.join(TEST[:3])}, …)"
     raise UserError(
-        f"{name} was not found under --data-root {data_root}: looked in {', '.join(map(str, roots))} for a training "
-        f"folder ({', '.join(SPLITS['train'][:3])}, train, …) and a testing folder ({', '.join(SPLITS['test'][:3])}, "
-        f"test, …) with videos or folders of frames; found {shortened(content)}"
+        f"{name} was not found under --data-root {data_root}: looked in {', '.join(map(str, roots))} for {looked} with "
+        f"videos or folders of frames; found {shortened(content)}"
     )
 
 
@@ -231,11 +227,9 @@ def videos(name: str, folders: dict[str, list[Path]], split: str) -> list[Video]
             files = f"{len(left_out)} files in {folder} are no part of a video, or of an unknown kind"
             print(f"note: {files}, such as {left_out[0]}", flush=True)
     if repeated:
-        first = folders[split][0]
-        print(
-            f"note: {len(repeated)} videos, such as {repeated[0].path}, stand in {first} too and are taken from there",
-            flush=True,
-        )
+        example, first = repeated[0].path, folders[split][0]
+        count = f"{len(repeated)} videos, such as {example}"
+        print(f"note: {count}, stand in {first} too and are taken from there", flush=True)
     return sorted(by_name.values(), key=lambda v: natural(v.name))
 
 
@@ -254,14 +248,9 @@ def ucsd(data: Dataset) -> None:
     elif packed:
         data.mask_source = packed[0].name
         data._masks = packed_masks(packed[0])
-    for pattern, read in ((rf"{name}\.mat", mat_ranges), (rf"ucsd{name}\.m", matlab_ranges)):
-        files = search(data.root, pattern)
-        if files:
-            data._labels, data.label_source = read(files[0]), files[0].name
-            break
-    if not data.has_labels and set(folders) >= {v.name for v in data.test}:
-        labels_from_masks(data)
-    compare_masks(data)
+    readers = {rf"{name}\.mat": mat_ranges, rf"ucsd{name}\.m": matlab_ranges}
+    files = [(p, read) for pattern, read in readers.items() for p in search(data.root, pattern)]
+    choose_labels(data, [(p.name, read(p)) for p, read in files[:1]])
 
 
 def avenue(data: Dataset) -> None:
@@ -272,14 +261,9 @@ def avenue(data: Dataset) -> None:
     places = [*(p for p in beside if p.is_dir()), data.root]  # the last and nearest counts
     files = [p for place in places for p in search(place, r"\d+_label\.mat", depth=4)]
     data._masks = {canonical_video_name("avenue", p.name.split("_")[0]): partial(read_masks, p) for p in files}
-    mat = search(data.root, r"avenue\.mat")
-    if files:
-        data.mask_source = "testing_label_mask (volLabel)"
-        labels_from_masks(data)
-        if mat:
-            data._other_labels = (mat[0].name, mat_ranges(mat[0]))
-    elif mat:
-        data._labels, data.label_source = mat_ranges(mat[0]), mat[0].name
+    data.mask_source = "testing_label_mask (volLabel)" if files else "none"
+    ranges = [(p.name, mat_ranges(p)) for p in search(data.root, r"avenue\.mat")[:1]]
+    choose_labels(data, [(f"masks: {data.mask_source}", data._masks), *ranges])
 
 
 def shanghaitech(data: Dataset) -> None:
@@ -318,40 +302,37 @@ def folder(root: Path, name: str = "folder") -> Dataset:
         data = Dataset(name, root, [], list_videos(root, "test"))
     all_videos, names = data.train + data.test, {v.name for v in data.test}
     if not all_videos:
-        raise UserError(
-            f"--data-root {root} holds no videos: looked for train/ and test/ with videos or folders of frames; found "
-            f"{shortened(sorted(p.name for p in root.iterdir()))}"
-        )
+        content = shortened(sorted(p.name for p in root.iterdir()))
+        looked = "looked for train/ and test/ with videos or folders of frames"
+        raise UserError(f"--data-root {root} holds no videos: {looked}; found {content}")
     if all("_" in v.name for v in all_videos):
         for v in all_videos:
             v.scene = v.name.split("_")[0]
     data.label_forms = "labels/<video>.npy or .txt, labels.csv (video,start,end), or masks/ of every test video"
-    labels = ("labels", "test_labels", "test_frame_mask"), (".npy", ".txt")
-    data._labels, data.label_source, others = files_of_videos(root, names, *labels, frame_labels)
-    masks = ("masks", "test_pixel_mask"), (*ARRAYS, FOLDER)
-    data._masks, data.mask_source, _ = files_of_videos(root, names, *masks, read_masks)
-    data._tracks, _, _ = files_of_videos(root, names, ("tracks",), (".csv", ".txt"), read_tracks)
+    places, kinds = ("labels", "test_labels", "test_frame_mask"), (".npy", ".txt")
+    labels, source, others = files_of_videos(root, places, kinds, names, frame_labels)
     if others:
         data.not_understood = f"{others}: not called like a test video such as {min(names, default='')}.npy"
-    table = child(root, "labels.csv")
-    if table is not None and not data.has_labels:
-        data._labels, data.label_source = csv_ranges(table, names), table.name
-    elif table is not None:
+    places, kinds = ("masks", "test_pixel_mask"), (*ARRAYS, FOLDER)
+    data._masks, data.mask_source, _ = files_of_videos(root, places, kinds, names, read_masks)
+    data._tracks, _, _ = files_of_videos(root, ("tracks",), (".csv", ".txt"), names, read_tracks)
+    sources, table = [(source, labels)], child(root, "labels.csv")
+    if table is not None:
         try:
-            data._other_labels = (table.name, csv_ranges(table, names))
+            sources.append((table.name, csv_ranges(table, names)))
         except UserError as e:
-            print(f"note: labels are those of {data.label_source}; {table.name} is not compared ({e})", flush=True)
-    if data._masks and not data.has_labels and names <= set(data._masks):
-        labels_from_masks(data)
-    elif not data._other_labels[0]:
-        compare_masks(data)
+            if not labels:
+                raise
+            print(f"note: labels are those of {source}; {table.name} is not compared ({e})", flush=True)
+    choose_labels(data, sources)
     return data
 
 
-def files_of_videos(root: Path, names: Collection[str], places, kinds, read: Callable) -> tuple[dict, str, str]:
-    """-> ({video of `names`: function that reads its file}, "place/" or "none", a sentence about other files or "")
+def files_of_videos(root, places, kinds, names: Collection[str], read: Callable) -> tuple[dict, str, str]:
+    """Files of folders `places` that are called like a video of `names`; the last place counts.
 
-    places: names of folders, of which the last counts; kinds: suffixes, and FOLDER; read(path) -> array.
+    kinds: suffixes, and FOLDER; read(path) -> array. -> ({video: function that reads its file}, "place/" or "none",
+    "place/ holds …" other files, or "")
     """
     readers, source, sentence = {}, "none", ""
     for place in child_folders(root, places):
@@ -367,11 +348,17 @@ def files_of_videos(root: Path, names: Collection[str], places, kinds, read: Cal
     return readers, source, sentence
 
 
-def compare_masks(data: Dataset) -> None:
-    """Masks are a second source of labels, where they are not the first."""
-    if data.has_labels and not data.label_source.startswith("masks"):
-        data._other_labels = data.mask_source, data._masks
+def choose_labels(data: Dataset, sources: list[tuple[str, dict]]) -> None:
+    """The first of the sources (name, labels) that has any counts, the next one is compared with it.
 
-
-def labels_from_masks(data: Dataset) -> None:
-    data._labels, data.label_source = data._masks, f"masks: {data.mask_source}"
+    Masks are the last source; they count where there is no other, and every test video has some.
+    """
+    sources = [(name, labels) for name, labels in sources if labels]
+    if not sources and data._masks and {v.name for v in data.test} <= set(data._masks):
+        sources = [(f"masks: {data.mask_source}", data._masks)]
+    elif sources and sources[0][1] is not data._masks:
+        sources.append((data.mask_source, data._masks))
+    if sources:
+        data.label_source, data._labels = sources[0]
+    if len(sources) > 1:
+        data._other_labels = sources[1]
