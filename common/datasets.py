@@ -110,10 +110,8 @@ def use_labels(data: Dataset, path: Path) -> None:
     mask_folders = [p for p in entries if p.is_dir() and p.name.lower().endswith("_gt")]
     if mask_folders:  # UCSD: folders of frames lie beside those of masks
         entries = mask_folders + [p for p in entries if not p.is_dir()]
-    kinds = (*ARRAYS, ".txt", ".mat", FOLDER)
-    named = [(canonical_name(video), p.name) for p in entries if (video := video_of(p, kinds))]
-    files = named_once(path, [(name, file) for name, file in named if name in names])
-    others = [p.name for p in entries if p.name not in files.values()]
+    pairs, others = entries_of_videos(entries, (*ARRAYS, ".txt", ".mat", FOLDER), names, canonical_name)
+    files = named_once(path, pairs)
     if not files:
         example, content = min(names, default="(there is none)"), ", ".join(others[:5]) or "nothing"
         kinds = "no .npy, .txt, .mat or folder that is called like a test video"
@@ -147,11 +145,20 @@ def holds_masks(path: Path) -> bool:
     return load_array(path, "labels", mmap=True).ndim == 3
 
 
-def video_of(path: Path, kinds: Collection[str]) -> str | None:
-    """The video's name that a file of one of these suffixes, or a FOLDER, is called by; None for other kinds."""
-    if path.is_dir():
-        return path.name if FOLDER in kinds else None
-    return path.stem if path.suffix in kinds else None
+def entries_of_videos(entries, kinds, names: Collection[str], canonical_name=str) -> tuple[list, list[str]]:
+    """-> ([(video of `names`, entry called like it)], other entries), names of the paths `entries`.
+
+    kinds: suffixes of files, and FOLDER.
+    """
+    pairs, others = [], []
+    for p in entries:
+        is_folder = p.is_dir()
+        video = canonical_name(p.name if is_folder else p.stem)
+        if video in names and (FOLDER if is_folder else p.suffix) in kinds:
+            pairs.append((video, p.name))
+        else:
+            others.append(p.name)
+    return pairs, others
 
 
 # ------------------------------------------------------------------------------------------------- finding folders
@@ -336,13 +343,9 @@ def files_of_videos(root, places, kinds, names: Collection[str], read: Callable)
     """
     readers, source, sentence = {}, "none", ""
     for place in child_folders(root, places):
-        others = []
-        for p in sorted(place.iterdir()):
-            video = video_of(p, kinds)
-            if video in names:
-                readers[video], source = partial(read, p), f"{place.name}/"
-            else:
-                others.append(p.name)
+        pairs, others = entries_of_videos(sorted(place.iterdir()), kinds, names)
+        readers.update({video: partial(read, place / file) for video, file in pairs})
+        source = f"{place.name}/" if pairs else source
         if others:
             sentence = f"{place.name}/ holds {', '.join(others[:3])}{' …' if len(others) > 3 else ''}"
     return readers, source, sentence

@@ -22,8 +22,8 @@ def ubnormal(data_root: Path) -> Dataset:
     are read like those of test videos. The files *_video_names.txt of the dataset list which video is in which split.
     Raises UserError where there are no scenes, lists or videos; videos without readable tracks are skipped.
     """
-    places = [data_root, *sorted(data_root.iterdir())] if data_root.is_dir() else []
-    root = next((p for p in places if p.is_dir() and search(p, SCENE, depth=1)), None)
+    places = (p for p in [data_root, *sorted(data_root.iterdir())] if p.is_dir())
+    root = next((p for p in places if search(p, SCENE, depth=1)), None)
     if root is None:
         looked = "looked there and one folder below for Scene1, Scene2, … with videos"
         raise UserError(f"ubnormal was not found under --data-root {data_root}: {looked}")
@@ -34,16 +34,12 @@ def ubnormal(data_root: Path) -> Dataset:
     def listed(kind, split):
         name = f"{kind}_video_names.txt"
         if name not in lists:
-            four = "(ab)normal_training_video_names.txt, (ab)normal_test_video_names.txt"
-            raise UserError(
-                f"ubnormal in {root} has no {name}: put the dataset's four lists of video names ({four}) there"
-            )
+            raise UserError(f"ubnormal in {root} has no {name}: put the dataset's four lists of video names there")
         names = read_text(lists[name], "list of videos").split()
         missing = [n for n in names if n not in paths]
         if missing:
-            examples = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
             count = f"{len(missing)} of {len(names)} videos that are not in {root}"
-            print(f"note: {lists[name].name} lists {count}: {examples}", flush=True)
+            print(f"note: {lists[name].name} lists {count}: {', '.join(missing[:5])}", flush=True)
         return [Video(n, paths[n], split, scene=re.findall(r"scene_(\d+)", n)[0]) for n in names if n in paths]
 
     def in_order(videos):
