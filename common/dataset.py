@@ -162,10 +162,13 @@ def report_skipped(skipped: dict[str, str]) -> None:
             print(f"  {name}: {why}")
 
 
-def search(root: Path, pattern: str, depth: int = 3) -> list[Path]:
+FRAME_FOLDERS = r"\d+|\d\d_\d+|t(rain|est)\d+"  # lower-case names of videos in the published datasets
+
+
+def search(root: Path, pattern: str, depth: int = 3, skip: str = FRAME_FOLDERS) -> list[Path]:
     """Files and folders below `root` whose lower-case name matches; at most `depth` levels, each folder once.
 
-    Links are followed. Folders of videos' frames are not searched. Raises OSError.
+    Links are followed. skip: names of folders that are not searched. Raises OSError.
     """
     level, hits, seen = [root], [], {root.resolve(), *root.resolve().parents}
     for _ in range(depth):
@@ -174,8 +177,7 @@ def search(root: Path, pattern: str, depth: int = 3) -> list[Path]:
         for x in entries:
             if re.fullmatch(pattern, x.name.lower()):
                 hits.append(x)
-            elif x.is_dir() and not re.fullmatch(r"\d+|\d\d_\d+|t(rain|est)\d+", x.name.lower()):
-                if x.resolve() not in seen:
-                    seen.add(x.resolve())
-                    level.append(x)
+            elif x.is_dir() and not re.fullmatch(skip, x.name.lower()) and x.resolve() not in seen:
+                seen.add(x.resolve())
+                level.append(x)
     return hits

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.dataset import normalized_name
+from common.dataset import normalized_name, search
 from common.features.arrays import check_not_transposed, crops_come_first, read_concatenated
 from common.features.data import FeatureData, FeatureVideo
 from common.features.labels import read_labels
@@ -87,15 +87,7 @@ def feature_folders(root: Path, split: str, verbose: bool = True) -> list[Path]:
 
 def npy_files(folder: Path) -> list[Path]:
     """The .npy files in a folder and below it; links are followed, each folder is read once."""
-    files, waiting, seen = [], [folder], {folder.resolve(), *folder.resolve().parents}
-    while waiting:
-        for p in sorted(waiting.pop().iterdir()):
-            if not p.is_dir():
-                files += [p] if p.suffix == ".npy" else []
-            elif p.resolve() not in seen:
-                seen.add(p.resolve())
-                waiting.append(p)
-    return files
+    return [p for p in search(folder, r".*\.npy", depth=99, skip="") if not p.is_dir()]
 
 
 def load_features(folders) -> dict[Path, np.ndarray]:
