@@ -14,6 +14,7 @@ from common.video import Video
 
 # [(first, last)] frames, inclusive; or a function that returns 0 or 1 per frame, or pixel masks [T, H, W]
 Labels = list[tuple[int, int]] | Callable[[], np.ndarray]
+OTHER_VERSION = "labels or frames are of another version"
 
 
 def normalized_name(name: str) -> str:
@@ -62,10 +63,8 @@ class Dataset:
             )
         out = self._per_frame(name, self._labels[name], source, frames)
         if len(out) != frames:
-            raise UserError(
-                f"labels of video {name} ({source}) have {len(out)} entries, but the video has {frames} frames: labels "
-                "or frames are of another version"
-            )
+            lengths = f"have {len(out)} entries, but the video has {frames} frames"
+            raise UserError(f"labels of video {name} ({source}) {lengths}: {OTHER_VERSION}")
         if not np.isin(out, (0, 1)).all():
             raise UserError(f"labels of video {name} ({source}) must be 0 or 1 per frame")
         return out.astype(np.uint8)
@@ -78,10 +77,8 @@ class Dataset:
         for first, last in labels:
             last = min(last, frames - 1) if self.cut_ranges else last
             if not 0 <= first <= last < frames:
-                raise UserError(
-                    f"labels of video {name} ({source}) mark frames {first + 1}..{last + 1}, but the video has {frames} "
-                    "frames: labels or frames are of another version"
-                )
+                marked = f"mark frames {first + 1}..{last + 1}, but the video has {frames} frames"
+                raise UserError(f"labels of video {name} ({source}) {marked}: {OTHER_VERSION}")
             out[first : last + 1] = 1
         return out
 

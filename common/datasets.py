@@ -219,7 +219,7 @@ def shortened(names: list[str]) -> str:
 
 
 def videos(name: str, folders: dict[str, list[Path]], split: str) -> list[Video]:
-    """The videos of a split, of all its folders; one that is in two of them is taken from the first. Raises UserError."""
+    """The videos of all folders of a split; one that is in two of them is taken from the first. Raises UserError."""
     by_name, repeated = {}, []
     for folder in folders[split]:
         left_out, in_folder = [], set()

@@ -26,9 +26,9 @@ WIDTH, HEIGHT, FPS = 320, 192, 12.5
 TRAIN, TEST = 5, 4  # videos per scene
 TRAIN_FRAMES, TEST_FRAMES = 120, 160  # of each video
 
-# A camera looks along +z from `height` metres, with the horizon in row `horizon`: a point (x, z) on the ground is seen at
-# focal / z pixels per metre. crowd: mean number of people in view; cyclists: their share; tile: side of the paving in
-# metres, 0 for paths through grass; colours are BGR.
+# A camera looks along +z from `height` metres, with the horizon in row `horizon`: a point (x, z) on the ground is seen
+# at focal / z pixels per metre. crowd: mean number of people in view; cyclists: their share among them; tile: side of
+# the paving in metres, 0 for paths through grass; colours are BGR.
 SCENES = {
     "plaza": dict(
         height=4.6, horizon=6, focal=300, crowd=5.0, cyclists=0.0, tile=1.3, ground=(118, 128, 134), wall=(96, 110, 138)

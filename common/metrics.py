@@ -1,4 +1,4 @@
-"""Frame-level, region-level, track-level and pixel-level measures. labels: 1 = abnormal; scores: higher = more abnormal.
+"""Measures of frames, regions, tracks and pixels. labels: 1 = abnormal; scores: higher = more abnormal.
 
 All are exact under ties, and a ValueError says what is missing where a measure is not defined.
 """
@@ -42,8 +42,8 @@ def auc(labels: np.ndarray, scores: np.ndarray) -> float:
 def macro_auc(labels: Sequence, scores: Sequence) -> tuple[float, list[float], int]:
     """Lists of [T], one per video -> (mean AUC over videos, AUC per video, number of one-class videos).
 
-    To every video one frame (label 0, score 0) and one (label 1, score 1) is added (Georgescu et al. 2021); where scores
-    leave [0, 1], the video's extremes take the place of 0 and 1, so that the added frames stay the outermost.
+    To every video one frame (label 0, score 0) and one (label 1, score 1) is added (Georgescu et al. 2021); where
+    scores leave [0, 1], the video's extremes take the place of 0 and 1, so that the added frames stay the outermost.
     """
     if not len(labels):
         raise ValueError("no videos to measure")
@@ -92,7 +92,7 @@ def false_alarm_rate(labels: np.ndarray, scores: np.ndarray, threshold: float = 
     return float((normal > threshold).mean())
 
 
-# ------------------------------------------------------------------------- regions and tracks (Ramachandra & Jones 2020)
+# ------------------------------------------------------------------------ regions and tracks (Ramachandra & Jones 2020)
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -145,7 +145,7 @@ def _area(scores, false_scores, frames):
 
 
 def tracks_from_masks(masks: np.ndarray) -> np.ndarray:
-    """Regions of one video's pixel masks, linked over consecutive frames by overlap: bool [T, H, W] -> float32 [n, 6]."""
+    """Regions of one video's masks, linked over consecutive frames by overlap: bool [T, H, W] -> float32 [n, 6]."""
     rows, before, next_id = [], None, 0
     for f, mask in enumerate(masks):
         n, components, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
@@ -163,7 +163,7 @@ def tracks_from_masks(masks: np.ndarray) -> np.ndarray:
     return np.array(rows, np.float32).reshape(-1, 6)
 
 
-# ----------------------------------------------------------------------------- pixels (Li, Mahadevan, Vasconcelos 2014)
+# ---------------------------------------------------------------------------- pixels (Li, Mahadevan, Vasconcelos 2014)
 
 
 def paint(boxes: np.ndarray, scores: np.ndarray, shape: tuple[int, int], empty: float = -np.inf) -> np.ndarray:
@@ -176,7 +176,7 @@ def paint(boxes: np.ndarray, scores: np.ndarray, shape: tuple[int, int], empty: 
 
 
 def pixel_frame_score(score_map: np.ndarray, mask: np.ndarray, share: float = 0.4) -> float:
-    """The threshold up to which a frame counts as detected: abnormal by `share` of its abnormal pixels, normal by any."""
+    """The threshold up to which a frame is detected: abnormal by `share` of its abnormal pixels, normal by any one."""
     if not mask.any():
         return float(score_map.max())
     inside = np.sort(score_map[mask])[::-1]

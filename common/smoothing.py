@@ -11,7 +11,7 @@ from common.io import UserError
 
 
 def median(x: np.ndarray, width: float = 17) -> np.ndarray:
-    """Median of `width` frames, zero beyond the ends (HF2-VAD). An even width has no center: one frame more is taken."""
+    """Median of `width` frames, zero beyond the ends (HF2-VAD). An even width, which has no center, grows by one."""
     from scipy import ndimage
 
     return ndimage.median_filter(np.asarray(x, np.float64), int(width) // 2 * 2 + 1, mode="constant", cval=0.0)
