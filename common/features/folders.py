@@ -60,10 +60,9 @@ def find_features(name: str, root, labels=None, order=None, segments: bool = Fal
 
 def read_split(root: Path, split: str) -> list[FeatureVideo]:
     """The videos of one split: in one array, or in folders of files."""
-    arrays = {"train": [], "test": []}
-    for p in sorted(root.glob("*.npy")):
-        if re.match("concat", p.name, re.I):
-            arrays["test" if re.search("test", p.name, re.I) else "train"].append(p)
+    concatenated = [p for p in sorted(root.glob("*.npy")) if re.match("concat", p.name, re.I)]
+    arrays = {"train": [p for p in concatenated if "test" not in p.name.lower()]}
+    arrays["test"] = [p for p in concatenated if "test" in p.name.lower()]
     if arrays[split]:
         return read_concatenated(arrays[split][0], next(iter(arrays[OTHER[split]]), None), split)
     other_folders = feature_folders(root, OTHER[split], verbose=False)
