@@ -28,7 +28,6 @@ ALIASES = {
     "folder": ("folder",),
     "demo": ("demo",),
 }
-ARRAYS = (".npy", ".npz")
 FOLDER = "folder"  # beside suffixes: a folder of images
 WRAPPERS = ("ucsdanomalydatasetv1p2", "ucsdanomalydataset")  # folders that hold a dataset's folder
 TRAIN = ("training/frames", "training/videos", "training_videos", "train/frames", "train/videos", "training", "train")
@@ -91,8 +90,8 @@ def optional_module(name: str):
 def use_labels(data: Dataset, path: Path) -> None:
     """Take frame labels of a Dataset from `path` instead, each by its video's name.
 
-    path: an .npz of 0/1 per frame, a csv with lines video,start,end, or a folder with a file of labels or masks, or a
-    folder of masks, per video. Raises UserError.
+    path: an .npz of 0/1 per frame, a csv with lines video,start,end, or a folder with one file of labels or masks, or
+    one folder of masks, per video. Raises UserError.
     """
     names = {v.name for v in data.test}
     canonical_name = partial(canonical_video_name, data.name)
@@ -109,13 +108,13 @@ def use_labels(data: Dataset, path: Path) -> None:
     entries = sorted(path.iterdir())
     mask_folders = [p for p in entries if p.is_dir() and p.name.lower().endswith("_gt")]
     if mask_folders:  # UCSD: folders of frames lie beside those of masks
-        entries = mask_folders + [p for p in entries if not p.is_dir()]
-    pairs, others = entries_of_videos(entries, (*ARRAYS, ".txt", ".mat", FOLDER), names, canonical_name)
+        entries = [p for p in entries if p in mask_folders or not p.is_dir()]
+    pairs, others = entries_of_videos(entries, (".npy", ".npz", ".txt", ".mat", FOLDER), names, canonical_name)
     files = named_once(path, pairs)
     if not files:
         example, content = min(names, default="(there is none)"), ", ".join(others[:5]) or "nothing"
-        kinds = "no .npy, .txt, .mat or folder that is called like a test video"
-        raise UserError(f"--labels {path} holds {kinds} such as {example}; it holds {content}")
+        missing = "no .npy, .npz, .txt, .mat or folder that is called like a test video"
+        raise UserError(f"--labels {path} holds {missing} such as {example}; it holds {content}")
     if others:
         print(f"note: --labels {path}: {len(others)} entries belong to no test video, such as {others[0]}", flush=True)
     masks = {name for name, file in files.items() if holds_masks(path / file)}
@@ -140,9 +139,9 @@ def named_once(path: Path, pairs: list[tuple[str, str]]) -> dict[str, str]:
 
 
 def holds_masks(path: Path) -> bool:
-    if path.is_dir() or path.suffix != ".npy":
-        return path.suffix != ".txt"
-    return load_array(path, "labels", mmap=True).ndim == 3
+    if path.is_dir() or path.suffix in (".mat", ".npz"):
+        return True
+    return path.suffix == ".npy" and load_array(path, "labels", mmap=True).ndim == 3
 
 
 def entries_of_videos(entries, kinds, names: Collection[str], canonical_name=str) -> tuple[list, list[str]]:
@@ -164,19 +163,15 @@ def entries_of_videos(entries, kinds, names: Collection[str], canonical_name=str
 # ------------------------------------------------------------------------------------------------- finding folders
 
 
-def child(folder: Path, name: str) -> Path | None:
-    """The entry `name` of a folder, whatever its case; a/b descends."""
-    for part in name.split("/"):
-        entries = sorted(folder.iterdir()) if folder.is_dir() else []
-        folder = next((p for p in entries if p.name.lower() == part), None)
-        if folder is None:
-            return None
-    return folder
-
-
 def child_folders(root: Path, names: Collection[str]) -> list[Path]:
-    children = [child(root, name) for name in names]
-    return [p for p in children if p is not None and p.is_dir()]
+    """The folders of these names, in lower case, in `root`, whatever their case; a/b descends."""
+    out = []
+    for name in names:
+        folders = [root]
+        for part in name.split("/"):
+            folders = [p for f in folders[:1] for p in sorted(f.iterdir()) if p.name.lower() == part and p.is_dir()]
+        out += folders[:1]
+    return out
 
 
 def split_folders(root: Path, split: str) -> list[Path]:
@@ -207,7 +202,8 @@ def locate(name: str, data_root: Path) -> tuple[Path, dict[str, list[Path]]]:
         if folders["test"] and (folders["train"] or root != data_root or names & set(ALIASES[name])):
             return root, folders
     content = sorted(p.name + ("/" if p.is_dir() else "") for p in data_root.iterdir())
-    looked = f"a training folder ({', '.join(TRAIN[:3])}, …) and a testing folder ({', '.join(TEST[:3])}, …)"
+    train, test = (", ".join([*names[:3], names[-1]]) for names in (TRAIN, TEST))
+    looked = f"a training folder ({train}, …) and a testing folder ({test}, …)"
     raise UserError(
         f"{name} was not found under --data-root {data_root}: looked in {', '.join(map(str, roots))} for {looked} with "
         f"videos or folders of frames; found {shortened(content)}"
@@ -320,11 +316,11 @@ def folder(root: Path, name: str = "folder") -> Dataset:
     labels, source, others = files_of_videos(root, places, kinds, names, frame_labels)
     if others:
         data.not_understood = f"{others}: not called like a test video such as {min(names, default='')}.npy"
-    places, kinds = ("masks", "test_pixel_mask"), (*ARRAYS, FOLDER)
+    places, kinds = ("masks", "test_pixel_mask"), (".npy", ".npz", FOLDER)
     data._masks, data.mask_source, _ = files_of_videos(root, places, kinds, names, read_masks)
     data._tracks, _, _ = files_of_videos(root, ("tracks",), (".csv", ".txt"), names, read_tracks)
-    sources, table = [(source, labels)], child(root, "labels.csv")
-    if table is not None:
+    sources = [(source, labels)]
+    for table in search(root, r"labels\.csv", depth=1)[:1]:
         try:
             sources.append((table.name, csv_ranges(table, names)))
         except UserError as e:

@@ -77,9 +77,8 @@ def frame_labels(path: Path) -> np.ndarray:
     """The array of an .npy, or the numbers of a text, int64 [frames]."""
     if path.suffix == ".npy":
         return load_array(path, "frame labels")
-    with reading(
-        "frame labels", path, "must be zeros and ones separated by spaces or lines", (ValueError, OverflowError)
-    ):
+    problem = "must be zeros and ones separated by spaces or lines"
+    with reading("frame labels", path, problem, (ValueError, OverflowError)):
         return np.array([int(float(x)) for x in read_text(path, "frame labels").replace(",", " ").split()], np.int64)
 
 
