@@ -38,7 +38,7 @@ class Dataset:
     skipped: dict[str, str] = field(default_factory=dict)  # video key -> why it cannot be used
     label_forms: str = ""  # the forms of labels that were looked for
     not_understood: str = ""  # a sentence about files that are no labels, though they lie where labels do
-    _other_labels: tuple[str, dict[str, Labels]] = ("", {})  # a second source, to compare with: its name, and labels
+    _other_labels: tuple[str, dict[str, Labels]] | None = None  # name and labels of a second source, to compare with
 
     def cache_folder(self, cache) -> Path:
         """Its folder under --cache; two copies of a dataset never mix. Raises UserError if it cannot be written."""
@@ -90,7 +90,7 @@ class Dataset:
 
     def disagreement(self, labels: dict[str, np.ndarray]) -> str | None:
         """How far a second source of labels differs from {video name: uint8 [frames]}, in a sentence, or None."""
-        other, labels_of = self._other_labels
+        other, labels_of = self._other_labels or ("", {})
         differing, unreadable = [], []
         for name in sorted(set(labels) & set(labels_of)):
             frames = len(labels[name])
