@@ -3,187 +3,178 @@
 import hashlib
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from common.io import UserError, first_line, read_table, writable_folder
+from common.io import UserError, read_table, reading, writable_folder
+from common.video import Video
+
+# [(first, last)] frames, inclusive; or a function that returns 0 or 1 per frame, or pixel masks [T, H, W]
+Labels = list[tuple[int, int]] | Callable[[], np.ndarray]
+OTHER_VERSION = "labels or frames are of another version"
 
 
-def plain(name):
-    return re.sub(r"[^a-z0-9]", "", str(name).lower())
+def normalized_name(name: str) -> str:
+    """Letters and digits of a dataset's name: UCSD Ped_2 -> ucsdped2."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 @dataclass
 class Dataset:
     name: str
     root: Path
-    train: list
-    test: list
+    train: list[Video]
+    test: list[Video]
     label_source: str = "none"  # what the frame labels were made from; printed beside every result
     mask_source: str = "none"
-    _ranges: dict = field(default_factory=dict, repr=False)  # video name -> [(first, last)], 0-based inclusive
-    _arrays: dict = field(default_factory=dict, repr=False)  # video name -> function returning uint8 [T]
-    _masks: dict = field(default_factory=dict, repr=False)  # video name -> function returning bool [T, H, W]
-    _tracks: dict = field(default_factory=dict, repr=False)  # video name -> file, or function returning float32 [n, 6]
-    abnormal_train: list = field(default_factory=list)  # UBnormal: labelled abnormal videos for training
+    _labels: dict[str, Labels] = field(default_factory=dict, repr=False)  # by names of videos, as all that follow
+    _masks: dict[str, Callable] = field(default_factory=dict, repr=False)  # functions -> bool [T, H, W]
+    _tracks: dict[str, Callable] = field(default_factory=dict, repr=False)  # functions -> float32 [n, 6]
+    abnormal_train: list[Video] = field(default_factory=list)  # UBnormal: labelled abnormal videos for training
     cut_ranges: bool = False  # UBnormal: its tracks may end after the video
-    skipped: dict = field(default_factory=dict)  # video key -> why it cannot be used
-    label_forms: str = ""  # where labels were looked for, and in which forms
-    not_understood: str = ""  # what lies there and was not
-    _other_labels: tuple = ()  # a second source: its name, {video name: function(frames) -> uint8 [frames]}
+    skipped: dict[str, str] = field(default_factory=dict)  # video key -> why it cannot be used
+    label_forms: str = ""  # the forms of labels that were looked for
+    not_understood: str = ""  # a sentence about files that are no labels, though they lie where labels do
+    _other_labels: tuple[str, dict[str, Labels]] | None = None  # name and labels of a second source, to compare with
 
-    def cache_folder(self, cache):
-        """Its folder under --cache; two copies of a dataset never mix."""
-        place = hashlib.sha256(os.fsencode(Path(self.root).resolve())).hexdigest()[:6]
-        return writable_folder(Path(cache) / f"{self.name}-{place}")
+    def cache_folder(self, cache) -> Path:
+        """Its folder under --cache; two copies of a dataset never mix. Raises UserError if it cannot be written."""
+        digest = hashlib.sha256(os.fsencode(Path(self.root).resolve())).hexdigest()[:6]
+        return writable_folder(Path(cache) / f"{self.name}-{digest}")
 
     @property
-    def has_labels(self):
-        return bool(self._ranges or self._arrays)
+    def has_labels(self) -> bool:
+        return bool(self._labels)
 
-    def labels(self, video, frames):
-        """uint8 [frames], 1 = abnormal; None where this dataset has no labels at all.
+    def labels(self, video: Video, frames: int) -> np.ndarray | None:
+        """uint8 [frames], 1 = abnormal; None if no video has labels.
 
-        Raises UserError where the video has none among labelled ones, or of another length than the video.
+        Raises UserError if only this video has none, or if they do not fit its number of frames.
         """
-        if not self.has_labels:
+        if not self._labels:
             return None
-        key = video.name
-        if key in self._ranges:
-            out = np.zeros(frames, np.uint8)
-            for first, last in self._ranges[key]:
-                if self.cut_ranges:
-                    last = min(last, frames - 1)
-                if not 0 <= first <= last < frames:
-                    raise UserError(
-                        f"labels of video {key} ({self.label_source}) mark frames {first + 1}..{last + 1}, "
-                        f"but the video has {frames} frames: labels or frames are of another version"
-                    )
-                out[first : last + 1] = 1
-            return out
-        if key not in self._arrays:
+        name, source = video.name, self.label_source
+        if name not in self._labels:
             raise UserError(
-                f"no labels for video {key} in {self.label_source}; add them, or take the video out of the test folder"
+                f"no labels for video {name} in {source}; add them, or take the video out of the test folder"
             )
-        out = np.asarray(self._arrays[key]()).reshape(-1)
+        out = self._per_frame(name, self._labels[name], source, frames)
         if len(out) != frames:
-            raise UserError(
-                f"labels of video {key} ({self.label_source}) have {len(out)} entries, but the video has "
-                f"{frames} frames: labels or frames are of another version"
-            )
+            lengths = f"have {len(out)} entries, but the video has {frames} frames"
+            raise UserError(f"labels of video {name} ({source}) {lengths}: {OTHER_VERSION}")
         if not np.isin(out, (0, 1)).all():
-            raise UserError(f"labels of video {key} ({self.label_source}) must be 0 or 1 per frame")
+            raise UserError(f"labels of video {name} ({source}) must be 0 or 1 per frame")
         return out.astype(np.uint8)
 
-    def no_labels(self):
+    def _per_frame(self, name, labels, source, frames):
+        if callable(labels):
+            y = np.asarray(labels())
+            return y.any((1, 2)) if y.ndim == 3 else y.reshape(-1)
+        out = np.zeros(frames, np.uint8)
+        for first, last in labels:
+            last = min(last, frames - 1) if self.cut_ranges else last
+            if not 0 <= first <= last < frames:
+                marked = f"mark frames {first + 1}..{last + 1}, but the video has {frames} frames"
+                raise UserError(f"labels of video {name} ({source}) {marked}: {OTHER_VERSION}")
+            out[first : last + 1] = 1
+        return out
+
+    def no_labels(self) -> str:
         """One sentence about where labels were looked for."""
-        looked = f"; looked for {self.label_forms}" if self.label_forms else ""
-        strange = f"; {self.not_understood}" if self.not_understood else ""
-        return f"{self.name} has no labels under {self.root}: no metrics{looked}{strange}"
+        looked_for = self.label_forms and f"looked for {self.label_forms}"
+        sentences = [f"{self.name} has no labels under {self.root}: no metrics", looked_for, self.not_understood]
+        return "; ".join(filter(None, sentences))
 
-    def disagreement(self, labels):
-        """How far a second source of labels differs from {video name: uint8 [frames]}, in a sentence; None where it does not."""
-        if not self._other_labels:
-            return None
-        other, read = self._other_labels
-        differ, unread = {}, []
-        for name in sorted(set(labels) & set(read)):
+    def disagreement(self, labels: dict[str, np.ndarray]) -> str | None:
+        """How far a second source of labels differs from {video name: uint8 [frames]}, in a sentence, or None."""
+        other, labels_of = self._other_labels or ("", {})
+        differing, unreadable = [], []
+        for name in sorted(set(labels) & set(labels_of)):
+            frames = len(labels[name])
             try:
-                y = read[name](len(labels[name]))
+                y = self._per_frame(name, labels_of[name], other, frames)
             except UserError as e:
-                unread.append(str(e))
+                unreadable.append(str(e))
                 continue
-            n = min(len(y), len(labels[name]))
-            differ[name] = int((y[:n] != labels[name][:n]).sum()) + abs(len(y) - len(labels[name]))
-        videos = sum(n > 0 for n in differ.values())
-        said = []
+            common = min(len(y), frames)
+            differing.append(int((y[:common] != labels[name][:common]).sum()) + abs(len(y) - frames))
+        source, videos, sentences = self.label_source, sum(n > 0 for n in differing), []
         if videos:
-            said.append(
-                f"{other} differs from {self.label_source}, which counts, in {sum(differ.values())} frames of {videos} videos"
+            sentences.append(
+                f"{other} differs from {source}, which counts, in {sum(differing)} frames of {videos} videos"
             )
-        if unread:
-            said.append(f"{other} could not be compared with {self.label_source} in {len(unread)} videos: {unread[0]}")
-        return "; ".join(said) or None
+        if unreadable:
+            count = len(unreadable)
+            sentences.append(f"{other} could not be compared with {source} in {count} videos: {unreadable[0]}")
+        return "; ".join(sentences) or None
 
-    def events(self):
-        """[(video, kind, first frame, end)] of events.csv, where the dataset has one (the demo does); end exclusive."""
+    def events(self) -> list[tuple[str, str, int, int]]:
+        """[(video, kind, first frame, end)] of events.csv, if the dataset has one (the demo does). Raises UserError."""
         path = Path(self.root) / "events.csv"
         if not path.is_file():
             return []
-        try:
+        with reading("events", path, "have no columns video, event, start, end", (KeyError, ValueError)):
             (_, names), *rows = read_table(path, "events")
             rows = [dict(zip(names, row)) for _, row in rows]
             return [(r["video"], r["event"], int(r["start"]), int(r["end"])) for r in rows]
-        except (KeyError, ValueError) as e:
-            raise UserError(f"{path}: expected columns video, event, start, end ({first_line(e)})") from None
 
-    @property
-    def has_masks(self):
-        return bool(self._masks)
-
-    def masks(self, video):
-        """bool [T, H, W] of abnormal pixels, or None."""
+    def masks(self, video: Video) -> np.ndarray | None:
+        """bool [T, H, W] of abnormal pixels, or None. Raises UserError."""
         read = self._masks.get(video.name)
-        return None if read is None else read()
+        return read and read()
 
-    def tracks(self, video):
-        """float32 [n, 6]: track id, frame (0-based), x1, y1, x2, y2 in inclusive pixels; None where there are none."""
-        path = self._tracks.get(video.name)
-        if path is None or callable(path):
-            return path and path()
-        try:
-            found = np.array([row for _, row in read_table(path, "tracks")], np.float32).reshape(-1, 6)
-        except ValueError as e:
-            raise UserError(f"tracks {path}: expected lines id,frame,x1,y1,x2,y2 ({first_line(e)})") from None
-        if not np.isfinite(found).all():
-            raise UserError(f"tracks {path} hold NaN or infinite numbers")
-        return found
+    def tracks(self, video: Video) -> np.ndarray | None:
+        """float32 [n, 6]: track id, frame (0-based), x1, y1, x2, y2 in inclusive pixels; or None. Raises UserError."""
+        read = self._tracks.get(video.name)
+        return read and read()
 
 
-class Usable:
-    """The videos of a dataset that could be read, and why others could not. failed: {video key: why}."""
+class UsableVideos:
+    """The videos of a dataset that could be read: train, test; skipped: {video key: why it could not}.
 
-    def __init__(self, data, videos, failed):
-        """videos: those that were wanted, or what is left of them."""
+    videos: those that are needed, or fewer. failed: {video key: why}. Raises UserError if none is left.
+    """
+
+    def __init__(self, data: Dataset, videos: list[Video], failed: dict[str, str]):
         self.data, self.skipped = data, {**data.skipped, **failed}
         usable = [v for v in videos if v.key not in self.skipped]
         if self.skipped and not usable:
-            raise UserError(
-                f"none of the {len(self.skipped)} videos of {data.name} could be used; the first: "
-                f"{next(iter(self.skipped.values()))}"
-            )
+            count, first = len(self.skipped), next(iter(self.skipped.values()))
+            raise UserError(f"none of the {count} videos of {data.name} could be used; the first: {first}")
         self.train = [v for v in usable if v.split == "train"]
         self.test = [v for v in usable if v.split == "test"]
 
-    def report_skipped(self):
+    def report_skipped(self) -> None:
         report_skipped(self.skipped)
 
 
-def report_skipped(skipped):
-    """Name at the end what was left out. skipped: {video: why}."""
+def report_skipped(skipped: dict[str, str]) -> None:
+    """Print which videos were left out, and why."""
     if skipped:
         print(f"skipped {len(skipped)} videos:")
         for name, why in skipped.items():
             print(f"  {name}: {why}")
 
 
-def search(root, pattern, depth=3):
-    """Files or folders below `root` whose lower-case name matches; at most `depth` levels, each folder once, links followed."""
+FRAME_FOLDERS = r"\d+|\d\d_\d+|t(rain|est)\d+"  # lower-case names of videos in the published datasets
+
+
+def search(root: Path, pattern: str, depth: int = 3, skip: str = FRAME_FOLDERS) -> list[Path]:
+    """Files and folders below `root` whose lower-case name matches; at most `depth` levels, each folder once.
+
+    Links are followed. skip: names of folders that are not searched. Raises OSError.
+    """
     level, hits, seen = [root], [], {root.resolve(), *root.resolve().parents}
     for _ in range(depth):
-        following = []
-        for p in level:
-            for x in sorted(p.iterdir()):
-                if re.fullmatch(pattern, x.name.lower()):
-                    hits.append(x)
-                elif (
-                    x.is_dir()
-                    and not re.fullmatch(r"\d+|\d\d_\d+|t(rain|est)\d+", x.name.lower())
-                    and x.resolve() not in seen
-                ):
-                    seen.add(x.resolve())
-                    following.append(x)
-        level = following
+        entries = [x for p in level for x in sorted(p.iterdir())]
+        level = []
+        for x in entries:
+            if re.fullmatch(pattern, x.name.lower()):
+                hits.append(x)
+            elif x.is_dir() and not re.fullmatch(skip, x.name.lower()) and x.resolve() not in seen:
+                seen.add(x.resolve())
+                level.append(x)
     return hits

@@ -1,10 +1,10 @@
 """The dataset that needs no download: three fixed cameras, people walking, and events that do not belong there.
 
-    python common/demo.py --out data/demo        # done by itself when --dataset demo is first used
+    python common/demo.py --out data/demo        # --dataset demo does it when it is first used
 
 Same files on every run of one OpenCV version. An ordinary folder layout: train/*.avi, test/*.avi, labels/<video>.npy,
-masks/<video>.npz, tracks/<video>.csv, events.csv (which event is where). Scenes: `plaza`, where global_batch walks along
-two crossing ways; `arcade`, a one-way passage; `park`, where cyclists are as normal as walkers.
+masks/<video>.npz, tracks/<video>.csv, events.csv (which event is where). Scenes: `plaza`, where people walk along two
+crossing ways; `arcade`, a one-way passage; `park`, where cyclists are as normal as walkers.
 """
 
 import argparse
@@ -18,49 +18,32 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import cv2
 import numpy as np
 
-from common.io import UserError, atomic_write, opencv_path, read_json, run, writable_folder, write_json, writing_table
+from common import io
 from common.pool import cores, map_videos, tick
 
 VERSION = 1
 WIDTH, HEIGHT, FPS = 320, 192, 12.5
-TRAIN, TEST, TRAIN_FRAMES, TEST_FRAMES = 5, 4, 120, 160  # videos per scene and their lengths
+TRAIN, TEST = 5, 4  # videos per scene
+TRAIN_FRAMES, TEST_FRAMES = 120, 160  # of each video
 
-# A camera looks along +z from `height` metres; a point (x, z) on the ground is seen at scale f / z pixels per metre.
-# Ways are (start, end, both directions?) in metres; `crowd` is the mean number of people in view.
+# A camera looks along +z from `height` metres, with the horizon in row `horizon`: a point (x, z) on the ground is seen
+# at focal / z pixels per metre. crowd: mean number of people in view; cyclists: their share among them; tile: side of
+# the paving in metres, 0 for paths through grass; colours are BGR.
 SCENES = {
     "plaza": dict(
-        height=4.6,
-        horizon=6,
-        f=300,
-        ways=[((-9, 14), (9, 11), False), ((-3.5, 22), (2.0, 10.2), False)],
-        crowd=5.0,
-        ground=(118, 128, 134),
-        tile=1.3,
-        wall=(96, 110, 138),
-        cyclists=0.0,
+        height=4.6, horizon=6, focal=300, crowd=5.0, cyclists=0.0, tile=1.3, ground=(118, 128, 134), wall=(96, 110, 138)
     ),
     "arcade": dict(
-        height=3.8,
-        horizon=18,
-        f=260,
-        ways=[((-8, 10.5), (8, 9.5), False), ((-11, 15.5), (11, 14.5), False)],
-        crowd=4.5,
-        ground=(140, 134, 122),
-        tile=0.7,
-        wall=(70, 84, 104),
-        cyclists=0.0,
+        height=3.8, horizon=18, focal=260, crowd=4.5, cyclists=0.0, tile=0.7, ground=(140, 134, 122), wall=(70, 84, 104)
     ),
     "park": dict(
-        height=5.2,
-        horizon=-4,
-        f=320,
-        ways=[((-10, 18), (9, 10.5), False), ((-8.5, 13), (8, 21), False)],
-        crowd=4.0,
-        ground=(72, 112, 88),
-        tile=0.0,
-        wall=(48, 84, 62),
-        cyclists=0.4,
+        height=5.2, horizon=-4, focal=320, crowd=4.0, cyclists=0.4, tile=0.0, ground=(72, 112, 88), wall=(48, 84, 62)
     ),
+}
+WAYS = {  # start and end of the ways that people walk, (x, z) in metres
+    "plaza": [((-9, 14), (9, 11)), ((-3.5, 22), (2.0, 10.2))],
+    "arcade": [((-8, 10.5), (8, 9.5)), ((-11, 15.5), (11, 14.5))],
+    "park": [((-10, 18), (9, 10.5)), ((-8.5, 13), (8, 21))],
 }
 # events of the test videos, one list per video: (kind, first frame)
 EVENTS = {
@@ -68,6 +51,7 @@ EVENTS = {
     "arcade": [[("wrong way", 70)], [("cart", 45)], [("runner", 25), ("thrown", 105)], [("cart", 70)]],
     "park": [[("cart", 45)], [("thrown", 30), ("runner", 85)], [], [("wrong way", 90), ("thrown", 50)]],
 }
+# metres per second, from and to
 SPEED = {"walker": (0.9, 1.5), "cyclist": (2.2, 3.0), "cart": (1.6, 2.1), "runner": (2.6, 3.4), "wrong way": (1.0, 1.5)}
 
 
@@ -77,263 +61,213 @@ class Actor:
     start: np.ndarray  # metres on the ground
     velocity: np.ndarray  # metres per frame
     first: int  # frame of appearance
-    last: int
-    size: float  # body height in metres
+    last: int  # one after the last frame
+    size: float  # height in metres
     colors: list  # BGR: upper body, legs, skin, thing
-    phase: float
+    phase: float  # of its steps, radians
     abnormal: bool
 
     def at(self, t):
+        """Where it is in frame t: (x, z) in metres."""
         return self.start + self.velocity * (t - self.first)
 
 
 class Scene:
-    def __init__(self, name):
-        self.name, self.c = name, SCENES[name]
+    """A place that a fixed camera sees. background: float32 [HEIGHT, WIDTH, 3]"""
+
+    def __init__(self, name: str):
+        self.settings, self.ways = SCENES[name], WAYS[name]
         self.background = self._paint(np.random.default_rng(zlib.crc32(name.encode())))
 
-    def project(self, p):
+    def project(self, point):
         """Ground point (x, z) in metres -> image x, y and pixels per metre there."""
-        scale = self.c["f"] / max(p[1], 0.5)
-        return WIDTH / 2 + p[0] * scale, self.c["horizon"] + self.c["height"] * scale, scale
+        scale = self.settings["focal"] / max(point[1], 0.5)
+        return WIDTH / 2 + point[0] * scale, self.settings["horizon"] + self.settings["height"] * scale, scale
 
     def _paint(self, rng):
-        c = self.c
+        settings = self.settings
+        horizon, height = settings["horizon"], settings["height"]
+        focal, tile = settings["focal"], settings["tile"]
         ys, xs = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
-        scale = np.maximum((ys - c["horizon"]) / c["height"], 1e-3)
-        z, x = c["f"] / scale, (xs - WIDTH / 2) / scale
-        ground = np.array(c["ground"], np.float32) * (0.82 + 0.3 * _texture(rng, HEIGHT, WIDTH)[..., None])
-        if c["tile"]:
-            joint = (np.abs((x / c["tile"]) % 1 - 0.5) > 0.46) | (np.abs((z / c["tile"]) % 1 - 0.5) > 0.46)
+        scale = np.maximum((ys - horizon) / height, 1e-3)
+        z, x = focal / scale, (xs - WIDTH / 2) / scale
+        ground = _textured(rng, settings["ground"], 0.82, 0.3)
+        if tile:
+            joint = (np.abs((x / tile) % 1 - 0.5) > 0.46) | (np.abs((z / tile) % 1 - 0.5) > 0.46)
             ground[joint & (z < 30)] *= 0.86
-        else:  # paths through grass
+        else:
             ground *= 0.9 + 0.25 * rng.random((HEIGHT, WIDTH, 1), np.float32)
-            for a, b, _ in c["ways"]:
-                a, b = np.array(a, np.float32), np.array(b, np.float32)
+            for way in self.ways:
+                a, b = np.array(way, np.float32)
                 d = (b - a) / np.linalg.norm(b - a)
                 off = np.abs((x - a[0]) * d[1] - (z - a[1]) * d[0])
-                path = np.array((128, 146, 158), np.float32) * (0.9 + 0.15 * _texture(rng, HEIGHT, WIDTH)[..., None])
-                ground = np.where((off < 1.5)[..., None], path, ground)
-        top = int(c["horizon"] + c["height"] * c["f"] / 27)
-        wall = np.array(c["wall"], np.float32) * (0.75 + 0.4 * _texture(rng, HEIGHT, WIDTH)[..., None])
-        image = np.where((ys < top)[..., None], wall, ground)
+                ground = np.where((off < 1.5)[..., None], _textured(rng, (128, 146, 158), 0.9, 0.15), ground)
+        top = int(horizon + height * focal / 27)
+        image = np.where((ys < top)[..., None], _textured(rng, settings["wall"], 0.75, 0.4), ground)
         for _ in range(7):  # windows, doors, bushes along the wall
             w, h = int(rng.integers(14, 34)), int(rng.integers(12, 26))
-            px, shade = int(rng.integers(0, WIDTH - w)), rng.uniform(0.5, 1.35)
-            image[max(0, top - h - 4) : max(0, top - 4), px : px + w] *= shade
+            left, shade = int(rng.integers(0, WIDTH - w)), rng.uniform(0.5, 1.35)
+            image[max(0, top - h - 4) : max(0, top - 4), left : left + w] *= shade
         image[max(0, top - 2) : top + 1] *= 0.7
         return cv2.GaussianBlur(np.clip(image, 0, 255), (3, 3), 0)
 
 
-def _texture(rng, h, w):
-    """Smooth noise of several octaves in [0, 1]."""
-    out = np.zeros((h, w), np.float32)
+def _textured(rng, color, darkest, contrast):
+    """`color` times smooth noise of several octaves: float32 [HEIGHT, WIDTH, 3]"""
+    noise = np.zeros((HEIGHT, WIDTH), np.float32)
     for step, weight in ((4, 0.2), (10, 0.3), (32, 0.5)):
-        out += weight * cv2.resize(
-            rng.random((h // step + 2, w // step + 2), np.float32), (w, h), interpolation=cv2.INTER_CUBIC
-        )
-    return np.clip(out, 0, 1)
+        coarse = rng.random((HEIGHT // step + 2, WIDTH // step + 2), np.float32)
+        noise += weight * cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
+    return np.array(color, np.float32) * (darkest + contrast * np.clip(noise, 0, 1)[..., None])
 
 
-# ---------------------------------------------------------------------------------------------------------- drawing
+class Brush:
+    """Draws on an image or an index map, with lengths in units of `unit` pixels: (right, up) from the point (x, y)."""
+
+    def __init__(self, image, x, y, unit):
+        self.image, self.x, self.y, self.unit = image, x, y, unit
+        self.line = cv2.LINE_AA if image.ndim == 3 else cv2.LINE_8
+
+    def pixels(self, right, up):
+        """In eighths of a pixel, as OpenCV takes them with shift=3."""
+        return int((self.x + right * self.unit) * 8), int((self.y - up * self.unit) * 8)
+
+    def limb(self, a, b, color, width):
+        width = max(1, int(round(width * self.unit)))
+        cv2.line(self.image, self.pixels(*a), self.pixels(*b), color, width, self.line, 3)
+
+    def oval(self, center, rx, ry, color, outline=-1):
+        axes = max(8, int(rx * self.unit * 8)), max(8, int(ry * self.unit * 8))
+        cv2.ellipse(self.image, self.pixels(*center), axes, 0, 0, 360, color, outline, self.line, 3)
+
+    def polygon(self, points, color):
+        cv2.fillPoly(self.image, [np.array([self.pixels(*p) for p in points], np.int32)], color, self.line, 3)
 
 
-def _limb(image, a, b, color, thick):
-    cv2.line(
-        image,
-        (int(a[0] * 8), int(a[1] * 8)),
-        (int(b[0] * 8), int(b[1] * 8)),
-        color,
-        max(1, int(round(thick))),
-        cv2.LINE_AA if image.ndim == 3 else cv2.LINE_8,
-        3,
-    )
-
-
-def _oval(image, center, rx, ry, color, angle=0):
-    cv2.ellipse(
-        image,
-        (int(center[0] * 8), int(center[1] * 8)),
-        (max(8, int(rx * 8)), max(8, int(ry * 8))),
-        angle,
-        0,
-        360,
-        color,
-        -1,
-        cv2.LINE_AA if image.ndim == 3 else cv2.LINE_8,
-        3,
-    )
-
-
-def _person(image, x, y, h, swing, bob, lean, colors, arms=0.75):
-    """A figure of h pixels with its feet at (x, y); swing in [-1, 1] moves legs and arms against each other."""
+def _person(brush, colors, swing, bob, lean, arms):
+    """swing in [-1, 1] moves legs and arms against each other."""
     upper, legs, skin, _ = colors
-    hip, shoulder = (x + lean * 0.05 * h, y - 0.47 * h - bob), (x + lean * 0.16 * h, y - 0.80 * h - bob)
+    hip, shoulder = (lean * 0.05, 0.47 + bob), (lean * 0.16, 0.80 + bob)
     for side in (1, -1):
-        knee = (hip[0] + side * swing * 0.13 * h, y - 0.24 * h - bob)
-        foot = (hip[0] + side * swing * 0.24 * h, y - max(0.0, -side * swing) * 0.05 * h)
-        _limb(image, hip, knee, legs, 0.13 * h)
-        _limb(image, knee, foot, legs, 0.10 * h)
-    _limb(image, (shoulder[0], shoulder[1] + 0.02 * h), hip, upper, 0.24 * h)
-    if image.ndim == 3:  # a striped shirt: cloth is never one flat colour
+        knee = (hip[0] + side * swing * 0.13, 0.24 + bob)
+        foot = (hip[0] + side * swing * 0.24, max(0.0, -side * swing) * 0.05)
+        brush.limb(hip, knee, legs, 0.13)
+        brush.limb(knee, foot, legs, 0.10)
+    brush.limb((shoulder[0], shoulder[1] - 0.02), hip, upper, 0.24)
+    if brush.image.ndim == 3:  # a striped shirt: cloth is never one flat colour
         for k in (0.2, 0.5, 0.8):
-            y = shoulder[1] + k * (hip[1] - shoulder[1])
-            _limb(image, (shoulder[0] - 0.10 * h, y), (shoulder[0] + 0.10 * h, y), [0.62 * v for v in upper], 0.05 * h)
+            up = shoulder[1] + k * (hip[1] - shoulder[1])
+            stripe = [0.62 * v for v in upper]
+            brush.limb((shoulder[0] - 0.10, up), (shoulder[0] + 0.10, up), stripe, 0.05)
     for side in (1, -1):
-        hand = (shoulder[0] - side * swing * arms * 0.2 * h, shoulder[1] + 0.33 * h)
-        _limb(image, shoulder, hand, upper, 0.08 * h)
-    _oval(image, (shoulder[0] + lean * 0.04 * h, shoulder[1] - 0.11 * h), 0.075 * h, 0.09 * h, skin)
+        hand = (shoulder[0] - side * swing * arms * 0.2, shoulder[1] - 0.33)
+        brush.limb(shoulder, hand, upper, 0.08)
+    brush.oval((shoulder[0] + lean * 0.04, shoulder[1] + 0.11), 0.075, 0.09, skin)
 
 
-def _cyclist(image, x, y, h, swing, side, colors):
+def _cyclist(brush, colors, turn, side):
     upper, legs, skin, thing = colors
-    r = 0.19 * h
-    wheels = [(x - 0.3 * h, y - r), (x + 0.3 * h, y - r)]
-    for w in wheels:
-        cv2.ellipse(
-            image,
-            (int(w[0] * 8), int(w[1] * 8)),
-            (int(r * 8), int(r * 8)),
-            0,
-            0,
-            360,
-            thing,
-            max(1, int(0.035 * h)),
-            cv2.LINE_AA if image.ndim == 3 else cv2.LINE_8,
-            3,
-        )
-    seat, bars = (x - side * 0.12 * h, y - 0.50 * h), (x + side * 0.24 * h, y - 0.54 * h)
-    _limb(image, wheels[0], seat, thing, 0.04 * h)
-    _limb(image, wheels[1], bars, thing, 0.04 * h)
-    _limb(image, seat, bars, thing, 0.04 * h)
-    pedal = (x + 0.06 * h * np.cos(swing), y - r + 0.06 * h * np.sin(swing))
-    knee = ((seat[0] + pedal[0]) / 2 + side * 0.10 * h, (seat[1] + pedal[1]) / 2)
-    _limb(image, seat, knee, legs, 0.11 * h)
-    _limb(image, knee, pedal, legs, 0.09 * h)
-    shoulder = (x + side * 0.08 * h, y - 0.82 * h)
-    _limb(image, seat, shoulder, upper, 0.2 * h)
-    _limb(image, shoulder, bars, upper, 0.07 * h)
-    _oval(image, (shoulder[0] + side * 0.05 * h, shoulder[1] - 0.11 * h), 0.075 * h, 0.09 * h, skin)
+    wheels = [(-0.3, 0.19), (0.3, 0.19)]
+    for wheel in wheels:
+        brush.oval(wheel, 0.19, 0.19, thing, max(1, int(0.035 * brush.unit)))
+    seat, bars = (-side * 0.12, 0.50), (side * 0.24, 0.54)
+    for a, b in ((wheels[0], seat), (wheels[1], bars), (seat, bars)):
+        brush.limb(a, b, thing, 0.04)
+    pedal = (0.06 * np.cos(turn), 0.19 - 0.06 * np.sin(turn))
+    knee = ((seat[0] + pedal[0]) / 2 + side * 0.10, (seat[1] + pedal[1]) / 2)
+    brush.limb(seat, knee, legs, 0.11)
+    brush.limb(knee, pedal, legs, 0.09)
+    shoulder = (side * 0.08, 0.82)
+    brush.limb(seat, shoulder, upper, 0.2)
+    brush.limb(shoulder, bars, upper, 0.07)
+    brush.oval((shoulder[0] + side * 0.05, 0.93), 0.075, 0.09, skin)
 
 
-def _cart(image, x, y, h, spin, side, colors):
-    """A small delivery cart with a cabin, h pixels high."""
-    upper, _, skin, thing = colors
-    w = 1.15 * h
-    body = np.array(
-        [(x - w / 2, y - 0.16 * h), (x + w / 2, y - 0.16 * h), (x + w / 2, y - 0.55 * h), (x - w / 2, y - 0.55 * h)]
-    )
-    cabin = np.array(
-        [
-            (x + side * 0.08 * w, y - 0.55 * h),
-            (x + side * 0.5 * w, y - 0.55 * h),
-            (x + side * 0.40 * w, y - h),
-            (x + side * 0.08 * w, y - h),
-        ]
-    )
-    flat = image.ndim == 2
-    line = cv2.LINE_8 if flat else cv2.LINE_AA
-    for part, color in ((body, thing), (cabin, upper)):
-        cv2.fillPoly(image, [(part * 8).astype(np.int32)], color, line, 3)
-    if not flat:
-        _limb(image, (x - w / 2, y - 0.36 * h), (x + w / 2, y - 0.36 * h), skin, 0.08 * h)
-    for k in (-0.3, 0.3):
-        center = (x + k * w, y - 0.14 * h)
-        _oval(image, center, 0.14 * h, 0.14 * h, thing if flat else (30, 30, 30))
-        if not flat:
-            _limb(
-                image,
-                center,
-                (center[0] + 0.1 * h * np.cos(spin), center[1] + 0.1 * h * np.sin(spin)),
-                (150, 150, 150),
-                2,
-            )
+def _cart(brush, colors, turn, side):
+    """A small delivery cart with a cabin."""
+    upper, _, stripe, thing = colors
+    in_color, half = brush.image.ndim == 3, 0.575
+    front, back = side * half, side * 0.08 * 2 * half
+    brush.polygon([(-half, 0.16), (half, 0.16), (half, 0.55), (-half, 0.55)], thing)
+    brush.polygon([(back, 0.55), (front, 0.55), (0.8 * front, 1), (back, 1)], upper)
+    if in_color:
+        brush.limb((-half, 0.36), (half, 0.36), stripe, 0.08)
+    for x in (-0.6 * half, 0.6 * half):
+        brush.oval((x, 0.14), 0.14, 0.14, (30, 30, 30) if in_color else thing)
+        if in_color:
+            spoke = (x + 0.1 * np.cos(turn), 0.14 - 0.1 * np.sin(turn))
+            brush.limb((x, 0.14), spoke, (150, 150, 150), 2 / brush.unit)
 
 
-def draw(image, scene, actor, t, value=None):
-    """The actor at frame t: in its colours on a BGR image, or as `value` on an index map."""
+def draw(image, scene: Scene, actor: Actor, t: int, value: int | None = None) -> None:
+    """The actor in frame t: in its colours on a BGR image [H, W, 3], or as `value` on an index map [H, W]."""
     colors = actor.colors if value is None else [value] * 4
     x, y, scale = scene.project(actor.at(t))
-    h, age = actor.size * scale, t - actor.first
-    vx = scene.project(actor.at(t + 1))[0] - x
-    side = 1 if vx >= 0 else -1
-    speed = np.linalg.norm(actor.velocity)
+    age, running = t - actor.first, actor.kind == "runner"
     if actor.kind == "thrown":
-        lift = max(0.0, 1.5 + 0.34 * age - 0.022 * age * age) * scale
+        brush = Brush(image, x, y, scale)
+        lift = max(0.0, 1.5 + 0.34 * age - 0.022 * age * age)
         for k in (0.0, 1.6):
-            tip = (
-                np.cos(actor.phase + 0.9 * age + k) * 0.24 * scale,
-                np.sin(actor.phase + 0.9 * age + k) * 0.24 * scale,
-            )
-            _limb(image, (x - tip[0], y - lift - tip[1]), (x + tip[0], y - lift + tip[1]), colors[3], 0.3 * scale)
+            angle = actor.phase + 0.9 * age + k
+            right, up = 0.24 * np.cos(angle), 0.24 * np.sin(angle)
+            brush.limb((-right, lift + up), (right, lift - up), colors[3], 0.3)
         return
+    brush = Brush(image, x, y, actor.size * scale)
+    side = 1 if scene.project(actor.at(t + 1))[0] >= x else -1
+    distance = age * np.linalg.norm(actor.velocity)
     if value is None:
         ground = scene.background[min(HEIGHT - 1, max(0, int(y))), min(WIDTH - 1, max(0, int(x)))]
-        _oval(image, (x, y - 0.01 * h), 0.22 * h, 0.05 * h, tuple(0.6 * float(v) for v in ground))  # contact shadow
+        brush.oval((0, 0.01), 0.22, 0.05, tuple(0.6 * float(v) for v in ground))  # contact shadow
     if actor.kind == "cyclist":
-        _cyclist(image, x, y, h, actor.phase + age * speed * 2.2, side, colors)
+        _cyclist(brush, colors, actor.phase + distance * 2.2, side)
     elif actor.kind == "cart":
-        _cart(image, x, y, h, actor.phase + age * speed * 2.5, side, colors)
+        _cart(brush, colors, actor.phase + distance * 2.5, side)
     else:
-        stride = actor.phase + age * speed * (3.9 if actor.kind == "runner" else 4.4) / max(actor.size, 1) * 1.7
-        running = actor.kind == "runner"
-        bob = abs(np.cos(stride)) * (0.05 if running else 0.015) * h
-        _person(
-            image,
-            x,
-            y,
-            h,
-            np.sin(stride) * (1.5 if running else 1.0),
-            bob,
-            side * (0.9 if running else 0.1),
-            colors,
-            1.5 if running else 0.75,
-        )
+        stride = actor.phase + distance * (3.9 if running else 4.4) / max(actor.size, 1) * 1.7
+        swing, bob = np.sin(stride) * (1.5 if running else 1.0), abs(np.cos(stride)) * (0.05 if running else 0.015)
+        _person(brush, colors, swing, bob, side * (0.9 if running else 0.1), 1.5 if running else 0.75)
 
 
-# ---------------------------------------------------------------------------------------------------------- actors
+def _color(rng, low, high):
+    """BGR between low and high, numbers or triples."""
+    return tuple(int(v) for v in rng.integers(np.full(3, low), np.full(3, high)))
 
 
-def make_actor(rng, scene, kind, first, frames, abnormal, way=None, progress=0.0):
+def make_actor(rng, scene: Scene, kind, first, frames, abnormal, way=None, progress=0.0) -> Actor:
     """An actor entering one of the scene's ways at frame `first`, already `progress` of the way along it."""
-    ways = scene.c["ways"]
-    a, b, both = ways[int(rng.integers(len(ways))) if way is None else way]
-    a, b = np.array(a, float), np.array(b, float)
-    if (both and rng.random() < 0.5) or (kind == "wrong way"):
+    a, b = np.array(scene.ways[int(rng.integers(len(scene.ways))) if way is None else way], float)
+    if kind == "wrong way":
         a, b = b, a
-    d = (b - a) / np.linalg.norm(b - a)
-    shift = np.array([-d[1], d[0]]) * rng.uniform(-0.9, 0.9)
     length = np.linalg.norm(b - a)
-    color = lambda lo, hi: tuple(int(v) for v in rng.integers(lo, hi, 3))
-    skin = (int(rng.integers(90, 160)), int(rng.integers(120, 190)), int(rng.integers(160, 230)))
-    colors = [color(30, 235), color(20, 110), skin, color(20, 90)]
+    d = (b - a) / length
+    shift = np.array([-d[1], d[0]]) * rng.uniform(-0.9, 0.9)
+    skin = _color(rng, (90, 120, 160), (160, 190, 230))
+    colors = [_color(rng, 30, 235), _color(rng, 20, 110), skin, _color(rng, 20, 90)]
     if kind == "thrown":
-        start = a + (b - a) * rng.uniform(0.3, 0.45) + shift
-        colors[3] = (int(rng.integers(0, 60)), int(rng.integers(60, 160)), int(rng.integers(190, 250)))
-        last = min(frames, first + 18)
-        return Actor(
-            kind, start, d * rng.uniform(3.0, 4.0) / FPS, first, last, 0.4, colors, rng.uniform(0, 6), abnormal
-        )
-    if kind == "cart":
-        colors = [color(150, 230), colors[1], color(170, 250), tuple(int(v) for v in rng.permutation([40, 90, 200]))]
-    speed = rng.uniform(*SPEED[kind]) / FPS
-    size = {"cart": rng.uniform(1.75, 2.0), "cyclist": rng.uniform(1.65, 1.85)}.get(kind, rng.uniform(1.5, 1.9))
-    last = min(frames, first + int(length * (1 - progress) / speed))
-    return Actor(
-        kind, a + (b - a) * progress + shift, d * speed, first, last, size, colors, rng.uniform(0, 6), abnormal
-    )
+        progress = rng.uniform(0.3, 0.45)
+        colors[3] = _color(rng, (0, 60, 190), (60, 160, 250))
+        speed, size, last = rng.uniform(3.0, 4.0) / FPS, 0.4, first + 18
+    else:
+        if kind == "cart":
+            cabin, stripe = _color(rng, 150, 230), _color(rng, 170, 250)
+            colors = [cabin, colors[1], stripe, tuple(int(v) for v in rng.permutation([40, 90, 200]))]
+        speed = rng.uniform(*SPEED[kind]) / FPS
+        sizes = {"cart": rng.uniform(1.75, 2.0), "cyclist": rng.uniform(1.65, 1.85), "person": rng.uniform(1.5, 1.9)}
+        size = sizes.get(kind, sizes["person"])
+        last = first + int(length * (1 - progress) / speed)
+    start = a + (b - a) * progress + shift
+    return Actor(kind, start, d * speed, first, min(frames, last), size, colors, rng.uniform(0, 6), abnormal)
 
 
-def cast(rng, scene, frames, events):
-    """All actors of one video, normal ones arriving at random, abnormal ones as listed."""
+def cast(rng, scene: Scene, frames: int, events) -> list[Actor]:
+    """All actors of one video: normal ones arrive at random, abnormal ones as listed in `events`, [(kind, frame)]."""
     actors = []
-    rate = (
-        rng.uniform(0.5, 1.5) * scene.c["crowd"] / (16 / 1.2 * FPS)
-    )  # arrivals per frame: a walk takes about 16 m / 1.2 m/s
+    walk = 16 / 1.2 * FPS  # frames: about 16 m at 1.2 m/s
+    arrivals = rng.uniform(0.5, 1.5) * scene.settings["crowd"] / walk  # per frame
     for t in range(frames):
-        for _ in range(rng.poisson(rate) if t else int(rng.integers(1, scene.c["crowd"]))):
-            kind = "cyclist" if rng.random() < scene.c["cyclists"] else "walker"
-            leader = make_actor(rng, scene, kind, t, frames, False, progress=rng.uniform(0, 0.8) if t == 0 else 0.0)
+        for _ in range(rng.poisson(arrivals) if t else int(rng.integers(1, scene.settings["crowd"]))):
+            kind = "cyclist" if rng.random() < scene.settings["cyclists"] else "walker"
+            leader = make_actor(rng, scene, kind, t, frames, False, progress=0.0 if t else rng.uniform(0, 0.8))
             actors.append(leader)
             for _ in range(int(rng.integers(0, 3)) if kind == "walker" and rng.random() < 0.4 else 0):  # company
                 friend = make_actor(rng, scene, kind, t, frames, False)
@@ -345,37 +279,42 @@ def cast(rng, scene, frames, events):
     return actors
 
 
-def render(name, index, split, path):
-    """Write one video (and for test videos labels, masks, tracks). Deterministic in its arguments."""
+def visible_abnormal(scene: Scene, actors: list[Actor], t: int) -> list[tuple[Actor, np.ndarray]]:
+    """[(abnormal actor, bool [H, W] of its pixels)] of those with at least 40 pixels. actors: the farthest first."""
+    index_map = np.zeros((HEIGHT, WIDTH), np.uint8)
+    for i, actor in enumerate(actors, 1):
+        draw(index_map, scene, actor, t, i)
+    pixels = [(actor, index_map == i) for i, actor in enumerate(actors, 1) if actor.abnormal]
+    return [(actor, mask) for actor, mask in pixels if mask.sum() >= 40]
+
+
+def render(name: str, index: int, split: str, path: Path) -> tuple[str, list]:
+    """Write one video, and for test videos labels, masks, tracks; deterministic in its arguments.
+
+    -> (name of the video, [(kind of event, first frame, end)]). Raises UserError where OpenCV cannot write it.
+    """
     scene = Scene(name)
     rng = np.random.default_rng([VERSION, zlib.crc32(f"{name}/{split}/{index}".encode())])
     frames = TRAIN_FRAMES if split == "train" else TEST_FRAMES
-    events = EVENTS[name][index] if split == "test" else []
-    actors = cast(rng, scene, frames, events)
+    actors = cast(rng, scene, frames, EVENTS[name][index] if split == "test" else [])
     grain = [rng.normal(0, 2.6, (HEIGHT + 16, WIDTH + 16, 3)).astype(np.float32) for _ in range(6)]
-    light, period, gain = rng.uniform(0, 6), rng.uniform(80, 160), rng.uniform(0, 6)
+    light, period, gain = rng.uniform([0, 80, 0], [6, 160, 6])
     tint = rng.uniform(0.97, 1.03, 3).astype(np.float32)
     masks, tracks = np.zeros((frames, HEIGHT, WIDTH), bool), []
-    with atomic_write(path) as tmp:
-        writer = cv2.VideoWriter(opencv_path(tmp), cv2.VideoWriter_fourcc(*"MJPG"), FPS, (WIDTH, HEIGHT))
+    with io.atomic_write(path) as tmp:
+        writer = cv2.VideoWriter(io.opencv_path(tmp), cv2.VideoWriter_fourcc(*"MJPG"), FPS, (WIDTH, HEIGHT))
         writer.set(cv2.VIDEOWRITER_PROP_QUALITY, 90)
         if not writer.isOpened():
-            raise UserError(f"{path} cannot be written: this OpenCV has no MJPG encoder, or the folder refuses it")
+            raise io.UserError(f"{path} cannot be written: this OpenCV has no MJPG encoder, or the folder refuses it")
         for t in range(frames):
             image = scene.background.copy()
-            here = sorted((a for a in actors if a.first <= t < a.last), key=lambda a: -a.at(t)[1])
-            for a in here:
-                draw(image, scene, a, t)
-            if any(a.abnormal for a in here):
-                index_map = np.zeros((HEIGHT, WIDTH), np.uint8)
-                for i, a in enumerate(here, 1):
-                    draw(index_map, scene, a, t, i)
-                for i, a in enumerate(here, 1):
-                    visible = index_map == i
-                    if a.abnormal and visible.sum() >= 40:
-                        masks[t] |= visible
-                        ys, xs = np.nonzero(visible)
-                        tracks.append((actors.index(a), t, xs.min(), ys.min(), xs.max(), ys.max()))
+            present = sorted((a for a in actors if a.first <= t < a.last), key=lambda a: -a.at(t)[1])
+            for actor in present:
+                draw(image, scene, actor, t)
+            for actor, mask in visible_abnormal(scene, present, t):
+                masks[t] |= mask
+                ys, xs = np.nonzero(mask)
+                tracks.append((actors.index(actor), t, xs.min(), ys.min(), xs.max(), ys.max()))
             image *= tint * (1 + 0.05 * np.sin(light + 2 * np.pi * t / period))
             dy, dx = rng.integers(0, 16, 2)
             noise = grain[int(rng.integers(6))][dy : dy + HEIGHT, dx : dx + WIDTH]
@@ -385,60 +324,51 @@ def render(name, index, split, path):
         writer.release()
     if split == "test":
         root = path.parent.parent
-        with atomic_write(root / "labels" / f"{path.stem}.npy") as tmp:
+        with io.atomic_write(root / "labels" / f"{path.stem}.npy") as tmp:
             np.save(tmp, masks.any((1, 2)).astype(np.uint8))
-        with atomic_write(root / "masks" / f"{path.stem}.npz") as tmp:
+        with io.atomic_write(root / "masks" / f"{path.stem}.npz") as tmp:
             np.savez_compressed(tmp, masks=masks)
-        with atomic_write(root / "tracks" / f"{path.stem}.csv") as tmp:
+        with io.atomic_write(root / "tracks" / f"{path.stem}.csv") as tmp:
             tmp.write_text("# id,frame,x1,y1,x2,y2\n" + "".join(",".join(map(str, row)) + "\n" for row in tracks))
-    spans = [
-        (a.kind, min(f), max(f) + 1)
-        for i, a in enumerate(actors)
-        if a.abnormal and (f := [row[1] for row in tracks if row[0] == i])
-    ]
-    return path.stem, spans
+    frames_of = {i: [t for track, t, *_ in tracks if track == i] for i in range(len(actors))}
+    return path.stem, [(actors[i].kind, min(f), max(f) + 1) for i, f in frames_of.items() if f]
 
 
-def _job(job):
+def _render(job):
     return render(*job)
 
 
-def ensure_demo(root, workers=None):
-    """Generate the dataset at `root` unless it is there. -> root."""
+def ensure_demo(root) -> Path:
+    """Generate the dataset at `root` unless it is there. -> root. Raises UserError where `root` holds other files."""
     root = Path(root)
-    marker = root / "demo.json"
-    if marker.exists() and read_json(marker, "demo marker").get("version") == VERSION:
+    marker, unfinished = root / "demo.json", root / "unfinished"
+    if marker.exists() and io.read_json(marker, "demo marker").get("version") == VERSION:
         return root
-    if root.exists() and any(root.iterdir()) and not marker.exists() and not (root / "unfinished").exists():
-        raise UserError(f"{root} holds other files: move them away, or choose another --data-root for the demo")
-    writable_folder(root)
-    (root / "unfinished").touch()
-    jobs = [
-        (s, i, split, root / split / f"{s}_{i + 1:02d}.avi")
-        for s in SCENES
-        for split, n in (("train", TRAIN), ("test", TEST))
-        for i in range(n)
-    ]
-    total = sum(TRAIN_FRAMES if j[2] == "train" else TEST_FRAMES for j in jobs)
+    if root.exists() and any(root.iterdir()) and not marker.exists() and not unfinished.exists():
+        raise io.UserError(f"{root} holds other files: move them away, or choose another --data-root for the demo")
+    io.writable_folder(root)
+    unfinished.touch()
+    indexes = [("train", i) for i in range(TRAIN)] + [("test", i) for i in range(TEST)]
+    jobs = [(name, i, split, root / split / f"{name}_{i + 1:02d}.avi") for name in SCENES for split, i in indexes]
+    total = len(SCENES) * (TRAIN * TRAIN_FRAMES + TEST * TEST_FRAMES)
     print(f"generating the demo dataset in {root}", flush=True)
-    results, errors = map_videos(_job, jobs, workers=workers or cores(), total=total, label="demo")
+    results, errors = map_videos(_render, jobs, workers=cores(), total=total, label="demo")
     if errors:
-        raise UserError(errors[0][1])
-    with writing_table(root / "events.csv") as table:
+        raise io.UserError(errors[0][1])
+    with io.writing_table(root / "events.csv") as table:
         table.writerow(["video", "event", "start", "end"])
         for stem, spans in results:
             table.writerows((stem, *span) for span in spans)
-    write_json(marker, {"version": VERSION, "scenes": list(SCENES), "fps": FPS})
-    (root / "unfinished").unlink()
+    io.write_json(marker, {"version": VERSION, "scenes": list(SCENES), "fps": FPS})
+    unfinished.unlink()
     return root
 
 
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("data/demo"), help="(default: %(default)s)")
-    args = parser.parse_args(argv)
-    print(f"the demo dataset is in {ensure_demo(args.out)}")
+    print(f"the demo dataset is in {ensure_demo(parser.parse_args(argv).out)}")
 
 
 if __name__ == "__main__":
-    run(main)
+    io.run_script(main)

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from common import cli, datasets
 from common.cache import VideoFiles
-from common.dataset import Usable, report_skipped
+from common.dataset import UsableVideos, report_skipped
 from common.features.data import CLIP_FRAMES, FeatureData, FeatureVideo
 from common.features.folders import canonical_features, find_features
 from common.features.labels import add_label_flags
@@ -225,7 +225,7 @@ def prepare(source: cli.DataSource, run, options: FeatureOptions, splits=("train
     videos, failed = files.prepare(
         all_videos, run, workers=source.workers, shard=source.shard, encoder=partial(make_encoder, options, run)
     )
-    dataset = Usable(data, videos, failed)
+    dataset = UsableVideos(data, videos, failed)
     train, test = (
         [FeatureVideo(v.name, v.split, [files.array(v)], path=v.path) for v in videos]
         for videos in (dataset.train, dataset.test)

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from common import cli, datasets
 from common.cache import VideoFiles
-from common.dataset import Usable
+from common.dataset import UsableVideos
 from common.features.prefetch import VideoPrefetcher
 from common.io import UserError, read_table, run_script
 from scene_aware_ae import encoder as encoders
@@ -101,7 +101,7 @@ def encode_in_batches(frames, encoder, batch_size, progress=lambda n: None):
         progress(len(batch))
 
 
-class EncodedVideos(Usable):
+class EncodedVideos(UsableVideos):
     """The usable videos of a dataset, with their features."""
 
     def __init__(self, data, videos, failed, features: Features, encoder):

@@ -14,10 +14,9 @@ import numpy as np
 
 from common import cli, datasets
 from common.cache import FrameCache
-from common.dataset import Usable
+from common.dataset import UsableVideos
 from common.io import UserError, run_script, writable_folder
 from common.pictures import write_image
-from common.ubnormal import ubnormal
 
 # Input size (height, width) and patch. Avenue, ShanghaiTech and UBnormal as published: 20 × 40 tokens each. Ped2's size
 # is not
@@ -61,7 +60,7 @@ def input_size(dataset: str, image_size: str | None = None, patch: int | None = 
     return size, patch
 
 
-class FrameVideos(Usable):
+class FrameVideos(UsableVideos):
     """A dataset with its frames decoded at the network's size. train, test: the usable videos."""
 
     def __init__(self, data, videos, failed, cache):
@@ -118,7 +117,7 @@ def make_bank(dataset: FrameVideos, size, run, *, pseudo="self", ubnormal_root=N
     arrays = dataset.arrays(dataset.train)
     if pseudo == "ubnormal":
         root = dataset.data.root if dataset.data.name == "ubnormal" else ubnormal_root
-        bank = from_ubnormal(ubnormal(Path(root)), size, max(a.shape[3] for a in arrays), seed)
+        bank = from_ubnormal(datasets.find("ubnormal", root), size, max(a.shape[3] for a in arrays), seed)
     else:
         bank = from_training(arrays, seed)
         if bank is None:

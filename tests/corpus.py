@@ -24,13 +24,13 @@ from common.io import load_array, read_json
 from common.objects import detectors
 from common.objects.flow import FlowFiles
 from common.pictures import read_image
-from common.shanghaitech_sd import build
 from common.video import Decoder, Video, list_videos, open_video
 from frd_uvad import scoring as frd_scoring
 from frd_uvad.svmae.clips import Depth
 from frd_uvad.svmae.data import read_captions
 from scene_aware_ae.preprocess import read_scenes
 from tests.helpers import save_frames, save_video, walkers
+from tests.tools.shanghaitech_sd import build
 
 FRAMES = 12
 
@@ -238,7 +238,7 @@ KINDS = {
         lambda p: io.savemat(p, {"gt": mat_cells(np.array([[3], [5]]), np.array([[1], [2]]))}),
         labels.mat_ranges,
     ),
-    "1_label.mat": (lambda p: io.savemat(p, {"volLabel": mat_cells(*(walkers(3)[..., 0] > 100))}), labels.volume_masks),
+    "1_label.mat": (lambda p: io.savemat(p, {"volLabel": mat_cells(*(walkers(3)[..., 0] > 100))}), labels.read_masks),
     "UCSDped2.m": (lambda p: p.write_text("TestVideoFile{end+1}.gt_frame = [61:180];\n"), labels.matlab_ranges),
     "masks.npy": (lambda p: np.save(p, walkers(FRAMES)[..., 0] > 150), masks),
     "masks.npz": (lambda p: np.savez(p, masks=walkers(FRAMES)[..., 0] > 150), masks),
@@ -248,7 +248,7 @@ KINDS = {
         lambda p: np.savez(
             p, b_1=np.packbits(walkers(3)[..., 0] > 150, axis=-1), width=np.array(96), height=np.array(64)
         ),
-        lambda p: [labels.packed_masks(p, k) for k in labels.npz_names(p) if k not in ("width", "height")],
+        lambda p: [read() for read in labels.packed_masks(p).values()],
     ),
     "tracks.csv": (lambda p: p.write_text("# id,frame,x1,y1,x2,y2\n1,0,2,3,10,20\n1,1,3,3,11,20\n"), tracks),
     "events.csv": (lambda p: p.write_text("video,event,start,end\nb_1,cart,2,5\n"), events),

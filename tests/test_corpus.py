@@ -87,7 +87,7 @@ OPENS = {
     "common/io.py stamp": "tests/test_names.py",
     "common/objects/cubes.py CubeStore._has_boxes": "scores.npz",
     "common/labels.py read_mat": "ped2.mat",
-    "common/labels.py npz_names": "packed.npz",
+    "common/labels.py packed_masks": "packed.npz",
     "common/labels.py matlab_ranges": "UCSDped2.m",
     "common/training.py load_checkpoint": "weights.pt",
     "common/training.py Log.drop_after": "tests/test_training.py",

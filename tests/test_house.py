@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from frd_uvad.preprocess import SYNONYMS as PUBLISHED_FLAGS
-from tests.helpers import PATIENCE, ROOT, tiny_folder
+from tests.helpers import PATIENCE, ROOT, refused, script, tiny_folder
 
 METHODS = ("hf2vad", "spr_uvad", "sdmae", "scene_aware_ae", "frd_uvad")
 ALLOWED = {
@@ -189,11 +189,11 @@ def test_a_model_can_be_pasted_anywhere(model):
     assert imports(ROOT / model) <= {"torch", "math"}, model
 
 
-@pytest.mark.parametrize("left_out", ["nothing", "report"])
+@pytest.mark.parametrize("left_out", [(), ("report",), ("report", "demo.py", "ubnormal.py")])
 def test_one_method_copied_out_runs_elsewhere(tmp_path, left_out):
     place = tmp_path / "ihr projekt"
     for folder in ("frd_uvad", "common"):
-        shutil.copytree(ROOT / folder, place / folder, ignore=shutil.ignore_patterns("__pycache__", left_out))
+        shutil.copytree(ROOT / folder, place / folder, ignore=shutil.ignore_patterns("__pycache__", *left_out))
     root = tiny_folder(tmp_path / "data", frames=40)
     flags = (
         "--dataset",
@@ -229,11 +229,16 @@ def test_one_method_copied_out_runs_elsewhere(tmp_path, left_out):
     )
     assert done.returncode == 0 and "micro AUC" in done.stdout, done.stderr[-2000:]
     assert str(ROOT) not in done.stderr and (tmp_path / "run" / "strict" / "scores.npz").exists()
-    assert (tmp_path / "run" / "strict" / "report.html").exists() == (left_out == "nothing")
-    assert ("there is no common/report here" in done.stdout) == (left_out == "report")
+    assert (tmp_path / "run" / "strict" / "report.html").exists() == ("report" not in left_out)
+    assert ("there is no common/report here" in done.stdout) == ("report" in left_out)
     after = everything()  # nothing is written but what --out and --cache say
     own = {p for p in after if p.relative_to(tmp_path).parts[0] in ("run", "cache")}
     assert {p for p in after if after[p] != before.get(p)} == own and before.keys() <= after.keys()
+    for name in ("demo", "ubnormal"):
+        if f"{name}.py" in left_out:
+            asked = ("--dataset", name, "--data-root", root, "--device", "cpu", "--out", tmp_path / "other")
+            done = script(place / "frd_uvad" / "train.py", *asked, cwd=tmp_path, check=False, env={})
+            refused(done, f"the {name} dataset needs common/{name}.py, which is not here: ")
 
 
 @pytest.mark.parametrize("name", METHODS)

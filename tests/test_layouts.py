@@ -12,7 +12,7 @@ import pytest
 import scipy.io
 
 from common import datasets, evaluation
-from common.dataset import Usable
+from common.dataset import UsableVideos
 from common.features.data import CLIP_FRAMES
 from common.features.folders import find_features
 from common.features.labels import read_annotations
@@ -612,7 +612,7 @@ def test_an_unreadable_track_file_costs_one_video(tmp_path, capsys, text):
         "normal_scene_2_scenario_1",
     ]
     tracks_are_right(data)
-    usable = Usable(data, data.train + data.test, {})
+    usable = UsableVideos(data, data.train + data.test, {})
     assert len(usable.train) == 2 and len(usable.test) == 3
     usable.report_skipped()
     said = capsys.readouterr().out
@@ -1053,7 +1053,7 @@ def test_published_ranges_of_ped1(shared_data):
 
 def test_published_masks_of_avenue(shared_data):
     folder = original_name(shared_data, "testing_label_mask")
-    y = [datasets.volume_masks(p).any((1, 2)) for p in sorted(folder.glob("*_label.mat"))]
+    y = [datasets.read_masks(p).any((1, 2)) for p in sorted(folder.glob("*_label.mat"))]
     assert (len(y), sum(map(len, y)), sum(int(x.sum()) for x in y)) == (21, 15324, 3712)
 
 

@@ -456,6 +456,6 @@ def test_features_of_svmae_and_their_labels_have_one_name(tmp_path):
         Video("a#b", save_frames(tmp_path / "a#b", walkers(2)), files=["000.png", "001.png"]),
     )
     files.write(video, iter([np.zeros((1, 1, 4), np.float16)]), lambda shape: {"frames": 2, "width": 4})
-    data = Dataset("folder", tmp_path, [], [video], _arrays={"a#b": lambda: np.array([0, 1])})
+    data = Dataset("folder", tmp_path, [], [video], _labels={"a#b": lambda: np.array([0, 1])})
     svmae.write_labels(tmp_path / "out", svmae.FeatureVideos(data, [video], {}, files))
     assert files.path(video).name == "a%23b.npy" and (tmp_path / "out" / "labels" / "a%23b.npy").exists()

@@ -398,14 +398,18 @@ def test_shanghaitech_sd_is_read_and_built(tmp_path):
         np.save(root / "test_frame_mask" / f"{n}.npy", np.zeros(6, np.uint8))
     listed = tmp_path / "list.txt"
     listed.write_text("training 01_001\ntraining 01_0014\ntesting 02_0003\n")
-    out = script("common/shanghaitech_sd.py", "--list", listed, "--source", root, "--out", tmp_path / "shanghaitech-sd")
+    out = script(
+        "tests/tools/shanghaitech_sd.py", "--list", listed, "--source", root, "--out", tmp_path / "shanghaitech-sd"
+    )
     assert "3 videos" in out.stdout
     data = datasets.find("ShanghaiTech-SD", tmp_path)
     assert [v.name for v in data.train] == ["01_001", "01_0014"] and [v.name for v in data.test] == ["02_0003"]
     assert data.labels(data.test[0], 6).sum() == 0 and data.train[0].scene == "01"
     listed.write_text("training 77_001\n")
     refused(
-        script("common/shanghaitech_sd.py", "--list", listed, "--source", root, "--out", tmp_path / "x", check=False),
+        script(
+            "tests/tools/shanghaitech_sd.py", "--list", listed, "--source", root, "--out", tmp_path / "x", check=False
+        ),
         "77_001",
     )
 

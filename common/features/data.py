@@ -16,6 +16,10 @@ LABEL_FORMS = (
     "*emporal*nnotation*.txt, annotations*.txt, labels/ with a .npy or .txt per video, *frame_mask*/, or gt*.npy with "
     "the list of test videos (*.list, --order)"
 )
+LABELS_OF_SEGMENTS = (  # what is wrong with labels that are not per frame
+    "do not say how many frames a video has: with --segments labels must be one 0 or 1 per frame "
+    "(labels/<video>.npy, or --labels FILE.npz)"
+)
 
 
 @dataclass
@@ -83,10 +87,10 @@ class FeatureData:
         if not videos:
             raise UserError(f"no features were found under {self.root}")
         self.crops, self.width = videos[0].shape
-        other = next((v for v in videos if v.shape != videos[0].shape), None)
-        if other:
-            a, b = (f"{v.name} has {v.shape[0]} crops of width {v.shape[1]}" for v in (videos[0], other))
-            raise UserError(f"features under {self.root} differ: {a}, {b}; encode all of them in the same way")
+        for v in videos:
+            if v.shape != videos[0].shape:
+                shapes = [f"{x.name} has {x.shape[0]} crops of width {x.shape[1]}" for x in (videos[0], v)]
+                raise UserError(f"features under {self.root} differ: {', '.join(shapes)}; encode all in the same way")
 
     @property
     def has_labels(self) -> bool:
@@ -99,31 +103,26 @@ class FeatureData:
         """
         if self.annotations is None:
             return None
-        frames, name, source = len(video) * CLIP_FRAMES, video.name, self.label_source
+        clips, frames, name, source = len(video), len(video) * CLIP_FRAMES, video.name, self.label_source
         if name not in self.annotations:
             if is_normal_by_name(name):
                 return np.zeros(frames, np.uint8)
             raise UserError(f"no annotation for the test video {name} in {source}: add it, or take its features away")
         labels = self.annotations[name]
+        other = "one of them is another version, or the features are segments (--segments)"
         if isinstance(labels, np.ndarray):
             if not self.segments and abs(len(labels) - frames) > CLIP_FRAMES:
-                raise UserError(
-                    f"labels of video {name} ({source}) have {len(labels)} frames, its {len(video)} clips of features "
-                    f"have {frames}: one of them is another version, or the features are segments (--segments)"
-                )
+                lengths = f"have {len(labels)} frames, its {clips} clips of features have {frames}"
+                raise UserError(f"labels of video {name} ({source}) {lengths}: {other}")
             return labels
         if self.segments:
-            raise UserError(
-                f"{source} annotates frames, and segments do not say how many frames video {name} has: with --segments "
-                "labels must be one 0 or 1 per frame (labels/<video>.npy, or --labels FILE.npz)"
-            )
+            raise UserError(f"{source} annotates frames, and segments of {name} {LABELS_OF_SEGMENTS}")
         out = np.zeros(frames, np.uint8)
         for first, last in labels:
             if first >= frames:
-                raise UserError(
-                    f"{source} marks frames {first} to {last} of video {name}, whose features end at frame {frames} "
-                    f"({len(video)} clips): they are another version, or segments of a longer video (--segments)"
-                )
+                marked = f"marks frames {first} to {last} of video {name}"
+                end = f"whose features end at frame {frames} ({clips} clips)"
+                raise UserError(f"{source} {marked}, {end}: {other}")
             out[max(0, first) : last + 1] = 1
         return out
 
@@ -143,9 +142,9 @@ class FeatureData:
         videos = [Video(v.name, v.path or self.root) for v in self.test]
         data = Dataset(self.name, self.root, [], videos, self.label_source, label_forms=LABEL_FORMS)
         if self.dataset:
-            data = replace(self.dataset, train=[], test=videos, _ranges={}, _arrays={}, _masks={}, _tracks={})
+            data = replace(self.dataset, train=[], test=videos, _labels={}, _masks={}, _tracks={})
         if self.has_labels:
-            data._arrays = {v.name: partial(self.labels, v) for v in self.test}
+            data._labels = {v.name: partial(self.labels, v) for v in self.test}
         return data
 
 

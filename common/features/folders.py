@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.dataset import plain
+from common.dataset import normalized_name, search
 from common.features.arrays import check_not_transposed, crops_come_first, read_concatenated
 from common.features.data import FeatureData, FeatureVideo
 from common.features.labels import read_labels
@@ -34,7 +34,7 @@ OTHER = {"train": "test", "test": "train"}
 
 def canonical_features(name: str) -> str | None:
     """The name of a dataset that is published as features, from any spelling; None for other datasets."""
-    return next((key for key, names in ALIASES.items() if plain(name) in names), None)
+    return next((key for key, names in ALIASES.items() if normalized_name(name) in names), None)
 
 
 def find_features(name: str, root, labels=None, order=None, segments: bool = False) -> FeatureData:
@@ -60,10 +60,9 @@ def find_features(name: str, root, labels=None, order=None, segments: bool = Fal
 
 def read_split(root: Path, split: str) -> list[FeatureVideo]:
     """The videos of one split: in one array, or in folders of files."""
-    arrays = {"train": [], "test": []}
-    for p in sorted(root.glob("*.npy")):
-        if re.match("concat", p.name, re.I):
-            arrays["test" if re.search("test", p.name, re.I) else "train"].append(p)
+    concatenated = [p for p in sorted(root.glob("*.npy")) if re.match("concat", p.name, re.I)]
+    arrays = {"train": [p for p in concatenated if "test" not in p.name.lower()]}
+    arrays["test"] = [p for p in concatenated if "test" in p.name.lower()]
     if arrays[split]:
         return read_concatenated(arrays[split][0], next(iter(arrays[OTHER[split]]), None), split)
     other_folders = feature_folders(root, OTHER[split], verbose=False)
@@ -87,15 +86,7 @@ def feature_folders(root: Path, split: str, verbose: bool = True) -> list[Path]:
 
 def npy_files(folder: Path) -> list[Path]:
     """The .npy files in a folder and below it; links are followed, each folder is read once."""
-    files, waiting, seen = [], [folder], {folder.resolve(), *folder.resolve().parents}
-    while waiting:
-        for p in sorted(waiting.pop().iterdir()):
-            if not p.is_dir():
-                files += [p] if p.suffix == ".npy" else []
-            elif p.resolve() not in seen:
-                seen.add(p.resolve())
-                waiting.append(p)
-    return files
+    return [p for p in search(folder, r".*\.npy", depth=99, skip="") if not p.is_dir()]
 
 
 def load_features(folders) -> dict[Path, np.ndarray]:

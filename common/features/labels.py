@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.features.data import CLIP_FRAMES, FeatureData, FeatureVideo, is_normal_by_name
+from common.features.data import CLIP_FRAMES, LABELS_OF_SEGMENTS, FeatureData, FeatureVideo, is_normal_by_name
 from common.features.names import name_in
 from common.io import UserError, load_array, load_arrays, read_text, reading
 from common.labels import csv_ranges, frame_labels
@@ -32,14 +32,14 @@ def read_labels(data: FeatureData, path: Path | None, order: Path | None) -> Non
 
     Labels by name are preferred to a vector, which is then compared with them. Raises UserError where they do not fit.
     """
-    if path:
-        by_name = [] if path.suffix == ".npy" else [path]
-        vectors = [] if by_name else [path]
-    else:
-        by_name = sorted(data.root.glob("*emporal*nnotation*.txt")) + sorted(data.root.glob("annotations*.txt"))
+    files = [path] if path else sorted(data.root.glob("*emporal*nnotation*.txt"))
+    if not path:
+        files += sorted(data.root.glob("annotations*.txt"))
         folders = [p for p in sorted(data.root.iterdir()) if p.is_dir()]
-        by_name += [p for p in folders if p.name == "labels" or "frame_mask" in p.name]
-        vectors = sorted(data.root.glob("gt*.npy"))
+        files += [p for p in folders if p.name == "labels" or "frame_mask" in p.name]
+        files += sorted(data.root.glob("gt*.npy"))
+    vectors = [p for p in files if p.suffix == ".npy" and not p.is_dir()]
+    by_name = [p for p in files if p not in vectors]
     if not by_name:
         if vectors:
             data.annotations, data.label_source = cut_vector(data, vectors[0], order)
@@ -100,10 +100,7 @@ def zeros_and_ones(x, what: str) -> np.ndarray:
 def cut_vector(data: FeatureData, path: Path, order: Path | None) -> tuple[dict[str, np.ndarray], str]:
     """The labels of all test clips or frames, cut by video. -> ({video name: uint8 [frames]}, their source)"""
     if data.segments:
-        raise UserError(
-            f"labels {path} cannot be cut, as segments do not say how many frames each video has: with --segments give "
-            "labels by name (labels/<video>.npy, or --labels FILE.npz)"
-        )
+        raise UserError(f"labels {path} cannot be cut by video: segments {LABELS_OF_SEGMENTS}")
     flat = zeros_and_ones(load_array(path, "frame labels"), f"labels {path}")
     videos, source = videos_in_order(data, path, order)
     ends = np.cumsum([len(v) for v in videos])
@@ -115,10 +112,9 @@ def cut_vector(data: FeatureData, path: Path, order: Path | None) -> tuple[dict[
     out = {v.name: part for v, part in zip(videos, np.split(flat, ends[:-1] * CLIP_FRAMES))}
     for name, part in out.items():
         if part.any() and is_normal_by_name(name):
-            raise UserError(
-                f"labels {path} in the order of {source} mark frames of {name}, which is normal by its name: they were "
-                "made in another order; give its list with --order FILE"
-            )
+            normal = f"mark frames of {name}, which is normal by its name"
+            advice = "they were made in another order; give its list with --order FILE"
+            raise UserError(f"labels {path} in the order of {source} {normal}: {advice}")
     return out, f"{path.name} in the order of {source}"
 
 
@@ -139,13 +135,12 @@ def videos_in_order(data: FeatureData, path: Path, order: Path | None) -> tuple[
     if len(orders) == 1:
         names, source = orders.popitem()
         return [by_name[n] for n in names], source
-    advice = (
-        "put the list of test videos by which it was made beside it (*.list or *.txt, a name a line) or give it with "
-        "--order FILE, or give labels by name (labels/<video>.npy, --labels FILE.npz, temporal annotations)"
-    )
+    unknown = f"labels {path} go through all test videos in an order that is not known"
     if orders:
-        advice = f"{' and '.join(orders.values())} differ: choose one with --order FILE"
-    raise UserError(f"labels {path} go through all test videos in an order that is not known: {advice}")
+        raise UserError(f"{unknown}: {' and '.join(orders.values())} differ: choose one with --order FILE")
+    by_list = "put the list of test videos beside it (*.list or *.txt, a name a line) or give it with --order FILE"
+    by_name = "labels/<video>.npy, --labels FILE.npz, temporal annotations"
+    raise UserError(f"{unknown}: {by_list}, or give labels by name ({by_name})")
 
 
 def listed_names(path, names: Collection[str]) -> list[str]:

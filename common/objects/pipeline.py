@@ -8,7 +8,7 @@ from tqdm import tqdm
 from common import datasets, evaluation
 from common.cache import FrameCache
 from common.cli import DataSource, given
-from common.dataset import Dataset, Usable
+from common.dataset import Dataset, UsableVideos
 from common.io import UserError
 from common.objects import detectors, flow
 from common.objects.cubes import CubeStore, Settings
@@ -58,7 +58,7 @@ def make_settings(published: dict, trained: dict | None, flags: dict) -> Setting
     return Settings(**{**base, **flags})
 
 
-class CubeVideos(Usable):
+class CubeVideos(UsableVideos):
     """A dataset with its frames decoded and its cubes cut. train, test: the usable videos."""
 
     def __init__(self, data, videos, failed, cache, store):

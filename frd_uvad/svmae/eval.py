@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from common import cli, evaluation, smoothing
-from common.dataset import Usable
+from common.dataset import UsableVideos
 from common.features.data import FeatureVideo, frames_of_clips
 from common.features.folders import find_features
 from common.features.labels import add_label_flags
@@ -119,7 +119,7 @@ def evaluate(data, checkpoint, *, out, run, options, text=None, shard=None, load
         return fingerprint(video, text)
 
     arrays = evaluation.score_test_set(
-        Usable(data, data.test, {}),  # features have what it asks of a dataset: name, root, test, skipped
+        UsableVideos(data, data.test, {}),  # features have what it asks of a dataset: name, root, test, skipped
         score,
         run,
         out=out,

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from common import cli, datasets
 from common.cache import VideoFiles
-from common.dataset import Usable
+from common.dataset import UsableVideos
 from common.features.prefetch import VideoPrefetcher
 from common.io import UserError, atomic_write, read_json, run_script, safe_filename, writable_folder, write_json
 from common.pool import cores
@@ -158,7 +158,7 @@ class Features(VideoFiles):
         self.write(video, encoder.encode_video(video, thread, self.folder, batch_size, tick), describe)
 
 
-class FeatureVideos(Usable):
+class FeatureVideos(UsableVideos):
     """A dataset whose videos were encoded. train, test: the usable videos; files: their features."""
 
     def __init__(self, data, videos, failed, files):

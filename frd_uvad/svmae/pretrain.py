@@ -17,7 +17,7 @@ import numpy as np
 
 from common import cli, datasets
 from common.cache import FrameCache
-from common.dataset import Usable
+from common.dataset import UsableVideos
 from common.io import UserError, run_script
 from common.video import Decoder
 from frd_uvad.svmae.preprocess import DEPTHS, PRESETS
@@ -132,7 +132,7 @@ def make_plan(dataset: str, **flags) -> Plan:
     return plan
 
 
-def prepare(source: cli.DataSource, size: int, run, *, with_test=False) -> tuple[Usable, FrameCache]:
+def prepare(source: cli.DataSource, size: int, run, *, with_test=False) -> tuple[UsableVideos, FrameCache]:
     """Decode the training videos, with 8/7 · size along their shorter side. with_test: and the test videos; without
     training videos they are taken in any case. Raises UserError."""
     with run.main_first():
@@ -150,13 +150,13 @@ def prepare(source: cli.DataSource, size: int, run, *, with_test=False) -> tuple
     if squeezed:
         text = f"{len(squeezed)} videos of another shape than {w}×{h}, such as {squeezed[0]}, are squeezed to it"
         run.print(f"note: {text}")
-    dataset = Usable(data, usable, failed)
+    dataset = UsableVideos(data, usable, failed)
     if run.is_main:
         dataset.report_skipped()
     return dataset, cache
 
 
-def make_clips(dataset: Usable, cache: FrameCache, plan: Plan, depth: str, run):
+def make_clips(dataset: UsableVideos, cache: FrameCache, plan: Plan, depth: str, run):
     """The training set, a clips.Clips. depth: see clips.Depth."""
     from frd_uvad.svmae.clips import Clips, Depth
 

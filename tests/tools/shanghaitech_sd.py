@@ -1,50 +1,47 @@
 """Build the folder of ShanghaiTech-SD, a split by scenes, from ShanghaiTech.
 
-python common/shanghaitech_sd.py --list LIST --source data/shanghaitech
+python tests/tools/shanghaitech_sd.py --list LIST --source data/shanghaitech
 """
 
 import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
 from common.datasets import find
-from common.io import UserError, atomic_write, read_text, run
+from common.io import UserError, atomic_write, read_text, run_script
 
 
-def build(listed, source, out):
-    """Link videos of ShanghaiTech and write their labels.
+def build(split_list, source, out) -> int:
+    """Link videos of ShanghaiTech and write their labels. -> number of videos. Raises UserError.
 
-    listed: a file with lines `training NAME` or `testing NAME`; source: ShanghaiTech's folder. -> number of videos.
+    split_list: a file with lines `training NAME` or `testing NAME`; source: ShanghaiTech's folder.
     """
     data = find("shanghaitech", source)
-    known = {v.name: v for v in data.train + data.test}
-    lines = [
-        line.split() for line in read_text(listed, "--list").splitlines() if line.strip() and not line.startswith("#")
-    ]
+    videos = {v.name: v for v in data.train + data.test}
+    text = read_text(split_list, "--list")
+    lines = [line.split() for line in text.splitlines() if line.strip() and not line.startswith("#")]
     for line in lines:
-        if len(line) != 2 or line[0] not in ("training", "testing") or line[1] not in known:
-            raise UserError(
-                f"--list {listed}: {' '.join(line)!r} is not `training NAME` or `testing NAME` of a video in "
-                f"{data.root}"
-            )
+        if len(line) != 2 or line[0] not in ("training", "testing") or line[1] not in videos:
+            expected = f"`training NAME` or `testing NAME` of a video in {data.root}"
+            raise UserError(f"--list {split_list}: {' '.join(line)!r} is not {expected}")
     out = Path(out)
     for split, name in lines:
-        video = known[name]
+        video = videos[name]
         place = out / split / ("frames" if video.files else "videos") / video.path.name
         place.parent.mkdir(parents=True, exist_ok=True)
         if not place.is_symlink():
             place.symlink_to(video.path.resolve())
         if split == "testing":
             # a training video of ShanghaiTech is normal throughout
-            labels = data._arrays[name]() if name in data._arrays else np.zeros(video.expected_frames(), np.uint8)
+            labels = data._labels[name]() if name in data._labels else np.zeros(video.expected_frames(), np.uint8)
             masks = data._masks[name]() if name in data._masks else None
-            for folder_, array in (("test_frame_mask", labels), ("test_pixel_mask", masks)):
+            for folder, array in (("test_frame_mask", labels), ("test_pixel_mask", masks)):
                 if array is not None:
-                    with atomic_write(out / folder_ / f"{name}.npy") as tmp:
+                    with atomic_write(out / folder / f"{name}.npy") as tmp:
                         np.save(tmp, array)
     return len(lines)
 
@@ -61,4 +58,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)
