@@ -1020,7 +1020,7 @@ def test_features_made_elsewhere_in_any_order(tmp_path, seed):
         )
     given = GivenFeatures(tmp_path / "clip")
     for v in data.test:
-        assert given.of(v)[:, 0].tolist() == [int(v.name[3:]) + t / 16 for t in range(FRAMES)], v.name
+        assert given.load(v)[:, 0].tolist() == [int(v.name[3:]) + t / 16 for t in range(FRAMES)], v.name
 
 
 @pytest.mark.parametrize("seed", SEEDS)
