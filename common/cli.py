@@ -3,8 +3,10 @@
 import argparse
 import math
 import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from common.datasets import ALIASES, canonical
 from common.io import UserError
@@ -41,7 +43,7 @@ class ScoreOptions:
 
 
 class Parser(argparse.ArgumentParser):
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
         """One sentence, as for every other error of a user; exit code 2."""
         self.exit(2, f"error: {message} (--help shows all flags)\n")
 
@@ -60,7 +62,7 @@ def with_synonyms(argv: list | None, synonyms: dict) -> list:
     return out
 
 
-def number(kind, least, above=False):
+def number(kind: type, least: float, above: bool = False) -> Callable:
     """An argparse type: a number of at least `least`, or `above` it."""
 
     def read(text):
@@ -83,7 +85,7 @@ positive_float = number(float, 0, above=True)
 natural_float = number(float, 0)
 
 
-def share(text):
+def share(text: str) -> float:
     """An argparse type: a number from 0 to 1."""
     value = natural_float(text)
     if value > 1:
@@ -91,7 +93,7 @@ def share(text):
     return value
 
 
-def add_data_flags(parser):
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
     group.add_argument(
         "--dataset",
@@ -112,7 +114,7 @@ def add_data_flags(parser):
     )
 
 
-def add_run_flags(parser, out):
+def add_run_flags(parser: argparse.ArgumentParser, out: str):
     """out: the default folder, in words. -> the argument group"""
     group = parser.add_argument_group("run")
     group.add_argument("--out", type=Path, help=f"folder of this run (default: {out})")
@@ -130,7 +132,9 @@ def add_run_flags(parser, out):
     return group
 
 
-def add_optimisation_flags(parser, epochs, batch_size, lr, types=(positive_int, positive_int, positive_float)):
+def add_optimisation_flags(
+    parser: argparse.ArgumentParser, epochs, batch_size, lr, types: tuple = (positive_int, positive_int, positive_float)
+):
     """epochs, batch_size, lr: the defaults, in words; types: what reads them."""
     group = parser.add_argument_group("optimisation")
     group.add_argument("--epochs", type=types[0], help=f"(default: {epochs})")
@@ -147,7 +151,12 @@ def add_optimisation_flags(parser, epochs, batch_size, lr, types=(positive_int, 
     return group
 
 
-def add_checkpoint_flags(parser, checkpoint, video="a video file or a folder of frames", whose="ours or the authors'"):
+def add_checkpoint_flags(
+    parser: argparse.ArgumentParser,
+    checkpoint: str,
+    video: str | None = "a video file or a folder of frames",
+    whose: str = "ours or the authors'",
+):
     """What scores, and what is scored. checkpoint: the default, in words. -> the argument group"""
     group = parser.add_argument_group("what to score")
     group.add_argument("--checkpoint", type=Path, help=f"{whose} (default: {checkpoint})")
@@ -156,7 +165,13 @@ def add_checkpoint_flags(parser, checkpoint, video="a video file or a folder of 
     return group
 
 
-def add_score_flags(parser, protocol, smoothing="median:17", overlay="scored boxes and the curve", training=False):
+def add_score_flags(
+    parser: argparse.ArgumentParser,
+    protocol: str,
+    smoothing: str = "median:17",
+    overlay: str = "scored boxes and the curve",
+    training: bool = False,
+):
     """protocol, overlay: help texts; training: only the flags that a train.py needs, eval.py has the others.
 
     -> the group
@@ -177,7 +192,7 @@ def add_score_flags(parser, protocol, smoothing="median:17", overlay="scored box
     return group
 
 
-def add_shard_flag(group, scoring=False):
+def add_shard_flag(group, scoring: bool = False) -> None:
     group.add_argument(
         "--shard",
         metavar="I/N",
@@ -186,7 +201,7 @@ def add_shard_flag(group, scoring=False):
     )
 
 
-def given(args: argparse.Namespace, names) -> dict:
+def given(args: argparse.Namespace, names: Iterable[str]) -> dict:
     """{name: value} of those flags that the user gave (whose default is None)."""
     return {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
 
@@ -206,7 +221,9 @@ def dataset_name(args: argparse.Namespace) -> str:
     return canonical(args.dataset)
 
 
-def print_next_steps(script, checkpoint, out, *, overlay=False, pictures=True, more=""):
+def print_next_steps(
+    script: str, checkpoint, out, *, overlay: bool = False, pictures: bool = True, more: str = ""
+) -> None:
     """Print suggested next commands. more: an extra one, ending in "; "; pictures: False if there are no frames."""
     print(
         f"next: look at {out}/report.html; "

@@ -101,7 +101,8 @@ class Dataset:
                 continue
             common = min(len(y), frames)
             differing.append(int((y[:common] != labels[name][:common]).sum()) + abs(len(y) - frames))
-        source, videos, sentences = self.label_source, sum(n > 0 for n in differing), []
+        source, videos = self.label_source, sum(n > 0 for n in differing)
+        sentences = []
         if videos:
             sentences.append(
                 f"{other} differs from {source}, which counts, in {sum(differing)} frames of {videos} videos"
@@ -167,7 +168,8 @@ def search(root: Path, pattern: str, depth: int = 3, skip: str = FRAME_FOLDERS) 
 
     Links are followed. skip: names of folders that are not searched. Raises OSError.
     """
-    level, hits, seen = [root], [], {root.resolve(), *root.resolve().parents}
+    level, hits = [root], []
+    seen = {root.resolve(), *root.resolve().parents}
     for _ in range(depth):
         entries = [x for p in level for x in sorted(p.iterdir())]
         level = []

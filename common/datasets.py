@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Collection
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 
 from common.dataset import Dataset, normalized_name, search
 from common.io import UserError, load_array, load_arrays
@@ -76,7 +77,7 @@ def find(name: str, data_root="data", labels=None) -> Dataset:
     return data
 
 
-def optional_module(name: str):
+def optional_module(name: str) -> ModuleType:
     """common/demo.py or common/ubnormal.py, which a copy of a method may leave out. Raises UserError."""
     try:
         return importlib.import_module(f"common.{name}")
@@ -337,7 +338,8 @@ def files_of_videos(root, places, kinds, names: Collection[str], read: Callable)
     kinds: suffixes, and FOLDER; read(path) -> array. -> ({video: function that reads its file}, "place/" or "none",
     "place/ holds …" other files, or "")
     """
-    readers, source, sentence = {}, "none", ""
+    readers, source = {}, "none"
+    sentence = ""
     for place in child_folders(root, places):
         pairs, others = entries_of_videos(sorted(place.iterdir()), kinds, names)
         readers.update({video: partial(read, place / file) for video, file in pairs})

@@ -22,7 +22,8 @@ from common import io
 from common.pool import cores, map_videos, tick
 
 VERSION = 1
-WIDTH, HEIGHT, FPS = 320, 192, 12.5
+WIDTH, HEIGHT = 320, 192
+FPS = 12.5
 TRAIN, TEST = 5, 4  # videos per scene
 TRAIN_FRAMES, TEST_FRAMES = 120, 160  # of each video
 
@@ -67,7 +68,7 @@ class Actor:
     phase: float  # of its steps, radians
     abnormal: bool
 
-    def at(self, t):
+    def at(self, t: int) -> np.ndarray:
         """Where it is in frame t: (x, z) in metres."""
         return self.start + self.velocity * (t - self.first)
 
@@ -79,7 +80,7 @@ class Scene:
         self.settings, self.ways = SCENES[name], WAYS[name]
         self.background = self._paint(np.random.default_rng(zlib.crc32(name.encode())))
 
-    def project(self, point):
+    def project(self, point) -> tuple[float, float, float]:
         """Ground point (x, z) in metres -> image x, y and pixels per metre there."""
         scale = self.settings["focal"] / max(point[1], 0.5)
         return WIDTH / 2 + point[0] * scale, self.settings["horizon"] + self.settings["height"] * scale, scale
@@ -125,22 +126,23 @@ class Brush:
     """Draws on an image or an index map, with lengths in units of `unit` pixels: (right, up) from the point (x, y)."""
 
     def __init__(self, image, x, y, unit):
-        self.image, self.x, self.y, self.unit = image, x, y, unit
+        self.image, self.x = image, x
+        self.y, self.unit = y, unit
         self.line = cv2.LINE_AA if image.ndim == 3 else cv2.LINE_8
 
-    def pixels(self, right, up):
+    def pixels(self, right: float, up: float) -> tuple[int, int]:
         """In eighths of a pixel, as OpenCV takes them with shift=3."""
         return int((self.x + right * self.unit) * 8), int((self.y - up * self.unit) * 8)
 
-    def limb(self, a, b, color, width):
+    def limb(self, a, b, color: tuple, width: float) -> None:
         width = max(1, int(round(width * self.unit)))
         cv2.line(self.image, self.pixels(*a), self.pixels(*b), color, width, self.line, 3)
 
-    def oval(self, center, rx, ry, color, outline=-1):
+    def oval(self, center, rx: float, ry: float, color: tuple, outline: int = -1) -> None:
         axes = max(8, int(rx * self.unit * 8)), max(8, int(ry * self.unit * 8))
         cv2.ellipse(self.image, self.pixels(*center), axes, 0, 0, 360, color, outline, self.line, 3)
 
-    def polygon(self, points, color):
+    def polygon(self, points, color: tuple) -> None:
         cv2.fillPoly(self.image, [np.array([self.pixels(*p) for p in points], np.int32)], color, self.line, 3)
 
 
@@ -246,7 +248,8 @@ def make_actor(rng, scene: Scene, kind, first, frames, abnormal, way=None, progr
     if kind == "thrown":
         progress = rng.uniform(0.3, 0.45)
         colors[3] = _color(rng, (0, 60, 190), (60, 160, 250))
-        speed, size, last = rng.uniform(3.0, 4.0) / FPS, 0.4, first + 18
+        speed, size = rng.uniform(3.0, 4.0) / FPS, 0.4
+        last = first + 18
     else:
         if kind == "cart":
             cabin, stripe = _color(rng, 150, 230), _color(rng, 170, 250)

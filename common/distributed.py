@@ -2,7 +2,7 @@
 
 import os
 import random
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 
@@ -56,7 +56,7 @@ class Run:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def autocast(self):
+    def autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
     def pin(self, array: np.ndarray) -> torch.Tensor:
@@ -73,7 +73,7 @@ class Run:
         free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else 2 * cpu_limit
         return size < 0.5 * free
 
-    def print(self, text) -> None:
+    def print(self, text: str) -> None:
         if self.is_main:
             print(text, flush=True)
 

@@ -1,20 +1,17 @@
-"""From frame scores to results: smoothing, metrics, table, metrics.json, curves."""
+"""From frame scores to results: smoothing, measures, table, metrics.json."""
 
-import hashlib
 import importlib
-import json
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
+from types import ModuleType
 
 import numpy as np
-from tqdm import tqdm
 
 from common import metrics, smoothing
-from common.cli import print_next_steps
-from common.dataset import report_skipped
-from common.io import UserError, load_arrays, safe_filename, save_arrays, writable_folder, write_json, writing_table
-from common.pool import cores, shard_of
+from common.cli import ScoreOptions, print_next_steps
+from common.dataset import Dataset, report_skipped
+from common.io import UserError, load_arrays, save_arrays, writable_folder, write_json, writing_table
+from common.pool import cores
 
 BASELINE_FILTER = "median:17"
 SUSPICIOUS = 0.02  # gain of micro AUC by moving the labels from which on they are reported
@@ -46,12 +43,13 @@ class Protocol:
     probabilities: bool = False  # scores lie in [0, 1] and 0.5 means something: false alarms at 0.5 are counted
 
 
-def save_scores(path, scores):
+def save_scores(path, scores: dict) -> None:
     """{video: float [T]} -> scores.npz."""
     save_arrays(path, {k: np.asarray(v, np.float32) for k, v in scores.items()})
 
 
-def load_scores(path):
+def load_scores(path) -> dict[str, np.ndarray]:
+    """{video: float [T]} of a scores.npz. Raises UserError."""
     scores = load_arrays(path, "scores")
     for name, s in scores.items():
         if s.ndim != 1 or s.dtype.kind not in "fiu":
@@ -66,75 +64,7 @@ def load_scores(path):
     return scores
 
 
-class ScoreCache:
-    """Raw scores, one .npz per video under folder/scored-…: a killed evaluation continues, a second protocol costs
-    nothing, and the jobs of an array share the work.
-
-    settings: {name: value} of everything besides the video that the scores depend on (weights, precision, the method's
-    SCORES_VERSION, …); source(video): fingerprint of the input.
-    """
-
-    def __init__(self, folder, settings, source):
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
-        self.folder, self.source = Path(folder) / f"scored-{digest[:10]}", source
-
-    def path(self, video):
-        return self.folder / video.split / f"{safe_filename(video.name)}.npz"
-
-    def load(self, video):
-        """-> {name: array} with the "seconds" that scoring took; None if missing, damaged or of another input."""
-        path = self.path(video)
-        if not path.exists():
-            return None
-        try:
-            arrays = load_arrays(path, "scores of a video")
-        except UserError:
-            return None
-        same = str(arrays.pop("source", "")) == json.dumps(self.source(video))
-        return arrays if same and "seconds" in arrays else None
-
-    def compute(self, videos, score, run, *, size, unit, all_videos=None, shard=None):
-        """score(video, tick) -> {name: array} for every video that has none; tick(n) moves the bar by n of its
-        size(video) units. The ranks share the videos.
-
-        shard "I/N": score only every N-th video of `all_videos`, starting at I.
-        -> {video key: {name: array}} on rank 0; None on the other ranks, and for a shard.
-        """
-        first, step = shard_of(shard, run)
-        own = {v.key for v in (all_videos or videos)[first::step]}
-        missing = [v for v in videos if v.key in own and self.load(v) is None]
-        total = sum(map(size, missing))
-        with tqdm(
-            total=total, desc="score", unit=unit, disable=not run.is_main, dynamic_ncols=True, mininterval=2
-        ) as bar:
-            for v in missing:
-                began, source = time.perf_counter(), json.dumps(self.source(v))
-                arrays = score(v, bar.update)
-                save_arrays(self.path(v), {**arrays, "seconds": time.perf_counter() - began, "source": source})
-        run.barrier()
-        if shard:
-            run.print(
-                f"shard {shard}: {sum(v.key in own for v in videos)} videos are scored, in {self.folder}\n"
-                "next: once every shard is done, the same command without --shard shows the results"
-            )
-            return None
-        if not run.is_main:
-            return None
-        scores = {v.key: self.load(v) for v in videos}
-        if lost := [k for k, x in scores.items() if x is None]:
-            raise UserError(
-                f"scores of {lost[0]} are not in {self.folder}, or its source changed meanwhile: run the command "
-                "again; processes on several machines need an --out that all of them see"
-            )
-        return scores
-
-
-def total_seconds(scores):
-    """Seconds that scoring took, summed over the videos of ScoreCache.compute()."""
-    return float(sum(x["seconds"] for x in scores.values()))
-
-
-def labels_of(scores, data):
+def labels_of(scores: dict, data: Dataset) -> dict[str, np.ndarray]:
     """{video: uint8 [T]} for scored videos, each checked against its scores' length; {} without labels."""
     if not data.has_labels:
         return {}
@@ -147,7 +77,7 @@ def labels_of(scores, data):
     return {k: labels_of_video(data, by_name[k], len(s)) for k, s in scores.items()}
 
 
-def labels_of_video(data, video, frames):
+def labels_of_video(data: Dataset, video, frames: int) -> np.ndarray:
     """Its labels; where they do not fit, also what the header says: they may belong to the whole of a damaged file."""
     try:
         return data.labels(video, frames)
@@ -159,7 +89,7 @@ def labels_of_video(data, video, frames):
         raise UserError(f"{e} ({decoded})") from None
 
 
-def frame_difference(frames):
+def frame_difference(frames: np.ndarray) -> np.ndarray:
     """Trivial baseline: mean absolute difference to the previous frame. uint8 [T, H, W, C]
 
     -> float32 [T], first is 0.
@@ -170,7 +100,7 @@ def frame_difference(frames):
     return out
 
 
-def fastest_box(cube_frames, speeds, frames):
+def fastest_box(cube_frames: np.ndarray, speeds: np.ndarray, frames: int) -> np.ndarray:
     """Trivial baseline: per frame the largest mean flow magnitude of its boxes, 0 without boxes.
 
     -> float32 [frames].
@@ -227,14 +157,16 @@ def measure(scores: dict, labels: dict, protocol: Protocol) -> tuple[dict, dict]
     return out, smoothed
 
 
-def localization(data, detections: dict, frames: dict, skip: int = 0) -> dict:
+def localization(data: Dataset, detections: dict, frames: dict, skip: int = 0) -> dict:
     """RBDC, TBDC and pixel-level AUC of boxes with scores.
 
     detections: video -> [n, 6] frame, x1, y1, x2, y2, score; frames: video -> its number of frames; skip: frames that
     are left out at the start of every video.
     """
-    out, videos, from_masks, total = {}, {v.name: v for v in data.test}, False, 0
-    tracks, boxes, pixel_scores, pixel_labels = [], [], [], []
+    out, videos = {}, {v.name: v for v in data.test}
+    from_masks, total = False, 0
+    tracks, boxes = [], []
+    pixel_scores, pixel_labels = [], []
     for name, d in sorted(detections.items()):
         try:
             masks, regions = data.masks(videos[name]), data.tracks(videos[name])
@@ -278,7 +210,7 @@ class Evaluation:
     """What one run found: metrics is what metrics.json holds; the rest is what pictures are made of."""
 
     method: str
-    data: object  # the Dataset
+    data: Dataset
     protocol: Protocol
     scores: dict  # video -> float [T], raw
     smoothed: dict  # video -> float64 [T]; NaN where a frame is left out
@@ -290,7 +222,17 @@ class Evaluation:
     metrics: dict
 
 
-def evaluate(out, data, scores, *, protocol, method, detections=None, baselines=None, extra=None):
+def evaluate(
+    out,
+    data: Dataset,
+    scores: dict,
+    *,
+    protocol: Protocol,
+    method: str,
+    detections: dict | None = None,
+    baselines: dict | None = None,
+    extra: dict | None = None,
+) -> Evaluation:
     """Measure scores {video: float [T]}, higher is more abnormal; write scores.npz, detections.npz and metrics.json
     into `out`, and print the table. -> Evaluation.
 
@@ -333,34 +275,16 @@ def evaluate(out, data, scores, *, protocol, method, detections=None, baselines=
     if report.get("scoring_seconds"):
         report["frames_per_second"] = sum(map(len, scores.values())) / report["scoring_seconds"]
     write_json(out / "metrics.json", report)
-    said = remarks(result, others)
+    notes = remarks(result, others)
     if labels:
         print_table(columns, data, protocol)
-        print("\n".join([*said, ""]))
+        print("\n".join([*notes, ""]))
     else:
         print(f"\n{data.no_labels()}")
-    return Evaluation(method, data, protocol, scores, smoothed, labels, detections, columns, filtered, said, report)
+    return Evaluation(method, data, protocol, scores, smoothed, labels, detections, columns, filtered, notes, report)
 
 
-def need_test_videos(dataset) -> None:
-    if not dataset.test:
-        raise UserError(
-            f"{dataset.data.name} has no test videos under {dataset.data.root}; score single ones with --video"
-        )
-
-
-def score_test_set(dataset, score, run, *, out, settings, source, size, unit, shard=None) -> dict | None:
-    """Raw scores of all test videos, cached in `out`; see ScoreCache. dataset: a UsableVideos.
-
-    -> {video key: {name: array}} on rank 0; None on the other ranks, and for a shard. Raises UserError without test
-    videos.
-    """
-    need_test_videos(dataset)
-    cache = ScoreCache(writable_folder(out), settings, source)
-    return cache.compute(dataset.test, score, run, size=size, unit=unit, all_videos=dataset.data.test, shard=shard)
-
-
-def frame_baselines(cache, videos, workers=None) -> dict:
+def frame_baselines(cache, videos: list, workers: int | None = None) -> dict:
     """Trivial scores for methods without boxes, on the frames that the method sees. -> {title: {video: float32 [T]}}
 
     The fastest motion box needs common/objects; a copy without that folder has the frame difference only.
@@ -374,7 +298,18 @@ def frame_baselines(cache, videos, workers=None) -> dict:
     return baselines.frame_baselines(cache, videos, workers or cores())
 
 
-def finish(out, result, *, script, checkpoint, options, skipped, more="", pictures=None, **drawing):
+def finish(
+    out,
+    result: Evaluation,
+    *,
+    script: str,
+    checkpoint,
+    options: ScoreOptions,
+    skipped: dict,
+    more: str = "",
+    pictures=None,
+    **drawing,
+) -> None:
     """What follows a table: pictures, skipped videos, next commands. options: cli.ScoreOptions; drawing: see
     write_results."""
     show(out, result, pictures=pictures, top=options.top, overlay=options.overlay, **drawing)
@@ -382,7 +317,7 @@ def finish(out, result, *, script, checkpoint, options, skipped, more="", pictur
     print_next_steps(script, checkpoint, out, overlay=options.overlay, pictures=pictures is not None, more=more)
 
 
-def report_folder():
+def report_folder() -> ModuleType | None:
     """common.report, or None where that folder was left out of a copy: scores and measures need no pictures."""
     try:
         return importlib.import_module("common.report")
@@ -392,7 +327,7 @@ def report_folder():
         return None
 
 
-def show(out, evaluation, **options):
+def show(out, evaluation: Evaluation, **options) -> None:
     """Page, plots, ranking and overlays of an Evaluation, see common.report.write_results; a line where there is no
     common/report."""
     report = report_folder()
@@ -409,8 +344,19 @@ def show(out, evaluation, **options):
         )
 
 
-def write_own_video(name, frames, clock, scores, filter_, method, out, boxes=None, red=0.0, top=20):
-    """scores.csv of one's own footage, and what common.report.write_own_video makes of it.
+def write_own_video(
+    name: str,
+    frames,
+    clock,
+    scores: np.ndarray,
+    filter_: str,
+    method: str,
+    out,
+    boxes: np.ndarray | None = None,
+    red: float = 0.0,
+    top: int = 20,
+) -> None:
+    """scores.csv of your video, and what common.report.write_own_video makes of it.
 
     frames: uint8 [H, W, C] each, shown at the times of common.container.Clock `clock`; boxes [n, 6]: frame, x1, y1, x2,
     y2, score, coloured from green at 0 to red at `red`; or None.
@@ -486,7 +432,7 @@ def shift_gain(smoothed: dict, labels: dict, most: int = 10) -> tuple[float, int
     return (gain, shift) if abs(shift) < most else (0.0, 0)
 
 
-def print_table(columns, data, protocol):
+def print_table(columns: dict, data: Dataset, protocol: Protocol) -> None:
     """Measures by methods, in percent; what the protocol left out or took is named above it."""
     print(
         f"\n{data.name}, protocol {protocol.name}: smoothing {protocol.smoothing} "
@@ -509,7 +455,7 @@ def print_table(columns, data, protocol):
     print()
 
 
-def remarks(result, others):
+def remarks(result: dict, others: dict) -> list[str]:
     """Sentences: where a result stands beside the baselines; its AUC by kind of event; measures that are not
     defined, and why."""
     out, best = [], max(((v.get("micro_auc", 0), k) for k, v in others.items()), default=None)
@@ -524,10 +470,10 @@ def remarks(result, others):
             "micro AUC by kind of event: " + ", ".join(f"{k} {100 * v:.1f}" for k, v in result["auc_per_event"].items())
         )
     if "labels_look_shifted" in result:
-        found = result["labels_look_shifted"]
+        shift = result["labels_look_shifted"]
         out.append(
-            f"WARNING: micro AUC would be {100 * found['micro_auc_would_rise_by']:.1f} points higher with all labels "
-            f"moved by {found['frames']:+d} frames: are labels and frames of the same version? (nothing was moved)"
+            f"WARNING: micro AUC would be {100 * shift['micro_auc_would_rise_by']:.1f} points higher with all labels "
+            f"moved by {shift['frames']:+d} frames: are labels and frames of the same version? (nothing was moved)"
         )
     if "other_labels" in result:
         out.append(result["other_labels"])

@@ -59,7 +59,8 @@ def csv_ranges(path: Path, names: Collection[str], canonical_name: Callable[[str
         if [x.lower() for x in row] == ["video", "start", "end"]:
             continue
         try:
-            name, start, end = canonical_name(row[0]), int(row[1]), int(row[2])
+            name, start = canonical_name(row[0]), int(row[1])
+            end = int(row[2])
         except (IndexError, ValueError):
             raise UserError(f"{path} line {i}: expected video,start,end, got {','.join(row)!r}") from None
         if name not in out:

@@ -3,6 +3,7 @@
 import mmap
 import os
 import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ import numpy as np
 from common.io import UserError
 
 
-def copy_rows(array, rows, out, places, field=None, part=slice(None)):
+def copy_rows(array: np.ndarray, rows, out: np.ndarray, places, field: str | None = None, part=slice(None)) -> None:
     """out[places] = array[rows], or array[field][rows][:, part].
 
     Rows of a memory map are read from its file: mapped pages would count as this process's memory, up to the whole
@@ -37,7 +38,9 @@ def copy_rows(array, rows, out, places, field=None, part=slice(None)):
         os.close(file)
 
 
-def take_rows(arrays, starts, rows, shape, dtype, field=None, part=slice(None)):
+def take_rows(
+    arrays: list, starts, rows, shape: tuple, dtype, field: str | None = None, part=slice(None)
+) -> np.ndarray:
     """Rows int [n] of arrays laid end to end, array i starting at row starts[i] -> [n, *shape]; see copy_rows."""
     out, rows = np.empty((len(rows), *shape), dtype), np.asarray(rows)
     which = np.searchsorted(starts, rows, side="right") - 1
@@ -47,7 +50,7 @@ def take_rows(arrays, starts, rows, shape, dtype, field=None, part=slice(None)):
     return out
 
 
-def prefetch(items, read):
+def prefetch(items: list, read: Callable) -> Iterator[tuple]:
     """Yield (item, read(item), seconds waited for it); the next one is read in a thread meanwhile."""
     with ThreadPoolExecutor(1) as pool:
         ahead = pool.submit(read, items[0]) if items else None
@@ -87,7 +90,8 @@ class Loader:
     """
 
     def __init__(self, dataset, batch_size, seed, run, order=None):
-        self.dataset, self.batch_size, self.seed, self.run = dataset, batch_size, seed, run
+        self.dataset, self.batch_size = dataset, batch_size
+        self.seed, self.run = seed, run
         self.order = order or (lambda epoch: epoch_order(len(dataset), seed, epoch))
         self.samples = len(self.order(0))
         self.waited = 0.0
@@ -95,18 +99,18 @@ class Loader:
     def steps(self, epoch: int) -> int:
         return -(-self.samples // self.batch_size)
 
-    def batches(self, epoch: int, start: int = 0):
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yield a Batch for every step of an epoch from number `start` on."""
         order, size = self.order(epoch), self.batch_size
         batches = [order[i : i + size] for i in range(start * size, len(order), size)]
         rngs = [np.random.default_rng([self.seed, epoch, start + i, 0]) for i in range(len(batches))]
         return self.read_ahead(batches, rngs)
 
-    def read_ahead(self, batches, rngs):
+    def read_ahead(self, batches: list, rngs: list) -> Iterator[Batch]:
         """Yield a Batch for each of `batches`; the next one is read meanwhile."""
         parts = [self.run.batch_slice(len(rows))[0] for rows in batches]
-        own = [rows[part] for rows, part in zip(batches, parts)]
-        for i, (_, arrays, waited) in enumerate(prefetch(own, self.dataset.read)):
+        rank_rows = [rows[part] for rows, part in zip(batches, parts)]
+        for i, (_, arrays, waited) in enumerate(prefetch(rank_rows, self.dataset.read)):
             self.waited += waited
             yield Batch(batches[i], parts[i], self.dataset.to_device(arrays), rngs[i])
 
@@ -132,7 +136,7 @@ class DrawLoader(Loader):
     def steps(self, epoch: int) -> int:
         return min(self.LOG_STEPS, self.iterations - epoch * self.LOG_STEPS)
 
-    def batches(self, epoch: int, start: int = 0):
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         first = epoch * self.LOG_STEPS
         rngs = [np.random.default_rng([self.seed, first + i, 0]) for i in range(start, self.steps(epoch))]
         return self.read_ahead([self.draw(rng) for rng in rngs], rngs)

@@ -4,12 +4,13 @@ All are exact under ties, and a ValueError says what is missing where a measure 
 """
 
 from collections.abc import Sequence
+from types import ModuleType
 
 import cv2
 import numpy as np
 
 
-def sk():
+def sk() -> ModuleType:
     """scikit-learn's metrics; imported when something is measured, as it would slow down the start of every script."""
     from sklearn import metrics
 
@@ -114,7 +115,8 @@ def rbdc_tbdc(tracks: Sequence, detections: Sequence, frames: int, alpha=0.1, be
     """
     if frames <= 0:
         raise ValueError("no frames to measure")
-    region_scores, track_scores, false_scores = [], [], []
+    region_scores, track_scores = [], []
+    false_scores = []
     for t, d in zip(tracks, detections):
         t, d = np.asarray(t, np.float64).reshape(-1, 6), np.asarray(d, np.float64).reshape(-1, 6)
         scores = np.full(len(t), -np.inf)  # of each region
@@ -146,7 +148,8 @@ def _area(scores, false_scores, frames):
 
 def tracks_from_masks(masks: np.ndarray) -> np.ndarray:
     """Regions of one video's masks, linked over consecutive frames by overlap: bool [T, H, W] -> float32 [n, 6]."""
-    rows, before, next_id = [], None, 0
+    rows, before = [], None
+    next_id = 0
     for f, mask in enumerate(masks):
         n, components, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
         ids, taken = np.full(n, -1), set()

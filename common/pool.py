@@ -43,7 +43,9 @@ def _call(function, job):
         return None, first_line(e)
 
 
-def map_videos(function: Callable, jobs: Iterable, *, workers: int, total: int, label: str, show: bool = True):
+def map_videos(
+    function: Callable, jobs: Iterable, *, workers: int, total: int, label: str, show: bool = True
+) -> tuple[list, list]:
     """Call function(job) for every job; both must be picklable; function calls tick() per frame. show: a progress bar.
 
     A damaged video does not stop the rest. -> (results in order, None where a job failed; [(job index, why), …]).

@@ -39,9 +39,13 @@ class EpochMeter:
     def __init__(
         self, run, stage, epochs, *, log, save, unit="sample", save_minutes=5.0, print_epochs=True, log_steps=None
     ):
-        self.run, self.stage, self.epochs, self.log, self.save = run, stage, epochs, log, save
-        self.unit, self.save_minutes, self.print_epochs, self.log_steps = unit, save_minutes, print_epochs, log_steps
-        self.epoch, self.step, self.seconds, self.sums = 0, 0, 0.0, {}
+        self.run, self.stage = run, stage
+        self.epochs, self.log = epochs, log
+        self.save = save
+        self.unit, self.save_minutes = unit, save_minutes
+        self.print_epochs, self.log_steps = print_epochs, log_steps
+        self.epoch, self.step = 0, 0
+        self.seconds, self.sums = 0.0, {}
         self.steps = 0  # of the present epoch
         self.lr = None
         self.bar = None
@@ -70,7 +74,8 @@ class EpochMeter:
         self.steps, self.first_step = loader.steps(epoch), self.step
         if self.bar is None:
             self.bar = progress_bar(self.stage, loader, self.epochs, epoch, self.step, self.run.is_main)
-        self.began, before, loader.waited = time.perf_counter(), self.seconds, 0.0
+        self.began, before = time.perf_counter(), self.seconds
+        loader.waited = 0.0
         for batch in loader.batches(epoch, self.step):
             yield batch, self.run.batch_slice(len(batch))[1]
             self.step += 1
@@ -107,14 +112,15 @@ class EpochMeter:
             epoch = {} if self.log_steps else {"epoch": f"{self.epoch + 1}/{self.epochs}"}
             self.bar.set_postfix({name: f"{mean:.4g}", **epoch})
 
-    def end_epoch(self, loader, **extra) -> None:
+    def end_epoch(self, loader, **extra: float) -> None:
         """Means over the ranks -> log.jsonl and one printed line; the checkpoint, if the last one is old. extra:
         logged too."""
         means = self.run.mean_over_ranks({k: float(v) / self.steps for k, v in self.sums.items()})
         duration, steps = time.perf_counter() - self.began, self.steps - self.first_step
         samples = min(steps * loader.batch_size, getattr(loader, "samples", np.inf))
         number = self.epoch * self.log_steps + self.steps if self.log_steps else self.epoch + 1
-        self.epoch, self.step, self.sums = self.epoch + 1, 0, {}
+        self.epoch, self.step = self.epoch + 1, 0
+        self.sums = {}
         if time.perf_counter() - self.saved > min(SAVE_SECONDS, 60 * self.save_minutes) or self.epoch == self.epochs:
             self.save()
             self.saved = time.perf_counter()
@@ -136,7 +142,7 @@ class EpochMeter:
             self.bar.close()
 
 
-def progress_bar(name, loader, epochs, epoch, step, show):
+def progress_bar(name: str, loader, epochs: int, epoch: int, step: int, show: bool) -> tqdm:
     return tqdm(
         total=sum(loader.steps(e) for e in range(epochs)),
         initial=sum(loader.steps(e) for e in range(epoch)) + step,
@@ -163,9 +169,9 @@ class Log:
         if not self.path.exists():
             return
         lines = [json.loads(line) for line in self.path.read_text().splitlines() if line.strip().endswith("}")]
-        kept = [x for x in lines if not (x.get("stage") == stage and x.get("epoch", 0) > epoch)]
+        lines = [x for x in lines if not (x.get("stage") == stage and x.get("epoch", 0) > epoch)]
         with atomic_write(self.path) as tmp:
-            tmp.write_text("".join(json.dumps(x) + "\n" for x in kept))
+            tmp.write_text("".join(json.dumps(x) + "\n" for x in lines))
 
 
 # ---------------------------------------------------------------------------------------------------- checkpoints
@@ -184,7 +190,7 @@ def set_rng(state: dict) -> None:
         torch.cuda.set_rng_state(state["cuda"])
 
 
-def training_state(method, meter, net, optimizer, **rest) -> dict:
+def training_state(method: str, meter: EpochMeter, net, optimizer, **rest) -> dict:
     """What a checkpoint of a training holds. rest: done, model_args, plan, identity and a method's own."""
     return {
         "method": method,
@@ -196,7 +202,7 @@ def training_state(method, meter, net, optimizer, **rest) -> dict:
     }
 
 
-def previous_run(path, method, identity, wanted=True) -> dict | None:
+def previous_run(path, method: str, identity: dict, wanted: bool = True) -> dict | None:
     """The checkpoint of an interrupted or finished run that this one continues; None for a new run.
 
     identity: {setting: value} that must be the same in both; wanted: False for --no-resume. Raises UserError for other
@@ -214,7 +220,7 @@ def previous_run(path, method, identity, wanted=True) -> dict | None:
     return state
 
 
-def resume(state, path, meter, net, optimizer) -> None:
+def resume(state: dict | None, path, meter: EpochMeter, net, optimizer) -> None:
     """Continue where previous_run() stopped, or begin (state None); lines of the log from after it are removed."""
     if state:
         net.load_state_dict(state["model_state_dict"])

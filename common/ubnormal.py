@@ -71,7 +71,8 @@ class Annotations:
     """
 
     def __init__(self, video: Video):
-        self.video, self.folder, self.tracks = video, video.path.with_name(f"{video.name}_annotations"), []
+        self.video, self.folder = video, video.path.with_name(f"{video.name}_annotations")
+        self.tracks = []
         if not video.name.startswith("abnormal"):
             return
         corrected, path = (self.folder / f"{video.name}{suffix}_tracks.txt" for suffix in ("_new", ""))

@@ -40,7 +40,8 @@ class Backbone:
         for head in ("classifier", "head", "fc"):
             if hasattr(net, head):
                 setattr(net, head, torch.nn.Identity())
-        self.net, self.crops, self.run = net.eval().requires_grad_(False).to(run.device), crops, run
+        self.net, self.crops = net.eval().requires_grad_(False).to(run.device), crops
+        self.run = run
         for p in self.net.parameters():
             if p.ndim == 5:
                 p.data = p.data.contiguous(memory_format=torch.channels_last_3d)

@@ -14,7 +14,8 @@ class Windows:
     """
 
     def __init__(self, videos, length: int, run):
-        self.videos, self.length, self.run = videos, length, run
+        self.videos, self.length = videos, length
+        self.run = run
         counts = np.array([len(v) for v in videos])
         self.starts = np.concatenate([[0], np.cumsum(counts)])
         self.last = np.repeat(self.starts[1:] - 1, counts)
@@ -76,7 +77,8 @@ class AnomalyBank:
     None; and `first`, the clips that they begin with."""
 
     def __init__(self, size: int):
-        self.size, self.windows, self.first = size, None, np.zeros(0, np.int64)
+        self.size, self.windows = size, None
+        self.first = np.zeros(0, np.int64)
 
     def __len__(self):
         return len(self.first)

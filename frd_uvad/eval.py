@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from common import cli, evaluation, metrics, smoothing
+from common import cli, evaluation, metrics, score_cache, smoothing
 from common.features.data import CLIP_FRAMES, FeatureVideo, frames_of_clips
 from common.features.folders import canonical_features
 from common.io import UserError, run_script, safe_filename, writable_folder, write_json
@@ -111,7 +111,7 @@ def evaluate(data, checkpoint, *, out, run, options, shard=None, loaded=None):
     net.eval().to(run.device)
     videos = data.test or data.train
     settings = {"weights": weights_hash(net), "precision": run.precision, "version": scoring.SCORES_VERSION}
-    arrays = evaluation.ScoreCache(writable_folder(out), settings, FeatureVideo.fingerprint).compute(
+    arrays = score_cache.ScoreCache(writable_folder(out), settings, FeatureVideo.fingerprint).compute(
         videos,
         lambda video, tick: scoring.score_video(net, video, run, tick=tick),
         run,
@@ -138,7 +138,7 @@ def evaluate(data, checkpoint, *, out, run, options, shard=None, loaded=None):
         method=METHOD,
         protocol=make_protocol(options),
         extra={
-            **run_info(checkpoint, state, [net], evaluation.total_seconds(arrays), data.skipped, run),
+            **run_info(checkpoint, state, [net], score_cache.total_seconds(arrays), data.skipped, run),
             "auxiliary": state.get("identity", {}).get("auxiliary"),
             **extra,
         },

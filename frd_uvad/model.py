@@ -121,7 +121,8 @@ class C2FPLScorer(nn.Module):
 
     def __init__(self, feature_size, dropout=0.6):
         super().__init__()
-        self.fc1, self.fc2, self.fc3 = nn.Linear(feature_size, 512), nn.Linear(512, 32), nn.Linear(32, 1)
+        self.fc1, self.fc2 = nn.Linear(feature_size, 512), nn.Linear(512, 32)
+        self.fc3 = nn.Linear(32, 1)
         self.fc_att1 = nn.Sequential(nn.Linear(feature_size, 512))
         self.fc_att2 = nn.Sequential(nn.Linear(512, 32))
         self.dropout = nn.Dropout(dropout)

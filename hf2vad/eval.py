@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from common import cli, evaluation, smoothing
+from common import cli, evaluation, score_cache, smoothing
 from common.io import UserError, run_script, safe_filename, writable_folder
 from common.objects import pipeline
 from common.video import Video, open_video
@@ -77,7 +77,7 @@ def color_max(weights):
 
 
 def cached_scoring(dataset, scorer, net, run, batch_size=None):
-    """-> score(video, tick) and the settings that scores depend on, as evaluation.ScoreCache takes them."""
+    """-> score(video, tick) and the settings that scores depend on, as score_cache.ScoreCache takes them."""
     from common.training import weights_hash
     from hf2vad import scoring
 
@@ -106,7 +106,7 @@ def training_statistics(train_set, checkpoint, scorer, net, run, out, batch_size
             "be normalised"
         )
     score, settings = cached_scoring(train_set, scorer, net, run, batch_size)
-    cache = evaluation.ScoreCache(out, settings, Video.fingerprint)
+    cache = score_cache.ScoreCache(out, settings, Video.fingerprint)
     arrays = cache.compute(train_set.train, score, run, size=train_set.cubes, unit="cube")
     return arrays and scoring.statistics(np.concatenate([arrays[v.key]["errors"] for v in train_set.train]))
 
@@ -136,7 +136,7 @@ def evaluate(
     net, state = loaded or scoring.load_model(checkpoint)
     scorer = scoring.Scorer(net, run)
     score, settings = cached_scoring(dataset, scorer, net, run, batch_size)
-    arrays = evaluation.score_test_set(
+    arrays = score_cache.score_test_set(
         dataset,
         score,
         run,
@@ -170,7 +170,7 @@ def evaluate(
         detections=detections,
         baselines=pipeline.baselines(dataset, dataset.test),
         extra={
-            **run_info(checkpoint, state, [net], evaluation.total_seconds(arrays), dataset.skipped, run),
+            **run_info(checkpoint, state, [net], score_cache.total_seconds(arrays), dataset.skipped, run),
             "weights": weights,
             "statistics": stats,
             "stage": state.get("stage"),

@@ -125,7 +125,8 @@ class MLMemAE(nn.Module):
             raise ValueError("mem_usage needs four entries with the first False, skip_ops needs three")
         c, s = features_root, spatial_size
         self.in_conv = InConv(flow_channels, c)
-        self.down_1, self.down_2, self.down_3 = Down(c, 2 * c), Down(2 * c, 4 * c), Down(4 * c, 8 * c)
+        self.down_1, self.down_2 = Down(c, 2 * c), Down(2 * c, 4 * c)
+        self.down_3 = Down(4 * c, 8 * c)
         for level, use in enumerate(mem_usage):
             if use:
                 dim = c * 2**level * (s // 2**level) ** 2
@@ -296,8 +297,8 @@ class Bottleneck(nn.Module):
 
     def prior_mean(self, h, z):
         groups = [self.param_converter(space_to_depth(self.auto_blocks[0](h)))]
-        for block, known in zip(self.auto_blocks[1:], space_to_depth(z).chunk(4, dim=1)):
-            groups.append(block(groups[-1], known))
+        for block, part in zip(self.auto_blocks[1:], space_to_depth(z).chunk(4, dim=1)):
+            groups.append(block(groups[-1], part))
         return depth_to_space(torch.cat(groups, dim=1))
 
     def forward(self, maps, latents, prior):

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from common import cli, datasets, evaluation, metrics, smoothing
+from common import cli, datasets, evaluation, metrics, score_cache, smoothing
 from common.cache import FrameCache
 from common.dataset import Dataset
 from common.io import UserError, run_script, safe_filename, writable_folder
@@ -101,7 +101,7 @@ def evaluate(dataset, checkpoint, *, out, run, options, shard=None, tsne=None, w
     def score(video, tick):
         return {"scores": scoring.score_video(net, dataset.features.array(video), run, tick=tick)["scores"]}
 
-    arrays = evaluation.score_test_set(
+    arrays = score_cache.score_test_set(
         dataset,
         score,
         run,
@@ -125,7 +125,7 @@ def evaluate(dataset, checkpoint, *, out, run, options, shard=None, tsne=None, w
         protocol=make_protocol(options, scores, labels),
         baselines=baselines(dataset, workers),
         extra={
-            **run_info(checkpoint, state, [net], evaluation.total_seconds(arrays), dataset.skipped, run),
+            **run_info(checkpoint, state, [net], score_cache.total_seconds(arrays), dataset.skipped, run),
             "encoder": state.get("encoder"),
             "scenes": state.get("scenes"),
         },
@@ -157,7 +157,8 @@ def scene_points(net, dataset, labels, run):
     test."""
     from scene_aware_ae import scoring
 
-    points, scenes, kinds = [], [], []
+    points, scenes = [], []
+    kinds = []
     for video in dataset.train + dataset.test:
         features = scoring.score_video(net, dataset.features.array(video), run)["scene_features"]
         abnormal = labels.get(video.name, np.zeros(dataset.frames(video)))

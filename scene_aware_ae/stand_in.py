@@ -59,7 +59,8 @@ class StandIn:
     MAX_FRAMES, TOTAL_FRAMES = 400, 12000  # to train on: of one video, spread over all of it; of all videos together
 
     def __init__(self, folder, run, videos=(), seed: int = 0, steps: int = 1500):
-        self.run, self.net, self.seed, self.steps = run, FrameAutoencoder(), seed, steps
+        self.run, self.net = run, FrameAutoencoder()
+        self.seed, self.steps = seed, steps
         path = Path(folder) / f"stand_in-{seed}-{steps}.pt"
         if path.exists():
             state = training.load_checkpoint(path, "scene_aware_ae")

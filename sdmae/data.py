@@ -19,7 +19,8 @@ class FrameDataset:
     """
 
     def __init__(self, arrays: list, run, offsets: tuple = INPUT_OFFSETS):
-        self.arrays, self.run, self.offsets = arrays, run, np.array(offsets)
+        self.arrays, self.run = arrays, run
+        self.offsets = np.array(offsets)
         lengths = [len(a) for a in arrays]
         self.starts = np.cumsum([0, *lengths])
         self.number = np.concatenate([np.arange(n) for n in lengths])  # of each frame in its video

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from common import cli, evaluation, smoothing
+from common import cli, evaluation, score_cache, smoothing
 from common.io import UserError, run_script
 from common.video import Video, frames_and_clock
 from sdmae import preprocess
@@ -202,7 +202,7 @@ def evaluate(
 
     loaded = loaded or load(checkpoint, dataset.data.name, run, **scoring_options)
     scorer, config = loaded.scorer, loaded.config
-    arrays = evaluation.score_test_set(
+    arrays = score_cache.score_test_set(
         dataset,
         lambda video, tick: scoring.score_video(scorer, dataset.cache.frames(video), batch_size, tick),
         run,
@@ -241,7 +241,7 @@ def evaluate(
         detections=detections,
         baselines=evaluation.frame_baselines(dataset.cache, dataset.test, workers),
         extra={
-            **run_info(checkpoint, loaded.state, [loaded.net], evaluation.total_seconds(arrays), dataset.skipped, run),
+            **run_info(checkpoint, loaded.state, [loaded.net], score_cache.total_seconds(arrays), dataset.skipped, run),
             "rule": config.state_dict(),
             "mask_draws": len(scorer.tables),
             "size": list(loaded.size),

@@ -92,7 +92,8 @@ class Stream:
     live = True
 
     def __init__(self, address, reconnect, say=print, fps=None, capture=None):
-        self.address, self.shown, self.wait, self.say = address, without_secrets(address), reconnect, say
+        self.address, self.shown = address, without_secrets(address)
+        self.wait, self.say = reconnect, say
         self.name, self.dropped = f"camera{address}" if address.isdigit() else self.shown.split("://")[-1], 0
         self.capture = capture or self.open()
         if self.capture is None:
@@ -242,9 +243,11 @@ class Events:
     """Runs of scores above a threshold, joined over gaps of less than a second; printed and written as they end."""
 
     def __init__(self, threshold, fps, file, say):
-        self.threshold, self.say, self.table, self.file = threshold, say, csv.writer(file), file
+        self.threshold, self.say = threshold, say
+        self.table, self.file = csv.writer(file), file
         self.longest = max(GAP, 2 / fps)  # seconds between two frames; after more of them something was missed
-        self.first, self.last, self.peak, self.count = None, None, None, 0
+        self.first, self.last = None, None
+        self.peak, self.count = None, 0
         self.table.writerow(
             [
                 "event",
@@ -279,7 +282,8 @@ class Events:
     def end(self):
         if self.first is None:
             return
-        first, last, peak = self.first, self.last, self.peak
+        first, last = self.first, self.last
+        peak = self.peak
         self.table.writerow(
             [
                 self.count,
@@ -319,7 +323,8 @@ class Window:
 
     def __init__(self, size):
         self.size, self.channels = size, None  # grey or colour as the first frame is
-        self.kept, self.segment, self.number = collections.deque(), None, 0  # [(t, small, what is known of the frame)]
+        self.kept, self.segment = collections.deque(), None
+        self.number = 0  # [(t, small, what is known of the frame)]
         self.next = 0  # t of the next sample
 
     def small(self, frame):
@@ -338,8 +343,8 @@ class Window:
 
     def sample(self):
         by_number, t = {n: (s, f) for n, s, f in self.kept}, self.next
-        own, frame = by_number[t]
-        seen = np.stack([by_number.get(t + d, (own, None))[0] for d in INPUT_OFFSETS])
+        small, frame = by_number[t]
+        seen = np.stack([by_number.get(t + d, (small, None))[0] for d in INPUT_OFFSETS])
         self.next += 1
         while self.kept and self.kept[0][0] < self.next - AHEAD:
             self.kept.popleft()
@@ -363,7 +368,8 @@ class Overlay:
     """An mp4 written frame by frame: heat map over the picture, the last scores under it."""
 
     def __init__(self, path, tmp, fps, threshold, map_range, plots):
-        self.path, self.tmp, self.fps, self.plots = path, tmp, fps, plots
+        self.path, self.tmp = path, tmp
+        self.fps, self.plots = fps, plots
         self.threshold, self.map_range = threshold, map_range
         self.writer, self.scores = None, collections.deque(maxlen=HISTORY)
 
@@ -436,7 +442,8 @@ class Watcher:
     """Scores the frames of a source in small batches, and writes tables, events and the overlay as it goes."""
 
     def __init__(self, loaded, options, source, stats, out):
-        self.loaded, self.options, self.source, self.out = loaded, options, source, out
+        self.loaded, self.options = loaded, options
+        self.source, self.out = source, out
         self.mean = PastMean(options.window, source.clock)
         self.threshold, self.why = options.threshold, "(--threshold)"
         if self.threshold is None:
@@ -537,7 +544,8 @@ class Watcher:
         return f", {self.source.dropped} frames dropped" if self.source.dropped else ""
 
     def write_report(self):
-        raw, smoothed, source = np.array(self.raw), np.array(self.smoothed), self.source
+        raw, smoothed = np.array(self.raw), np.array(self.smoothed)
+        source = self.source
         name, report = source.name, self.report
         own_clock = Clock(source.clock.fps, np.array(self.times)) if source.live else source.clock
 

@@ -32,11 +32,11 @@ def random_masking(noise, ratio):
     -> kept indices [N, L·(1-ratio)], places to take every token from when they return [N, L], mask [N, L] (1: removed).
     """
     n, length = noise.shape
-    kept = int(length * (1 - ratio))
+    remaining = int(length * (1 - ratio))
     order = noise.argsort(dim=1)
     restore = order.argsort(dim=1)
-    mask = (restore >= kept).to(noise.dtype)
-    return order[:, :kept], restore, mask
+    mask = (restore >= remaining).to(noise.dtype)
+    return order[:, :remaining], restore, mask
 
 
 def gradient_masking(gradient, p, ratio):
@@ -152,7 +152,8 @@ class PixelEmbed(nn.Module):
 
     def __init__(self, embed):
         super().__init__()
-        weight, self.norm, self.patch = embed.proj.weight, embed.norm, embed.proj.stride[0]
+        weight, self.norm = embed.proj.weight, embed.norm
+        self.patch = embed.proj.stride[0]
         colour = weight.unflatten(1, (-1, 3)).permute(0, 1, 3, 4, 2) / 127.5  # [dim, frames, p, p, C]
         self.colour = nn.Parameter(colour.flatten(1), requires_grad=False)
         self.grey = nn.Parameter(colour.sum(4).flatten(1), requires_grad=False)

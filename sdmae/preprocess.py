@@ -47,13 +47,13 @@ def input_size(dataset: str, image_size: str | None = None, patch: int | None = 
     patch = patch or published["patch"]
     if not image_size and patch == published["patch"]:
         return published["size"], patch
-    wanted = published["size"]
+    requested = published["size"]
     if image_size:
-        wanted = cli.parse_size("--image-size", image_size, 8192, "HEIGHTxWIDTH in pixels, such as 320x640")
-    size = max(2, round(wanted[0] / patch)) * patch, max(1, round(wanted[1] / patch / 2)) * 2 * patch
-    if size != wanted:
+        requested = cli.parse_size("--image-size", image_size, 8192, "HEIGHTxWIDTH in pixels, such as 320x640")
+    size = max(2, round(requested[0] / patch)) * patch, max(1, round(requested[1] / patch / 2)) * 2 * patch
+    if size != requested:
         print(
-            f"note: frames are resized to {size[0]}×{size[1]}: {wanted[0]}×{wanted[1]} is not made of patches of "
+            f"note: frames are resized to {size[0]}×{size[1]}: {requested[0]}×{requested[1]} is not made of patches of "
             f"{patch} px, an even number of them across",
             flush=True,
         )

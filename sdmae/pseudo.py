@@ -75,7 +75,8 @@ def components(mask, least, most):
 def common_pixels(a, b):
     """Number of pixels that two components share; each is (box, mask inside it)."""
     (ax, ay, aw, ah), (bx, by, bw, bh) = a[0], b[0]
-    x1, y1, x2, y2 = max(ax, bx), max(ay, by), min(ax + aw, bx + bw), min(ay + ah, by + bh)
+    x1, y1 = max(ax, bx), max(ay, by)
+    x2, y2 = min(ax + aw, bx + bw), min(ay + ah, by + bh)
     if x1 >= x2 or y1 >= y2:
         return 0
     return int((a[1][y1 - ay : y2 - ay, x1 - ax : x2 - ax] & b[1][y1 - by : y2 - by, x1 - bx : x2 - bx]).sum())
@@ -97,13 +98,17 @@ def sequences(frames, masks, least, most):
     """
     alive = []  # [(component in the last frame, crops so far)]
     for frame, mask in zip(frames, masks):
-        found, following = components(mask, least, most), []
-        for part in found:
-            box, own = part
+        parts, following = components(mask, least, most), []
+        for part in parts:
+            box, pixels = part
             before = [
-                k for k, (old, _) in enumerate(alive) if common_pixels(old, part) > 0.3 * max(old[1].sum(), own.sum())
+                k
+                for k, (old, _) in enumerate(alive)
+                if common_pixels(old, part) > 0.3 * max(old[1].sum(), pixels.sum())
             ]
-            sequence = [*alive[before[0]][1], crop(frame, own, box)] if len(before) == 1 else [crop(frame, own, box)]
+            sequence = (
+                [*alive[before[0]][1], crop(frame, pixels, box)] if len(before) == 1 else [crop(frame, pixels, box)]
+            )
             if len(sequence) == LENGTH:
                 yield sequence
                 sequence = []
@@ -111,19 +116,19 @@ def sequences(frames, masks, least, most):
         alive = following
 
 
-def make_bank(found, source):
+def make_bank(objects, source):
     fields = [
-        torch.from_numpy(np.stack([np.stack([np.asarray(step[i]) for step in s]) for s in found])) for i in range(4)
+        torch.from_numpy(np.stack([np.stack([np.asarray(step[i]) for step in s]) for s in objects])) for i in range(4)
     ]
     return ObjectBank(fields[0], fields[1], fields[2].float(), fields[3].float(), source)
 
 
-def thin(found, seed):
+def subsample(objects, seed):
     """At most OBJECTS of them, spread over all."""
-    if len(found) <= OBJECTS:
-        return found
-    keep = np.sort(np.random.default_rng(seed).permutation(len(found))[:OBJECTS])
-    return [found[i] for i in keep]
+    if len(objects) <= OBJECTS:
+        return objects
+    keep = np.sort(np.random.default_rng(seed).permutation(len(objects))[:OBJECTS])
+    return [objects[i] for i in keep]
 
 
 def from_training(arrays, seed=0):
@@ -131,12 +136,9 @@ def from_training(arrays, seed=0):
 
     None where nothing moves.
     """
-    found, (h, w), channels = (
-        [],
-        arrays[0].shape[1:3],
-        max(a.shape[3] for a in arrays),
-    )  # as Frames has them for training
-    # a thousandth of the frame at least: more, and where people are small, groups alone are cut out; a twelfth at most
+    objects, (h, w) = [], arrays[0].shape[1:3]
+    channels = max(a.shape[3] for a in arrays)  # as Frames has them for training
+    # objects of 1/1000 to 1/12 of the frame; a larger minimum would keep only groups where people are small
     least, most = max(h * w // 1000, 32), h * w // 12
     for frames in tqdm(arrays, desc="cut objects", unit="video", dynamic_ncols=True, mininterval=5):
         # long videos are sampled in stretches, so that memory and time stay what they are
@@ -147,8 +149,8 @@ def from_training(arrays, seed=0):
             for s in sequences(part, moving_masks(part), least, most):
                 moved = np.hypot(*(np.array(s[-1][3]) - s[0][3]))
                 if moved > 1 and all(0.5 < step[2][i] / max(1, s[0][2][i]) < 2 for step in s for i in (0, 1)):
-                    found.append(s)
-    return make_bank(thin(found, seed), "self") if found else None
+                    objects.append(s)
+    return make_bank(subsample(objects, seed), "self") if objects else None
 
 
 def from_ubnormal(data, size, channels, seed=0):
@@ -159,7 +161,7 @@ def from_ubnormal(data, size, channels, seed=0):
             f"--pseudo ubnormal: {data.root} has no abnormal_training_video_names.txt; put the dataset's lists of "
             "video names there"
         )
-    found = []
+    objects = []
     for video in tqdm(
         data.abnormal_train, desc="cut UBnormal objects", unit="video", dynamic_ncols=True, mininterval=5
     ):
@@ -173,13 +175,13 @@ def from_ubnormal(data, size, channels, seed=0):
                 yield np.repeat(grey.reshape(*size, 1), channels, axis=2)
 
         small = (cv2.resize(m.astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST) > 0 for m in masks)
-        found += sequences(frames(), small, 800, 5000)
-    if not found:
+        objects += sequences(frames(), small, 800, 5000)
+    if not objects:
         raise UserError(
             f"--pseudo ubnormal: no object of 800 to 5000 px at {size[0]}×{size[1]} lasts for {LENGTH} frames in "
             f"{data.root}"
         )
-    return make_bank(thin(found, seed), "ubnormal")
+    return make_bank(subsample(objects, seed), "ubnormal")
 
 
 # ----------------------------------------------------------------------------------------------------------- pasting
@@ -283,7 +285,8 @@ def paste(frames, bank, chosen, offsets):
     mask = frames.new_zeros(n, 1, h, w)
     if chosen is None:
         return frames, mask
-    device, span, middle = frames.device, chosen["span"], list(offsets).index(0)
+    device, span = frames.device, chosen["span"]
+    middle = list(offsets).index(0)
     chosen = {key: v.to(device, non_blocking=True) for key, v in chosen.items() if key != "span"}
     samples, m = chosen["sample"], len(chosen["sample"])
     offsets = torch.tensor(offsets, device=device)

@@ -56,7 +56,7 @@ def sum_parts(errors: np.ndarray, config: ScoreConfig) -> np.ndarray:
     return errors[:, [i for i, part in enumerate(PARTS) if part in config.parts]].sum(1)
 
 
-def fold(net, dtype=None):
+def fold(net: torch.nn.Module, dtype=None) -> torch.nn.Module:
     """A folded copy of a network."""
     return copy.deepcopy(net).fold(dtype)
 
@@ -65,7 +65,8 @@ class Scorer:
     """A network ready to score: frames t-3, t, t+3 in, errors per token out. draws: masks averaged over."""
 
     def __init__(self, net, config: ScoreConfig, run, *, draws: int = 1, compiled: bool = False):
-        self.run, self.config, self.patch, self.grid = run, config, net.patch_size, net.grid
+        self.run, self.config = run, config
+        self.patch, self.grid = net.patch_size, net.grid
         self.net = fold(net.to(run.device), torch.bfloat16 if run.precision == "bf16" else torch.float32)
         if compiled:
             self.net.compile()
@@ -158,7 +159,7 @@ STUDENT = "student"
 KERNELS = ("erosion", "dilation")  # fixed morphology kernels in the authors' files that scoring never uses
 
 
-def authors_weights(path):
+def authors_weights(path) -> dict:
     """State-dict of one of the authors' files {"model": ...}, or of a bare one."""
     state = training.load_checkpoint(path, "sdmae")
     weights = state.get("model", state)

@@ -207,7 +207,8 @@ def train(
     from sdmae import scoring
     from sdmae.data import INPUT_OFFSETS, SAMPLE_OFFSETS, FrameDataset
 
-    out, name, image_size = run.open_output_dir(out), dataset.data.name, dataset.cache.size
+    out, name = run.open_output_dir(out), dataset.data.name
+    image_size = dataset.cache.size
     if not dataset.train:
         raise UserError(f"{name} has no training videos under {dataset.data.root}: put normal videos into train/")
     frames = FrameDataset(dataset.arrays(dataset.train), run, SAMPLE_OFFSETS)
@@ -230,7 +231,8 @@ def train(
         f"{name}: {len(dataset.train)} training videos, {len(frames)} frames at {image_size[0]}×{image_size[1]}, "
         f"{net.tokens} tokens of {patch}×{patch} px, {parameters:.1f} M parameters, {run.device}, {run.precision}"
     )
-    path, log, statistics = out / "sdmae.pt", training.Log(out / "log.jsonl"), None
+    path, log = out / "sdmae.pt", training.Log(out / "log.jsonl")
+    statistics = None
 
     def save():
         if run.is_main:

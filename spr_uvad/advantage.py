@@ -51,11 +51,11 @@ def read(path):
         lines = [json.loads(x) for x in Path(path).read_text().splitlines() if x.strip()]
     except (OSError, ValueError) as e:
         raise UserError(f"log {path} cannot be read ({e})") from None
-    found = {}
+    losses_of_epoch = {}
     for x in lines:
         if x.get("normal_loss") is not None and x.get("abnormal_loss") is not None:
-            found.setdefault(x["epoch"], []).append((x["normal_loss"], x["abnormal_loss"]))
-    return {k: tuple(np.mean(v, 0)) for k, v in sorted(found.items())}
+            losses_of_epoch.setdefault(x["epoch"], []).append((x["normal_loss"], x["abnormal_loss"]))
+    return {k: tuple(np.mean(v, 0)) for k, v in sorted(losses_of_epoch.items())}
 
 
 def plot(logs, path):

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from common import cli, evaluation, smoothing
+from common import cli, evaluation, score_cache, smoothing
 from common.io import UserError, run_script, safe_filename, writable_folder
 from common.objects import pipeline
 from common.video import Video, open_video
@@ -94,7 +94,7 @@ def score_videos(dataset, videos, nets, grid, run, *, out, shard=None):
     def score(video, tick):
         return scoring.score_video(nets, grid, dataset.store.records(video), dataset.sizes([video])[0], run, tick)
 
-    cache = evaluation.ScoreCache(out, settings, Video.fingerprint)
+    cache = score_cache.ScoreCache(out, settings, Video.fingerprint)
     all_videos = dataset.data.test if shard else videos
     return cache.compute(videos, score, run, size=dataset.cubes, unit="cube", all_videos=all_videos, shard=shard)
 
@@ -173,7 +173,7 @@ def evaluate(
     from common.training import run_info
     from spr_uvad import scoring
 
-    evaluation.need_test_videos(dataset)
+    score_cache.need_test_videos(dataset)
     nets, state = loaded or scoring.load_model(checkpoint)
     out = writable_folder(out)
     arrays = score_videos(dataset, dataset.test, nets, tuple(state["grid"]), run, out=out, shard=shard)
@@ -195,7 +195,7 @@ def evaluate(
         detections=detections,
         baselines=pipeline.baselines(dataset, dataset.test),
         extra={
-            **run_info(checkpoint, state, nets.values(), evaluation.total_seconds(arrays), dataset.skipped, run),
+            **run_info(checkpoint, state, nets.values(), score_cache.total_seconds(arrays), dataset.skipped, run),
             "weights": weights if with_motion else None,
             "statistics": statistics,
             "with_motion": with_motion,

@@ -154,11 +154,11 @@ def self_paced_weights(scores, step, *, mode="mixture", shrink=0.005, init_std_r
     high = torch.maximum(scores.mean() + (init_std_range - step * shrink) * deviation, low)
     if mode == "huber":
         return torch.where(scores < high, torch.ones_like(scores), high / scores)
-    kept = (scores < high).to(scores.dtype)
+    inside = (scores < high).to(scores.dtype)
     if mode == "hard":
-        return kept
+        return inside
     if mode == "linear":
-        return kept * (1 - scores / high)
+        return inside * (1 - scores / high)
     if mode == "mixture":
         between = low * (high - scores) / (scores * (high - low))
         return torch.where(

@@ -105,11 +105,11 @@ def combine(errors: np.ndarray, block: np.ndarray, stats: dict, w_raw: float, w_
     """
     out = np.full(len(errors), NO_MODEL, np.float32)
     for number, s in stats.items():
-        own = (block == number) & np.isfinite(errors[:, 0])
-        z = (errors[own, 0] - s["raw_mean"]) / s["raw_std"]
+        rows = (block == number) & np.isfinite(errors[:, 0])
+        z = (errors[rows, 0] - s["raw_mean"]) / s["raw_std"]
         if "flow_mean" in s:
-            z = w_raw * z + w_flow * (errors[own, 1] - s["flow_mean"]) / s["flow_std"]
-        out[own] = z
+            z = w_raw * z + w_flow * (errors[rows, 1] - s["flow_mean"]) / s["flow_std"]
+        out[rows] = z
     return out
 
 
@@ -146,7 +146,7 @@ def load_model(path) -> tuple[dict, dict]:
     return nets, state
 
 
-def published_state(path, nested):
+def published_state(path, nested: list) -> dict:
     """The authors' file as one of ours."""
     columns = max((len(line) for line in nested if isinstance(line, list)), default=0)
     weights = {}

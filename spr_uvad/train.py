@@ -186,7 +186,8 @@ def train(dataset, plan, *, out, run, size="full", flow=False, seed=0, resume=Tr
     labels = advantage.cube_labels(dataset, videos) if dataset.data.has_labels and run.is_main else None
     values_per_cube = 3 * len(settings.frames) * settings.size**2
     data = CubeDataset(records, scoring.fields(flow), run)
-    nets, seconds, statistics = {}, state["seconds"] if state else 0.0, None
+    nets, seconds = {}, state["seconds"] if state else 0.0
+    statistics = None
 
     def save():
         if run.is_main:

@@ -22,7 +22,8 @@ EVERYTHING = np.array([[4, 4, 40, 50, 0.9]], np.float32)
 
 
 def test_covered_boxes_are_dropped_by_their_own_area():
-    big, inside, half, apart = [0, 0, 99, 99], [10, 10, 19, 19], [95, 0, 104, 9], [200, 200, 210, 210]
+    big, inside = [0, 0, 99, 99], [10, 10, 19, 19]
+    half, apart = [95, 0, 104, 9], [200, 200, 210, 210]
     kept = drop_covered(np.array([big, inside, half, apart], np.float32), 0.6)
     assert sorted(kept.tolist()) == sorted([big, half, apart])  # `half` is covered by exactly 0.5 of its area
     assert len(drop_covered(np.array([big, half], np.float32), 0.4)) == 1
@@ -143,7 +144,8 @@ def test_flow_from_files_gives_the_cubes_of_the_same_flow(tmp_path, per_frame, f
 
 
 def test_flow_of_many_pairs_at_once_gives_the_same_cubes():
-    frames, flow, calls = walkers(20), make_flow("dis"), []
+    frames, flow = walkers(20), make_flow("dis")
+    calls = []
 
     def counted(pairs):
         calls.append(len(pairs))

@@ -422,7 +422,8 @@ def test_attention_across_clips_asks_with_the_clip_before():
     qkv = layer.qkv(x).view(2, 3, 16, 3, 4, 8)
     for n in range(2):
         for k in range(3):
-            q, key, value = qkv[n, max(0, k - 1), :, 0], qkv[n, k, :, 1], qkv[n, k, :, 2]
+            q, key = qkv[n, max(0, k - 1), :, 0], qkv[n, k, :, 1]
+            value = qkv[n, k, :, 2]
             w = torch.einsum("ihd,jhd->hij", q, key).div(8**0.5).softmax(-1)
             wanted = layer.proj(torch.einsum("hij,jhd->ihd", w, value).reshape(16, 32))
             assert torch.allclose(layer(x, True)[n, k], wanted, atol=1e-5)

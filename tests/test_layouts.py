@@ -393,7 +393,8 @@ SOURCES = ["labels/ and labels.csv", "labels.csv and masks/", "labels/ and masks
 
 @pytest.mark.parametrize("sources", SOURCES)
 def test_two_sources_of_ones_own_labels_are_compared(tmp_path, capsys, sources):
-    root, first, second = tmp_path / "data", [marks(1, 2), marks(4)], [marks(2, 3, 4), marks(4)]
+    root, first = tmp_path / "data", [marks(1, 2), marks(4)]
+    second = [marks(2, 3, 4), marks(4)]
     kinds = sources.replace(" alone", "").split(" and ")
     for name, *ys in zip("ab", first, second):
         save_frames(root / "test" / name, blank())

@@ -60,7 +60,8 @@ class FakeCapture:
 def test_a_lost_stream_is_opened_again(monkeypatch):
     FakeCapture.opened, said = 0, []
     monkeypatch.setattr(live.cv2, "VideoCapture", FakeCapture)
-    stream, stop, got, came = live.Stream("rtsp://user:secret@x/y", 0.01, said.append), threading.Event(), [], []
+    stream, stop = live.Stream("rtsp://user:secret@x/y", 0.01, said.append), threading.Event()
+    got, came = [], []
     for segment, seconds, arrival, frame in stream.frames(stop):
         got.append((segment, int(frame[0, 0, 0])))
         came.append((seconds, datetime.datetime.fromisoformat(arrival)))

@@ -146,7 +146,8 @@ def test_auc_by_kind_of_event():
 
 
 def test_labels_that_do_not_belong_are_noticed():
-    rng, labels, scores = np.random.default_rng(0), {}, {}
+    rng, labels = np.random.default_rng(0), {}
+    scores = {}
     for i in range(6):
         y = np.zeros(120, np.uint8)
         y[30 + 5 * i : 50 + 5 * i] = 1

@@ -321,7 +321,9 @@ def test_authors_checkpoint(tmp_path):
 class Brightness:
     """An encoder whose features can be checked by hand."""
 
-    name, size, width, hash, batches = "brightness", (8, 8), 2, "0", []
+    name, size = "brightness", (8, 8)
+    width, hash = 2, "0"
+    batches = []
 
     def preprocess_frame(self, frame):
         return frame[:8, :8]

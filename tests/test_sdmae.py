@@ -365,7 +365,8 @@ def test_the_students_error_can_count_on_removed_tokens_alone(tmp_path):
         scorer = scoring.Scorer(net, scoring.score_config("avenue", tokens=tokens), run, draws=draws)
         return scorer.score_frames(frames, rows)
 
-    one, both, every = errors("removed", 1), errors("removed", 2), errors("all", 1)
+    one, both = errors("removed", 1), errors("removed", 2)
+    every = errors("all", 1)
     assert np.allclose(one[:, 0], every[:, 0] * removed[0], rtol=1e-5) and np.allclose(
         one[:, 1], every[:, 1], rtol=1e-5
     )

@@ -413,7 +413,8 @@ def test_loss_by_hand():
 
 
 def test_fusion_equals_a_plain_loop():
-    features, change, near = torch.randn(2, 6, 5), torch.rand(2, 6), torch.rand(2, 6)
+    features, change = torch.randn(2, 6, 5), torch.rand(2, 6)
+    near = torch.rand(2, 6)
     got = model.fuse_tokens(features, change, near, 0.5, 0.1)
     for n in range(2):
         kept = np.argsort(-change[n].numpy())[:3]
@@ -514,7 +515,9 @@ DETECTORS = list(itertools.product(FUSIONS, GROUPS, (True, False)))
 def test_every_detector_loads_scores_and_learns(fusion, group, aggregate_text, tmp_path):
     """Shapes, the authors' bare file, gradients of what is applied and of nothing else."""
     torch.manual_seed(0)
-    size, words, b, crops, length = 24, 16, 4, 2, 9
+    size, words = 24, 16
+    b, crops = 4, 2
+    length = 9
     args = dict(feature_size=size, text_dim=words, fusion=fusion, feature_group=group, aggregate_text=aggregate_text)
     net = detector.Detector(**args)
     visual, text = torch.randn(b, crops, length, size), torch.randn(b, crops, length - 1, words)

@@ -22,7 +22,8 @@ from tests.corpus import LACKING, PLAIN, RATES, X264
 from tests.helpers import save_frames
 from tests.test_report import content
 
-FRAMES, RATE, SIZE = 30, 25, (48, 64)
+FRAMES, RATE = 30, 25
+SIZE = (48, 64)
 RED = slice(34, 46), slice(40, 60)  # where every picture is red
 
 

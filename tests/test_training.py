@@ -16,10 +16,10 @@ import torch
 
 from common import cli, io, training
 from common.distributed import Run
-from common.evaluation import ScoreCache, total_seconds
 from common.io import UserError, atomic_write, load_array, lock_dir
 from common.loader import epoch_order
 from common.objects.cube_dataset import CubeDataset
+from common.score_cache import ScoreCache, total_seconds
 from tests.helpers import ROOT
 
 

@@ -76,7 +76,8 @@ class ClipEncoder:
             missing = f"not on this machine and could not be downloaded ({type(e).__name__})"
             raise UserError(f"the weights {pretrained!r} of {name} are {missing}: {advice}") from None
         visual = model.visual.eval().requires_grad_(False)  # the text half is not needed
-        self.name, self.preprocess, self.run, self.hash = name, preprocess, run, weights_hash(visual)
+        self.name, self.preprocess = name, preprocess
+        self.run, self.hash = run, weights_hash(visual)
         size = visual.image_size
         self.size = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
         mean, std = getattr(visual, "image_mean", None) or MEAN, getattr(visual, "image_std", None) or STD

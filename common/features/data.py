@@ -103,7 +103,8 @@ class FeatureData:
         """
         if self.annotations is None:
             return None
-        clips, frames, name, source = len(video), len(video) * CLIP_FRAMES, video.name, self.label_source
+        clips, frames = len(video), len(video) * CLIP_FRAMES
+        name, source = video.name, self.label_source
         if name not in self.annotations:
             if is_normal_by_name(name):
                 return np.zeros(frames, np.uint8)

@@ -18,7 +18,8 @@ class VideoPrefetcher:
     """Iterate over (video, its DecodeThread); the next `threads` videos are decoded at the same time."""
 
     def __init__(self, videos: Iterable[Video], preprocess_frame: Callable[[np.ndarray], np.ndarray], threads: int):
-        self.videos, self.preprocess_frame, self.threads = videos, preprocess_frame, threads
+        self.videos, self.preprocess_frame = videos, preprocess_frame
+        self.threads = threads
 
     def __iter__(self) -> Iterator[tuple[Video, "DecodeThread"]]:
         threads = (DecodeThread(video, self.preprocess_frame) for video in self.videos)  # each begins when it is taken
@@ -38,7 +39,8 @@ class DecodeThread(threading.Thread):
 
     def __init__(self, video, preprocess_frame):
         super().__init__(daemon=True)  # does not keep the process from ending
-        self.video, self.decoder, self.preprocess_frame = video, Decoder(video), preprocess_frame
+        self.video, self.decoder = video, Decoder(video)
+        self.preprocess_frame = preprocess_frame
         self.queue, self.stopped = queue.Queue(QUEUE_FRAMES), False
         self.start()
 

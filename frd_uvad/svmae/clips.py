@@ -25,7 +25,8 @@ class Clips:
     """
 
     def __init__(self, arrays: list, depth: "Depth", frames: int, stride: int, run):
-        self.arrays, self.depth, self.frames, self.run = arrays, depth, frames, run
+        self.arrays, self.depth = arrays, depth
+        self.frames, self.run = frames, run
         self.lengths = np.array([len(a) for a in arrays])
         self.starts = np.concatenate([[0], np.cumsum(self.lengths)])
         self.size = arrays[0].shape[1:3]

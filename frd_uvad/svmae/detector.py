@@ -42,7 +42,8 @@ class Aggregate(nn.Module):
                 nn.Conv1d(dim, quarter, 3, padding=step, dilation=step), nn.ReLU(), nn.BatchNorm1d(quarter)
             )
 
-        self.conv_1, self.conv_2, self.conv_3 = dilated(1), dilated(2), dilated(4)
+        self.conv_1, self.conv_2 = dilated(1), dilated(2)
+        self.conv_3 = dilated(4)
         self.conv_4 = nn.Sequential(nn.Conv1d(dim, quarter, 1, bias=False), nn.ReLU())
         self.non_local = NonLocal(quarter)
         self.conv_5 = nn.Sequential(nn.Conv1d(dim, dim, 3, padding=1, bias=False), nn.ReLU(), nn.BatchNorm1d(dim))
@@ -84,7 +85,8 @@ class Detector(nn.Module):
             raise ValueError(f"fusion {fusion!r}: expected one of {', '.join(FUSIONS)}")
         if feature_group not in ("both", "vis", "text"):
             raise ValueError(f"feature_group {feature_group!r}: expected both, vis or text")
-        self.fusion, self.group, self.aggregate_text = fusion, feature_group, aggregate_text
+        self.fusion, self.group = fusion, feature_group
+        self.aggregate_text = aggregate_text
         # published files hold both networks, also where only one of them is applied
         self.Aggregate = Aggregate(feature_size)
         self.Aggregate_text = Aggregate(text_dim)

@@ -74,7 +74,8 @@ class Encoder:
     """The encoder of `net`, ready for inference. options: preprocess.EncoderOptions."""
 
     def __init__(self, net: model.SVMAE, options, run):
-        self.net, self.options, self.run = net.eval().requires_grad_(False).to(run.device), options, run
+        self.net, self.options = net.eval().requires_grad_(False).to(run.device), options
+        self.run = run
         self.frames, self.size = net.grid[0] * model.TUBELET, net.grid[1] * model.PATCH
         self.crops = WHOLE_FRAME
         if options.crops == 10:
@@ -92,7 +93,8 @@ class Encoder:
 
         frames: of preprocess_frame(); depth_folder: for the maps of MiDaS; tick(n) is called for every n frames.
         """
-        depth, clips, nearness, first = None, [], [], 0
+        depth, clips = None, []
+        nearness, first = [], 0
         for clip, length in clips_of_frames(frames):
             depth = depth or self.depth(video, clip.shape[1:3], depth_folder)
             clips.append(clip)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from common import cli, evaluation, smoothing
+from common import cli, evaluation, score_cache, smoothing
 from common.dataset import UsableVideos
 from common.features.data import FeatureVideo, frames_of_clips
 from common.features.folders import find_features
@@ -118,7 +118,7 @@ def evaluate(data, checkpoint, *, out, run, options, text=None, shard=None, load
     def source(video):
         return fingerprint(video, text)
 
-    arrays = evaluation.score_test_set(
+    arrays = score_cache.score_test_set(
         UsableVideos(data, data.test, {}),  # features have what it asks of a dataset: name, root, test, skipped
         score,
         run,
@@ -138,7 +138,7 @@ def evaluate(data, checkpoint, *, out, run, options, text=None, shard=None, load
         {v.name: data.frame_scores(v, arrays[v.key]["scores"]) for v in data.test},
         method=METHOD,
         protocol=make_protocol(options),
-        extra=run_info(checkpoint, state, [net], evaluation.total_seconds(arrays), data.skipped, run),
+        extra=run_info(checkpoint, state, [net], score_cache.total_seconds(arrays), data.skipped, run),
     )
     evaluation.finish(
         out,

@@ -174,7 +174,8 @@ def write_video(frames, path):
 
 def from_file(scorer, path, size, batch):
     """Decode, shrink and score a video file as eval.py --video does, without writing anything. -> frames."""
-    window, waiting, n = live.Window(size), [], 0
+    window, waiting = live.Window(size), []
+    n = 0
     for frame in Decoder(open_video(path)):
         waiting += window.add(0, frame)
         if len(waiting) >= batch:

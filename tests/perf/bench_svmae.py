@@ -52,7 +52,8 @@ def measure_pretrain(args, seconds, run):
 
     measured = [lambda: step(resident_batch()), draw_mask, lambda: encode(visible), lambda: encode(None)]
     resident, masking, seen, everything = rates(measured, n, run.device, seconds)
-    loader, done, began = Loader(clips, n, 0, run, order=lambda epoch: np.tile(rows, (1000, 1))), 0, None
+    loader, done = Loader(clips, n, 0, run, order=lambda epoch: np.tile(rows, (1000, 1))), 0
+    began = None
     for batch in loader.batches(0):
         step(batch)
         synchronize(run.device)

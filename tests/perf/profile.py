@@ -59,8 +59,10 @@ class StepProfiler:
     """Watches `steps` steps after a few that do not count, prints the table, and ends the script."""
 
     def __init__(self, run, steps, training):
-        self.run, self.steps, self.training = run, steps, training
-        self.done, self.depth, self.regions, self.ended = 0, 0, [], False
+        self.run, self.steps = run, steps
+        self.training = training
+        self.done, self.depth = 0, 0
+        self.regions, self.ended = [], False
         self.asleep = False
         self.work = {k: [0, 0] for k in PARTS}  # FLOPs and bytes of one step
         self.counters, self.profiler = None, None
