@@ -388,13 +388,16 @@ class Overlay:
         text = f"{clock(now.seconds)} {now.arrival[:19]}  {now.score / self.threshold:.2f} x threshold"
         cv2.putText(image, text, (6, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (255, 255, 255), 1, cv2.LINE_AA)
         below = np.full((self.strip, self.size[0], 3), 250, np.uint8)
-        level = lambda s: self.strip - 4 - (self.strip - 8) * np.clip(np.asarray(s) / (2 * self.threshold), 0, 1)
-        y = int(level(self.threshold))
+        y = int(self.level(self.threshold))
         cv2.line(below, (0, y), (self.size[0], y), (61, 69, 214), 1)
         x = np.linspace(0, self.size[0] - 1, HISTORY)[: len(self.scores)]
-        points = np.stack([x, level(list(self.scores))], axis=1).round().astype(np.int32)
+        points = np.stack([x, self.level(list(self.scores))], axis=1).round().astype(np.int32)
         cv2.polylines(below, [points.reshape(-1, 1, 2)], False, (168, 95, 31), 2, cv2.LINE_AA)
         self.writer.write(np.vstack([image, below]))
+
+    def level(self, scores):
+        """Where scores stand in the strip under the picture: rows, from the top."""
+        return self.strip - 4 - (self.strip - 8) * np.clip(np.asarray(scores) / (2 * self.threshold), 0, 1)
 
     def close(self):
         if self.writer is not None:

@@ -80,7 +80,8 @@ class Scorer:
         -> errors [n, 2, tokens]: distillation (0 without it) and reconstruction.
         """
         rows = torch.as_tensor(np.asarray(numbers) % NOISE_ROWS, device=seen.device)
-        distilled = reconstructed = removed = 0
+        distilled = reconstructed = 0
+        removed = 0
         for table in self.tables:
             out = self.net(seen, table[rows], student=self.student)
             d, r = model.pixel_errors(out, seen[:, 1], self.patch, self.config.norm)
