@@ -1,0 +1,112 @@
+"""Raw scores of a dataset's videos, kept on disk: a killed evaluation continues, a second protocol costs nothing."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from common.io import UserError, load_arrays, safe_filename, save_arrays, writable_folder
+from common.pool import shard_of
+
+
+class ScoreCache:
+    """One .npz per video under folder/scored-…, which the jobs of an array share.
+
+    settings: {name: value} of everything besides the video that the scores depend on (weights, precision, the method's
+    SCORES_VERSION, …); source(video): fingerprint of the input.
+    """
+
+    def __init__(self, folder, settings: dict, source: Callable):
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
+        self.folder, self.source = Path(folder) / f"scored-{digest[:10]}", source
+
+    def path(self, video) -> Path:
+        return self.folder / video.split / f"{safe_filename(video.name)}.npz"
+
+    def load(self, video) -> dict[str, np.ndarray] | None:
+        """-> {name: array} with the "seconds" that scoring took; None if missing, damaged or of another input."""
+        path = self.path(video)
+        if not path.exists():
+            return None
+        try:
+            arrays = load_arrays(path, "scores of a video")
+        except UserError:
+            return None
+        same = str(arrays.pop("source", "")) == json.dumps(self.source(video))
+        return arrays if same and "seconds" in arrays else None
+
+    def compute(
+        self, videos, score: Callable, run, *, size: Callable, unit: str, all_videos=None, shard: str | None = None
+    ) -> dict | None:
+        """score(video, tick) -> {name: array} for every video that has none; tick(n) moves the bar by n of its
+        size(video) units. The ranks share the videos.
+
+        shard "I/N": score only every N-th video of `all_videos`, starting at I.
+        -> {video key: {name: array}} on rank 0; None on the other ranks, and for a shard.
+        """
+        first, step = shard_of(shard, run)
+        selected = {v.key for v in (all_videos or videos)[first::step]}
+        missing = [v for v in videos if v.key in selected and self.load(v) is None]
+        total = sum(map(size, missing))
+        with tqdm(
+            total=total, desc="score", unit=unit, disable=not run.is_main, dynamic_ncols=True, mininterval=2
+        ) as bar:
+            for v in missing:
+                began, source = time.perf_counter(), json.dumps(self.source(v))
+                arrays = score(v, bar.update)
+                save_arrays(self.path(v), {**arrays, "seconds": time.perf_counter() - began, "source": source})
+        run.barrier()
+        if shard:
+            run.print(
+                f"shard {shard}: {sum(v.key in selected for v in videos)} videos are scored, in {self.folder}\n"
+                "next: once every shard is done, the same command without --shard shows the results"
+            )
+            return None
+        if not run.is_main:
+            return None
+        scores = {v.key: self.load(v) for v in videos}
+        if absent := [k for k, x in scores.items() if x is None]:
+            raise UserError(
+                f"scores of {absent[0]} are not in {self.folder}, or its source changed meanwhile: run the command "
+                "again; processes on several machines need an --out that all of them see"
+            )
+        return scores
+
+
+def total_seconds(scores: dict) -> float:
+    """Seconds that scoring took, summed over the videos of ScoreCache.compute()."""
+    return float(sum(x["seconds"] for x in scores.values()))
+
+
+def need_test_videos(dataset) -> None:
+    """Raises UserError for a dataset without test videos. dataset: a UsableVideos"""
+    if not dataset.test:
+        raise UserError(
+            f"{dataset.data.name} has no test videos under {dataset.data.root}; score single ones with --video"
+        )
+
+
+def score_test_set(
+    dataset,
+    score: Callable,
+    run,
+    *,
+    out,
+    settings: dict,
+    source: Callable,
+    size: Callable,
+    unit: str,
+    shard: str | None = None,
+) -> dict | None:
+    """Raw scores of all test videos, cached in `out`; see ScoreCache. dataset: a UsableVideos.
+
+    -> {video key: {name: array}} on rank 0; None on the other ranks, and for a shard. Raises UserError without test
+    videos.
+    """
+    need_test_videos(dataset)
+    cache = ScoreCache(writable_folder(out), settings, source)
+    return cache.compute(dataset.test, score, run, size=size, unit=unit, all_videos=dataset.data.test, shard=shard)
