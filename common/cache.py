@@ -56,6 +56,14 @@ class VideoFiles:
                 failed[v.key] = str(e)
         return missing, failed
 
+    def run_jobs(
+        self, function: Callable, videos: list[Video], frames_of: Callable, workers: int, label: str, show: bool
+    ):
+        """map_videos() of function((self, video)). frames_of(video): frames to count. -> {video key: why it failed}"""
+        total, jobs = sum(map(frames_of, videos)), [(self, v) for v in videos]
+        _, errors = map_videos(function, jobs, workers=workers, total=total, label=label, show=show and bool(videos))
+        return {videos[i].key: why for i, why in errors}
+
     def make(self, videos: list[Video], workers: int, show: bool, **options) -> dict[str, str]:
         """Write the files of these videos. show: progress. -> {video key: why} of those that failed"""
         raise NotImplementedError
@@ -115,9 +123,7 @@ class FrameCache(VideoFiles):
         return self.array(video)
 
     def make(self, videos, workers, show):
-        total, jobs = sum(v.expected_frames() for v in videos), [(self, v) for v in videos]
-        _, errors = map_videos(_decode, jobs, workers=workers, total=total, label="decode", show=show)
-        return {videos[i].key: why for i, why in errors}
+        return self.run_jobs(_decode, videos, Video.expected_frames, workers, "decode", show)
 
     def times_path(self, video: Video) -> Path:
         """A file that exists only where the times of frames are uneven."""

@@ -220,9 +220,7 @@ def test_batches_gather_rows_across_files():
 
 
 def test_detections_are_made_anew_when_the_video_was_replaced(tmp_path, monkeypatch):
-    from common.objects import cubes
-
-    monkeypatch.setattr(cubes, "_detector", lambda *_: lambda frames: [EVERYTHING] * len(frames))
+    monkeypatch.setattr(detectors, "make_detector", lambda *_: lambda frames: [EVERYTHING] * len(frames))
     monkeypatch.setattr(detectors, "check", lambda spec: "onnx")
     monkeypatch.setattr(detectors, "fingerprint", lambda spec: [spec])
     video, store = store_of(tmp_path, walkers(4), Settings(boxes="onnx:x", motion_threshold=255))

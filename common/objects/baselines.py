@@ -3,9 +3,7 @@
 Optional: evaluation.frame_baselines() uses this file where common/objects is part of the copy.
 """
 
-import hashlib
-import json
-from dataclasses import replace
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -14,16 +12,16 @@ from common import evaluation
 from common.cache import FrameCache
 from common.io import UserError, load_arrays, safe_filename, save_arrays
 from common.objects import flow
-from common.objects.cubes import Settings, motion_boxes
+from common.objects.cubes import Settings, blurred_gray, short_hash, motion_boxes
 from common.pool import map_videos, tick
+from common.video import Video
 
 
-def frame_baselines(cache: FrameCache, videos: list, workers: int) -> dict:
-    """-> {title: {video name: float32 [T]}} on the frames that the method sees; computed once, kept beside them."""
+def frame_baselines(cache: FrameCache, videos: list[Video], workers: int) -> dict[str, dict[str, np.ndarray]]:
+    """-> {title: {video name: float32 [T]}} on the frames that the method sees, cached there. Raises UserError."""
     missing = [v for v in videos if not baseline_path(cache, v).exists()]
     if missing:
-        total = sum(cache.info(v)["frames"] for v in missing)
-        jobs = [(cache, v) for v in missing]
+        total, jobs = sum(cache.info(v)["frames"] for v in missing), [(cache, v) for v in missing]
         _, errors = map_videos(write_baselines, jobs, workers=workers, label="trivial baselines", total=total)
         if errors:
             raise UserError(errors[0][1])
@@ -31,12 +29,16 @@ def frame_baselines(cache: FrameCache, videos: list, workers: int) -> dict:
     return {title: {name: x[title] for name, x in arrays.items()} for title in ("frame difference", "fastest box")}
 
 
-def baseline_path(cache, video):
-    fingerprint = hashlib.sha256(json.dumps(video.fingerprint()).encode()).hexdigest()[:8]
-    return cache.folder / "baselines" / video.split / f"{safe_filename(video.name)}-{fingerprint}.npz"
+def baseline_path(cache: FrameCache, video: Video) -> Path:
+    return (
+        cache.folder
+        / "baselines"
+        / video.split
+        / f"{safe_filename(video.name)}-{short_hash(video.fingerprint())[:8]}.npz"
+    )
 
 
-def write_baselines(job):
+def write_baselines(job: tuple[FrameCache, Video]) -> None:
     cache, video = job
     frames = cache.frames(video)
     scores = {"frame difference": evaluation.frame_difference(frames), "fastest box": fastest_motion_box(frames)}
@@ -45,19 +47,15 @@ def write_baselines(job):
 
 def fastest_motion_box(frames: np.ndarray) -> np.ndarray:
     """Largest mean DIS flow inside a frame's motion boxes. uint8 [T, H, W, C] -> float32 [T], px per frame."""
-    settings, dis = Settings(), flow.make_flow("dis")
-    # the default area belongs to frames of 240 × 360
-    settings = replace(settings, motion_area=settings.motion_area * frames.shape[1] * frames.shape[2] / (240 * 360))
-    speeds, last = np.zeros(len(frames), np.float32), len(frames) - 1
-
-    def blurred(t):
-        return cv2.GaussianBlur(np.ascontiguousarray(flow.gray(frames[min(max(t, 0), last)])), (3, 3), 0)
-
-    for t in range(1, len(frames)):
-        boxes = motion_boxes(blurred(t - 1), blurred(t), blurred(t + 1), [], settings)
+    count, h, w = frames.shape[:3]
+    settings = Settings(motion_area=Settings.motion_area * h * w / (240 * 360))  # the default is for 240 × 360 pixels
+    speeds, dis = np.zeros(count, np.float32), flow.make_flow("dis")
+    for t in range(1, count):
+        around = [blurred_gray(frames[k], settings.motion_blur) for k in (t - 1, t, min(t + 1, count - 1))]
+        boxes = motion_boxes(*around, [], settings)
         if len(boxes):
-            x, y = np.moveaxis(dis([(frames[t - 1], frames[t])])[0], 2, 0)
-            speed = cv2.magnitude(np.ascontiguousarray(x), np.ascontiguousarray(y))
+            flow_into = dis([(frames[t - 1], frames[t])])[0]
+            speed = cv2.magnitude(flow_into[..., 0], flow_into[..., 1])
             speeds[t] = max(speed[int(y1) : int(y2) + 1, int(x1) : int(x2) + 1].mean() for x1, y1, x2, y2 in boxes)
         tick()
     return speeds

@@ -9,18 +9,17 @@ from common.loader import prefetch, take_rows
 class CubeDataset:
     """Fields of the record files of many videos as one dataset; in device memory where it fits.
 
-    records: structured arrays [n_i] (memory maps); fields: {name: slice over the field's first axis}; once: rows are used
-    once, so they do not stay in device memory. Tensors keep the stored type (uint8, float16): converting, scaling and
-    expanding channels happen on the device.
+    records: structured arrays [n_i] (memory maps); fields: {name: slice over the field's first axis}; once: rows are
+    used once, so they do not stay in device memory. Tensors keep the stored type (uint8, float16): converting, scaling
+    and expanding channels happen on the device.
     """
 
     def __init__(self, records: list, fields: dict, run, *, once: bool = False):
         self.records = [r for r in records if len(r)]
         self.fields, self.run = fields, run
         self.starts = np.cumsum([0] + [len(r) for r in self.records])
-        self.resident = None
-        if run.device.type == "cuda" and not once and run.fits_device(self.nbytes()):
-            self.resident = self.load_all()
+        is_resident = run.device.type == "cuda" and not once and run.fits_device(self.nbytes())
+        self.resident = self.load_all() if is_resident else None
 
     def __len__(self):
         return int(self.starts[-1])

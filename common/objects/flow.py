@@ -1,53 +1,55 @@
-"""Optical flow between consecutive frames, in pixels: OpenCV's DIS on the CPU, torchvision's RAFT on the device, or from files."""
+"""Optical flow between consecutive frames in pixels: OpenCV's DIS on the CPU, torchvision's RAFT, or from files."""
 
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 from pathlib import Path
 
 import cv2
 import numpy as np
 
 from common.io import UserError, load_array, stamp
-from common.video import natural
+from common.pictures import as_channels
+from common.video import Video, natural
 
 METHODS = ("dis", "dis-fast", "dis-fine", "raft-small", "raft-large")
 FILES = "files:"
-HELP = f"optical flow: {', '.join(METHODS)}, or {FILES}DIR with one made elsewhere"
+KINDS = f"{', '.join(METHODS)}, or {FILES}DIR with one made elsewhere"
+HELP = f"optical flow: {KINDS}"
 BATCH = 8  # pairs at once on the device
 
 
-def check(method):
-    """Refuse a wrong --flow before any work is done."""
-    if method.startswith(FILES):
-        if not Path(method.removeprefix(FILES)).is_dir():
-            raise UserError(f"--flow {method}: there is no such folder")
-    elif method not in METHODS:
-        raise UserError(f"--flow {method} is not known; choose one of {', '.join(METHODS)}, {FILES}DIR")
-
-
-def fingerprint(method):
-    """What makes cubes of one flow differ from another's: its name; of files also common.io.stamp."""
-    check(method)
-    if not method.startswith(FILES):
+def fingerprint(method: str) -> str | list:
+    """What distinguishes the cubes of two flows: the name, of files also common.io.stamp. Raises UserError if wrong."""
+    if method in METHODS:
         return method
     folder = Path(method.removeprefix(FILES))
+    if not method.startswith(FILES):
+        raise UserError(f"--flow {method} is not known; choose one of {KINDS}")
+    if not folder.is_dir():
+        raise UserError(f"--flow {method}: there is no such folder")
     return [method, *stamp(folder, sorted(str(p.relative_to(folder)) for p in folder.rglob("*.npy")))]
 
 
-def gray(frame):
-    """uint8 [H, W, C] -> uint8 [H, W]."""
-    return frame[:, :, 0] if frame.shape[2] == 1 else cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY)
+def gray(frame: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, C] -> uint8 [H, W], contiguous."""
+    return np.ascontiguousarray(as_channels(frame, 1)[:, :, 0])
 
 
-def uses_device(method):
+def uses_device(method: str) -> bool:
     return method.startswith("raft")
 
 
-def batch_of(method):
+def batch_of(method: str) -> int:
     """Pairs that are best computed at once."""
     return BATCH if uses_device(method) else 1
 
 
-def make_flow(method="dis", device="cpu"):
-    """-> function(pairs) of a list of (previous, next) uint8 [H, W, C] giving a list of float32 [H, W, 2]."""
+@lru_cache(maxsize=2)
+def make_flow(method: str = "dis", device: str = "cpu") -> Callable:
+    """-> function(list of pairs (previous, next) of uint8 [H, W, C]) -> list of float32 [H, W, 2]. Raises UserError.
+
+    method: one of METHODS.
+    """
     if method not in METHODS:
         raise UserError(f"--flow {method} cannot be computed; choose one of {', '.join(METHODS)}")
     return _raft(method, device) if uses_device(method) else _dis(method)
@@ -56,68 +58,67 @@ def make_flow(method="dis", device="cpu"):
 class PairFlow:
     """Flow into frames of one video from the frame before: called with frame numbers, gives float32 [H, W, 2] of each.
 
-    frames uint8 [T, H, W, C]; flow: what make_flow gave; first_pair: the frames whose flow stands for that of frame 0.
+    frames uint8 [T, H, W, C]; flow: from make_flow(); first_pair: the frames whose flow stands for that of frame 0;
+    batch: how many pairs are best computed at once.
     """
 
-    def __init__(self, frames, flow, first_pair=(0, 0), batch=1):
+    def __init__(self, frames: np.ndarray, flow: Callable, first_pair: tuple = (0, 0), batch: int = 1):
         self.frames, self.flow, self.first_pair, self.batch = frames, flow, first_pair, batch
 
-    def __call__(self, numbers):
+    def __call__(self, numbers: Iterable[int]) -> list[np.ndarray]:
         last = len(self.frames) - 1
-        pairs = [tuple(self.frames[min(i, last)] for i in (self.first_pair if t == 0 else (t - 1, t))) for t in numbers]
-        return self.flow(pairs)
+        pairs = [self.first_pair if t == 0 else (t - 1, t) for t in numbers]
+        return self.flow([(self.frames[min(a, last)], self.frames[min(b, last)]) for a, b in pairs])
 
 
 class FlowFiles:
-    """The same from files: <folder>/<split>/<video>.npy or <folder>/<video>.npy [T, H, W, 2], or a folder of that name with one
-    [H, W, 2] per frame; entry t holds the flow from frame t-1 to t in pixels, the first one is not used."""
+    """As PairFlow, from files: <folder>/<split>/<video>.npy or <folder>/<video>.npy [T, H, W, 2], or a folder of that
+    name with one [H, W, 2] per frame; entry t holds the flow from frame t-1 to t in pixels, the first one is not used.
+
+    shape: of the video's frames, [T, H, W, C]. Raises UserError, also when called.
+    """
 
     batch = 1
 
-    def __init__(self, folder, video, shape, first_pair=(0, 0)):
-        self.shape, self.first_pair = tuple(shape), first_pair
-        places = [Path(folder, video.split, video.name), Path(folder, video.name)]
-        file = next((f for p in places if (f := p.with_name(p.name + ".npy")).is_file()), None)
-        if file:
-            self.parts = load_array(file, "optical flow", mmap=True)
+    def __init__(self, folder, video: Video, shape: tuple, first_pair: tuple = (0, 0)):
+        self.frames, self.shape, self.first_pair = shape[0], (*shape[1:3], 2), first_pair
+        folders = [Path(folder, video.split, video.name), Path(folder, video.name)]
+        files = [p.with_name(p.name + ".npy") for p in folders]
+        self.path = next((p for p in files if p.is_file()), None) or next((p for p in folders if p.is_dir()), None)
+        if self.path is None:
+            raise UserError(f"--flow {FILES}{folder}: no {video.split}/{video.name}.npy, nor a folder of that name")
+        if self.path in files:
+            flows = load_array(self.path, "optical flow", mmap=True)
+            self.flows = flows if flows.ndim else []
         else:
-            place = next((p for p in places if p.is_dir()), None)
-            if place is None:
-                raise UserError(
-                    f"--flow {FILES}{folder}: there is no {video.split}/{video.name}.npy, nor a folder of that name"
-                )
-            self.parts = sorted(place.glob("*.npy"), key=natural)
-        self.path, count = file or place, len(self.parts) if isinstance(self.parts, list) or self.parts.ndim else 0
-        if count != shape[0]:
-            raise UserError(f"optical flow {self.path} is of {count} frames, the video has {shape[0]}")
+            self.flows = sorted(self.path.glob("*.npy"), key=natural)
+        if len(self.flows) != self.frames:
+            raise UserError(f"optical flow {self.path} is of {len(self.flows)} frames, the video has {self.frames}")
 
-    def __call__(self, numbers):
-        return [self.read(t if t > 0 or self.first_pair == (0, 0) else min(1, self.shape[0] - 1)) for t in numbers]
+    def __call__(self, numbers: Iterable[int]) -> list[np.ndarray]:
+        return [self.read(t if t > 0 or self.first_pair == (0, 0) else min(1, self.frames - 1)) for t in numbers]
 
-    def read(self, t):
+    def read(self, t: int) -> np.ndarray:
         if t == 0:
-            return np.zeros((*self.shape[1:3], 2), np.float32)
-        x = self.parts[t]
+            return np.zeros(self.shape, np.float32)
+        x = self.flows[t]
         x = load_array(x, "optical flow") if isinstance(x, Path) else x
-        if x.shape != (*self.shape[1:3], 2) or x.dtype.kind != "f" or not np.isfinite(x).all():
-            raise UserError(
-                f"optical flow {self.path}, frame {t}: expected finite numbers [{self.shape[1]}, {self.shape[2]}, 2], got "
-                f"shape {x.shape} of type {x.dtype}"
-            )
+        if x.shape != self.shape or x.dtype.kind != "f" or not np.isfinite(x).all():
+            expected = f"expected finite numbers {list(self.shape)}, got shape {x.shape} of type {x.dtype}"
+            raise UserError(f"optical flow {self.path}, frame {t}: {expected}")
         return np.asarray(x, np.float32)
 
 
 def _dis(method):
-    dis = cv2.DISOpticalFlow_create(
-        cv2.DISOPTICAL_FLOW_PRESET_FAST if method == "dis-fast" else cv2.DISOPTICAL_FLOW_PRESET_MEDIUM
-    )
+    is_fast = method == "dis-fast"
+    dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST if is_fast else cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
     if method == "dis-fine":  # down to full resolution instead of half: for objects of a few dozen pixels
         dis.setFinestScale(0)
 
     def one(a, b):
         if min(a.shape[:2]) < 16:  # below DIS's patch pyramid
             return np.zeros((*a.shape[:2], 2), np.float32)
-        return dis.calc(np.ascontiguousarray(gray(a)), np.ascontiguousarray(gray(b)), None)
+        return dis.calc(gray(a), gray(b), None)
 
     return lambda pairs: [one(a, b) for a, b in pairs]
 
@@ -125,33 +126,28 @@ def _dis(method):
 def _raft(method, device):
     import torch
     import torch.nn.functional as F
-    from torchvision.models import optical_flow
+    from torchvision.models import get_model, get_model_weights
 
-    small = method == "raft-small"
-    weights = (optical_flow.Raft_Small_Weights if small else optical_flow.Raft_Large_Weights).DEFAULT
+    name = method.replace("-", "_")
+    weights = get_model_weights(name).DEFAULT
     try:
-        net = (optical_flow.raft_small if small else optical_flow.raft_large)(weights=weights)
+        net = get_model(name, weights=weights).to(device).eval()
     except OSError as e:
-        raise UserError(
-            f"--flow {method}: its weights could not be downloaded ({e}); fetch {weights.url} where there "
-            "is a network, put it into ~/.cache/torch/hub/checkpoints, or use --flow dis"
-        ) from None
-    net = net.to(device).eval()
+        way_out = f"put {weights.url} into ~/.cache/torch/hub/checkpoints, or use --flow dis"
+        raise UserError(f"--flow {method}: its weights could not be downloaded ({e}); {way_out}") from None
 
     @torch.inference_mode()
     def run(pairs):
-        out = []
+        flows = []
         for i in range(0, len(pairs), BATCH):
-            part = pairs[i : i + BATCH]
-            h, w = part[0][0].shape[:2]
-            a, b = (torch.from_numpy(np.stack([p[k] for p in part])).to(device) for k in (0, 1))
-            both = torch.cat([a, b]).permute(0, 3, 1, 2).flip(1).float() / 127.5 - 1  # BGR -> RGB, [-1, 1]
-            both = both.expand(-1, 3, -1, -1)
-            bottom, right = max(0, 128 - h, -h % 8), max(0, 128 - w, -w % 8)  # RAFT wants multiples of 8, at least 128
-            bottom, right = bottom + (-(h + bottom)) % 8, right + (-(w + right)) % 8
-            both = F.pad(both, (0, right, 0, bottom), mode="replicate")
-            flow = net(*both.chunk(2))[-1][:, :, :h, :w]
-            out += list(flow.permute(0, 2, 3, 1).float().cpu().numpy())
-        return out
+            previous, following = zip(*pairs[i : i + BATCH])
+            frames = np.stack([*previous, *following])
+            h, w = frames.shape[1:3]
+            rgb = torch.from_numpy(frames).to(device).permute(0, 3, 1, 2).flip(1).float() / 127.5 - 1  # [-1, 1]
+            bottom, right = (max(128, -(-n // 8) * 8) - n for n in (h, w))  # RAFT: multiples of 8, at least 128
+            rgb = F.pad(rgb.expand(-1, 3, -1, -1), (0, right, 0, bottom), mode="replicate")
+            flow = net(*rgb.chunk(2))[-1][:, :, :h, :w]
+            flows += list(flow.permute(0, 2, 3, 1).float().cpu().numpy())
+        return flows
 
     return run

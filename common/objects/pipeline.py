@@ -1,6 +1,7 @@
 """What object-level methods share: from a dataset to cubes, and from scores of cubes to scores of frames."""
 
 import argparse
+from collections.abc import Callable
 
 import numpy as np
 from tqdm import tqdm
@@ -8,31 +9,22 @@ from tqdm import tqdm
 from common import datasets, evaluation
 from common.cache import FrameCache
 from common.cli import DataSource, given
+from common.container import Clock
 from common.dataset import Dataset, UsableVideos
 from common.io import UserError
 from common.objects import detectors, flow
 from common.objects.cubes import CubeStore, Settings
+from common.video import Video
 
-FLAGS = (
-    *("boxes", "tile", "flow", "min_score", "min_area", "covered"),
-    *("motion_blur", "motion_threshold", "motion_area", "motion_close"),
-)
+FLAGS = "boxes tile flow min_score min_area covered motion_blur motion_threshold motion_area motion_close".split()
 
 
-def add_foreground_flags(parser):
-    """-> the argument group, to which a method may add its own."""
-    group = parser.add_argument_group(
-        "foreground (defaults: as the checkpoint was trained, else the paper's constants)"
-    )
-    group.add_argument(
-        "--boxes", help=f"{detectors.KINDS} (default: motion); motion boxes always add what the detector misses"
-    )
-    group.add_argument(
-        "--tile",
-        action=argparse.BooleanOptionalAction,
-        default=None,
-        help="detect in the frame and in 2×2 overlapping quarters: for small objects (default: no)",
-    )
+def add_foreground_flags(parser: argparse.ArgumentParser):
+    """-> the argument group, to which a method may add more."""
+    group = parser.add_argument_group("foreground (defaults: as the checkpoint was trained, else as in the paper)")
+    group.add_argument("--boxes", help=f"{detectors.KINDS} (default: motion); motion boxes add what a detector misses")
+    tile = "detect in the frame and in 2×2 overlapping quarters: for small objects (default: no)"
+    group.add_argument("--tile", action=argparse.BooleanOptionalAction, default=None, help=tile)
     group.add_argument("--min-score", type=float, help="least score of a detection, 0..1")
     group.add_argument("--min-area", type=float, help="least area of a detection, px²")
     group.add_argument("--covered", type=float, help="drop a box covered more than this by a larger one, 0..1")
@@ -40,18 +32,19 @@ def add_foreground_flags(parser):
     return group
 
 
-def add_difference_flags(group):
-    """Flags of motion boxes that come from frame differences."""
+def add_difference_flags(group) -> None:
+    """Flags of motion boxes from frame differences."""
     group.add_argument("--flow", help=f"{flow.HELP} (default: dis)")
     group.add_argument("--motion-blur", type=int, help="Gaussian kernel before differencing, px, odd")
     group.add_argument("--motion-threshold", type=int, help="least grey-level difference, 0..255")
-    group.add_argument(
-        "--motion-close", type=int, help="join moving parts up to this many px apart (default: 0, on demo 9)"
-    )
+    group.add_argument("--motion-close", type=int, help="join moving parts this near, px (default: 0, on demo 9)")
 
 
 def make_settings(published: dict, trained: dict | None, flags: dict) -> Settings:
-    """The dataset's `published` constants, or those that a checkpoint was `trained` with; `flags` override both."""
+    """The dataset's `published` constants, or those that a checkpoint was `trained` with; `flags` override both.
+
+    Raises UserError.
+    """
     if flags.get("motion_blur", 1) % 2 == 0:
         raise UserError("--motion-blur must be odd")
     base = {k: tuple(v) if isinstance(v, list) else v for k, v in trained.items()} if trained else published
@@ -61,83 +54,66 @@ def make_settings(published: dict, trained: dict | None, flags: dict) -> Setting
 class CubeVideos(UsableVideos):
     """A dataset with its frames decoded and its cubes cut. train, test: the usable videos."""
 
-    def __init__(self, data, videos, failed, cache, store):
+    def __init__(self, data, videos, failed, cache: FrameCache, store: CubeStore):
         super().__init__(data, videos, failed)
         self.cache, self.store = cache, store
 
-    def frames(self, video) -> int:
+    def frames(self, video: Video) -> int:
         return self.cache.info(video)["frames"]
 
-    def cubes(self, video) -> int:
+    def cubes(self, video: Video) -> int:
         return self.store.info(video)["cubes"]
 
-    def pictures(self, video):
-        """-> (uint8 [T, H, W, C], their common.container.Clock)"""
+    def pictures(self, video: Video) -> tuple[np.ndarray, Clock]:
+        """-> (uint8 [T, H, W, C], when they are shown)"""
         return self.cache.frames(video), self.cache.clock(video)
 
-    def sizes(self, videos) -> list:
+    def sizes(self, videos: list[Video]) -> list[tuple[int, int]]:
         """(height, width) of each video."""
         return [(i["height"], i["width"]) for i in map(self.cache.info, videos)]
 
-    def column(self, videos, field) -> list:
+    def column(self, videos: list[Video], field: str) -> list[np.ndarray]:
         """One small field (frame, box, speed) of every video's records, copied; the memory maps are closed again."""
         return [np.array(self.store.records(v)[field]) for v in videos]
 
-    def records(self, videos) -> list:
+    def records(self, videos: list[Video]) -> list[np.ndarray]:
         return [self.store.records(v) for v in videos]
 
     def summary(self) -> str:
         lines = []
-        for split in ("train", "test"):
-            videos = getattr(self, split)
+        for split, videos in (("train", self.train), ("test", self.test)):
             frames, cubes = sum(map(self.frames, videos)), sum(map(self.cubes, videos))
             lines.append(f"{split}: {len(videos)} videos, {frames} frames, {cubes} cubes")
         return "\n".join([*lines, f"cubes are in {self.store.folder}"])
 
 
 def prepare(
-    source: DataSource,
-    published: dict,
-    run,
-    *,
-    foreground: dict | None = None,
-    splits=("train", "test"),
-    video=None,
-    trained: dict | None = None,
+    source: DataSource, published: dict, run, *, foreground=None, splits=("train", "test"), video=None, trained=None
 ) -> CubeVideos:
     """Find the dataset and do what is missing of decoding, detection, flow and cubes; every rank does its share.
 
-    published: {dataset: settings}; foreground: settings given by flags; trained: those of a checkpoint; video: one video
-    instead of the dataset. Raises UserError for wrong settings before any work.
+    published: {dataset: settings}; foreground: {name: value} given by flags; trained: the settings of a checkpoint;
+    video: one Video instead of the dataset. Raises UserError for wrong settings before any work.
     """
     if video is None:
         with run.main_first():
             data = datasets.find(source.dataset, source.data_root, source.labels)
     else:
         data = Dataset("video", video.path.resolve().parent, [], [video])
-        trained = without_boxes_file(trained, foreground, run)
+        if str((trained or {}).get("boxes")).startswith("file:") and "boxes" not in (foreground or {}):
+            run.print(
+                f"note: trained with boxes from {trained['boxes']}, which cannot cover this video: motion boxes are "
+                "used; the same detector (--boxes) would score best"
+            )
+            trained = {**trained, "boxes": "motion"}
     settings = make_settings(published.get(data.name, published["folder"]), trained, foreground or {})
     folder = data.cache_folder(source.cache)
     videos = [v for split in splits for v in getattr(data, split)]
     cache = FrameCache(folder / "frames")
     store = CubeStore(cache, folder, settings, str(run.device))
     usable, undecoded = cache.prepare(videos, run, workers=source.workers, shard=source.shard)
-    ready, failed = store.prepare(usable, run, workers=source.workers, shard=source.shard, all_videos=videos)
-    return CubeVideos(data, ready, {**undecoded, **failed}, cache, store)
-
-
-def without_boxes_file(trained, foreground, run):
-    """Box settings for a single video: a boxes *file* cannot cover it, so fall back to motion boxes unless --boxes is given."""
-    if str((trained or {}).get("boxes")).startswith("file:") and "boxes" not in (foreground or {}):
-        run.print(
-            f"note: trained with boxes from {trained['boxes']}, which cannot cover this video: motion boxes are used; "
-            "the same detector (--boxes) would score best"
-        )
-        return {**trained, "boxes": "motion"}
-    return trained
-
-
-# ---------------------------------------------------------------------------- from scores of cubes to scores of frames
+    usable, failed = store.prepare(usable, run, workers=source.workers, shard=source.shard, all_videos=videos)
+    return CubeVideos(data, usable, {**undecoded, **failed}, cache, store)
 
 
 def frame_scores(cube_frames: np.ndarray, scores: np.ndarray, frames: int, empty: float) -> np.ndarray:
@@ -154,26 +130,26 @@ def per_video(dataset: CubeVideos, videos: list, cube_scores: np.ndarray, empty:
     """
     scores, detections, start = {}, {}, 0
     for v in videos:
-        frames, boxes = (dataset.column([v], field)[0] for field in ("frame", "box"))
-        own = cube_scores[start : start + len(frames)]
+        (frames,), (boxes,) = dataset.column([v], "frame"), dataset.column([v], "box")
+        part = cube_scores[start : start + len(frames)]
         start += len(frames)
-        scores[v.name] = frame_scores(frames, own, dataset.frames(v), empty)
-        detections[v.name] = np.column_stack([frames, boxes.reshape(-1, 4), own]).astype(np.float32)
+        scores[v.name] = frame_scores(frames, part, dataset.frames(v), empty)
+        detections[v.name] = np.column_stack([frames, boxes, part]).astype(np.float32)
     return scores, detections
 
 
 def baselines(dataset: CubeVideos, videos: list) -> dict:
-    """The two trivial scores that every result is shown beside. -> {title: {video: float32 [T]}}"""
-    difference, fastest = {}, {}
+    """The two trivial scores beside every result. -> {title: {video: float32 [T]}}"""
+    out = {"frame difference": {}, "fastest box": {}}
     for v in tqdm(videos, desc="trivial baselines", unit="video", dynamic_ncols=True, mininterval=5):
-        frames, speeds = (dataset.column([v], field)[0] for field in ("frame", "speed"))
-        difference[v.name] = evaluation.frame_difference(dataset.cache.frames(v))
-        fastest[v.name] = evaluation.fastest_box(frames, speeds, dataset.frames(v))
-    return {"frame difference": difference, "fastest box": fastest}
+        (frames,), (speeds,) = dataset.column([v], "frame"), dataset.column([v], "speed")
+        out["frame difference"][v.name] = evaluation.frame_difference(dataset.cache.frames(v))
+        out["fastest box"][v.name] = evaluation.fastest_box(frames, speeds, dataset.frames(v))
+    return out
 
 
-def preprocess(prepare, args, script) -> None:
-    """A method's preprocess.py: cubes in the cache. prepare(source, run, foreground=…): the method's."""
+def preprocess(prepare: Callable, args: argparse.Namespace, script: str) -> None:
+    """main() of a method's preprocess.py: cubes in the cache. prepare(source, run, foreground=…): the method's."""
     from common.distributed import Run
 
     with Run(args.device, args.precision) as run:
