@@ -12,7 +12,7 @@ from common import evaluation
 from common.cache import FrameCache
 from common.io import UserError, load_arrays, safe_filename, save_arrays
 from common.objects import flow
-from common.objects.cubes import Settings, blurred_gray, short_hash, motion_boxes
+from common.objects.cubes import Settings, blurred_gray, motion_boxes, short_hash
 from common.pool import map_videos, tick
 from common.video import Video
 
@@ -30,12 +30,8 @@ def frame_baselines(cache: FrameCache, videos: list[Video], workers: int) -> dic
 
 
 def baseline_path(cache: FrameCache, video: Video) -> Path:
-    return (
-        cache.folder
-        / "baselines"
-        / video.split
-        / f"{safe_filename(video.name)}-{short_hash(video.fingerprint())[:8]}.npz"
-    )
+    name = f"{safe_filename(video.name)}-{short_hash(video.fingerprint())[:8]}.npz"
+    return cache.folder / "baselines" / video.split / name
 
 
 def write_baselines(job: tuple[FrameCache, Video]) -> None:

@@ -7,7 +7,7 @@ magnitude inside the box, pixels per frame).
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -102,47 +102,28 @@ def contour_boxes(moving: np.ndarray, exclude, min_area: float) -> np.ndarray:
     """
     for x1, y1, x2, y2 in exclude:
         moving[max(0, int(y1) - GROW) : int(y2) + GROW + 1, max(0, int(x1) - GROW) : int(x2) + GROW + 1] = 0
-    boxes = []
+    boxes, (height, width) = [], moving.shape
     for contour in cv2.findContours(moving, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_SIMPLE)[0]:
         x, y, w, h = cv2.boundingRect(contour)
         if (w + 1) * (h + 1) > min_area and max(w, h) < MAX_ASPECT * min(w, h):
-            boxes.append((x - GROW, y - GROW, x + w + GROW, y + h + GROW))
-    height, width = moving.shape
-    limits = (width - 1, height - 1, width - 1, height - 1)
-    return np.clip(np.array(boxes, np.float32).reshape(-1, 4), 0, np.float32(limits))
+            x2, y2 = min(width - 1, x + w + GROW), min(height - 1, y + h + GROW)
+            boxes.append((max(0, x - GROW), max(0, y - GROW), x2, y2))
+    return np.array(boxes, np.float32).reshape(-1, 4)
 
 
 def cube_dtype(s: Settings, channels: int) -> np.dtype:
-    appearance, flows = (len(s.frames), channels, s.size, s.size), (len(s.flows), 2, s.size, s.size)
-    sizes = [("appearance", "u1", appearance), ("flow", "<f2", flows)]
-    return np.dtype([*sizes, ("box", "<f4", (4,)), ("frame", "<i4"), ("speed", "<f4")])
+    appearance = ("appearance", "u1", (len(s.frames), channels, s.size, s.size))
+    flows = ("flow", "<f2", (len(s.flows), 2, s.size, s.size))
+    return np.dtype([appearance, flows, ("box", "<f4", (4,)), ("frame", "<i4"), ("speed", "<f4")])
 
 
-class FrameRing:
-    """The pictures around one frame of a video side by side in one array: a box is cropped out of all of them at once.
+def crop_all(pictures: list[np.ndarray], corners: list, size: int) -> np.ndarray:
+    """Crop n boxes out of all pictures [H, W, C] and resize them: [n, len(pictures), C, size, size].
 
-    steps: their distances from that frame; shape: [H, W, C] of a picture. Each one is copied once, over the oldest.
+    corners: n of (x1, y1, x2, y2), where x2 and y2 are the first ones outside.
     """
-
-    def __init__(self, steps: Sequence[int], shape: Sequence[int], dtype):
-        h, w, channels = shape
-        self.array = np.empty((h, w, max(steps) - min(steps) + 1, channels), dtype)
-        self.number_in_slot = {}
-
-    def crop(self, pictures, numbers: list[int], corners: list, size: int) -> np.ndarray:
-        """Crop and resize these `numbers` of `pictures` (an array or dict): [n, len(numbers), C, size, size].
-
-        corners: n of (x1, y1, x2, y2), where x2 and y2 are the first ones outside.
-        """
-        h, w, slots, channels = self.array.shape
-        for number in numbers:
-            if self.number_in_slot.get(number % slots) != number:
-                self.array[:, :, number % slots] = pictures[number]
-                self.number_in_slot[number % slots] = number
-        together = self.array.reshape(h, w, slots * channels)
-        crops = np.stack([cv2.resize(together[y1:y2, x1:x2], (size, size)) for x1, y1, x2, y2 in corners])
-        crops = crops.reshape(len(corners), size, size, slots, channels).transpose(0, 3, 4, 1, 2)
-        return crops[:, [number % slots for number in numbers]]
+    crops = [cv2.resize(p[y1:y2, x1:x2], (size, size)) for x1, y1, x2, y2 in corners for p in pictures]
+    return np.stack(crops).reshape(len(corners), len(pictures), size, size, -1).transpose(0, 1, 4, 2, 3)
 
 
 def mean_speed(flow: np.ndarray) -> float:
@@ -157,10 +138,8 @@ def cubes_of_video(frames: np.ndarray, detections, s: Settings, flow_into: Calla
     """
     last, (h, w) = len(frames) - 1, frames.shape[1:3]
     dtype = cube_dtype(s, frames.shape[3])
-    frame_ring, flow_ring = FrameRing(s.frames, frames.shape[1:], np.uint8), FrameRing(s.flows, (h, w, 2), np.float32)
     flow_of, blurred = {}, {}
     for t in range(len(frames)):
-        frame_numbers = [min(max(t + d, 0), last) for d in s.frames]
         flow_numbers = [min(max(t + d, 0), last) for d in s.flows]
         needed = sorted({*flow_numbers, t})
         missing = [k for k in needed if k not in flow_of]
@@ -180,8 +159,9 @@ def cubes_of_video(frames: np.ndarray, detections, s: Settings, flow_into: Calla
             low = np.clip(np.ceil(boxes[:, :2]), 0, [w - 1, h - 1]).astype(int)
             high = np.clip(np.ceil(boxes[:, 2:]), low + 1, [w, h]).astype(int)
             corners = np.hstack([low, high]).tolist()
-            out["appearance"] = frame_ring.crop(frames, frame_numbers, corners, s.size)
-            out["flow"] = flow_ring.crop(flow_of, flow_numbers, corners, s.size)
+            pictures = [frames[min(max(t + d, 0), last)] for d in s.frames]
+            out["appearance"] = crop_all(pictures, corners, s.size)
+            out["flow"] = crop_all([flow_of[k] for k in flow_numbers], corners, s.size)
             out["speed"] = [mean_speed(flow_of[t][y1:y2, x1:x2]) for x1, y1, x2, y2 in corners]
             out["frame"], out["box"] = t, boxes
         tick()
@@ -192,7 +172,8 @@ def flow_of_video(frames: np.ndarray, video: Video, s: Settings, device: str = "
     """-> PairFlow or FlowFiles of one video. Raises UserError."""
     if s.flow.startswith(flow.FILES):
         return flow.FlowFiles(s.flow.removeprefix(flow.FILES), video, frames.shape, s.first_pair)
-    return flow.PairFlow(frames, flow.make_flow(s.flow, device), s.first_pair, flow.batch_of(s.flow))
+    batch = flow.BATCH if flow.uses_device(s.flow) else 1
+    return flow.PairFlow(frames, flow.make_flow(s.flow, device), s.first_pair, batch)
 
 
 class CubeStore(VideoFiles):

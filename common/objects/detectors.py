@@ -34,12 +34,10 @@ def files_of(spec: str) -> list[str]:
 
 def check(spec: str) -> str:
     """Refuse a wrong --boxes before any work is done. -> the kind. Raises UserError."""
-    kind, _, rest = spec.partition(":")
-    if kind not in ("motion", "file", *MODELS) or (kind in ("file", "onnx") and not rest):
+    kind, files = spec.split(":")[0], files_of(spec)
+    if kind not in ("motion", "file", *MODELS) or "" in files or (kind == "mmdet" and len(files) != 2):
         raise UserError(f"--boxes {spec} is not known; choose one of {KINDS}")
-    if kind == "mmdet" and len(files_of(spec)) != 2:
-        raise UserError(f"--boxes {spec}: expected mmdet:CONFIG:CHECKPOINT")
-    for path in files_of(spec):
+    for path in files:
         if not Path(path).is_file():
             raise UserError(f"--boxes {spec}: {path} does not exist")
     return kind

@@ -39,11 +39,6 @@ def uses_device(method: str) -> bool:
     return method.startswith("raft")
 
 
-def batch_of(method: str) -> int:
-    """Pairs that are best computed at once."""
-    return BATCH if uses_device(method) else 1
-
-
 @lru_cache(maxsize=2)
 def make_flow(method: str = "dis", device: str = "cpu") -> Callable:
     """-> function(list of pairs (previous, next) of uint8 [H, W, C]) -> list of float32 [H, W, 2]. Raises UserError.
@@ -81,22 +76,23 @@ class FlowFiles:
     batch = 1
 
     def __init__(self, folder, video: Video, shape: tuple, first_pair: tuple = (0, 0)):
-        self.frames, self.shape, self.first_pair = shape[0], (*shape[1:3], 2), first_pair
+        self.shape, self.first_pair = (*shape[1:3], 2), first_pair
         folders = [Path(folder, video.split, video.name), Path(folder, video.name)]
         files = [p.with_name(p.name + ".npy") for p in folders]
-        self.path = next((p for p in files if p.is_file()), None) or next((p for p in folders if p.is_dir()), None)
+        self.path = next((p for p in files + folders if p.exists()), None)
         if self.path is None:
             raise UserError(f"--flow {FILES}{folder}: no {video.split}/{video.name}.npy, nor a folder of that name")
-        if self.path in files:
+        if self.path.is_dir():
+            self.flows = sorted(self.path.glob("*.npy"), key=natural)
+        else:
             flows = load_array(self.path, "optical flow", mmap=True)
             self.flows = flows if flows.ndim else []
-        else:
-            self.flows = sorted(self.path.glob("*.npy"), key=natural)
-        if len(self.flows) != self.frames:
-            raise UserError(f"optical flow {self.path} is of {len(self.flows)} frames, the video has {self.frames}")
+        if len(self.flows) != shape[0]:
+            raise UserError(f"optical flow {self.path} is of {len(self.flows)} frames, the video has {shape[0]}")
 
     def __call__(self, numbers: Iterable[int]) -> list[np.ndarray]:
-        return [self.read(t if t > 0 or self.first_pair == (0, 0) else min(1, self.frames - 1)) for t in numbers]
+        first = 0 if self.first_pair == (0, 0) else min(1, len(self.flows) - 1)
+        return [self.read(t or first) for t in numbers]
 
     def read(self, t: int) -> np.ndarray:
         if t == 0:
