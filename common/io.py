@@ -146,6 +146,11 @@ def stamp(folder, names: Collection[str]) -> list:
     return [len(names), sum(s.st_size for s in stats), newest, digest.hexdigest()[:16]]
 
 
+def short_hash(value) -> str:
+    """10 hex digits that name what a JSON value holds, in any order of its keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:10]
+
+
 def writable_folder(path) -> Path:
     """Create `path` and try to write a file there, before hours of work depend on it. Raises UserError."""
     path = Path(path)

@@ -10,9 +10,9 @@ import numpy as np
 
 from common import evaluation
 from common.cache import FrameCache
-from common.io import UserError, load_arrays, safe_filename, save_arrays
+from common.io import UserError, load_arrays, safe_filename, save_arrays, short_hash
 from common.objects import flow
-from common.objects.cubes import Settings, blurred_gray, motion_boxes, short_hash
+from common.objects.cubes import Settings, blurred_gray, motion_boxes
 from common.pool import map_videos, tick
 from common.video import Video
 

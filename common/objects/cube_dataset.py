@@ -1,5 +1,7 @@
 """Records of space-time cubes -> tensors: the dataset that common.loader.Loader and scoring read."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
@@ -14,7 +16,7 @@ class CubeDataset:
     and expanding channels happen on the device.
     """
 
-    def __init__(self, records: list, fields: dict, run, *, once: bool = False):
+    def __init__(self, records: list[np.ndarray], fields: dict[str, slice], run, *, once: bool = False):
         self.records = [r for r in records if len(r)]
         self.fields, self.run = fields, run
         self.starts = np.cumsum([0] + [len(r) for r in self.records])
@@ -25,11 +27,9 @@ class CubeDataset:
         return int(self.starts[-1])
 
     def nbytes(self) -> int:
-        if not self.records:
-            return 0
-        return len(self) * sum(self.records[0][k][:1, part].nbytes for k, part in self.fields.items())
+        return sum(r[k][:, part].nbytes for r in self.records for k, part in self.fields.items())
 
-    def load_all(self) -> dict:
+    def load_all(self) -> dict[str, torch.Tensor]:
         return {
             k: torch.cat([self.run.to_device(np.ascontiguousarray(r[k][:, part])) for r in self.records])
             for k, part in self.fields.items()
@@ -45,14 +45,14 @@ class CubeDataset:
             arrays[k] = self.run.pin(take_rows(self.records, self.starts, rows, first.shape[1:], first.dtype, k, part))
         return arrays
 
-    def to_device(self, arrays) -> dict:
+    def to_device(self, arrays) -> dict[str, torch.Tensor]:
         """What read() returned -> {name: tensor [n, …]}."""
         if self.resident is not None:
             index = torch.as_tensor(np.asarray(arrays), device=self.run.device)
             return {k: x[index] for k, x in self.resident.items()}
         return {k: x.to(self.run.device, non_blocking=True) for k, x in arrays.items()}
 
-    def batches(self, rows: np.ndarray, batch_size: int):
+    def batches(self, rows: np.ndarray, batch_size: int) -> Iterator[tuple]:
         """Yield (rows, {name: tensor}) over `rows` in order; the next batch is read meanwhile."""
         parts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
         for part, arrays, _ in prefetch(parts, self.read):

@@ -5,7 +5,6 @@ One record of a cube file holds uint8 `appearance` [frames, C, S, S] (C as in th
 magnitude inside the box, pixels per frame).
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -15,7 +14,7 @@ import cv2
 import numpy as np
 
 from common.cache import FrameCache, VideoFiles
-from common.io import load_array, load_arrays, safe_filename, save_arrays, write_json
+from common.io import load_array, load_arrays, safe_filename, save_arrays, short_hash, write_json
 from common.objects import detectors, flow
 from common.pool import tick
 from common.video import Video
@@ -50,10 +49,6 @@ class Settings:
             if d[name] == getattr(Settings, name):
                 del d[name]
         return short_hash(d)
-
-
-def short_hash(value) -> str:
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def box_areas(boxes: np.ndarray) -> np.ndarray:
@@ -126,11 +121,6 @@ def crop_all(pictures: list[np.ndarray], corners: list, size: int) -> np.ndarray
     return np.stack(crops).reshape(len(corners), len(pictures), size, size, -1).transpose(0, 1, 4, 2, 3)
 
 
-def mean_speed(flow: np.ndarray) -> float:
-    """By numpy: the last bit of cv2.magnitude depends on where its buffers lie in memory."""
-    return np.sqrt(np.square(flow).sum(2)).mean(dtype=np.float64)
-
-
 def cubes_of_video(frames: np.ndarray, detections, s: Settings, flow_into: Callable) -> Iterator[np.ndarray]:
     """Yield the records of every frame, in order: structured [n] (n may be 0).
 
@@ -162,7 +152,9 @@ def cubes_of_video(frames: np.ndarray, detections, s: Settings, flow_into: Calla
             pictures = [frames[min(max(t + d, 0), last)] for d in s.frames]
             out["appearance"] = crop_all(pictures, corners, s.size)
             out["flow"] = crop_all([flow_of[k] for k in flow_numbers], corners, s.size)
-            out["speed"] = [mean_speed(flow_of[t][y1:y2, x1:x2]) for x1, y1, x2, y2 in corners]
+            crops = [flow_of[t][y1:y2, x1:x2] for x1, y1, x2, y2 in corners]
+            # by numpy: the last bit of cv2.magnitude depends on where its buffers lie in memory
+            out["speed"] = [np.sqrt(np.square(crop).sum(2)).mean(dtype=np.float64) for crop in crops]
             out["frame"], out["box"] = t, boxes
         tick()
         yield out
@@ -195,13 +187,12 @@ class CubeStore(VideoFiles):
         return load_array(self.path(video), self.what, mmap=has_rows)
 
     def make(self, videos, workers, show):
-        failed = {}
-        if detectors.check(self.s.boxes) in detectors.MODELS:
+        kind, failed = detectors.check(self.s.boxes), {}
+        if kind in detectors.MODELS:
             undetected = [v for v in videos if not self._has_boxes(v)]
             if undetected and show:
                 print(f"detecting objects in {len(undetected)} videos with {self.s.boxes}", flush=True)
-            detect_workers = 1 if detectors.uses_device(self.s.boxes) else workers
-            failed = self.run_jobs(_detect, undetected, self._frames, detect_workers, "detect", show)
+            failed = self.run_jobs(_detect, undetected, self._frames, workers if kind == "onnx" else 1, "detect", show)
         write_json(self.folder / "settings.json", asdict(self.s))
         videos = [v for v in videos if v.key not in failed]
         cut_workers = 1 if flow.uses_device(self.s.flow) else workers

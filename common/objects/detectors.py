@@ -43,10 +43,6 @@ def check(spec: str) -> str:
     return kind
 
 
-def uses_device(spec: str) -> bool:
-    return spec.startswith(("torchvision", "mmdet"))
-
-
 def fingerprint(spec: str) -> list:
     """What distinguishes the boxes of two specs: the spec, or the names, sizes and times of its files."""
     kind, files = check(spec), [Path(path) for path in files_of(spec)]
@@ -77,10 +73,7 @@ def _npz(path):
 
 @lru_cache(maxsize=2)
 def make_detector(spec: str, device: str = "cpu", tile: bool = False, min_score: float = 0.05) -> Callable:
-    """-> function(list of uint8 [H, W, C] frames) -> list of float32 [n, 5]. spec: one of MODELS. Raises UserError.
-
-    tile: also detect in quarters of the frame, for small objects.
-    """
+    """-> function(list of uint8 [H, W, C]) -> list of float32 [n, 5]; tile: also in quarters. Raises UserError."""
     kind, _, rest = spec.partition(":")
     detect = {"onnx": _onnx, "torchvision": _torchvision, "mmdet": _mmdet}[kind](rest, device, min_score)
     if not tile:
@@ -110,12 +103,12 @@ def suppress(boxes: np.ndarray, iou: float) -> np.ndarray:
     return boxes[np.array(keep, np.int64).reshape(-1)]
 
 
-def _onnx(path, _device, min_score, size=416):
+def _onnx(path, _device, min_score):
     try:
         net = cv2.dnn.readNetFromONNX(opencv_path(path))
     except cv2.error as e:
         raise UserError(f"--boxes onnx:{path}: OpenCV cannot read this model ({first_line(e)})") from None
-    strides = (8, 16, 32)
+    size, strides = 416, (8, 16, 32)
     cells = np.array([(x, y, s) for s in strides for y in range(size // s) for x in range(size // s)], np.float32)
 
     def one(frame):

@@ -40,17 +40,6 @@ def add_difference_flags(group) -> None:
     group.add_argument("--motion-close", type=int, help="join moving parts this near, px (default: 0, on demo 9)")
 
 
-def make_settings(published: dict, trained: dict | None, flags: dict) -> Settings:
-    """The dataset's `published` constants, or those that a checkpoint was `trained` with; `flags` override both.
-
-    Raises UserError.
-    """
-    if flags.get("motion_blur", 1) % 2 == 0:
-        raise UserError("--motion-blur must be odd")
-    base = {k: tuple(v) if isinstance(v, list) else v for k, v in trained.items()} if trained else published
-    return Settings(**{**base, **flags})
-
-
 class CubeVideos(UsableVideos):
     """A dataset with its frames decoded and its cubes cut. train, test: the usable videos."""
 
@@ -92,21 +81,23 @@ def prepare(
 ) -> CubeVideos:
     """Find the dataset and do what is missing of decoding, detection, flow and cubes; every rank does its share.
 
-    published: {dataset: settings}; foreground: {name: value} given by flags; trained: the settings of a checkpoint;
-    video: one Video instead of the dataset. Raises UserError for wrong settings before any work.
+    published: {dataset: settings}; trained: those of a checkpoint instead; foreground: {name: value} given by flags,
+    which override both; video: one Video instead of the dataset. Raises UserError for wrong settings before any work.
     """
+    foreground = foreground or {}
     if video is None:
         with run.main_first():
             data = datasets.find(source.dataset, source.data_root, source.labels)
     else:
         data = Dataset("video", video.path.resolve().parent, [], [video])
-        if str((trained or {}).get("boxes")).startswith("file:") and "boxes" not in (foreground or {}):
-            run.print(
-                f"note: trained with boxes from {trained['boxes']}, which cannot cover this video: motion boxes are "
-                "used; the same detector (--boxes) would score best"
-            )
+        if str((trained or {}).get("boxes")).startswith("file:") and "boxes" not in foreground:
+            note = f"note: trained with boxes from {trained['boxes']}, which cannot cover this video"
+            run.print(f"{note}: motion boxes are used; the same detector (--boxes) would score best")
             trained = {**trained, "boxes": "motion"}
-    settings = make_settings(published.get(data.name, published["folder"]), trained, foreground or {})
+    if foreground.get("motion_blur", 1) % 2 == 0:
+        raise UserError("--motion-blur must be odd")
+    constants = {**(trained or published.get(data.name, published["folder"])), **foreground}
+    settings = Settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in constants.items()})
     folder = data.cache_folder(source.cache)
     videos = [v for split in splits for v in getattr(data, split)]
     cache = FrameCache(folder / "frames")
@@ -124,10 +115,7 @@ def frame_scores(cube_frames: np.ndarray, scores: np.ndarray, frames: int, empty
 
 
 def per_video(dataset: CubeVideos, videos: list, cube_scores: np.ndarray, empty: float) -> tuple[dict, dict]:
-    """Scores of all cubes of `videos`, in order [N] -> {video: frame scores [T]}, {video: detections [n, 6]}.
-
-    A detection is frame, x1, y1, x2, y2, score.
-    """
+    """Scores [N] of all cubes of `videos`, in order -> {video: frame scores [T]}, {video: [n, 6]: frame, box, score}."""
     scores, detections, start = {}, {}, 0
     for v in videos:
         (frames,), (boxes,) = dataset.column([v], "frame"), dataset.column([v], "box")
