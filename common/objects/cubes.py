@@ -117,8 +117,9 @@ def crop_all(pictures: list[np.ndarray], corners: list, size: int) -> np.ndarray
 
     corners: n of (x1, y1, x2, y2), where x2 and y2 are the first ones outside.
     """
-    crops = [cv2.resize(p[y1:y2, x1:x2], (size, size)) for x1, y1, x2, y2 in corners for p in pictures]
-    return np.stack(crops).reshape(len(corners), len(pictures), size, size, -1).transpose(0, 1, 4, 2, 3)
+    merged = [cv2.merge([p[y1:y2, x1:x2] for p in pictures]) for x1, y1, x2, y2 in corners]  # one resize for all
+    crops = np.stack([cv2.resize(crop, (size, size)) for crop in merged])
+    return crops.reshape(len(corners), size, size, len(pictures), -1).transpose(0, 3, 4, 1, 2)
 
 
 def cubes_of_video(frames: np.ndarray, detections, s: Settings, flow_into: Callable) -> Iterator[np.ndarray]:
