@@ -14,7 +14,7 @@ from common.labels import csv_ranges
 from common.loader import Loader, take_rows
 from common.report.page import rounded
 from common.report.plots import ranges
-from common.report.ranking import moments
+from common.report.ranking import top_peaks
 from common.video import select_frames
 
 MANY = settings(max_examples=150, deadline=None)
@@ -103,7 +103,7 @@ def test_ranges_give_the_labels_back(tmp_path_factory, labels):
     st.integers(0, 20),
 )
 def test_moments_do_not_overlap_and_fall(scores, top, gap):
-    found = moments(scores, top=top, gap=gap)
+    found = top_peaks(scores, top=top, gap=gap)
     assert len(found) <= top
     taken = set()
     for video, first, last, peak, score in found:

@@ -12,7 +12,7 @@ import torch
 from common import training
 from common.io import UserError, load_arrays
 from common.objects.cubes import Settings, flow_boxes
-from common.report.ranking import moments
+from common.report.ranking import top_peaks
 from spr_uvad import advantage, authors, scoring
 from spr_uvad.model import LBR, cube_errors, self_paced_weights
 from tests.helpers import (
@@ -291,9 +291,9 @@ def test_blocks_scores_and_moments_by_hand():
     errors, block = np.array([[4, 9], [1, 1], [2, np.nan]], np.float32), np.array([0, 0, 1])
     stats = {0: {"raw_mean": 2.0, "raw_std": 2.0, "flow_mean": 1.0, "flow_std": 4.0, "cubes": 2}}
     assert scoring.combine(errors, block, stats, 0.5, 1.0).tolist() == [0.5 * 1 + 2, 0.5 * -0.5, scoring.NO_MODEL]
-    found = moments({"a": np.array([0, 0, 4, 8, 5, 0.0]), "b": np.array([0, 1, 0, 6, 0, 0.0])}, gap=0)
+    found = top_peaks({"a": np.array([0, 0, 4, 8, 5, 0.0]), "b": np.array([0, 1, 0, 6, 0, 0.0])}, gap=0)
     assert found[0] == ("a", 2, 4, 3, 8.0) and found[1] == ("b", 3, 3, 3, 6.0)
-    assert moments({}) == [] and moments({"a": np.full(3, np.nan)}) == []
+    assert top_peaks({}) == [] and top_peaks({"a": np.full(3, np.nan)}) == []
     assert advantage.means(np.array([1.0, 3.0, 5.0]), np.array([0, 0, 1])) == {"normal_loss": 2.0, "abnormal_loss": 5.0}
 
 
