@@ -15,7 +15,8 @@ from common.video import Decoder, Video, print_warnings
 class VideoFiles:
     """One .npy per video under `folder`, and beside it a .json with the fingerprint of its source.
 
-    A subclass implements make(), which calls write() for every video.
+    A subclass has make(videos, workers, show, **options): it calls write() for each video, shows its progress if
+    `show`, and returns {video key: why} of those that failed.
     """
 
     what, action = "cached file", "preparing"  # one file, in errors; what make() does, in its announcement
@@ -63,10 +64,6 @@ class VideoFiles:
         total, jobs = sum(map(frames_of, videos)), [(self, v) for v in videos]
         _, errors = map_videos(function, jobs, workers=workers, total=total, label=label, show=show and bool(videos))
         return {videos[i].key: why for i, why in errors}
-
-    def make(self, videos: list[Video], workers: int, show: bool, **options) -> dict[str, str]:
-        """Write the files of these videos. show: progress. -> {video key: why} of those that failed"""
-        raise NotImplementedError
 
     def build(self, videos: list[Video], workers: int, show: bool = True, **options):
         """Make the files that are missing, and print the warnings of all. options: for make().
@@ -125,12 +122,9 @@ class FrameCache(VideoFiles):
     def make(self, videos, workers, show):
         return self.run_jobs(_decode, videos, Video.expected_frames, workers, "decode", show)
 
-    def times_path(self, video: Video) -> Path:
-        """A file that exists only where the times of frames are uneven."""
-        return self.path(video).with_suffix(".times")
-
     def clock(self, video: Video) -> Clock:
-        path = self.times_path(video)
+        """When its frames are shown. The file of their times exists only where these are uneven."""
+        path = self.path(video).with_suffix(".times")
         return Clock(self.info(video)["fps"], load_array(path, "times of a cached video") if path.exists() else None)
 
 
@@ -145,7 +139,7 @@ def _decode(job):
             yield resize(frame, cache.size)[None]
 
     def describe(shape):
-        times = cache.times_path(video)
+        times = cache.path(video).with_suffix(".times")
         times.unlink(missing_ok=True)
         if decoder.clock.times is not None:
             with atomic_write(times) as tmp, open(tmp, "wb") as f:

@@ -10,9 +10,7 @@ from common.io import opencv_path
 
 PATIENCE = 1000  # failures in a row after which a file is taken to have ended
 UNEVEN = 0.25  # frames by which a time may differ from the even rate before the rate is no longer used
-MOSTLY = (
-    0.9  # a gap counts as lost frames where at least this share of the frames follow each other at the header's rate
-)
+MOSTLY = 0.9  # a gap is a loss where at least this share of the frames follow each other at the header's rate
 FEW = 0.25  # and where at most this share of the present frames is lost
 COUNTED = (".avi", ".mp4", ".m4v", ".mov")  # their header counts frames; that of others holds a duration
 EDITED = (".mp4", ".m4v", ".mov")  # may hold packets that their edit list leaves out: no loss
@@ -112,18 +110,15 @@ def read_container(path) -> Container:
 
 def packet_times(capture: cv2.VideoCapture) -> tuple[np.ndarray, np.ndarray]:
     """-> (ms of the packets in the order of showing, float64 [n]; number of unreadable ones before each, int64 [n])"""
-    stamps, unreadable_before = [], []
-    failed, failed_in_a_row = 0, 0
+    stamps, failures = [], [0]  # since the packet before
     packets_only = capture.set(cv2.CAP_PROP_FORMAT, -1)
-    while packets_only and failed_in_a_row < PATIENCE:
-        if not capture.grab():
-            failed_in_a_row += 1
-            continue
-        failed += failed_in_a_row
-        failed_in_a_row = 0
-        stamps.append(capture.get(cv2.CAP_PROP_POS_MSEC))
-        unreadable_before.append(failed)
-    stamps, unreadable_before = np.array(stamps), np.array(unreadable_before, np.int64)
+    while packets_only and failures[-1] < PATIENCE:
+        if capture.grab():
+            stamps.append(capture.get(cv2.CAP_PROP_POS_MSEC))
+            failures.append(0)
+        else:
+            failures[-1] += 1
+    stamps, unreadable_before = np.array(stamps), np.cumsum(failures[:-1], dtype=np.int64)
     order = np.argsort(stamps, kind="stable")
     order = order[max(0, int((stamps <= 0).sum()) - 1) :]  # a cut video leaves out what is before its beginning
     return stamps[order], np.maximum.accumulate(unreadable_before[order])

@@ -29,8 +29,7 @@ except ImportError:  # not on Windows
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NOT_WRITABLE = {*DISK_FULL, errno.EROFS, errno.EACCES}
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "insufficient memory")  # of numpy, OpenCV and torch
-PORTS = {f"{port}{i}" for port in ("com", "lpt") for i in range(10)}
-DEVICES = {"con", "prn", "aux", "nul"} | PORTS  # Windows takes them for devices, not for files
+DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{i}" for port in ("com", "lpt") for i in range(10))}  # of Windows
 LONGEST = 200  # bytes of a file's name without suffix
 UNESCAPED = b"name as it is: "  # begins the comment of an archive's member whose name is not UTF-8
 UNREADABLE = (OSError, ValueError, EOFError, SyntaxError, MemoryError, RecursionError, csv.Error, zipfile.BadZipFile)
@@ -67,10 +66,9 @@ def user_text(e: Exception) -> str:
         return printable(e)
     if isinstance(e, OSError) and e.errno in {*NOT_WRITABLE, errno.ENOTDIR}:
         return os_error_text(e)
-    if isinstance(e, MemoryError) or any(words in str(e).lower() for words in OUT_OF_MEMORY):
-        advice = "lower --batch-size, or --workers where frames are being read; finished work is kept"
-        return f"out of memory ({first_line(e)}): {advice}"
-    return ""
+    advice = "lower --batch-size, or --workers where frames are being read; finished work is kept"
+    is_memory = isinstance(e, MemoryError) or any(words in str(e).lower() for words in OUT_OF_MEMORY)
+    return f"out of memory ({first_line(e)}): {advice}" if is_memory else ""
 
 
 def os_error_text(e: OSError) -> str:
@@ -99,18 +97,15 @@ def safe_filename(name: str) -> str:
     device's name such as CON. Beyond LONGEST bytes, the end becomes a hash; all others original_name() gives back.
     """
     name = str(name)
-    first_encoded = name.split(".")[0].strip().lower() in DEVICES
-    out = ""
+    is_device, parts = name.split(".")[0].strip().lower() in DEVICES, []
     for i, c in enumerate(name):
-        plain = c.isalnum() or c in "-_" or (c in ". " and 0 < i < len(name) - 1)
-        if plain and not (i == 0 and first_encoded):
-            out += c
-        else:
-            out += "".join(f"%{byte:02X}" for byte in c.encode("utf-8", "surrogatepass"))
-    data = out.encode()
-    if len(data) > LONGEST:
-        out = data[: LONGEST - 17].decode(errors="ignore") + "~" + hashlib.sha256(data).hexdigest()[:16]
-    return out
+        is_plain = c.isalnum() or c in "-_" or (c in ". " and 0 < i < len(name) - 1)
+        encoded = "".join(f"%{byte:02X}" for byte in c.encode("utf-8", "surrogatepass"))
+        parts.append(encoded if not is_plain or (i == 0 and is_device) else c)
+    data = "".join(parts).encode()
+    if len(data) <= LONGEST:
+        return data.decode()
+    return data[: LONGEST - 17].decode(errors="ignore") + "~" + hashlib.sha256(data).hexdigest()[:16]
 
 
 def original_name(stem: str) -> str:
@@ -233,22 +228,20 @@ def stream_npy(path, parts: Iterable[np.ndarray], dtype=None) -> tuple[int, ...]
     """
     shape = (0,)
     with atomic_write(path) as tmp, open(tmp, "wb") as f:
+
+        def write_header():
+            descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
+            np.lib.format.write_array_header_1_0(f, {"descr": descr, "fortran_order": False, "shape": shape})
+
         for part in parts:
             if f.tell() == 0:
                 dtype, shape = part.dtype, (0, *part.shape[1:])
-                f.write(npy_header(dtype, shape))
+                write_header()
             f.write(np.ascontiguousarray(part).data)
             shape = (shape[0] + len(part), *shape[1:])
         f.seek(0)
-        f.write(npy_header(dtype, shape))  # of the same size: numpy leaves room for a longer length
+        write_header()  # of the same size: numpy leaves room for a longer length
     return shape
-
-
-def npy_header(dtype, shape: tuple[int, ...]) -> bytes:
-    header = io.BytesIO()
-    descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
-    np.lib.format.write_array_header_1_0(header, {"descr": descr, "fortran_order": False, "shape": shape})
-    return header.getvalue()
 
 
 @contextlib.contextmanager
@@ -328,16 +321,13 @@ def load_arrays(path, what: str, names: Iterable[str] | None = None) -> dict[str
     # zipfile and numpy raise many kinds of errors on damaged archives
     with reading(what, path, "is not a readable .npz archive; pickled objects are refused", Exception):
         with zipfile.ZipFile(path) as z:
-            members = {array_name(member): member for member in z.infolist()}
-            arrays = {}
+            members, arrays = {}, {}
+            for member in z.infolist():
+                name = member.filename.removesuffix(".npy")
+                if member.comment.startswith(UNESCAPED):
+                    name = member.comment.removeprefix(UNESCAPED).decode("utf-8", "surrogatepass")
+                members[name] = member
             for name in members if names is None else names:
                 with z.open(members[name]) as f:
                     arrays[name] = np.lib.format.read_array(f, allow_pickle=False)
             return arrays
-
-
-def array_name(member: zipfile.ZipInfo) -> str:
-    """The name of an array that save_arrays() or numpy wrote into an archive."""
-    if member.comment.startswith(UNESCAPED):
-        return member.comment.removeprefix(UNESCAPED).decode("utf-8", "surrogatepass")
-    return member.filename.removesuffix(".npy")

@@ -25,8 +25,7 @@ def read_image(path, keep_type: bool = False) -> np.ndarray | None:
         return None
     if image is None:
         return None
-    if image.ndim == 3:
-        image = image[:, :, :3]
+    image = image if image.ndim == 2 else image[:, :, :3]
     return image if keep_type else eight_bits(image)
 
 
