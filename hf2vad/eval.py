@@ -187,8 +187,8 @@ def evaluate(
         options=options,
         skipped=dataset.skipped,
         pictures=dataset.pictures,
-        red=red,
-        curve_top=red,
+        color_max=red,
+        curve_max=red,
     )
     return result.metrics
 

@@ -258,7 +258,7 @@ def evaluate(
         skipped=dataset.skipped,
         more="--video takes cameras too, as their frames arrive; ",
         pictures=frames_and_clock,
-        red=3 * threshold if threshold else None,
+        color_max=3 * threshold if threshold else None,
         maps=maps,
         map_range=map_range(maps, threshold),
     )

@@ -322,14 +322,14 @@ def test_choices_of_flags_are_those_of_the_models():
 
 # lines that no part may grow beyond, on the way to 2 600, 850 and 800, and to 3 400 (objects) and 2 700 of common for a
 # copy
-LINES = {"common": 4445, "common/objects": 850, "common/features": 795, "common/report": 800}
+LINES = {"common": 4015, "common/objects": 850, "common/features": 795, "common/report": 800}
 COPIED = {
-    "hf2vad": 5130,
-    "spr_uvad": 5130,
-    "sdmae": 4165,
-    "scene_aware_ae": 4550,
-    "frd_uvad": 4550,
-    "frd_uvad.svmae": 5170,
+    "hf2vad": 4320,
+    "spr_uvad": 4320,
+    "sdmae": 3530,
+    "scene_aware_ae": 3710,
+    "frd_uvad": 4115,
+    "frd_uvad.svmae": 4300,
 }
 
 

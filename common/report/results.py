@@ -17,20 +17,20 @@ def write_results(
     evaluation: Evaluation,
     *,
     pictures: Callable | None = None,
-    red: float | None = None,
+    color_max: float | None = None,
     top: int = 20,
     overlay: bool = False,
-    curve_top: float | None = None,
+    curve_max: float | None = None,
     maps: dict | None = None,
     map_range: tuple[float, float] | None = None,
 ) -> None:
     """Write report.html, ranking.csv, contact_sheet.png, curves/*.png, roc.png and overlay/*.mp4.
 
     pictures(Video) -> (frames, Clock) for key frames, thumbnails and overlays. Boxes go from green at 0 to red at
-    `red`, the curve under an overlay up to at least `curve_top` (default: the run's highest score); maps {video:
+    `color_max`, the curve under an overlay up to at least `curve_max` (default: the run's highest score); maps {video:
     [T, rows, columns]}: heat over map_range.
     """
-    e, color_range = evaluation, (0.0, red or 1.0)
+    e, color_range = evaluation, (0.0, color_max or 1.0)
     videos = {v.name: v for v in e.data.test}
     files = {name: safe_filename(name) for name in sorted(e.scores)}
     pictures_of = pictures and (lambda name: pictures(videos[name]))
@@ -60,8 +60,8 @@ def write_results(
     if overlay and not pictures:
         print("note: --overlay needs the videos, and there are features only")
     elif overlay:
-        if curve_top is None:
-            curve_top = max(float(np.nanmax(s, initial=0)) for s in e.smoothed.values())
+        if curve_max is None:
+            curve_max = max(float(np.nanmax(s, initial=0)) for s in e.smoothed.values())
         for name in tqdm(files, desc="overlay", unit="video", dynamic_ncols=True, mininterval=2):
             frames, clock = pictures_of(name)
             boxes, score, path = (
@@ -69,7 +69,7 @@ def write_results(
                 e.smoothed[name],
                 out / "overlay" / f"{files[name]}.mp4",
             )
-            ranges = dict(box_range=color_range, score_range=plots.score_range(score, curve_top), map_range=map_range)
+            ranges = dict(box_range=color_range, score_range=plots.score_range(score, curve_max), map_range=map_range)
             plots.overlay(frames, boxes, score, e.labels.get(name), path, clock, maps=(maps or {}).get(name), **ranges)
         print(f"wrote {len(files)} videos into {out}/overlay")
 
