@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from common.container import Clock
-from common.io import UserError, atomic_write, load_array, read_json, safe_filename, stream_npy, write_json
+from common.io import UserError, load_array, read_json, safe_filename, stream_npy, write_json
 from common.pictures import resize
 from common.pool import cores, map_videos, shard_of, tick
 from common.video import Decoder, Video, print_warnings
@@ -57,15 +57,13 @@ class VideoFiles:
                 failed[v.key] = str(e)
         return missing, failed
 
-    def run_jobs(
-        self, function: Callable, videos: list[Video], frames_of: Callable, workers: int, label: str, show: bool
-    ):
+    def run_jobs(self, function: Callable, videos: list[Video], frames_of: Callable, workers, label, show) -> dict:
         """map_videos() of function((self, video)). frames_of(video): frames to count. -> {video key: why it failed}"""
         total, jobs = sum(map(frames_of, videos)), [(self, v) for v in videos]
         _, errors = map_videos(function, jobs, workers=workers, total=total, label=label, show=show and bool(videos))
         return {videos[i].key: why for i, why in errors}
 
-    def build(self, videos: list[Video], workers: int, show: bool = True, **options):
+    def build(self, videos: list[Video], workers: int, show: bool = True, **options) -> tuple[list[Video], dict]:
         """Make the files that are missing, and print the warnings of all. options: for make().
 
         -> (usable videos, {video key: why} of those that failed)
@@ -84,16 +82,16 @@ class VideoFiles:
         for v in videos:
             print_warnings(v, (self.info(v) or {}).get("warnings", ()))
 
-    def prepare(self, videos: list[Video], run, *, workers=None, shard=None, all_videos=None, **options):
+    def prepare(self, videos: list[Video], run, *, workers=None, shard=None, all_videos=None, **options) -> tuple:
         """Build what is missing: every rank its share of `videos`, or a job of an array (shard "I/N") its own.
 
         all_videos: the complete list. Shards are taken from it, because concurrent jobs see different remaining videos.
         options: for build(). -> (usable videos, {video key: why} of those that failed on any rank)
         """
         first, step = shard_of(shard, run)
-        own = {v.key for v in (all_videos or videos)[first::step]}
+        share = {v.key for v in (all_videos or videos)[first::step]}
         workers = workers or max(1, cores() // run.world_size)
-        _, failed = self.build([v for v in videos if v.key in own], workers, run.is_main, **options)
+        _, failed = self.build([v for v in videos if v.key in share], workers, run.is_main, **options)
         failed = {key: why for part in run.all_gather_object(failed) for key, why in part.items()}
         videos = [v for v in videos if v.key not in failed]
         missing = {v.key for v in self.missing(videos)[0]}
@@ -142,8 +140,7 @@ def _decode(job):
         times = cache.path(video).with_suffix(".times")
         times.unlink(missing_ok=True)
         if decoder.clock.times is not None:
-            with atomic_write(times) as tmp, open(tmp, "wb") as f:
-                np.save(f, decoder.clock.times)
+            stream_npy(times, [decoder.clock.times])
         sizes = dict(zip(("frames", "height", "width", "channels"), shape))
         problems = {name: getattr(decoder, name) for name in ("damaged", "lost", "resized", "warnings")}
         return {**sizes, "source_size": source_size, "fps": decoder.clock.fps, **problems}

@@ -141,7 +141,7 @@ def stamp(folder, names: Collection[str]) -> list:
     return [len(names), sum(s.st_size for s in stats), newest, digest.hexdigest()[:16]]
 
 
-def short_hash(value) -> str:
+def short_hash(value: Any) -> str:
     """10 hex digits that name what a JSON value holds, in any order of its keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()[:10]
 
@@ -245,13 +245,13 @@ def stream_npy(path, parts: Iterable[np.ndarray], dtype=None) -> tuple[int, ...]
 
 
 @contextlib.contextmanager
-def writing_table(path):
+def writing_table(path) -> Iterator:
     """Yield a csv.writer of the file `path`: UTF-8 on every machine; names that are not UTF-8 are escaped."""
     with atomic_write(path) as tmp, open(tmp, "w", newline="", encoding="utf-8", errors="backslashreplace") as f:
         yield csv.writer(f)
 
 
-def write_json(path, obj) -> None:
+def write_json(path, obj: Any) -> None:
     with atomic_write(path) as tmp:
         tmp.write_text(json.dumps(obj, indent=1, allow_nan=False) + "\n")
 
@@ -271,7 +271,7 @@ def save_arrays(path, arrays: dict[str, np.ndarray]) -> None:
 
 
 @contextlib.contextmanager
-def reading(what: str, path, problem: str, errors=UNREADABLE):
+def reading(what: str, path, problem: str, errors=UNREADABLE) -> Iterator[None]:
     """Turn errors of reading a file into UserError "{what} {path} is missing" or "{what} {path} {problem} (error)"."""
     try:
         yield

@@ -1,5 +1,6 @@
 """Pictures of results: score curves, ROC, and overlay videos."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import cv2
@@ -106,7 +107,7 @@ def tsne(panels: dict[str, tuple], path, most: int = 1500) -> None:
     save(figure, path)
 
 
-def scored_frames(runs: dict[str, dict], labels: dict[str, np.ndarray]):
+def scored_frames(runs: dict[str, dict], labels: dict[str, np.ndarray]) -> Iterator[tuple]:
     """Yield (title, labels [n], scores [n]) of runs {title: {video: [T]}} over all frames of all videos.
 
     Frames left out (NaN) are skipped, and runs whose frames are of one class.
@@ -167,7 +168,7 @@ def heat(share: np.ndarray) -> np.ndarray:
     return np.stack([np.full_like(share, 40), 200 * np.minimum(1, 2 - 2 * share), 230 * np.minimum(1, 2 * share)], -1)
 
 
-def share_of(values, value_range: tuple[float, float]):
+def share_of(values: np.ndarray, value_range: tuple[float, float]) -> np.ndarray:
     """Where values lie in a range (low, high): 0 at its low end, 1 at its high end."""
     low, high = value_range
     return (values - low) / max(1e-9, high - low)
@@ -194,7 +195,16 @@ def score_range(smoothed: np.ndarray, color_max: float) -> tuple[float, float]:
 
 
 def overlay(
-    frames, boxes, smoothed, labels, path, clock: Clock, box_range, score_range, maps=None, map_range=None
+    frames: Iterable[np.ndarray],
+    boxes: np.ndarray | None,
+    smoothed: np.ndarray,
+    labels: np.ndarray | None,
+    path,
+    clock: Clock,
+    box_range: tuple[float, float],
+    score_range: tuple[float, float],
+    maps: np.ndarray | None = None,
+    map_range: tuple[float, float] | None = None,
 ) -> None:
     """An mp4 with every box coloured by its score and the score curve running underneath.
 
