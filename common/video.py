@@ -80,10 +80,8 @@ def list_videos(folder, split: str = "test", walk: bool = False, left_out: list 
     waiting, seen = [folder], {folder.resolve(), *folder.resolve().parents}
     while waiting:
         place = waiting.pop(0)
-        for p in sorted(place.iterdir(), key=natural):
+        for p in sorted((p for p in place.iterdir() if not p.name.startswith(".")), key=natural):
             suffix = p.suffix.lower()
-            if p.name.startswith("."):
-                continue
             if p.name.startswith("_"):  # put aside, or __MACOSX
                 unused.append(p)
             elif p.is_dir():
@@ -99,11 +97,11 @@ def list_videos(folder, split: str = "test", walk: bool = False, left_out: list 
                 loose_images.append(p.name)
             else:
                 unused.append(p)
-    alone = loose_images and not videos  # the folder itself is one video
+    is_one_video = loose_images and not videos  # the folder itself is one video
     if left_out is not None:
         left_out += [str(p.relative_to(folder)) for p in unused if p.suffix.lower() not in BESIDE]
-        left_out += [] if alone else loose_images
-    if alone:
+        left_out += [] if is_one_video else loose_images
+    if is_one_video:
         return [Video(folder.name, folder, split, files=loose_images)]
     rename_equal(videos, lambda v: v.path.name if v.path.parent == folder else f"{v.path.parent.name}_{v.path.stem}")
     rename_equal(videos, lambda v: f"{v.path.parent.name}_{v.path.name}")
@@ -120,8 +118,8 @@ def rename_equal(videos: list[Video], other_name: Callable[[Video], str]) -> Non
 
 def list_frames(folder) -> list[str]:
     """Names of the images in a folder, in natural order."""
-    names = (p.name for p in os.scandir(folder) if not p.name.startswith("."))
-    return sorted((name for name in names if Path(name).suffix.lower() in IMAGES), key=natural)
+    names = [name for name in os.listdir(folder) if Path(name).suffix.lower() in IMAGES and not name.startswith(".")]
+    return sorted(names, key=natural)
 
 
 def open_video(path) -> Video:
@@ -279,10 +277,8 @@ class Decoder:
             warn(f"{self.resized} frames of another size were resized to the size of its first frame")
         if self.converted:
             types = ", ".join(sorted(self.converted))
-            warn(
-                f"pictures of type {types} were read as 8 bits (16 bits by their high byte, floats "
-                "from 0 to 1): convert them yourself where that makes them too dark or too bright"
-            )
+            how = "16 bits by their high byte, floats from 0 to 1"
+            warn(f"pictures of type {types} were read as 8 bits ({how}): convert them yourself if too dark or bright")
         if all_equal:
             way_out = self._convert("-vf yadif")
             warn(f"all its {count} frames are one and the same picture; if it should move and is interlaced, {way_out}")
