@@ -117,7 +117,7 @@ class FrameCache(VideoFiles):
         """uint8 [T, H, W, C] memory map."""
         return self.array(video)
 
-    def make(self, videos, workers, show):
+    def make(self, videos: list[Video], workers: int, show: bool) -> dict[str, str]:
         return self.run_jobs(_decode, videos, Video.expected_frames, workers, "decode", show)
 
     def clock(self, video: Video) -> Clock:

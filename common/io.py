@@ -57,9 +57,6 @@ def run_script(main: Callable[[], Any]) -> None:
         sys.exit(2)
 
 
-run = run_script  # goes with the last script that uses it
-
-
 def user_text(e: Exception) -> str:
     """One sentence for the user, or "" where the error is a fault of the program."""
     if isinstance(e, UserError):

@@ -76,7 +76,8 @@ def list_videos(folder, split: str = "test", walk: bool = False, left_out: list 
     walk: also search folders without frames (classes, days, cameras). left_out: a list that gets the other files.
     """
     folder = Path(folder)
-    videos, loose_images, unused = [], [], []
+    videos, loose_images = [], []
+    unused = []
     waiting, seen = [folder], {folder.resolve(), *folder.resolve().parents}
     while waiting:
         place = waiting.pop(0)
@@ -194,8 +195,10 @@ class Decoder:
     """
 
     def __init__(self, video: Video):
-        self.video, self.clock, self.container = video, Clock(), Container()
-        self.warnings, self.damaged, self.lost = [], [], []
+        self.video, self.clock = video, Clock()
+        self.container = Container()
+        self.warnings, self.damaged = [], []
+        self.lost = []
         self.resized, self.converted = 0, set()
 
     def __iter__(self) -> Iterator[np.ndarray]:
@@ -240,7 +243,8 @@ class Decoder:
             why = "its name is not UTF-8, rename it" if not_utf8 else "damaged, or not a video"
             raise UserError(f"video {self.video.name} ({path}) cannot be opened: {why}")
         self.clock, self.container = container.clock, container
-        count, failed, shift = 0, 0, 0
+        count, failed = 0, 0
+        shift = 0
         try:
             while failed < PATIENCE:
                 ok, frame = capture.read()

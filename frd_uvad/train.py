@@ -4,7 +4,8 @@ missing.
     python frd_uvad/train.py --dataset demo                                     # stand-in features, no download
     python frd_uvad/train.py --dataset folder --data-root my_videos --backbone s3d --rounds 2
     python frd_uvad/train.py --dataset_name ucfcrime --feature_pretrain_model i3d --feature_modal rgb --cross_clip 4 \\
-        --lab False --lab_type wlab --beta 0.1 --delta 0.5 --Vitblock_num 8 --max_seqlen 320 --max_epoch 5 --Lambda 1_1_1
+        --lab False --lab_type wlab --beta 0.1 --delta 0.5 --Vitblock_num 8 --max_seqlen 320 --max_epoch 5 \\
+        --Lambda 1_1_1
 """
 
 import argparse

@@ -119,7 +119,7 @@ def full_gpu():
 )
 def test_out_of_memory_says_which_flag_to_lower(allocate, capsys):
     with pytest.raises(SystemExit) as end:
-        io.run(allocate)
+        io.run_script(allocate)
     assert end.value.code == 2 and "--batch-size" in capsys.readouterr().err
 
 

@@ -35,7 +35,7 @@ class CubeDataset:
             for k, part in self.fields.items()
         }
 
-    def read(self, rows: np.ndarray):
+    def read(self, rows: np.ndarray) -> dict | np.ndarray:
         """{name: pinned tensor [len(rows), …]} from the files; the rows where the fields are in device memory."""
         if self.resident is not None:
             return rows

@@ -161,8 +161,8 @@ def cubes_of_video(frames: np.ndarray, detections, s: Settings, flow_into: Calla
         yield out
 
 
-def flow_of_video(frames: np.ndarray, video: Video, s: Settings, device: str = "cpu"):
-    """-> PairFlow or FlowFiles of one video. Raises UserError."""
+def flow_of_video(frames: np.ndarray, video: Video, s: Settings, device: str = "cpu") -> flow.PairFlow | flow.FlowFiles:
+    """What gives the optical flow of one video. Raises UserError."""
     if s.flow.startswith(flow.FILES):
         return flow.FlowFiles(s.flow.removeprefix(flow.FILES), video, frames.shape, s.first_pair)
     batch = flow.BATCH if flow.uses_device(s.flow) else 1
@@ -179,7 +179,8 @@ class CubeStore(VideoFiles):
 
     def __init__(self, cache: FrameCache, folder, settings: Settings, device: str = "cpu"):
         super().__init__(Path(folder) / f"cubes-{settings.key()}")
-        self.cache, self.s, self.device = cache, settings, device
+        self.cache, self.s = cache, settings
+        self.device = device
         self.boxes_folder = Path(folder) / f"boxes-{short_hash([detectors.fingerprint(settings.boxes), settings.tile])}"
 
     def records(self, video: Video) -> np.ndarray:
@@ -187,7 +188,7 @@ class CubeStore(VideoFiles):
         has_rows = self.info(video)["cubes"] > 0  # nothing else can be mapped
         return load_array(self.path(video), self.what, mmap=has_rows)
 
-    def make(self, videos, workers, show):
+    def make(self, videos: list[Video], workers: int, show: bool) -> dict[str, str]:
         kind, failed = detectors.check(self.s.boxes), {}
         if kind in detectors.MODELS:
             undetected = [v for v in videos if not self._has_boxes(v)]
@@ -223,7 +224,8 @@ class CubeStore(VideoFiles):
 def _detect(job):
     store, video = job
     detect = detectors.make_detector(store.s.boxes, store.device, store.s.tile)
-    frames, boxes, source = store.cache.frames(video), [], json.dumps(video.fingerprint())
+    frames, boxes = store.cache.frames(video), []
+    source = json.dumps(video.fingerprint())
     for i in range(0, len(frames), 8):
         boxes += detect(list(frames[i : i + 8]))
         tick(len(boxes) - i)

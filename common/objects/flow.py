@@ -55,7 +55,8 @@ class PairFlow:
     """
 
     def __init__(self, frames: np.ndarray, flow: Callable, first_pair: tuple = (0, 0), batch: int = 1):
-        self.frames, self.flow, self.first_pair, self.batch = frames, flow, first_pair, batch
+        self.frames, self.flow = frames, flow
+        self.first_pair, self.batch = first_pair, batch
 
     def __call__(self, numbers: Iterable[int]) -> list[np.ndarray]:
         last = len(self.frames) - 1

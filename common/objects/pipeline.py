@@ -116,7 +116,8 @@ def frame_scores(cube_frames: np.ndarray, scores: np.ndarray, frames: int, empty
 
 def per_video(dataset: CubeVideos, videos: list, cube_scores: np.ndarray, empty: float) -> tuple[dict, dict]:
     """Scores [N] of all cubes of `videos` in order -> {video: frame scores [T]}, {video: [n, 6]: frame, box, score}."""
-    scores, detections, start = {}, {}, 0
+    scores, detections = {}, {}
+    start = 0
     for v in videos:
         (frames,), (boxes,) = dataset.column([v], "frame"), dataset.column([v], "box")
         part = cube_scores[start : start + len(frames)]

@@ -90,7 +90,8 @@ def write(
     detections {video: [n, 6]}, coloured over `color_range`; pictures(video name) -> (frames or None, Clock); overlays
     {video: file relative to the page}; threshold: the page starts with it (default: 5 % of all frames lie above it).
     """
-    labels, columns, limit, videos = labels or {}, columns or {}, LIMIT / max(1, len(scores)), []
+    labels, columns = labels or {}, columns or {}
+    limit, videos = LIMIT / max(1, len(scores)), []
     progress = dict(desc="report", unit="video", dynamic_ncols=True, mininterval=2, disable=not pictures)
     for name in tqdm(sorted(scores), **progress):
         frames, clock = pictures(name) if pictures else (None, Clock())

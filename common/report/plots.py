@@ -10,7 +10,8 @@ from common.container import Clock
 from common.io import UserError, atomic_write, opencv_path, printable
 from common.pictures import as_channels, write_image
 
-BLUE, GREY, RED = "#1f5fa8", "#9aa5b1", "#d6453d"
+BLUE, GREY = "#1f5fa8", "#9aa5b1"
+RED = "#d6453d"
 
 
 def pyplot():
@@ -93,7 +94,8 @@ def tsne(panels: dict[str, tuple], path, most: int = 1500) -> None:
     figure, axes = pyplot().subplots(1, len(panels), figsize=size, layout="constrained", squeeze=False)
     for ax, (title, (points, groups, kinds)) in zip(axes[0], panels.items()):
         keep = np.sort(np.random.default_rng(0).permutation(len(points))[:most])
-        points, groups, kinds = points[keep], groups[keep], kinds[keep]
+        points, groups = points[keep], groups[keep]
+        kinds = kinds[keep]
         flat = TSNE(perplexity=min(30, (len(points) - 1) / 3), random_state=0).fit_transform(points)
         colours = pyplot().get_cmap("tab10" if len(set(groups)) <= 10 else "tab20")
         for i, group in enumerate(sorted(set(groups))):

@@ -72,7 +72,8 @@ def write_ranking(
     smoothed {video: [T]}; detections {video: [n, 6]}, coloured over `color_range`. The first peaks are printed, all are
     returned: see top_peaks().
     """
-    peaks, images, clocks = top_peaks(smoothed, top=top), {}, {}
+    peaks, images = top_peaks(smoothed, top=top), {}
+    clocks = {}
     for name in {p[0] for p in peaks} if pictures else ():
         frames, clocks[name] = pictures(name)
         for t, frame in select_frames(frames, {p[3] for p in peaks if p[0] == name}) if frames is not None else ():

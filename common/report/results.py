@@ -64,11 +64,8 @@ def write_results(
             curve_max = max(float(np.nanmax(s, initial=0)) for s in e.smoothed.values())
         for name in tqdm(files, desc="overlay", unit="video", dynamic_ncols=True, mininterval=2):
             frames, clock = pictures_of(name)
-            boxes, score, path = (
-                (e.detections or {}).get(name),
-                e.smoothed[name],
-                out / "overlay" / f"{files[name]}.mp4",
-            )
+            boxes, score = (e.detections or {}).get(name), e.smoothed[name]
+            path = out / "overlay" / f"{files[name]}.mp4"
             ranges = dict(box_range=color_range, score_range=plots.score_range(score, curve_max), map_range=map_range)
             plots.overlay(frames, boxes, score, e.labels.get(name), path, clock, maps=(maps or {}).get(name), **ranges)
         print(f"wrote {len(files)} videos into {out}/overlay")

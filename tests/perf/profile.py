@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from common.distributed import Run
-from common.io import UserError, run
+from common.io import UserError, run_script
 from tests.perf.rates import bandwidth, matrix_rate, where
 
 WARM = 3  # steps before, of which the last one is counted: its FLOPs and bytes
@@ -300,4 +300,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

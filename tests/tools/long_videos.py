@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from common.io import UserError, atomic_write, run
+from common.io import UserError, atomic_write, run_script
 from common.pictures import resize
 from common.video import Decoder, list_videos
 
@@ -99,4 +99,4 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)

@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from common.distributed import Run
-from common.io import UserError, run
+from common.io import UserError, run_script
 from sdmae import eval as evaluation
 from sdmae import live
 
@@ -131,4 +131,4 @@ def check(table, events, threshold, seen):
 
 
 if __name__ == "__main__":
-    run(main)
+    run_script(main)
