@@ -117,11 +117,9 @@ def frame_scores(cube_frames: np.ndarray, scores: np.ndarray, frames: int, empty
 def per_video(dataset: CubeVideos, videos: list, cube_scores: np.ndarray, empty: float) -> tuple[dict, dict]:
     """Scores [N] of all cubes of `videos` in order -> {video: frame scores [T]}, {video: [n, 6]: frame, box, score}."""
     scores, detections = {}, {}
-    start = 0
-    for v in videos:
+    parts = np.split(cube_scores, np.cumsum([dataset.cubes(v) for v in videos])[:-1])
+    for v, part in zip(videos, parts):
         (frames,), (boxes,) = dataset.column([v], "frame"), dataset.column([v], "box")
-        part = cube_scores[start : start + len(frames)]
-        start += len(frames)
         scores[v.name] = frame_scores(frames, part, dataset.frames(v), empty)
         detections[v.name] = np.column_stack([frames, boxes, part]).astype(np.float32)
     return scores, detections
