@@ -223,22 +223,18 @@ def stream_npy(path, parts: Iterable[np.ndarray], dtype=None) -> tuple[int, ...]
 
     dtype: needed where there may be no part.
     """
-    shape = (0,)
+    header, count = np.lib.format.header_data_from_array_1_0(np.empty(0, dtype)), 0
     with atomic_write(path) as tmp, open(tmp, "wb") as f:
-
-        def write_header():
-            descr = np.lib.format.dtype_to_descr(np.dtype(dtype))
-            np.lib.format.write_array_header_1_0(f, {"descr": descr, "fortran_order": False, "shape": shape})
-
         for part in parts:
             if f.tell() == 0:
-                dtype, shape = part.dtype, (0, *part.shape[1:])
-                write_header()
+                header = np.lib.format.header_data_from_array_1_0(part[:0])
+                np.lib.format.write_array_header_1_0(f, header)
             f.write(np.ascontiguousarray(part).data)
-            shape = (shape[0] + len(part), *shape[1:])
+            count += len(part)
         f.seek(0)
-        write_header()  # of the same size: numpy leaves room for a longer length
-    return shape
+        header["shape"] = (count, *header["shape"][1:])
+        np.lib.format.write_array_header_1_0(f, header)  # of the same size: numpy leaves room for a longer length
+    return header["shape"]
 
 
 @contextlib.contextmanager

@@ -91,10 +91,7 @@ def flow_boxes(flow: np.ndarray, exclude, s: Settings) -> np.ndarray:
 
 
 def contour_boxes(moving: np.ndarray, exclude, min_area: float) -> np.ndarray:
-    """Boxes float32 [n, 4] of the external contours of a 0/1 image, grown and clipped to the image.
-
-    The boxes `exclude`, grown as well, are blanked in the image first.
-    """
+    """Boxes float32 [n, 4] around what is 1 in an image outside the boxes `exclude` (blanked in it); all grown."""
     for x1, y1, x2, y2 in exclude:
         moving[max(0, int(y1) - GROW) : int(y2) + GROW + 1, max(0, int(x1) - GROW) : int(x2) + GROW + 1] = 0
     boxes, (height, width) = [], moving.shape

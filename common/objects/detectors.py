@@ -22,6 +22,7 @@ from common.video import Video
 
 KINDS = "motion, file:BOXES.npz, onnx:YOLOX.onnx, torchvision[:MODEL], mmdet:CONFIG:CHECKPOINT"
 MODELS = ("onnx", "torchvision", "mmdet")  # the kinds that make_detector() takes
+_npz = lru_cache(maxsize=2)(load_arrays)  # one file holds the boxes of many videos
 
 
 def files_of(spec: str) -> list[str]:
@@ -53,7 +54,7 @@ def fingerprint(spec: str) -> list:
 
 def boxes_from_file(path, video: Video, frames: int) -> list[np.ndarray]:
     """Boxes of one video: float32 [n, 5] (x1, y1, x2, y2, score) for each frame. Raises UserError."""
-    arrays = _npz(str(path))
+    arrays = _npz(str(path), "boxes file")
     name = f"{'training' if video.split == 'train' else 'testing'}.{video.name}"
     boxes, count = (arrays.get(f"{name}.{k}") for k in ("boxes", "count"))
     if boxes is None or count is None:
@@ -64,11 +65,6 @@ def boxes_from_file(path, video: Video, frames: int) -> list[np.ndarray]:
     if not is_table or (count < 0).any() or count.sum() != len(boxes) or not np.isfinite(boxes).all():
         raise UserError(f"boxes file {path}: {name}.boxes must be finite numbers [n, 5] with n the sum of .count")
     return np.split(boxes.astype(np.float32), np.cumsum(count)[:-1])
-
-
-@lru_cache(maxsize=2)
-def _npz(path):
-    return load_arrays(path, "boxes file")
 
 
 @lru_cache(maxsize=2)
