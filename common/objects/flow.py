@@ -41,7 +41,9 @@ def uses_device(method: str) -> bool:
 
 @lru_cache(maxsize=2)
 def make_flow(method: str = "dis", device: str = "cpu") -> Callable:
-    """-> function(list of pairs (previous, next) of uint8 [H, W, C]) -> list of float32 [H, W, 2]. method: of METHODS."""
+    """-> function(list of pairs (previous, next) of uint8 [H, W, C]) -> list of float32 [H, W, 2]. Raises UserError."""
+    if method not in METHODS:
+        raise UserError(f"--flow {method} cannot be computed; choose one of {', '.join(METHODS)}")
     return _raft(method, device) if uses_device(method) else _dis(method)
 
 
