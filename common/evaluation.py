@@ -353,13 +353,13 @@ def write_own_video(
     method: str,
     out,
     boxes: np.ndarray | None = None,
-    red: float = 0.0,
+    color_max: float = 0.0,
     top: int = 20,
 ) -> None:
     """scores.csv of your video, and what common.report.write_own_video makes of it.
 
     frames: uint8 [H, W, C] each, shown at the times of common.container.Clock `clock`; boxes [n, 6]: frame, x1, y1, x2,
-    y2, score, coloured from green at 0 to red at `red`; or None.
+    y2, score, coloured from green at 0 to red at `color_max`; or None.
     """
     smoothed = smoothing.parse(filter_)(scores)
     counts = None if boxes is None else np.bincount(boxes[:, 0].astype(int), minlength=len(scores))
@@ -378,7 +378,7 @@ def write_own_video(
     print(f"{name}: {len(scores)} frames" + ("" if boxes is None else f", {len(boxes)} objects"))
     report = report_folder()
     if report:
-        report.write_own_video(name, frames, clock, scores, smoothed, filter_, method, out, boxes, red, top)
+        report.write_own_video(name, frames, clock, scores, smoothed, filter_, method, out, boxes, color_max, top)
         print(f"wrote {out}/report.html, scores.csv, curve.png, overlay.mp4")
     else:
         print(

@@ -188,8 +188,8 @@ def losses(net, batch, plan, bank, auxiliary, run):
         bank_error = net.error(bank.windows) if len(bank) else None
     error = run.all_gather_batch(out["error"], len(batch))
     score = run.all_gather_batch(out["score"].float(), len(batch))
-    agreement = auxiliary(batch) if auxiliary else None
-    parts = model.losses({"error": error, "score": score}, agreement, bank_error, plan.loss_weights)
+    extra_scores = auxiliary(batch) if auxiliary else None
+    parts = model.losses({"error": error, "score": score}, extra_scores, bank_error, plan.loss_weights)
     loss_parts = {name: parts[name] for name in ("total", "reconstruction", "disruption", "scorer")}
     return loss_parts, parts["pseudo"], score[..., 0].detach()
 

@@ -178,7 +178,7 @@ def evaluate(
             "foreground": vars(dataset.store.s),
         },
     )
-    red = color_max(weights)
+    top = color_max(weights)
     evaluation.finish(
         out,
         result,
@@ -187,8 +187,8 @@ def evaluate(
         options=options,
         skipped=dataset.skipped,
         pictures=dataset.pictures,
-        color_max=red,
-        curve_max=red,
+        color_max=top,
+        curve_max=top,
     )
     return result.metrics
 

@@ -22,7 +22,7 @@ from spr_uvad import preprocess
 
 METHOD = "LBR-SPR"
 W_RAW, W_FLOW = {"shanghaitech": 0.1}, 1.0  # weights of the two errors (authors' code); w_raw is 0.5 elsewhere
-RED_QUANTILE = 0.99  # of all boxes' scores, from which pictures paint them red
+COLOR_MAX_QUANTILE = 0.99  # of all boxes' scores, from which pictures paint them red
 
 
 def add_eval_flags(parser, training=False):
@@ -75,7 +75,7 @@ def color_max(detections):
     """A quantile of the boxes' scores: training errors include the anomalies, a few of which stretch their
     deviation."""
     scores = np.concatenate([d[:, 5] for d in detections.values()])
-    return max(1e-3, float(np.quantile(scores, RED_QUANTILE))) if len(scores) else 1.0
+    return max(1e-3, float(np.quantile(scores, COLOR_MAX_QUANTILE))) if len(scores) else 1.0
 
 
 def score_videos(dataset, videos, nets, grid, run, *, out, shard=None):
@@ -203,7 +203,7 @@ def evaluate(
             "foreground": vars(dataset.store.s),
         },
     )
-    red = color_max(detections)
+    top = color_max(detections)
     evaluation.finish(
         out,
         result,
@@ -212,8 +212,8 @@ def evaluate(
         options=options,
         skipped=dataset.skipped,
         pictures=dataset.pictures,
-        color_max=red,
-        curve_max=red,
+        color_max=top,
+        curve_max=top,
     )
     return result.metrics
 

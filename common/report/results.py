@@ -85,13 +85,13 @@ def summary_lines(metrics: dict) -> list[str]:
 
 
 def write_own_video(
-    name: str, frames, clock: Clock, scores, smoothed, filter_, method, out: Path, boxes, red, top
+    name: str, frames, clock: Clock, scores, smoothed, filter_, method, out: Path, boxes, color_max, top
 ) -> None:
     """Write curve.png, overlay.mp4, ranking.csv, contact_sheet.png and report.html: see common.evaluation."""
-    score_range = plots.score_range(smoothed, red)
+    score_range = plots.score_range(smoothed, color_max)
     plots.curve(scores, smoothed, None, f"{method} · {name}", out / "curve.png")
-    plots.overlay(frames, boxes, smoothed, None, out / "overlay.mp4", clock, (0.0, red), score_range)
-    shared = dict(pictures=lambda _: (frames, clock), detections={name: boxes}, color_range=(0.0, red or 1.0))
+    plots.overlay(frames, boxes, smoothed, None, out / "overlay.mp4", clock, (0.0, color_max), score_range)
+    shared = dict(pictures=lambda _: (frames, clock), detections={name: boxes}, color_range=(0.0, color_max or 1.0))
     ranking.write_ranking({name: smoothed}, out, top=top, **shared)
     title, facts = f"{method} on {name}", [f"smoothing: {filter_}", "no labels"]
     overlays = {name: "overlay.mp4"}

@@ -166,8 +166,10 @@ def select(out, bags, top_k, dropout=0.0):
         magnitudes = magnitudes * F.dropout(torch.ones_like(magnitudes), dropout)
     index = magnitudes.topk(top_k, dim=1).indices  # [bags, k]
     features = out["features"][:, bags]
-    picked = features.gather(2, index[None, :, :, None].expand(len(features), -1, -1, features.shape[3])).flatten(0, 1)
-    return picked, out["scores"][bags].gather(1, index[:, :, None]).mean(1)
+    selected = features.gather(2, index[None, :, :, None].expand(len(features), -1, -1, features.shape[3])).flatten(
+        0, 1
+    )
+    return selected, out["scores"][bags].gather(1, index[:, :, None]).mean(1)
 
 
 def losses(out, *, top_k=3, margin=100.0, alpha=1e-4, smooth=8e-4, sparse=8e-3, dropout=0.0):

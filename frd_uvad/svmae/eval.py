@@ -179,7 +179,7 @@ def score_own_video(video, checkpoint, *, out, run, options, text=None, encoder=
         options.smoothing,
         METHOD,
         out,
-        red=1.0,
+        color_max=1.0,
         top=options.top,
     )
 
