@@ -178,7 +178,7 @@ def evaluate(
             "foreground": vars(dataset.store.s),
         },
     )
-    top = color_max(weights)
+    highest = color_max(weights)
     evaluation.finish(
         out,
         result,
@@ -187,8 +187,8 @@ def evaluate(
         options=options,
         skipped=dataset.skipped,
         pictures=dataset.pictures,
-        color_max=top,
-        curve_max=top,
+        color_max=highest,
+        curve_max=highest,
     )
     return result.metrics
 

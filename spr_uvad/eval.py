@@ -203,7 +203,7 @@ def evaluate(
             "foreground": vars(dataset.store.s),
         },
     )
-    top = color_max(detections)
+    highest = color_max(detections)
     evaluation.finish(
         out,
         result,
@@ -212,8 +212,8 @@ def evaluate(
         options=options,
         skipped=dataset.skipped,
         pictures=dataset.pictures,
-        color_max=top,
-        curve_max=top,
+        color_max=highest,
+        curve_max=highest,
     )
     return result.metrics
 
