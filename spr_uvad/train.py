@@ -161,17 +161,7 @@ def train(dataset, plan, *, out, run, size="full", flow=False, seed=0, resume=Tr
     numbers = np.unique(block).tolist()
     settings = dataset.store.s
     model_args = {**SIZES[size], "num_frames": len(settings.frames), "use_flow": flow}
-    identity = {
-        "model_args": model_args,
-        "dataset": dataset.data.name,
-        "cubes": [settings.key(), len(block)],
-        "seed": seed,
-        "precision": run.precision,
-        "processes": run.world_size,
-        **plan.state_dict(),
-    }
-    if len(numbers) == 1:
-        del identity["epochs"]  # with one block --epochs may be raised on resume; several are trained in sequence
+    identity = make_identity(dataset, plan, model_args, block, seed, run)
     run.print(
         f"{dataset.data.name}, setting {plan.setting}: {len(videos)} videos, {len(block)} cubes in {len(numbers)} "
         f"blocks, {'with' if flow else 'without'} motion, refinement {plan.self_paced}, {run.device}, {run.precision}"
@@ -179,7 +169,7 @@ def train(dataset, plan, *, out, run, size="full", flow=False, seed=0, resume=Tr
     path, log = out / "spr.pt", training.Log(out / "log.jsonl")
     state = training.previous_run(path, "spr_uvad", identity, resume)
     if run.is_main and not state:
-        log.path.unlink(missing_ok=True)
+        log.path.unlink(missing_ok=True)  # an earlier run may have had other blocks
     if state and state["done"] and state["epoch"] >= plan.epochs:
         run.print(f"{plan.epochs} epochs done before ({path})")
         return path
@@ -240,14 +230,30 @@ def train(dataset, plan, *, out, run, size="full", flow=False, seed=0, resume=Tr
         seconds = meter.seconds
     run.print("training statistics")
     arrays = score_videos(dataset, videos, nets, plan.grid, run, out=out)
-    if arrays:
-        all_errors = np.concatenate([arrays[v.key]["errors"] for v in videos])
-        statistics = {str(k): v for k, v in scoring.statistics(all_errors, block, nets).items()}
+    if arrays:  # on rank 0
+        cube_errors = np.concatenate([arrays[v.key]["errors"] for v in videos])
+        statistics = {str(k): v for k, v in scoring.statistics(cube_errors, block, nets).items()}
     save()
     run.barrier()
     if labels is not None:
         advantage.plot({f"refinement {plan.self_paced}": log.path}, out / "normality_advantage.png")
     return path
+
+
+def make_identity(dataset, plan, model_args, block, seed, run) -> dict:
+    """What must be the same for a run to continue. block: int [cubes], the block of every cube."""
+    identity = {
+        "model_args": model_args,
+        "dataset": dataset.data.name,
+        "cubes": [dataset.store.s.key(), len(block)],
+        "seed": seed,
+        "precision": run.precision,
+        "processes": run.world_size,
+        **plan.state_dict(),
+    }
+    if len(np.unique(block)) == 1:
+        del identity["epochs"]  # with one block --epochs may be raised on resume; several are trained in sequence
+    return identity
 
 
 def training_cubes(dataset, setting):
