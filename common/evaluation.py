@@ -185,8 +185,10 @@ def localization(data: Dataset, detections: dict, frames: dict, skip: int = 0) -
             length = 1 + int(max(d[:, 0].max(initial=0), regions[:, 1].max(initial=0)))
         else:
             length = len(masks)
+            d = d[np.argsort(d[:, 0], kind="stable")]
+            edges = np.searchsorted(d[:, 0], np.arange(length + 1))
             for t in range(skip, length):
-                in_frame = d[d[:, 0] == t]
+                in_frame = d[edges[t] : edges[t + 1]]
                 painted = metrics.paint(in_frame[:, 1:5], in_frame[:, 5], masks[t].shape)
                 pixel_scores.append(metrics.pixel_frame_score(painted, masks[t]))
                 pixel_labels.append(masks[t].any())

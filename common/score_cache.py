@@ -1,6 +1,5 @@
 """Raw scores of a dataset's videos, kept on disk: a killed evaluation continues, a second protocol costs nothing."""
 
-import hashlib
 import json
 import time
 from collections.abc import Callable
@@ -9,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from common.io import UserError, load_arrays, safe_filename, save_arrays, writable_folder
+from common.io import UserError, load_arrays, safe_filename, save_arrays, short_hash, writable_folder
 from common.pool import shard_of
 
 
@@ -21,8 +20,7 @@ class ScoreCache:
     """
 
     def __init__(self, folder, settings: dict, source: Callable):
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()
-        self.folder, self.source = Path(folder) / f"scored-{digest[:10]}", source
+        self.folder, self.source = Path(folder) / f"scored-{short_hash(settings)}", source
 
     def path(self, video) -> Path:
         return self.folder / video.split / f"{safe_filename(video.name)}.npz"

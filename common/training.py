@@ -117,7 +117,7 @@ class EpochMeter:
         logged too."""
         means = self.run.mean_over_ranks({k: float(v) / self.steps for k, v in self.sums.items()})
         duration, steps = time.perf_counter() - self.began, self.steps - self.first_step
-        samples = min(steps * loader.batch_size, getattr(loader, "samples", np.inf))
+        samples = min(steps * loader.batch_size, loader.samples)
         number = self.epoch * self.log_steps + self.steps if self.log_steps else self.epoch + 1
         self.epoch, self.step = self.epoch + 1, 0
         self.sums = {}

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from common import cli, datasets
 from common.cache import VideoFiles
 from common.dataset import UsableVideos, report_skipped
-from common.features.data import CLIP_FRAMES, FeatureData, FeatureVideo
+from common.features.data import CLIP_FRAMES, FeatureData, FeatureVideo, clips_of_frames
 from common.features.folders import canonical_features, find_features
 from common.features.labels import add_label_flags
 from common.io import UserError, run_script
@@ -104,16 +104,10 @@ class ClipReader:
         self.decoder, self.frames = decoder, 0
 
     def __iter__(self):
-        waiting = []
-        for frame in self.decoder:
-            tick()
-            self.frames += 1
-            waiting.append(frame)
-            if len(waiting) == CLIP_FRAMES:
-                yield np.stack(waiting)
-                waiting = []
-        if waiting:
-            yield np.stack(waiting + [waiting[-1]] * (CLIP_FRAMES - len(waiting)))
+        for clip, length in clips_of_frames(self.decoder):
+            tick(length)
+            self.frames += length
+            yield clip
 
     def describe(self, shape) -> dict:
         sizes = dict(zip(("clips", "crops", "width"), shape))

@@ -12,7 +12,7 @@ import argparse
 import json
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -100,7 +100,7 @@ def parse(argv=None):
         help="latent anomaly bank, whose clips the reconstructor is pushed not to reconstruct: a window joins it when "
         "one of its clips is abnormal (wlab), or all are (slab) (default: wlab)",
     )
-    group.add_argument("--lab", dest="bank_wanted", type=parse_bool, help=argparse.SUPPRESS)  # of the published command
+    group.add_argument("--lab", type=parse_bool, help=argparse.SUPPRESS)  # of the published command
     group.add_argument(
         "--beta", type=cli.natural_float, help=f"size of the bank, in batches (default: {DEFAULTS.beta})"
     )
@@ -121,7 +121,10 @@ def parse(argv=None):
         help="2: train again with the first scorer as auxiliary (default: %(default)s)",
     )
     add_eval_flags(parser, training=True)
-    return parser.parse_args(cli.with_synonyms(argv, preprocess.SYNONYMS))
+    args = parser.parse_args(cli.with_synonyms(argv, preprocess.SYNONYMS))
+    if args.lab is False:
+        args.bank = "none"
+    return args
 
 
 def make_plan(**flags) -> Plan:
@@ -381,9 +384,7 @@ def plot_pseudo_labels(log, path):
 def main(argv=None):
     args = parse(argv)
     began = time.perf_counter()
-    plan = make_plan(**cli.given(args, Plan.__dataclass_fields__))
-    if args.bank_wanted is False:
-        plan.bank = "none"
+    plan = make_plan(**cli.given(args, [field.name for field in fields(Plan)]))
     from common.distributed import Run
     from frd_uvad import scoring
 

@@ -1,5 +1,7 @@
 """The record of videos as clip features: memory-mapped clips, and the frame labels that belong to them."""
 
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -147,6 +149,13 @@ class FeatureData:
         if self.has_labels:
             data._labels = {v.name: partial(self.labels, v) for v in self.test}
         return data
+
+
+def clips_of_frames(frames: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, int]]:
+    """Yield (clip uint8 [CLIP_FRAMES, H, W, C], number of its frames): a shorter last clip repeats its last frame."""
+    frames = iter(frames)
+    while clip := list(itertools.islice(frames, CLIP_FRAMES)):
+        yield np.stack(clip + [clip[-1]] * (CLIP_FRAMES - len(clip))), len(clip)
 
 
 def is_normal_by_name(name: str) -> bool:

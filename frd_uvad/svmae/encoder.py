@@ -9,7 +9,7 @@ import torch
 from common import training
 from common.distributed import seed_everything
 from common.features.clip import ClipEncoder
-from common.features.data import CLIP_FRAMES
+from common.features.data import CLIP_FRAMES, clips_of_frames
 from common.io import UserError
 from common.pictures import resize
 from common.video import Decoder
@@ -61,13 +61,6 @@ def build_model(options) -> model.SVMAE:
 def bare_weights(state: dict) -> dict:
     """The weights of a checkpoint: ours, or VideoMAE's, which are under `model` or `module`."""
     return state.get("model_state_dict") or state.get("model") or state.get("module") or state
-
-
-def clips_of_frames(frames):
-    """Yield (clip uint8 [CLIP_FRAMES, H, W, C], number of its frames): a shorter last clip repeats its last frame."""
-    frames = iter(frames)
-    while clip := list(itertools.islice(frames, CLIP_FRAMES)):
-        yield np.stack(clip + [clip[-1]] * (CLIP_FRAMES - len(clip))), len(clip)
 
 
 class Encoder:

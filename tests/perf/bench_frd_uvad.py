@@ -2,6 +2,7 @@
 
 import os
 import time
+from dataclasses import fields
 
 import torch
 
@@ -17,7 +18,7 @@ from tests.perf.rates import line, rates, synchronize, where
 
 def measure_train(args, seconds, run):
     """Windows/s of training steps with features on the device and read from disk, and what the steps wait for."""
-    plan = make_plan(**given(args, Plan.__dataclass_fields__))
+    plan = make_plan(**given(args, [field.name for field in fields(Plan)]))
     data = preprocess.prepare(DataSource.from_args(args), run, preprocess.FeatureOptions.from_args(args))
     windows = Windows(data.train + data.test, plan.cross_clip, run)
     on_device, n = windows.features, min(plan.batch_size, len(windows))
