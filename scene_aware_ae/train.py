@@ -225,7 +225,8 @@ def main(argv=None):
         )
         minutes = (time.perf_counter() - began) / 60
         run.print(f"finished in {minutes:.1f} min including preprocessing; checkpoint {checkpoint}")
-        evaluate(dataset, checkpoint, out=out, run=run, options=cli.ScoreOptions.from_args(args))
+        options = cli.ScoreOptions.from_args(args)
+        evaluate(dataset, checkpoint, out=out, run=run, options=options, workers=args.workers)
 
 
 if __name__ == "__main__":

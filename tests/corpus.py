@@ -496,8 +496,7 @@ HARMLESS = {(kind, title) for kind, title, _ in SPECIAL if kind.startswith("fram
 }
 
 
-# --------------------------------------------------------- what ffmpeg writes: command, and right: every frame, its
-# picture and its time
+# ---------------------------------------- what ffmpeg writes: command, and right: every frame, its picture and its time
 
 X264 = "-c:v libx264 -preset veryfast -pix_fmt yuv420p"
 PLAIN = {  # what: the file and ffmpeg's options; 25 frames/s
@@ -594,8 +593,7 @@ LACKING = {  # right or refused with the codec's name and the line of ffmpeg tha
 }
 
 
-# ---------------------------------------------------------------------------- whole datasets and videos, and the
-# commands that meet them
+# ----------------------------------------------------------- whole datasets and videos, and the commands that meet them
 
 
 def footage(root, split="test", names=("b_0", "b_1"), frames=32, suffix=".avi"):

@@ -70,8 +70,7 @@ def save_ranges(path, *videos):
     scipy.io.savemat(path, {"gt": cells})
 
 
-# ----------------------------------------------------------------------------------------- archives unpacked side by
-# side
+# --------------------------------------------------------------------------------------- archives unpacked side by side
 
 AVENUE = {1: marks(2, 3, 4), 2: marks(0, 11), 10: marks(7)}
 
@@ -142,8 +141,7 @@ def test_missing_labels_name_the_forms_that_are_read(tmp_path, capsys, name, fol
         assert said.count(form) and form in data.no_labels(), form
 
 
-# --------------------------------------------------------------------------------------------------------- symbolic
-# links
+# ------------------------------------------------------------------------------------------------------- symbolic links
 
 
 def link(path, disk):
@@ -302,8 +300,7 @@ def test_features_behind_links(tmp_path):
     assert [v.name for v in find_features("features", tmp_path / "f").test] == ["a", "b"]
 
 
-# --------------------------------------------------------------------------------------------------- masks of some
-# videos
+# ------------------------------------------------------------------------------------------------- masks of some videos
 
 PED1 = [marks(2, 3, 4), marks(5, 6), marks(0), marks(9, 10, 11)]
 
@@ -451,8 +448,7 @@ def test_damaged_masks_cost_the_regions_of_one_video(tmp_path, capsys, damage):
         assert "Test*_gt images could not be compared with UCSDped1.m in 1 videos: pixel mask" in said
 
 
-# --------------------------------------------------------------------------------------------------- one split, or a
-# part
+# ------------------------------------------------------------------------------------------------- one split, or a part
 
 
 @pytest.mark.parametrize("place", ["UCSDped1", "UCSD_Anomaly_Dataset.v1p2/UCSDped1", "link"])
@@ -620,8 +616,7 @@ def test_an_unreadable_track_file_costs_one_video(tmp_path, capsys, text):
     assert "skipped 1 videos:" in said and lost in said and path.name in said
 
 
-# ------------------------------------------------------------------------------------------ folders of frames and of
-# videos
+# -------------------------------------------------------------------------------------- folders of frames and of videos
 
 
 @either_order
@@ -655,8 +650,7 @@ def test_frames_and_videos_of_a_split_are_both_read(tmp_path, capsys):
     )
 
 
-# ----------------------------------------------------------------------------------------------------------- class
-# folders
+# -------------------------------------------------------------------------------------------------------- class folders
 
 
 @either_order
@@ -792,8 +786,7 @@ def test_labels_that_name_no_video_are_refused(tmp_path):
     assert labels_of(datasets.find("folder", tmp_path / "data", labels=path)) == {"b_0": marks(1).tolist()}
 
 
-# --------------------------------------------------------------------------------------------------------------- odd
-# names
+# ------------------------------------------------------------------------------------------------------------ odd names
 
 NAMES = [
     "with space",
@@ -893,8 +886,7 @@ def test_odd_names_of_features(tmp_path):
     assert {v.name: data.labels(v).tolist() for v in data.test} == {k: y.tolist() for k, y in given.items()}
 
 
-# --------------------------------------------------------------------------------------------- joined by name in any
-# order
+# ------------------------------------------------------------------------------------------ joined by name in any order
 
 CAMERAS = [f"cam{i}" for i in (1, 2, 3, 10, 11, 20)]
 SEEDS = [0, 1]

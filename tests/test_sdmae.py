@@ -413,8 +413,7 @@ def test_weights_of_a_still_image_are_even():
     assert abs(float(loss) - 2.0) < 1e-5  # squared error 1 everywhere, summed over two images
 
 
-# ------------------------------------------------------------------------------------------------------------------
-# live
+# ----------------------------------------------------------------------------------------------------------------- live
 
 
 def watch(base, root, *more, **kwargs):
