@@ -5,11 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from common.container import Clock
 from common.io import UserError, load_array, read_json, safe_filename, stream_npy, write_json
-from common.pictures import resize
 from common.pool import cores, map_videos, shard_of, tick
-from common.video import Decoder, Video, print_warnings
+from common.readers.container import Clock
+from common.readers.pictures import resize
+from common.readers.video import Decoder, Video, print_warnings
 
 
 class VideoFiles:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from common.datasets import ALIASES, canonical
 from common.io import UserError
+from common.readers.datasets import ALIASES, canonical
 
 
 @dataclass

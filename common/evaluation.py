@@ -9,11 +9,12 @@ import numpy as np
 
 from common import metrics, smoothing
 from common.cli import ScoreOptions, print_next_steps
-from common.dataset import Dataset, report_skipped
 from common.io import UserError, load_arrays, save_arrays, writable_folder, write_json, writing_table
 from common.pool import cores
+from common.readers.dataset import Dataset, report_skipped
 
 BASELINE_FILTER = "median:17"
+BASELINES = ("frame difference", "fastest box", "flow energy")  # trivial scores
 SUSPICIOUS = 0.02  # gain of micro AUC by moving the labels from which on they are reported
 ROWS = [
     ("micro_auc", "micro AUC"),
@@ -100,13 +101,13 @@ def frame_difference(frames: np.ndarray) -> np.ndarray:
     return out
 
 
-def fastest_box(cube_frames: np.ndarray, speeds: np.ndarray, frames: int) -> np.ndarray:
-    """Trivial baseline: per frame the largest mean flow magnitude of its boxes, 0 without boxes.
+def frame_maximum(box_frames: np.ndarray, values: np.ndarray, frames: int) -> np.ndarray:
+    """Trivial baselines of boxes: per frame the largest value [n] of its boxes, 0 without boxes.
 
-    -> float32 [frames].
+    Values are the mean length of a box's flow (fastest box) or its mean square (flow energy). -> float32 [frames].
     """
     out = np.zeros(frames, np.float32)
-    np.maximum.at(out, cube_frames, speeds)
+    np.maximum.at(out, box_frames, values)
     return out
 
 
@@ -289,7 +290,7 @@ def evaluate(
 def frame_baselines(cache, videos: list, workers: int | None = None) -> dict:
     """Trivial scores for methods without boxes, on the frames that the method sees. -> {title: {video: float32 [T]}}
 
-    The fastest motion box needs common/objects; a copy without that folder has the frame difference only.
+    Those of motion boxes need common/objects; a copy without that folder has the frame difference only.
     """
     try:
         baselines = importlib.import_module("common.objects.baselines")
@@ -360,8 +361,8 @@ def write_own_video(
 ) -> None:
     """scores.csv of your video, and what common.report.write_own_video makes of it.
 
-    frames: uint8 [H, W, C] each, shown at the times of common.container.Clock `clock`; boxes [n, 6]: frame, x1, y1, x2,
-    y2, score, coloured from green at 0 to red at `color_max`; or None.
+    frames: uint8 [H, W, C] each, shown at the times of `clock` (readers.container.Clock); boxes [n, 6]: frame, x1, y1,
+    x2, y2, score, coloured from green at 0 to red at `color_max`; or None.
     """
     smoothed = smoothing.parse(filter_)(scores)
     counts = None if boxes is None else np.bincount(boxes[:, 0].astype(int), minlength=len(scores))

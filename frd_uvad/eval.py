@@ -16,7 +16,7 @@ from common import cli, evaluation, metrics, score_cache, smoothing
 from common.features.data import CLIP_FRAMES, FeatureVideo, frames_of_clips
 from common.features.folders import canonical_features
 from common.io import UserError, run_script, safe_filename, writable_folder, write_json
-from common.video import Video, frames_and_clock, open_video
+from common.readers.video import Video, frames_and_clock, open_video
 from frd_uvad import preprocess
 
 # torch is imported inside functions: --help answers at once.
@@ -171,7 +171,7 @@ def check_width(net, checkpoint, width, what):
 
 
 def score_own_video(video, checkpoint, *, out, run, options, loaded=None):
-    """scores.csv, curve.png, overlay.mp4 and report.html of one video. video: common.video.Video; out: folder for
+    """scores.csv, curve.png, overlay.mp4 and report.html of one video. video: readers.video.Video; out: folder for
     it."""
     from frd_uvad import scoring
 

@@ -19,15 +19,16 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from common import cli, datasets
+from common import cli
 from common.cache import VideoFiles
-from common.dataset import UsableVideos, report_skipped
 from common.features.data import CLIP_FRAMES, FeatureData, FeatureVideo, clips_of_frames
 from common.features.folders import canonical_features, find_features
 from common.features.labels import add_label_flags
 from common.io import UserError, run_script
 from common.pool import map_videos, tick
-from common.video import Decoder, print_warnings
+from common.readers import datasets
+from common.readers.dataset import UsableVideos, report_skipped
+from common.readers.video import Decoder, print_warnings
 
 # torch is imported inside functions: --help answers at once, and decoding processes never load it.
 

@@ -23,8 +23,8 @@ from common import cli
 from common.evaluation import report_folder
 from common.features.data import CLIP_FRAMES
 from common.io import UserError, run_script
-from common.pictures import as_channels, resize
-from common.video import Decoder
+from common.readers.pictures import as_channels, resize
+from common.readers.video import Decoder
 from frd_uvad import preprocess
 from frd_uvad.eval import add_eval_flags, evaluate
 

@@ -14,7 +14,7 @@ import numpy as np
 from common import cli, evaluation, score_cache, smoothing
 from common.io import UserError, run_script, safe_filename, writable_folder
 from common.objects import pipeline
-from common.video import Video, open_video
+from common.readers.video import Video, open_video
 from hf2vad import preprocess
 
 # torch is imported inside functions: --help answers at once.
@@ -217,7 +217,7 @@ def score_own_video(
     train_set=None,
     loaded=None,
 ):
-    """scores.csv, curve.png, overlay.mp4 and report.html of one video. video: common.video.Video; out: folder for
+    """scores.csv, curve.png, overlay.mp4 and report.html of one video. video: readers.video.Video; out: folder for
     it."""
     from hf2vad import scoring
 

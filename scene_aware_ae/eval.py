@@ -12,12 +12,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from common import cli, datasets, evaluation, metrics, score_cache, smoothing
+from common import cli, evaluation, metrics, score_cache, smoothing
 from common.cache import FrameCache
-from common.dataset import Dataset
 from common.io import UserError, run_script, safe_filename, writable_folder
 from common.pool import cores
-from common.video import frames_and_clock, open_video
+from common.readers import datasets
+from common.readers.dataset import Dataset
+from common.readers.video import frames_and_clock, open_video
 from scene_aware_ae import preprocess
 from scene_aware_ae.encoder import EncoderOptions, make_encoder
 
@@ -195,7 +196,7 @@ def draw_tsne(checkpoints, dataset, labels, run, path):
 def score_own_video(video, checkpoint, source, encoder_options, *, out, run, options, scene=None, loaded=None):
     """scores.csv, curve.png, overlay.mp4 and report.html of one video, and which scene it resembles.
 
-    video: common.video.Video; source: its dataset is that of the checkpoint, beside whose features a stand-in encoder
+    video: readers.video.Video; source: its dataset is that of the checkpoint, beside whose features a stand-in encoder
     lies.
     """
     import torch

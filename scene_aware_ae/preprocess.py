@@ -16,11 +16,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 from tqdm import tqdm
 
-from common import cli, datasets
+from common import cli
 from common.cache import VideoFiles
-from common.dataset import UsableVideos
 from common.features.prefetch import VideoPrefetcher
 from common.io import UserError, read_table, run_script
+from common.readers import datasets
+from common.readers.dataset import UsableVideos
 from scene_aware_ae import encoder as encoders
 from scene_aware_ae.encoder import EncoderOptions, GivenFeatures, make_encoder
 

@@ -11,8 +11,8 @@ from tqdm import tqdm
 
 from common import training
 from common.io import UserError
-from common.pictures import as_channels, resize
-from common.video import Decoder
+from common.readers.pictures import as_channels, resize
+from common.readers.video import Decoder
 
 
 class FrameAutoencoder(nn.Module):

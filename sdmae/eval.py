@@ -16,7 +16,7 @@ import numpy as np
 
 from common import cli, evaluation, score_cache, smoothing
 from common.io import UserError, run_script
-from common.video import Video, frames_and_clock
+from common.readers.video import Video, frames_and_clock
 from sdmae import preprocess
 
 # torch is imported inside functions: --help answers at once.

@@ -27,11 +27,11 @@ import numpy as np
 import torch
 
 from common import training
-from common.container import Clock, claimed_frames, frame_rate, open_capture
 from common.evaluation import report_folder
 from common.io import UserError, atomic_write, safe_filename, writable_folder
-from common.pictures import as_channels, resize
-from common.video import Decoder, frames_and_clock, open_video, print_warnings, without_secrets
+from common.readers.container import Clock, claimed_frames, frame_rate, open_capture
+from common.readers.pictures import as_channels, resize
+from common.readers.video import Decoder, frames_and_clock, open_video, print_warnings, without_secrets
 from sdmae import scoring
 from sdmae.data import INPUT_OFFSETS
 

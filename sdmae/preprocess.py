@@ -12,11 +12,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import cv2
 import numpy as np
 
-from common import cli, datasets
+from common import cli
 from common.cache import FrameCache
-from common.dataset import UsableVideos
 from common.io import UserError, run_script, writable_folder
-from common.pictures import write_image
+from common.readers import datasets
+from common.readers.dataset import UsableVideos
+from common.readers.pictures import write_image
 
 # Input size (height, width) and patch. Avenue, ShanghaiTech and UBnormal as published: 20 × 40 tokens each. Ped2's size
 # is not

@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from common.io import UserError
-from common.pictures import as_channels, resize
-from common.video import Decoder
+from common.readers.pictures import as_channels, resize
+from common.readers.video import Decoder
 
 SIDE = 64  # crops are kept at this size, px
 LENGTH = 7  # frames of a sequence: what one sample sees, t-3..t+3

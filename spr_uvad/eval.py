@@ -15,7 +15,7 @@ import numpy as np
 from common import cli, evaluation, score_cache, smoothing
 from common.io import UserError, run_script, safe_filename, writable_folder
 from common.objects import pipeline
-from common.video import Video, open_video
+from common.readers.video import Video, open_video
 from spr_uvad import preprocess
 
 # torch is imported inside functions: --help answers at once.

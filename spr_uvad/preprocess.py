@@ -9,8 +9,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import cli
+from common.flow import sources
 from common.io import run_script
-from common.objects import flow, pipeline
+from common.objects import pipeline
 
 SHARED = dict(
     min_score=0.2,
@@ -43,7 +44,7 @@ def add_data_flags(parser):
         "--flow",
         nargs="?",
         const="dis",
-        help=f"with motion: predict the cube's optical flow too. {flow.HELP} "
+        help=f"with motion: predict the cube's optical flow too. {sources.HELP} "
         "(--flow alone: dis). Without it appearance alone is scored; motion boxes use dis then",
     )
 

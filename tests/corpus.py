@@ -16,15 +16,16 @@ import numpy as np
 import torch
 from scipy import io
 
-from common import datasets, evaluation, labels, training, ubnormal
+from common import evaluation, training
 from common.features.data import FeatureVideo
 from common.features.folders import find_features
 from common.features.labels import listed_names
+from common.flow.sources import flow_from_files
 from common.io import load_array, read_json
 from common.objects import detectors
-from common.objects.flow import FlowFiles
-from common.pictures import read_image
-from common.video import Decoder, Video, list_videos, open_video
+from common.readers import datasets, labels, ubnormal
+from common.readers.pictures import read_image
+from common.readers.video import Decoder, Video, list_videos, open_video
 from frd_uvad import scoring as frd_scoring
 from frd_uvad.svmae.clips import Depth
 from frd_uvad.svmae.data import read_captions
@@ -142,7 +143,7 @@ def depth(path):
 
 def flow(path):
     moved(path, "flow/b_1.npy")
-    return FlowFiles(path.parent / "flow", Video("b_1", ".", "test"), (FRAMES, 64, 96, 3))([0, 1, FRAMES - 1])
+    return flow_from_files(path.parent / "flow", Video("b_1", ".", "test"), (FRAMES, 64, 96, 3))([0, 1, FRAMES - 1])
 
 
 def captions(path):

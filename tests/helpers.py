@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from common.cache import FrameCache
-from common.video import open_video
+from common.readers.video import open_video
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -9,8 +9,8 @@ import signal
 import numpy as np
 import pytest
 
-from common import datasets
 from common.io import UserError
+from common.readers import datasets
 from tests.corpus import HARMLESS, KINDS, SITUATIONS, SPECIAL, SPOILED, marker
 from tests.helpers import ROOT, refused, save_frames, script, tiny_folder, walkers
 
@@ -86,15 +86,15 @@ OPENS = {
     "common/io.py load_arrays": "scores.npz",
     "common/io.py stamp": "tests/test_names.py",
     "common/objects/cubes.py CubeStore._has_boxes": "scores.npz",
-    "common/labels.py read_mat": "ped2.mat",
-    "common/labels.py packed_masks": "packed.npz",
-    "common/labels.py matlab_ranges": "UCSDped2.m",
+    "common/readers/labels.py read_mat": "ped2.mat",
+    "common/readers/labels.py packed_masks": "packed.npz",
+    "common/readers/labels.py matlab_ranges": "UCSDped2.m",
     "common/training.py load_checkpoint": "weights.pt",
     "common/training.py Log.drop_after": "tests/test_training.py",
-    "common/ubnormal.py Annotations.masks": "video.avi",
-    "common/container.py open_capture": "video.mp4",
-    "common/container.py avi_index": "video.avi",
-    "common/pictures.py read_image": "frame.png",
+    "common/readers/ubnormal.py Annotations.masks": "video.avi",
+    "common/readers/container.py open_capture": "video.mp4",
+    "common/readers/container.py avi_index": "video.avi",
+    "common/readers/pictures.py read_image": "frame.png",
     "common/report/page.py write": "tests/test_report.py",
     "sdmae/live.py Stream.open": "tests/test_live.py",
     "frd_uvad/train.py plot_pseudo_labels": "tests/test_frd_uvad.py",

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import scipy.io
 
-from common import datasets
 from common.io import UserError, load_arrays
+from common.readers import datasets
 from tests.helpers import save_frames, save_video, walkers
 
 pytestmark = pytest.mark.usefixtures("listing")

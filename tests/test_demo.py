@@ -5,8 +5,8 @@ import json
 import cv2
 import numpy as np
 
-from common import datasets, demo
 from common.metrics import tracks_from_masks
+from common.readers import datasets, demo
 from tests.helpers import script
 
 

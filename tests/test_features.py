@@ -15,7 +15,7 @@ from common.features import prefetch
 from common.features.data import CLIP_FRAMES, FeatureVideo
 from common.features.folders import find_features, read_files
 from common.io import UserError, safe_filename
-from common.video import Video, list_videos
+from common.readers.video import Video, list_videos
 from frd_uvad.preprocess import FeatureOptions, prepare
 from frd_uvad.svmae.clips import Depth
 from frd_uvad.svmae.data import find_bags, read_captions

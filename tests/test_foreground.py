@@ -9,13 +9,13 @@ import torch
 
 from common.cache import FrameCache
 from common.distributed import Run
+from common.flow.sources import PairFlow, make_dis
 from common.io import UserError
 from common.loader import Loader
 from common.objects import detectors
 from common.objects.cube_dataset import CubeDataset
 from common.objects.cubes import CubeStore, Settings, cubes_of_video, drop_covered, motion_boxes, object_boxes
-from common.objects.flow import PairFlow, make_flow
-from common.video import Video, open_video
+from common.readers.video import Video, open_video
 from tests.helpers import refused, save_frames, script, walkers
 
 EVERYTHING = np.array([[4, 4, 40, 50, 0.9]], np.float32)
@@ -49,11 +49,11 @@ def test_motion_boxes_find_what_moves_outside_known_boxes():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_cubes_are_crops_of_each_frame_resized(channels):
     frames = walkers(8, channels=channels)
-    flow, calls = make_flow("dis"), []
+    flow, calls = make_dis(), []
 
-    def counted(pairs):
-        calls.extend(pairs)
-        return flow(pairs)
+    def counted(a, b):
+        calls.append(a)
+        return flow(a, b)
 
     s = Settings(motion_threshold=255)
     records = np.concatenate(list(cubes_of_video(frames, [EVERYTHING] * 8, s, PairFlow(frames, counted))))
@@ -64,7 +64,7 @@ def test_cubes_are_crops_of_each_frame_resized(channels):
             expected = cv2.resize(f, (32, 32)).reshape(32, 32, channels).transpose(2, 0, 1)
             assert (records["appearance"][t, k] == expected).all()
         a, b = frames[max(0, t - 1)], frames[t]
-        full = flow([(a, b)])[0][4:50, 4:40]
+        full = flow(a, b)[4:50, 4:40]
         assert np.abs(records["flow"][t, -1] - cv2.resize(full, (32, 32)).transpose(2, 0, 1)).max() < 2e-2
         assert records["speed"][t] == pytest.approx(np.hypot(full[..., 0], full[..., 1]).mean(), rel=1e-3)
     assert (records["flow"][0] == 0).all()  # the pair (first, first)
@@ -74,7 +74,7 @@ def test_boxes_beyond_the_image_are_clipped():
     frames = walkers(3)
     wild = np.array([[-20, -20, 300, 300, 0.9], [90, 60, 200, 200, 0.9]], np.float32)
     s = Settings(motion_threshold=255, min_area=1, covered=2)
-    records = np.concatenate(list(cubes_of_video(frames, [wild] * 3, s, PairFlow(frames, make_flow("dis")))))
+    records = np.concatenate(list(cubes_of_video(frames, [wild] * 3, s, PairFlow(frames, make_dis()))))
     assert len(records) == 6 and np.isfinite(records["flow"].astype(np.float32)).all()
 
 
@@ -119,7 +119,7 @@ def test_flow_from_files_gives_the_cubes_of_the_same_flow(tmp_path, per_frame, f
     video, store = store_of(tmp_path, frames, Settings(first_pair=first_pair))
     store.build([video], 1)
     flow = np.zeros((12, *frames.shape[1:3], 2), np.float32)
-    flow[1:] = make_flow("dis")(list(zip(frames[:-1], frames[1:])))
+    flow[1:] = list(map(make_dis(), frames[:-1], frames[1:]))
     (tmp_path / "flow" / "test" / "v").mkdir(parents=True)
     if per_frame:
         for t, f in enumerate(flow):
@@ -141,21 +141,6 @@ def test_flow_from_files_gives_the_cubes_of_the_same_flow(tmp_path, per_frame, f
         )
     with pytest.raises(UserError, match="no such folder"):
         CubeStore(store.cache, tmp_path, Settings(flow="files:nowhere"))
-
-
-def test_flow_of_many_pairs_at_once_gives_the_same_cubes():
-    frames, flow = walkers(20), make_flow("dis")
-    calls = []
-
-    def counted(pairs):
-        calls.append(len(pairs))
-        return flow(pairs)
-
-    one, many = (
-        np.concatenate(list(cubes_of_video(frames, [EVERYTHING] * 20, Settings(), PairFlow(frames, f, batch=n))))
-        for f, n in ((flow, 1), (counted, 8))
-    )
-    assert one.tobytes() == many.tobytes() and calls == [8, 8, 4]
 
 
 def test_boxes_from_a_file(tmp_path):

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 import torch
 
-from common import datasets, training
+from common import training
 from common.distributed import Run
 from common.features.data import FeatureVideo, frames_of_clips
 from common.features.folders import find_features
 from common.io import UserError, load_arrays
 from common.loader import Loader
-from common.video import open_video
+from common.readers import datasets
+from common.readers.video import open_video
 from frd_uvad import preprocess, scoring
 from frd_uvad.backbone import Backbone
 from frd_uvad.data import AnomalyBank, Windows

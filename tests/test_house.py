@@ -277,7 +277,7 @@ def test_one_method_copied_out_runs_elsewhere(tmp_path, left_out):
         if f"{name}.py" in left_out:
             asked = ("--dataset", name, "--data-root", root, "--device", "cpu", "--out", tmp_path / "other")
             done = script(place / "frd_uvad" / "train.py", *asked, cwd=tmp_path, check=False, env={})
-            refused(done, f"the {name} dataset needs common/{name}.py, which is not here: ")
+            refused(done, f"the {name} dataset needs common/readers/{name}.py, which is not here: ")
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -322,14 +322,21 @@ def test_choices_of_flags_are_those_of_the_models():
 
 # lines that no part may grow beyond, on the way to 2 600, 850 and 800, and to 3 400 (objects) and 2 700 of common for a
 # copy
-LINES = {"common": 4102, "common/objects": 850, "common/features": 785, "common/report": 800}
+LINES = {
+    "common": 2600,
+    "common/readers": 1800,
+    "common/flow": 400,
+    "common/objects": 850,
+    "common/features": 785,
+    "common/report": 800,
+}
 COPIED = {
-    "hf2vad": 4399,
-    "spr_uvad": 4399,
-    "sdmae": 3612,
-    "scene_aware_ae": 3798,
-    "frd_uvad": 4210,
-    "frd_uvad.svmae": 4396,
+    "hf2vad": 4708,
+    "spr_uvad": 4708,
+    "sdmae": 3621,
+    "scene_aware_ae": 3807,
+    "frd_uvad": 4219,
+    "frd_uvad.svmae": 4405,
 }
 
 
@@ -351,7 +358,7 @@ def test_copying_a_method_copies_little_of_common(method):
     paths = {module_of(p): p for p in files("common")}
     assert not any(m.startswith("common.report") for m in used)
     if method == "sdmae":
-        assert not any(m.startswith(("common.objects", "common.features")) for m in used), used
+        assert not any(m.startswith(("common.flow", "common.objects", "common.features")) for m in used), used
     assert sum(lines(paths[m]) for m in used) <= COPIED[method]
 
 

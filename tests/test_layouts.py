@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 import scipy.io
 
-from common import datasets, evaluation
-from common.dataset import UsableVideos
+from common import evaluation
 from common.features.data import CLIP_FRAMES
 from common.features.folders import find_features
 from common.features.labels import read_annotations
+from common.flow.sources import flow_from_files
 from common.io import UserError
-from common.labels import matlab_ranges
 from common.objects import detectors
-from common.objects.flow import FlowFiles
+from common.readers import datasets
+from common.readers.dataset import UsableVideos
+from common.readers.labels import matlab_ranges
 from scene_aware_ae.encoder import GivenFeatures
 from tests.helpers import refused, save_frames, save_video, script, walkers
 
@@ -996,7 +997,7 @@ def test_flow_files_in_any_order(tmp_path, seed, per_frame):
         if not per_frame:
             np.save(folder / f"{name}.npy", flow)
     for v in data.test:
-        read = FlowFiles(tmp_path / "flow", v, (FRAMES, 16, 16, 1))(range(1, FRAMES))
+        read = flow_from_files(tmp_path / "flow", v, (FRAMES, 16, 16, 1))(range(1, FRAMES))
         assert [round(float(x.mean()), 3) for x in read] == [
             round(int(v.name[3:]) + t / 100, 3) for t in range(1, FRAMES)
         ], v.name

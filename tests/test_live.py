@@ -11,8 +11,8 @@ import threading
 import numpy as np
 import pytest
 
-from common.container import Clock
-from common.video import without_secrets
+from common.readers.container import Clock
+from common.readers.video import without_secrets
 from sdmae import live
 from sdmae.data import INPUT_OFFSETS
 from tests.helpers import save_video, walkers

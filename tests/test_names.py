@@ -14,18 +14,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common import container, evaluation
+from common import evaluation
 from common.cache import FrameCache, VideoFiles
-from common.container import Clock
-from common.dataset import Dataset
 from common.io import UserError, load_arrays, original_name, read_table, safe_filename, save_arrays, writing_table
 from common.objects import detectors, flow
 from common.objects.baselines import baseline_path
 from common.objects.cubes import CubeStore, Settings
+from common.readers import container
+from common.readers.container import Clock
+from common.readers.dataset import Dataset
+from common.readers.video import Decoder, Video, list_videos, open_video
 from common.report import page as report
 from common.report import plots, ranking
 from common.score_cache import ScoreCache
-from common.video import Decoder, Video, list_videos, open_video
 from frd_uvad.preprocess import ClipFiles, FeatureOptions
 from frd_uvad.svmae import clips
 from frd_uvad.svmae import preprocess as svmae

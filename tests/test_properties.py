@@ -10,12 +10,12 @@ from common import evaluation, metrics, smoothing
 from common.distributed import Run
 from common.features.data import frames_of_clips
 from common.io import UserError, load_array, stream_npy
-from common.labels import csv_ranges
 from common.loader import Loader, take_rows
+from common.readers.labels import csv_ranges
+from common.readers.video import select_frames
 from common.report.page import rounded
 from common.report.plots import ranges
 from common.report.ranking import top_peaks
-from common.video import select_frames
 
 MANY = settings(max_examples=150, deadline=None)
 NUMBERS = st.floats(-1e6, 1e6, width=32)

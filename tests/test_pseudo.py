@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from common import datasets
 from common.io import UserError
+from common.readers import datasets
 from sdmae import pseudo
 from sdmae.data import SAMPLE_OFFSETS
 from tests.helpers import cached, save_video, walkers

@@ -10,7 +10,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from common.container import Clock
+from common.readers.container import Clock
 from common.report import page as report
 from common.report.page import key_frames, write
 from tests.helpers import walkers

@@ -9,11 +9,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from common import datasets, training
+from common import training
 from common.distributed import Run
 from common.features import clip
 from common.io import UserError, load_arrays
-from common.video import open_video
+from common.readers import datasets
+from common.readers.video import open_video
 from scene_aware_ae import encoder as encoders
 from scene_aware_ae import preprocess, scoring
 from scene_aware_ae.eval import best_sigma

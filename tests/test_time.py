@@ -13,11 +13,11 @@ import pytest
 
 from common import evaluation
 from common.cache import FrameCache
-from common.container import Clock, read_container
 from common.io import UserError
-from common.pictures import read_image
+from common.readers.container import Clock, read_container
+from common.readers.pictures import read_image
+from common.readers.video import Decoder, Video, list_videos, open_video
 from common.report import page, plots, ranking
-from common.video import Decoder, Video, list_videos, open_video
 from tests.corpus import LACKING, PLAIN, RATES, X264
 from tests.helpers import save_frames
 from tests.test_report import content
@@ -237,7 +237,7 @@ def test_a_truncated_file_says_both_lengths_and_so_do_its_labels(make, tmp_path)
     numbers, _, _, said = decode(path)
     assert numbers[:5] == list(range(5))
     assert f"of the 30 frames that its header promises could not be decoded; {len(numbers)} were" in said[-1]
-    from common.datasets import find
+    from common.readers.datasets import find
 
     np.savez(tmp_path / "labels.npz", b_0=np.zeros(FRAMES, np.uint8))
     data = find("folder", tmp_path, tmp_path / "labels.npz")
@@ -254,7 +254,7 @@ def test_a_cached_video_is_warned_of_again(tmp_path, capsys, monkeypatch):
         FrameCache(tmp_path / "cache"),
     )
     for _ in range(2):
-        monkeypatch.setattr("common.video._printed", set())
+        monkeypatch.setattr("common.readers.video._printed", set())
         cache.build([video], 1)
         assert "warning: video v: all its 5 frames are one and the same picture" in capsys.readouterr().out
 

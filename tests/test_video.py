@@ -9,7 +9,7 @@ import pytest
 
 from common.cache import FrameCache, VideoFiles
 from common.io import UserError
-from common.video import Decoder, Video, list_videos, natural, open_video
+from common.readers.video import Decoder, Video, list_videos, natural, open_video
 from tests.helpers import save_frames, save_video, walkers
 
 

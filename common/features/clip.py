@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from common.io import UserError, first_line
-from common.pictures import resize
+from common.readers.pictures import resize
 from common.training import weights_hash
 
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's, of RGB in [0, 1]

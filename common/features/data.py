@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from common.dataset import Dataset
 from common.io import UserError, stamp
 from common.loader import copy_rows
-from common.video import Video
+from common.readers.dataset import Dataset
+from common.readers.video import Video
 
 CLIP_FRAMES = 16  # frames of a clip
 LABEL_FORMS = (

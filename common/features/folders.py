@@ -15,13 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from common.dataset import normalized_name, search
 from common.features.arrays import check_not_transposed, crops_come_first, read_concatenated
 from common.features.data import FeatureData, FeatureVideo
 from common.features.labels import read_labels
 from common.features.names import names_of_files
 from common.io import UserError, load_array, original_name
-from common.video import natural
+from common.readers.dataset import normalized_name, search
+from common.readers.video import natural
 
 ALIASES = {
     "ucfcrime": ("ucfcrime", "ucf", "ucfcrimes"),

@@ -9,7 +9,7 @@ import numpy as np
 from common.features.data import CLIP_FRAMES, LABELS_OF_SEGMENTS, FeatureData, FeatureVideo, is_normal_by_name
 from common.features.names import name_in
 from common.io import UserError, load_array, load_arrays, read_text, reading
-from common.labels import csv_ranges, frame_labels
+from common.readers.labels import csv_ranges, frame_labels
 
 
 def add_label_flags(group) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 
 from common.io import UserError, first_line
-from common.video import Decoder, Video
+from common.readers.video import Decoder, Video
 
 QUEUE_FRAMES = 256  # decoded frames of a video that wait to be used
 

@@ -14,10 +14,12 @@ import cv2
 import numpy as np
 
 from common.cache import FrameCache, VideoFiles
+from common.flow import sources
+from common.flow.cache import FlowCache
 from common.io import load_array, load_arrays, safe_filename, save_arrays, short_hash, write_json
-from common.objects import detectors, flow
+from common.objects import detectors
 from common.pool import tick
-from common.video import Video
+from common.readers.video import Video
 
 MAX_ASPECT, GROW = 10, 2  # motion boxes: longest side over shortest, and pixels added on every side
 
@@ -29,6 +31,9 @@ class Settings:
     boxes: str = "motion"
     tile: bool = False
     flow: str = "dis"
+    flow_scale: float = 0  # frames are enlarged so much before the flow; 0: the default of common.flow.sources
+    flow_updates: int = 12  # of RAFT
+    flow_precision: str = "fp32"  # of RAFT
     min_score: float = 0.5
     min_area: float = 100
     covered: float = 0.6  # drop a box covered more than this by a larger one
@@ -44,11 +49,21 @@ class Settings:
 
     def key(self) -> str:
         """Hash for the name of the folder of the cubes. Raises UserError for wrong boxes or flow."""
-        d = {**asdict(self), "boxes": detectors.fingerprint(self.boxes), "flow": flow.fingerprint(self.flow)}
+        d = {
+            **asdict(self),
+            "boxes": detectors.fingerprint(self.boxes),
+            "flow": sources.fingerprint(*self.flow_settings()),
+        }
+        for name in ("flow_scale", "flow_updates", "flow_precision"):  # part of the fingerprint
+            del d[name]
         for name in ("motion", "first_pair"):  # newer fields: without their defaults, older cache keys stay valid
             if d[name] == getattr(Settings, name):
                 del d[name]
         return short_hash(d)
+
+    def flow_settings(self) -> tuple:
+        """As common.flow.sources.fingerprint() and common.flow.cache.FlowCache take them."""
+        return self.flow, self.flow_scale, self.flow_updates, self.flow_precision
 
 
 def box_areas(boxes: np.ndarray) -> np.ndarray:
@@ -72,7 +87,7 @@ def object_boxes(detections: np.ndarray, s: Settings) -> np.ndarray:
 
 def blurred_gray(frame: np.ndarray, size: int) -> np.ndarray:
     """uint8 [H, W, C] -> uint8 [H, W] after a Gaussian of `size` pixels, odd."""
-    return cv2.GaussianBlur(flow.gray(frame), (size, size), 0)
+    return cv2.GaussianBlur(sources.gray(frame), (size, size), 0)
 
 
 def motion_boxes(before: np.ndarray, now: np.ndarray, after: np.ndarray, exclude, s: Settings) -> np.ndarray:
@@ -122,7 +137,7 @@ def crop_all(pictures: list[np.ndarray], corners: list, size: int) -> np.ndarray
 def cubes_of_video(frames: np.ndarray, detections, s: Settings, flow_into: Callable) -> Iterator[np.ndarray]:
     """Yield the records of every frame, in order: structured [n] (n may be 0).
 
-    frames uint8 [T, H, W, C]; detections: list of [n, 5] per frame, or None; flow_into: from flow_of_video().
+    frames uint8 [T, H, W, C]; detections: list of [n, 5] per frame, or None; flow_into: a PairFlow or StoredFlow.
     """
     last, (h, w) = len(frames) - 1, frames.shape[1:3]
     dtype = cube_dtype(s, frames.shape[3])
@@ -132,7 +147,6 @@ def cubes_of_video(frames: np.ndarray, detections, s: Settings, flow_into: Calla
         needed = sorted({*flow_numbers, t})
         missing = [k for k in needed if k not in flow_of]
         if missing:
-            missing += range(missing[-1] + 1, min(missing[-1] + flow_into.batch, len(frames)))
             flow_of = {k: v for k, v in flow_of.items() if k >= needed[0]} | dict(zip(missing, flow_into(missing)))
         boxes = np.zeros((0, 4), np.float32) if detections is None else object_boxes(detections[t], s)
         if s.motion == "flow":
@@ -158,14 +172,6 @@ def cubes_of_video(frames: np.ndarray, detections, s: Settings, flow_into: Calla
         yield out
 
 
-def flow_of_video(frames: np.ndarray, video: Video, s: Settings, device: str = "cpu") -> flow.PairFlow | flow.FlowFiles:
-    """What gives the optical flow of one video. Raises UserError."""
-    if s.flow.startswith(flow.FILES):
-        return flow.FlowFiles(s.flow.removeprefix(flow.FILES), video, frames.shape, s.first_pair)
-    batch = flow.BATCH if flow.uses_device(s.flow) else 1
-    return flow.PairFlow(frames, flow.make_flow(s.flow, device), s.first_pair, batch)
-
-
 class CubeStore(VideoFiles):
     """Boxes and cubes of one dataset under `folder`, per video; finished videos are skipped.
 
@@ -178,6 +184,9 @@ class CubeStore(VideoFiles):
         super().__init__(Path(folder) / f"cubes-{settings.key()}")
         self.cache, self.s = cache, settings
         self.device = device
+        self.flows = None
+        if sources.is_learned(settings.flow):
+            self.flows = FlowCache(cache, folder, *settings.flow_settings(), device)
         self.boxes_folder = Path(folder) / f"boxes-{short_hash([detectors.fingerprint(settings.boxes), settings.tile])}"
 
     def records(self, video: Video) -> np.ndarray:
@@ -192,10 +201,22 @@ class CubeStore(VideoFiles):
             if undetected and show:
                 print(f"detecting objects in {len(undetected)} videos with {self.s.boxes}", flush=True)
             failed = self.run_jobs(_detect, undetected, self._frames, workers if kind == "onnx" else 1, "detect", show)
-        write_json(self.folder / "settings.json", asdict(self.s))
         videos = [v for v in videos if v.key not in failed]
-        cut_workers = 1 if flow.uses_device(self.s.flow) else workers
-        return failed | self.run_jobs(_cut, videos, self._frames, cut_workers, "cubes", show)
+        if self.flows:
+            videos, without_flow = self.flows.build(videos, workers, show)
+            failed |= without_flow
+        write_json(self.folder / "settings.json", asdict(self.s))
+        return failed | self.run_jobs(_cut, videos, self._frames, workers, "cubes", show)
+
+    def flow_into(self, video: Video, frames: np.ndarray) -> sources.PairFlow | sources.StoredFlow:
+        """What gives the optical flow of one video. Raises UserError."""
+        s = self.s
+        if self.flows:
+            return self.flows.read(video, frames.shape, s.first_pair)
+        if s.flow.startswith(sources.FILES):
+            return sources.flow_from_files(s.flow.removeprefix(sources.FILES), video, frames.shape, s.first_pair)
+        dis = sources.make_dis(s.flow, sources.flow_scale(s.flow, s.flow_scale, *frames.shape[1:3]))
+        return sources.PairFlow(frames, dis, s.first_pair)
 
     def _frames(self, video):
         return self.cache.info(video)["frames"]
@@ -234,8 +255,8 @@ def _detect(job):
 def _cut(job):
     store, video = job
     frames = store.cache.frames(video)
-    detections, flow_into = store.detections(video, len(frames)), flow_of_video(frames, video, store.s, store.device)
-    cubes = cubes_of_video(frames, detections, store.s, flow_into)
+    detections = store.detections(video, len(frames))
+    cubes = cubes_of_video(frames, detections, store.s, store.flow_into(video, frames))
 
     def describe(shape):
         return {"cubes": shape[0], "frames": len(frames), "channels": frames.shape[3]}

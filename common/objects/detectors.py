@@ -17,8 +17,8 @@ import cv2
 import numpy as np
 
 from common.io import UserError, first_line, load_arrays, opencv_path
-from common.pictures import as_channels
-from common.video import Video
+from common.readers.pictures import as_channels
+from common.readers.video import Video
 
 KINDS = "motion, file:BOXES.npz, onnx:YOLOX.onnx, torchvision[:MODEL], mmdet:CONFIG:CHECKPOINT"
 MODELS = ("onnx", "torchvision", "mmdet")  # the kinds that make_detector() takes

@@ -6,17 +6,23 @@ from collections.abc import Callable
 import numpy as np
 from tqdm import tqdm
 
-from common import datasets, evaluation
+from common import evaluation
 from common.cache import FrameCache
-from common.cli import DataSource, given
-from common.container import Clock
-from common.dataset import Dataset, UsableVideos
+from common.cli import DataSource, given, positive_float, positive_int
+from common.flow import sources
 from common.io import UserError
-from common.objects import detectors, flow
+from common.loader import copy_rows
+from common.objects import detectors
 from common.objects.cubes import CubeStore, Settings
-from common.video import Video
+from common.readers import datasets
+from common.readers.container import Clock
+from common.readers.dataset import Dataset, UsableVideos
+from common.readers.video import Video
 
-FLAGS = "boxes tile flow min_score min_area covered motion_blur motion_threshold motion_area motion_close".split()
+FLAGS = (
+    "boxes tile flow flow_scale flow_updates min_score min_area covered motion_blur motion_threshold motion_area "
+    "motion_close"
+).split()
 
 
 def add_foreground_flags(parser: argparse.ArgumentParser):
@@ -29,12 +35,16 @@ def add_foreground_flags(parser: argparse.ArgumentParser):
     group.add_argument("--min-area", type=float, help="least area of a detection, px²")
     group.add_argument("--covered", type=float, help="drop a box covered more than this by a larger one, 0..1")
     group.add_argument("--motion-area", type=float, help="least area of a motion box, px²")
+    longest = f"the longer side to {sources.PUBLISHED_SIDE} for raft, else 1"
+    scale = f"frames are enlarged so much before the flow, whose vectors are divided by it (default: {longest})"
+    group.add_argument("--flow-scale", type=positive_float, help=scale)
+    group.add_argument("--flow-updates", type=positive_int, help="updates of raft's flow (default: 12)")
     return group
 
 
 def add_difference_flags(group) -> None:
     """Flags of motion boxes from frame differences."""
-    group.add_argument("--flow", help=f"{flow.HELP} (default: dis)")
+    group.add_argument("--flow", help=f"{sources.HELP} (default: dis)")
     group.add_argument("--motion-blur", type=int, help="Gaussian kernel before differencing, px, odd")
     group.add_argument("--motion-threshold", type=int, help="least grey-level difference, 0..255")
     group.add_argument("--motion-close", type=int, help="join moving parts this near, px (default: 0, on demo 9)")
@@ -97,11 +107,14 @@ def prepare(
     if foreground.get("motion_blur", 1) % 2 == 0:
         raise UserError("--motion-blur must be odd")
     constants = {**(trained or published.get(data.name, published["folder"])), **foreground}
+    constants.setdefault("flow_precision", run.precision)
     settings = Settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in constants.items()})
     folder = data.cache_folder(source.cache)
     videos = [v for split in splits for v in getattr(data, split)]
     cache = FrameCache(folder / "frames")
     store = CubeStore(cache, folder, settings, str(run.device))
+    if store.flows and store.missing(videos)[0]:
+        store.flows.load()  # a wrong file is refused before the work begins
     usable, undecoded = cache.prepare(videos, run, workers=source.workers, shard=source.shard)
     usable, failed = store.prepare(usable, run, workers=source.workers, shard=source.shard, all_videos=videos)
     return CubeVideos(data, usable, {**undecoded, **failed}, cache, store)
@@ -125,13 +138,28 @@ def per_video(dataset: CubeVideos, videos: list, cube_scores: np.ndarray, empty:
     return scores, detections
 
 
+def flow_energies(records: np.ndarray, number: int) -> np.ndarray:
+    """Mean squared length of each cube's flow, the one of this number. records [n] -> float32 [n], px²."""
+    out, part = np.zeros(len(records), np.float32), slice(number, number + 1)
+    for start in range(0, len(records), 1024):
+        rows = np.arange(start, min(start + 1024, len(records)))
+        shape = records["flow"][:1, part].shape[1:]
+        flow = np.empty((len(rows), *shape), np.float16)
+        copy_rows(records, rows, flow, np.arange(len(rows)), "flow", part)
+        out[rows] = np.square(flow, dtype=np.float32).sum((1, 2)).mean((1, 2))
+    return out
+
+
 def baselines(dataset: CubeVideos, videos: list) -> dict:
-    """The two trivial scores beside every result. -> {title: {video: float32 [T]}}"""
-    out = {"frame difference": {}, "fastest box": {}}
+    """The three trivial scores beside every result. -> {title: {video: float32 [T]}}"""
+    out = {title: {} for title in evaluation.BASELINES}
+    now = dataset.store.s.flows.index(0)
     for v in tqdm(videos, desc="trivial baselines", unit="video", dynamic_ncols=True, mininterval=5):
         (frames,), (speeds,) = dataset.column([v], "frame"), dataset.column([v], "speed")
         out["frame difference"][v.name] = evaluation.frame_difference(dataset.cache.frames(v))
-        out["fastest box"][v.name] = evaluation.fastest_box(frames, speeds, dataset.frames(v))
+        out["fastest box"][v.name] = evaluation.frame_maximum(frames, speeds, dataset.frames(v))
+        energies = flow_energies(dataset.store.records(v), now)
+        out["flow energy"][v.name] = evaluation.frame_maximum(frames, energies, dataset.frames(v))
     return out
 
 

@@ -14,8 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 from tqdm import tqdm
 
-from common import datasets, evaluation, metrics, smoothing
+from common import evaluation, metrics, smoothing
 from common.io import UserError, atomic_write, read_json, run_script, safe_filename, writable_folder, writing_table
+from common.readers import datasets
 from common.report import plots
 
 COLUMNS = dict(micro_auc="micro AUC", macro_auc="macro AUC", ap="AP", eer="EER", rbdc="RBDC", tbdc="TBDC")

@@ -14,11 +14,11 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from common.container import Clock
 from common.io import atomic_write
+from common.readers.container import Clock
+from common.readers.video import select_frames
 from common.report.plots import ranges, scored_frames
 from common.report.ranking import boxes_at, picture
-from common.video import select_frames
 
 LIMIT = 12e6  # bytes of pictures in one page, over all videos
 MOST = 60  # key frames of a video
@@ -54,7 +54,7 @@ def key_frames(
 ) -> list[tuple[int, str]]:
     """Frames at equal distances, and the one of the highest score: (number, base64 JPEG), at most `limit` bytes.
 
-    frames: as common.video.select_frames takes them; boxes(frame number) -> [n, 6].
+    frames: as common.readers.video.select_frames takes them; boxes(frame number) -> [n, 6].
     """
     numbers, jpegs = {*np.linspace(0, count - 1, min(MOST, count)).round().astype(int).tolist(), peak}, []
     for t, frame in select_frames(frames, numbers if count else ()):

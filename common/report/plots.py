@@ -6,9 +6,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from common.container import Clock
 from common.io import UserError, atomic_write, opencv_path, printable
-from common.pictures import as_channels, write_image
+from common.readers.container import Clock
+from common.readers.pictures import as_channels, write_image
 
 BLUE, GREY = "#1f5fa8", "#9aa5b1"
 RED = "#d6453d"

@@ -6,11 +6,11 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from common.container import Clock
 from common.io import writing_table
-from common.pictures import as_channels, write_image
+from common.readers.container import Clock
+from common.readers.pictures import as_channels, write_image
+from common.readers.video import select_frames
 from common.report.plots import contact_sheet, draw_box, share_of
-from common.video import select_frames
 
 COLUMNS = "rank video start_frame end_frame start_seconds end_seconds peak_frame score thumbnail".split()
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from common.container import Clock
 from common.evaluation import ROWS, Evaluation
 from common.io import safe_filename
+from common.readers.container import Clock
 from common.report import page, plots, ranking
 
 

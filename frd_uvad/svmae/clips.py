@@ -9,7 +9,7 @@ from tqdm import tqdm
 from common.cache import VideoFiles
 from common.io import UserError, first_line, load_array
 from common.loader import take_rows
-from common.pictures import read_image, resize
+from common.readers.pictures import read_image, resize
 
 DEPTH_SIZE = 256  # side of MiDaS's input, px
 DEPTH_MEAN, DEPTH_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of its RGB input

@@ -11,8 +11,8 @@ from common.distributed import seed_everything
 from common.features.clip import ClipEncoder
 from common.features.data import CLIP_FRAMES, clips_of_frames
 from common.io import UserError
-from common.pictures import resize
-from common.video import Decoder
+from common.readers.pictures import resize
+from common.readers.video import Decoder
 from frd_uvad.svmae import model
 from frd_uvad.svmae.clips import WHOLE_FRAME, Depth, crop_clips
 

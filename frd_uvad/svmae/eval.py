@@ -12,12 +12,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from common import cli, evaluation, score_cache, smoothing
-from common.dataset import UsableVideos
 from common.features.data import FeatureVideo, frames_of_clips
 from common.features.folders import find_features
 from common.features.labels import add_label_flags
 from common.io import UserError, run_script, safe_filename, writable_folder
-from common.video import frames_and_clock, open_video
+from common.readers.dataset import UsableVideos
+from common.readers.video import frames_and_clock, open_video
 from frd_uvad.svmae import preprocess
 from frd_uvad.svmae.data import fingerprint
 

@@ -17,12 +17,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 from tqdm import tqdm
 
-from common import cli, datasets
+from common import cli
 from common.cache import VideoFiles
-from common.dataset import UsableVideos
 from common.features.prefetch import VideoPrefetcher
 from common.io import UserError, atomic_write, read_json, run_script, safe_filename, writable_folder, write_json
 from common.pool import cores
+from common.readers import datasets
+from common.readers.dataset import UsableVideos
 
 # torch is imported inside functions: --help answers at once.
 

@@ -15,11 +15,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from common import cli, datasets
+from common import cli
 from common.cache import FrameCache
-from common.dataset import UsableVideos
 from common.io import UserError, run_script
-from common.video import Decoder
+from common.readers import datasets
+from common.readers.dataset import UsableVideos
+from common.readers.video import Decoder
 from frd_uvad.svmae.preprocess import DEPTHS, PRESETS
 
 # torch is imported inside functions: --help answers at once, and decoding processes never load it.

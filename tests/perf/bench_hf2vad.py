@@ -9,13 +9,13 @@ import torch
 from common import training
 from common.cli import DataSource, given
 from common.distributed import seed_everything
+from common.flow.sources import PairFlow, make_dis
 from common.loader import Loader, epoch_order, prefetch
 from common.objects.cube_dataset import CubeDataset
-from common.objects.cubes import cubes_of_video, flow_of_video, motion_boxes, object_boxes
-from common.objects.flow import PairFlow
+from common.objects.cubes import cubes_of_video, motion_boxes, object_boxes
 from common.objects.pipeline import FLAGS
 from common.pool import cores
-from common.video import Decoder
+from common.readers.video import Decoder
 from hf2vad import preprocess, scoring
 from hf2vad.data import stage_data
 from hf2vad.train import SIZES, make_plan, train_one_epoch
@@ -110,7 +110,7 @@ def steps_of_preprocessing(ready, seconds, frames=60):
                 break
 
     line("decode", rate(decode, n, CPU, seconds), "frames/s")
-    flow_into = flow_of_video(pictures, video, s)
+    flow_into = PairFlow(pictures, make_dis())
     line("optical flow", rate(lambda: flow_into(range(n)), n, CPU, seconds), "frames/s")
     grey = [np.ascontiguousarray(p[:, :, 0]) for p in picked]
     none = np.zeros((0, 4), np.float32)
@@ -122,7 +122,7 @@ def steps_of_preprocessing(ready, seconds, frames=60):
 
     line("boxes (filter and motion)", rate(boxes, n, CPU, seconds), "frames/s")
     zero = np.zeros((*picked.shape[1:3], 2), np.float32)
-    still = PairFlow(picked, lambda pairs: [zero] * len(pairs))
+    still = PairFlow(picked, lambda previous, following: zero)
     cubes = sum(len(x) for x in cubes_of_video(picked, found, s, still))
 
     def cut():

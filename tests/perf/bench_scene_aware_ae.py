@@ -7,14 +7,15 @@ import time
 import numpy as np
 import torch
 
-from common import datasets, training
+from common import training
 from common.cli import DataSource
 from common.features.clip import RANDOM
 from common.features.prefetch import VideoPrefetcher
 from common.io import UserError
 from common.loader import DrawLoader
 from common.pool import cores
-from common.video import Decoder
+from common.readers import datasets
+from common.readers.video import Decoder
 from scene_aware_ae import preprocess, scoring
 from scene_aware_ae.data import Segments
 from scene_aware_ae.encoder import STAND_IN, EncoderOptions, make_encoder

@@ -15,9 +15,9 @@ from common.cli import DataSource, dataset_name
 from common.distributed import seed_everything
 from common.io import UserError
 from common.loader import Batch, prefetch
-from common.pictures import as_channels
+from common.readers.pictures import as_channels
+from common.readers.video import Decoder, open_video
 from common.report import plots
-from common.video import Decoder, open_video
 from sdmae import live, preprocess, scoring
 from sdmae.data import SAMPLE_OFFSETS, FrameDataset, network_input
 from sdmae.model import SDMAE, error_maps

@@ -14,9 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import cv2
 
 from common.cache import FrameCache
-from common.datasets import find
 from common.pool import cores, map_videos, tick
-from common.video import Decoder
+from common.readers.datasets import find
+from common.readers.video import Decoder
 
 
 def by_cv2(video):

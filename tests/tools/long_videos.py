@@ -20,8 +20,8 @@ import numpy as np
 from tqdm import tqdm
 
 from common.io import UserError, atomic_write, run_script
-from common.pictures import resize
-from common.video import Decoder, list_videos
+from common.readers.pictures import resize
+from common.readers.video import Decoder, list_videos
 
 FPS = 25.0
 

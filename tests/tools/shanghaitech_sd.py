@@ -11,8 +11,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from common.datasets import find
 from common.io import UserError, atomic_write, read_text, run_script
+from common.readers.datasets import find
 
 
 def build(split_list, source, out) -> int:

@@ -7,10 +7,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from common.dataset import Dataset, search
 from common.io import UserError, opencv_path, read_table, read_text, reading
-from common.pictures import read_grey
-from common.video import VIDEOS, Video, natural
+from common.readers.dataset import Dataset, search
+from common.readers.pictures import read_grey
+from common.readers.video import VIDEOS, Video, natural
 
 SCENE = r"scene ?_?\d+"  # the folder of a scene
 

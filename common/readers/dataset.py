@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from common.io import UserError, read_table, reading, writable_folder
-from common.video import Video
+from common.readers.video import Video
 
 # [(first, last)] frames, inclusive; or a function that returns 0 or 1 per frame, or pixel masks [T, H, W]
 Labels = list[tuple[int, int]] | Callable[[], np.ndarray]

@@ -1,6 +1,6 @@
 """The dataset that needs no download: three fixed cameras, people walking, and events that do not belong there.
 
-    python common/demo.py --out data/demo        # --dataset demo does it when it is first used
+    python common/readers/demo.py --out data/demo        # --dataset demo does it when it is first used
 
 Same files on every run of one OpenCV version. An ordinary folder layout: train/*.avi, test/*.avi, labels/<video>.npy,
 masks/<video>.npz, tracks/<video>.csv, events.csv (which event is where). Scenes: `plaza`, where people walk along two
@@ -13,7 +13,7 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import cv2
 import numpy as np

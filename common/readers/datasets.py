@@ -1,7 +1,7 @@
 """Where videos and labels are: one small reader per dataset, all returning the same record.
 
 data = find("ped2", "data")          # any layout in circulation, found under data/
-data.train, data.test                # lists of common.video.Video
+data.train, data.test                # lists of common.readers.video.Video
 data.labels(video, frames)           # uint8 [T], 1 = abnormal, or None where the dataset has none
 data.masks(video)                    # bool [T, H, W] or None
 data.tracks(video)                   # float32 [n, 6]: id, frame, x1, y1, x2, y2 (inclusive pixels) or None
@@ -14,10 +14,18 @@ from functools import partial
 from pathlib import Path
 from types import ModuleType
 
-from common.dataset import Dataset, normalized_name, search
 from common.io import UserError, load_array, load_arrays
-from common.labels import csv_ranges, frame_labels, mat_ranges, matlab_ranges, packed_masks, read_masks, read_tracks
-from common.video import Video, list_videos, natural
+from common.readers.dataset import Dataset, normalized_name, search
+from common.readers.labels import (
+    csv_ranges,
+    frame_labels,
+    mat_ranges,
+    matlab_ranges,
+    packed_masks,
+    read_masks,
+    read_tracks,
+)
+from common.readers.video import Video, list_videos, natural
 
 ALIASES = {
     "ped1": ("ped1", "ucsdped1"),
@@ -78,14 +86,14 @@ def find(name: str, data_root="data", labels=None) -> Dataset:
 
 
 def optional_module(name: str) -> ModuleType:
-    """common/demo.py or common/ubnormal.py, which a copy of a method may leave out. Raises UserError."""
+    """common/readers/demo.py or ubnormal.py, which a copy of a method may leave out. Raises UserError."""
     try:
-        return importlib.import_module(f"common.{name}")
+        return importlib.import_module(f"common.readers.{name}")
     except ModuleNotFoundError as e:
-        if e.name != f"common.{name}":
+        if e.name != f"common.readers.{name}":
             raise
         advice = "copy that file too, or choose another --dataset"
-        raise UserError(f"the {name} dataset needs common/{name}.py, which is not here: {advice}") from None
+        raise UserError(f"the {name} dataset needs common/readers/{name}.py, which is not here: {advice}") from None
 
 
 def use_labels(data: Dataset, path: Path) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from common.io import UserError, load_array, load_arrays, read_table, read_text, reading
-from common.pictures import read_grey
-from common.video import Video, frame_files, list_frames
+from common.readers.pictures import read_grey
+from common.readers.video import Video, frame_files, list_frames
 
 Ranges = dict[str, list[tuple[int, int]]]  # video name -> [(first, last)] abnormal frames, from 0, inclusive
 

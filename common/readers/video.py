@@ -11,9 +11,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from common.container import COUNTED, PATIENCE, Clock, Container, claimed_frames, open_capture, read_container
 from common.io import UserError, opencv_path, stamp
-from common.pictures import as_channels, eight_bits, read_image
+from common.readers.container import COUNTED, PATIENCE, Clock, Container, claimed_frames, open_capture, read_container
+from common.readers.pictures import as_channels, eight_bits, read_image
 
 IMAGES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp"}
 VIDEOS = set(

@@ -1,0 +1,1 @@
+"""Optical flow between consecutive frames: OpenCV's DIS, RAFT, or from files."""

@@ -1,0 +1,1 @@
+"""Videos and what is known of them: where they lie, their frames, labels, masks and tracks."""
