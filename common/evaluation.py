@@ -465,7 +465,7 @@ def remarks(result: dict, others: dict) -> list[str]:
     if best and "micro_auc" in result:
         gap = 100 * (result["micro_auc"] - best[0])
         out.append(
-            f"micro AUC is {abs(gap):.2f} points {'above' if gap >= 0 else 'BELOW'} the better trivial baseline "
+            f"micro AUC is {abs(gap):.2f} points {'above' if gap >= 0 else 'BELOW'} the best trivial baseline "
             f"({best[1]})"
         )
     if result.get("auc_per_event"):

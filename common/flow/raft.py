@@ -5,8 +5,8 @@ for flow in video_flow(net, frames, scale=2):         # frames uint8 [T, H, W, C
     ...
 
 torchvision's forward() encodes both frames of every pair and brings the flow of every update to full size. Here every
-frame is encoded once, only the last flow is enlarged, and the correlation volume is written once: the same flow, in
-half of the time (NOTES.md of hf2vad).
+frame is encoded once, only the last flow is enlarged, and the correlation volume is written once: the same flow, 1.3
+to 1.4 times as fast on a CPU.
 """
 
 import re
