@@ -86,12 +86,17 @@ def mask_probability(difference, near, space=0.5, time=0.5, floor=0.1):
     return p / p.sum(1, keepdim=True)
 
 
+def masked_tokens(ratio, tokens):
+    """How many of a clip's tokens a mask hides: at least one of them stays visible."""
+    return min(round(ratio * tokens), tokens - 1)
+
+
 def draw_mask(probability, ratio, noise):
-    """Draw round(ratio · L) tokens, at most L - 1, without replacement by their probability: Gumbel top-k.
+    """Draw masked_tokens(ratio, L) tokens without replacement by their probability: Gumbel top-k.
 
     noise uniform in [0, 1), [N, L]. -> bool [N, L], True: masked; the same number in every sample.
     """
-    count = min(round(ratio * probability.shape[1]), probability.shape[1] - 1)
+    count = masked_tokens(ratio, probability.shape[1])
     gumbel = -torch.log(-torch.log(noise.clamp(1e-7, 1 - 1e-7)))
     chosen = (probability.log() + gumbel).topk(count, dim=1).indices
     return torch.zeros_like(noise, dtype=torch.bool).scatter_(1, chosen, True)
@@ -209,13 +214,14 @@ class SVMAE(nn.Module):
         nn.init.xavier_uniform_(weight.data.view(len(weight), -1))
         nn.init.normal_(self.mask_token, std=0.02)
 
-    def forward(self, tokens, mask):
-        """tokens [N, L, 3, 512] in [0, 1]; mask bool [N, L], with the same number of True in every sample.
+    def forward(self, tokens, mask, masked=None):
+        """tokens [N, L, 3, 512] in [0, 1]; mask bool [N, L], with the same number of True in every sample: `masked`, or
+        None to count them, which waits for a GPU.
 
         -> predicted values [N, M, 3, 512] of the masked tokens (normalised cubes, see target), places int64 [N, M].
         """
         order = mask.to(torch.uint8).argsort(dim=1, stable=True)
-        seen = mask.shape[1] - int(mask[0].sum())
+        seen = mask.shape[1] - (int(mask[0].sum()) if masked is None else masked)
         visible, hidden = order[:, :seen], order[:, seen:]
         x = self.encoder_to_decoder(self.encoder(take(tokens, visible), visible)) + self.position[visible]
         x = torch.cat([x, (self.mask_token + self.position[hidden]).to(x.dtype)], dim=1)

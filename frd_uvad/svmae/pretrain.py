@@ -230,8 +230,10 @@ def losses(net, tokens, near, mask, plan, run) -> dict:
     """{name: mean loss over this rank's masked tokens}"""
     from frd_uvad.svmae import model
 
+    slices = net.grid[0] if plan.masking == "tube" else 1  # a tube hides the same places at all times
+    masked = slices * model.masked_tokens(plan.mask_ratio, net.tokens // slices)
     with run.autocast():
-        prediction, hidden = net(tokens, mask)
+        prediction, hidden = net(tokens, mask, masked)
     weights = model.perspective_weights(near) if plan.loss == "perspective" else None
     return {"loss": model.reconstruction_loss(prediction, tokens, hidden, weights)}
 
