@@ -119,9 +119,13 @@ def packaged_file(model: str) -> Path | None:
 
 def check_description(trained: dict, now: dict, advice: str) -> None:
     """Refuse features that a checkpoint was not trained on (UserError). trained, now: an encoder's describe(), with or
-    without the `flag` that named it; files may have another place."""
-    for key in ("weights", *(set(trained) - {"encoder", "flag"})):
-        if trained.get(key) != now.get(key):
+    without the flags that named it; files may have another place."""
+    parts, others = trained.get("parts", []), now.get("parts", [])
+    if len(parts) == len(others):
+        for part, other in zip(parts, others):
+            check_description(part, other, advice)
+    for key in ("weights", *sorted(set(trained) - {"encoder", "parts"})):
+        if not key.endswith("flag") and trained.get(key) != now.get(key):
             was = f"features of {trained.get('encoder')} with {key} {trained.get(key)}"
             these = f"these are of {now.get('encoder')} with {now.get(key)}"
             raise UserError(f"the checkpoint was trained on {was}, {these}: {advice}")
