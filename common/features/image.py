@@ -20,6 +20,7 @@ from common.training import load_checkpoint, load_weights, weights_hash
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # OpenAI's, of RGB in [0, 1]
 HALF = (0.5, 0.5, 0.5)
 STRIDE = 32  # sides of an input that keeps a frame's shape are multiples of it
+CPU_FRAMES = 4  # that a convolutional network sees at once on a CPU
 HEADS = ("classifier", "head", "heads", "fc")  # of torchvision's networks
 
 
@@ -190,6 +191,8 @@ class ImageEncoder:
         for module in self.net.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.float()  # variances span more than half precision holds
+        # large activations are allocated anew by the operating system, page by page
+        self.at_once = CPU_FRAMES if run.device.type == "cpu" and self.input.any_size else None
         self.width = self.encode(np.zeros((1, *self.size, 3), np.uint8)).shape[1]
 
     def view_size(self, height: int, width: int, border: float = 1.0) -> tuple[tuple, tuple]:
@@ -215,6 +218,10 @@ class ImageEncoder:
     @torch.inference_mode()
     def encode(self, frames: np.ndarray) -> torch.Tensor:
         """uint8 [n, S, S, 1 or 3] BGR -> features float32 [n, width] on the device."""
+        parts = range(0, len(frames), self.at_once or max(1, len(frames)))
+        return torch.cat([self.encode_part(frames[i : i + parts.step]) for i in parts])
+
+    def encode_part(self, frames: np.ndarray) -> torch.Tensor:
         x = torch.from_numpy(np.ascontiguousarray(frames))
         if self.run.device.type == "cuda":
             x = x.pin_memory().to(self.run.device, non_blocking=True)
