@@ -415,7 +415,11 @@ def test_scene_aware_ae_with_an_image_network(files, tmp_path):
         [
             ("scene_aware_ae/eval.py", (*scored, "--encoder", f"timm:{SMALL}:{other}"), ("weights", "--encoder")),
             ("scene_aware_ae/eval.py", (*scored, "--preprocess", "clip"), ("preprocess whole",)),
-            ("scene_aware_ae/eval.py", (*scored, "--encoder", "stand-in:autoencoder", "--stand-in-steps", "5"), (f"timm:{SMALL}",)),
+            (
+                "scene_aware_ae/eval.py",
+                (*scored, "--encoder", "stand-in:autoencoder", "--stand-in-steps", "5"),
+                (f"timm:{SMALL}",),
+            ),
         ]
     )
 
