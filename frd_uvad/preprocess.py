@@ -47,6 +47,7 @@ SYNONYMS = {  # flags of the published command line
 }
 STAND_IN = EncoderSpec("stand-in", "statistics")  # of motion and appearance; no network
 KINDS = (*IMAGE_KINDS, "svmae", "files", str(STAND_IN))
+PARTS = 256  # 16 of a feature, with 16 heads each, as model.py cuts it
 PREPROCESS = ("clip", "whole")  # of image networks
 
 
@@ -167,6 +168,15 @@ def make_encoder(options: FeatureOptions, run, trained: dict | None = None):
     return encoder
 
 
+def check_width(width: int) -> None:
+    """Refuse features that the model cannot cut into its parts (UserError)."""
+    if width % PARTS:
+        raise UserError(
+            f"features of width {width} do not fit: the model cuts them into 16 parts for 16 heads, so it must be a "
+            f"multiple of {PARTS}; several encoders joined by + have the sum of their widths"
+        )
+
+
 def features_of_video(video, options: FeatureOptions, run, trained: dict | None = None) -> tuple[np.ndarray, int]:
     """Features of your own video [clips, crops, width], and its number of frames. trained: see make_encoder. Raises
     UserError."""
@@ -223,6 +233,8 @@ def prepare(
     options = options.trained_as(trained)
     with run.main_first():
         encoder = make_encoder(options, run, trained)  # a wrong file is refused before any work
+    check_width(encoder.width)
+    with run.main_first():
         data = datasets.find(source.dataset, source.data_root, source.labels)
     files = files_of(data.cache_folder(source.cache), options, encoder)
     all_videos = [v for split in splits for v in getattr(data, split)]

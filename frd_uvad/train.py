@@ -241,11 +241,7 @@ def train(
     from frd_uvad import scoring
     from frd_uvad.data import AnomalyBank, Windows
 
-    if data.width % (16 * HEADS):
-        raise UserError(
-            f"features of width {data.width} do not fit: the model cuts them into 16 parts for {HEADS} heads, so it "
-            f"must be a multiple of {16 * HEADS}"
-        )
+    preprocess.check_width(data.width)
     out = run.open_output_dir(out)
     videos = data.train + data.test
     windows = Windows(videos, plan.cross_clip, run)

@@ -307,7 +307,7 @@ def test_encoders_side_by_side(files, run, tmp_path, crops):
 
 
 def test_frd_uvad_from_videos_to_scores(files, tmp_path):
-    """mobilenet's 288 · 2 is no multiple of 256, so statistics stand beside resnet18's 512 · 2."""
+    """A network with the stand-in beside it. One whose width does not fit is refused before any work."""
     from torchvision.models import get_model
 
     torch.manual_seed(0)
@@ -333,6 +333,11 @@ def test_frd_uvad_from_videos_to_scores(files, tmp_path):
     refused(
         script("frd_uvad/train.py", *data, *small, "--out", tmp_path / "run", check=False), "model_args", "--no-resume"
     )
+    odd = tmp_path / "m.pth"
+    torch.save(get_model("mobilenet_v3_small").state_dict(), odd)
+    done = script("frd_uvad/train.py", *data, "--encoder", f"torchvision:mobilenet_v3_small:{odd}", *small, check=False)
+    refused(done, "width 1152", "multiple of 256")
+    assert "encoding" not in done.stdout
     all_refused(
         [
             (*scored[:1], (*scored[1:], *more), words)

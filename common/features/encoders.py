@@ -79,7 +79,7 @@ def parse_encoder(text: str, kinds: Collection[str], flag: str = "--encoder") ->
 def check_model(spec: EncoderSpec, flag: str = "--encoder") -> None:
     """Refuse a model that its library does not have, and files that are missing, before any work (UserError)."""
     if spec.kind in ("svmae", "files") and not Path(spec.model).exists() and spec.model != RANDOM:
-        raise UserError(f"{flag} {spec}: {spec.model} does not exist")
+        raise UserError(f"{flag} {spec}: {spec.model} does not exist: give {flag} with its place")
     if spec.kind not in IMAGE_KINDS:
         return
     if spec.kind == "clip":
@@ -105,7 +105,7 @@ def check_model(spec: EncoderSpec, flag: str = "--encoder") -> None:
         raise UserError(f'{flag} {spec}: {is_missing}; {advice}its list: python -c "{listing}"')
     has_suffix = spec.weights and Path(spec.weights).suffix in (".pt", ".pth", ".bin", ".safetensors", ".ckpt", ".pkl")
     if has_suffix and not Path(spec.weights).is_file():
-        raise UserError(f"{flag} {spec}: the file {spec.weights} does not exist")
+        raise UserError(f"{flag} {spec}: the file {spec.weights} does not exist: give {flag} with its place")
 
 
 def packaged_file(model: str) -> Path | None:
