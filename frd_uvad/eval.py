@@ -170,9 +170,9 @@ def check_width(net, checkpoint, width, what):
         raise UserError(f"checkpoint {checkpoint} is for features of width {expected}, {what} have {width}")
 
 
-def score_own_video(video, checkpoint, *, out, run, options, loaded=None):
-    """scores.csv, curve.png, overlay.mp4 and report.html of one video. video: readers.video.Video; out: folder for
-    it."""
+def score_own_video(video, checkpoint, *, out, run, options, features=None, loaded=None):
+    """scores.csv, curve.png, overlay.mp4 and report.html of one video. video: readers.video.Video; out: folder for it;
+    features: preprocess.FeatureOptions, where they differ from how the checkpoint was trained."""
     from frd_uvad import scoring
 
     net, state = loaded or scoring.load_model(checkpoint)
@@ -181,7 +181,8 @@ def score_own_video(video, checkpoint, *, out, run, options, loaded=None):
             f"{checkpoint} was trained on features made elsewhere: make those of {video.path} in the same way, and "
             "score them with --features"
         )
-    features, frames = preprocess.features_of_video(video, preprocess.FeatureOptions(**state["features"]), run)
+    features = (features or preprocess.FeatureOptions()).trained_as(state["features"])
+    features, frames = preprocess.features_of_video(video, features, run, state["features"])
     check_width(net, checkpoint, features.shape[2], f"those of {video.path}")
     out = writable_folder(out / safe_filename(video.name))
     if not run.is_main:
@@ -210,11 +211,12 @@ def main(argv=None):
     with Run(args.device, args.precision) as run:
         loaded = scoring.load_model(checkpoint)  # a wrong file is refused before any work
         how = dict(run=run, options=cli.ScoreOptions.from_args(args), loaded=loaded)
+        features = preprocess.FeatureOptions.from_args(args)
         if args.video:
-            score_own_video(open_video(args.video), checkpoint, out=args.out or checkpoint.parent / "video", **how)
+            video, out = open_video(args.video), args.out or checkpoint.parent / "video"
+            score_own_video(video, checkpoint, out=out, features=features, **how)
         else:
-            source, options = cli.DataSource.from_args(args), preprocess.FeatureOptions.from_args(args)
-            data = preprocess.prepare(source, run, options)
+            data = preprocess.prepare(cli.DataSource.from_args(args), run, features, trained=loaded[1].get("features"))
             evaluate(data, checkpoint, out=args.out or checkpoint.parent, shard=args.shard, **how)
 
 

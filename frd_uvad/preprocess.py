@@ -1,34 +1,40 @@
 """Videos -> features of clips of 16 frames, an .npy [clips, crops, width] per video. train.py and eval.py run it if
 they are missing.
 
-python frd_uvad/preprocess.py --dataset folder --data-root my_videos --backbone s3d         # torchvision's own weights
-python frd_uvad/preprocess.py --dataset ped2 --backbone r3d_18:r3d_18.pth --crops 10
+python frd_uvad/preprocess.py --dataset ped2 --encoder timm:tf_efficientnet_lite0 --crops 10
+python frd_uvad/preprocess.py --dataset folder --data-root my_videos --encoder torchvision:s3d:s3d.pth
 python frd_uvad/preprocess.py --dataset demo                                       # statistics: no network, no download
 """
 
 import argparse
-import itertools
+import hashlib
 import sys
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import cv2
 import numpy as np
-from tqdm import tqdm
 
 from common import cli
-from common.cache import VideoFiles
-from common.features.data import CLIP_FRAMES, FeatureData, FeatureVideo, clips_of_frames
+from common.features.data import FeatureData, FeatureVideo, clips_of_frames
+from common.features.encoders import (
+    IMAGE_KINDS,
+    EncoderSpec,
+    check_description,
+    describe_forms,
+    parse_encoders,
+)
 from common.features.folders import canonical_features, find_features
 from common.features.labels import add_label_flags
+from common.features.prefetch import VideoPrefetcher
 from common.io import UserError, run_script
-from common.pool import map_videos, tick
+from common.pool import tick
 from common.readers import datasets
 from common.readers.dataset import UsableVideos, report_skipped
-from common.readers.video import Decoder, print_warnings
+from common.readers.video import Decoder, Video, print_warnings
+from frd_uvad.clip_files import ClipFiles
+from frd_uvad.stand_in import Statistics
 
 # torch is imported inside functions: --help answers at once, and decoding processes never load it.
 
@@ -39,29 +45,59 @@ SYNONYMS = {  # flags of the published command line
     "--max_seqlen": "--batch-size",
     "--batchsize": "--batch-size",
 }
-STAND_IN = "statistics"  # of motion and appearance; no network
-ENCODED_AT_ONCE = 8  # views
+STAND_IN = EncoderSpec("stand-in", "statistics")  # of motion and appearance; no network
+KINDS = (*IMAGE_KINDS, "svmae", "files", str(STAND_IN))
+PARTS = 256  # 16 of a feature, with 16 heads each, as model.py cuts it
+PREPROCESS = ("clip", "whole")  # of image networks
 
 
 @dataclass
 class FeatureOptions:
     """Where features come from. features: a folder of features made elsewhere, with order and segments as in
-    find_features; else they are made by `backbone`."""
+    find_features; else they are made by `encoders`, side by side, or as a checkpoint was trained (None)."""
 
     features: Path | None = None
     order: Path | None = None
     segments: bool = False
-    backbone: str = STAND_IN
-    weights: str = "DEFAULT"  # torchvision's name of them, or a file
-    crops: int = 1  # views of each clip
+    encoders: list[EncoderSpec] | None = None
+    crops: int | None = None  # views of each clip: 1 or 10
+    preprocess: str | None = None
 
     @classmethod
     def from_args(cls, args) -> "FeatureOptions":
-        backbone, _, weights = args.backbone.partition(":")
-        return cls(args.features, args.order, args.segments, backbone, weights or cls.weights, args.crops)
+        """Raises UserError for an encoder that is not known."""
+        specs = parse_specs(args.encoder) if args.encoder else args.backbone and [spec_of_backbone(args.backbone)]
+        features = args.features
+        if any(spec.kind == "files" for spec in specs or ()):
+            if len(specs) > 1 or features:
+                raise UserError(f"--encoder {args.encoder}: files cannot be joined with other features")
+            features, specs = Path(specs[0].model), None
+        return cls(features, args.order, args.segments, specs or None, args.crops, args.preprocess)
 
-    def describe(self) -> dict:
-        return {"backbone": self.backbone, "weights": str(self.weights), "crops": self.crops}
+    def trained_as(self, features: dict | None) -> "FeatureOptions":
+        """These options, where they leave it open as the features of a checkpoint were made, else the defaults."""
+        features = features or {}
+        if "backbone" in features:  # of an older version
+            backbone, weights = features["backbone"], features["weights"]
+            trained = [spec_of_backbone(backbone if weights == "DEFAULT" else f"{backbone}:{weights}")]
+        else:
+            trained = parse_specs(features["flag"]) if "flag" in features else [STAND_IN]
+        how = (self.crops or features.get("crops", 1), self.preprocess or features.get("preprocess_flag"))
+        return FeatureOptions(self.features, self.order, self.segments, self.encoders or trained, *how)
+
+    def flags(self) -> dict:
+        """What names these encoders again, kept with a checkpoint beside what the features depend on."""
+        return {"flag": "+".join(map(str, self.encoders)), "preprocess_flag": self.preprocess}
+
+
+def parse_specs(text: str) -> list[EncoderSpec]:
+    return parse_encoders(str(STAND_IN) if text == STAND_IN.model else text, KINDS)
+
+
+def spec_of_backbone(text: str) -> EncoderSpec:
+    """The encoder that older command lines call --backbone NAME[:WEIGHTS]."""
+    name, _, weights = text.partition(":")
+    return STAND_IN if name == STAND_IN.model else EncoderSpec("torchvision", name, weights or None)
 
 
 def add_data_flags(parser):
@@ -75,15 +111,18 @@ def add_data_flags(parser):
     )
     add_label_flags(group)
     group.add_argument(
-        "--backbone",
-        default=STAND_IN,
-        metavar="NAME[:WEIGHTS]",
-        help=f"{STAND_IN} (motion and appearance per clip, a stand-in) or a torchvision video network: s3d, r3d_18, "
-        "mc3_18, r2plus1d_18, mvit_v1_b, mvit_v2_s, swin3d_t, swin3d_s, swin3d_b; WEIGHTS: a local file, or "
-        "torchvision's name of other weights than its default (default: %(default)s)",
+        "--encoder",
+        help=f"what makes features of videos: {describe_forms(KINDS)}; several joined by + stand side by side; image "
+        "networks give mean and deviation over a clip's frames (default: as the checkpoint was trained, else "
+        f"{STAND_IN}, which needs no download)",
     )
+    group.add_argument("--backbone", help=argparse.SUPPRESS)  # of older command lines: NAME[:WEIGHTS]
+    group.add_argument("--crops", type=int, choices=[1, 10], help="views of each clip (default: 1)")
     group.add_argument(
-        "--crops", type=int, choices=[1, 10], default=1, help="views of each clip (default: %(default)s)"
+        "--preprocess",
+        choices=PREPROCESS,
+        help="what image networks see, clip: as they are trained, the shorter side and the centre; whole: the whole "
+        "frame (default: clip for clip:, else whole)",
     )
     # flags of the published command line that say what the features are
     group.add_argument(
@@ -115,96 +154,75 @@ class ClipReader:
         return {**sizes, "frames": self.frames, "warnings": self.decoder.warnings}
 
 
-def handcrafted_features(clip: np.ndarray, grid: int = 16) -> np.ndarray:
-    """The stand-in for a backbone: on a grid, mean and deviation of grey levels, mean and largest difference of
-    consecutive frames. uint8 [T, H, W, C] -> float32 [1, 4 · grid²]"""
-    side = 4 * grid
-    grey = [cv2.cvtColor(f, cv2.COLOR_BGR2GRAY) if f.shape[2] == 3 else f[:, :, 0] for f in clip]
-    grey = np.stack([cv2.resize(f, (side, side), interpolation=cv2.INTER_AREA) for f in grey]).astype(np.float32) / 255
-    change = np.abs(np.diff(grey, axis=0))
+def make_encoder(options: FeatureOptions, run, trained: dict | None = None):
+    """-> encoders.ClipEncoder, or the stand-in, which needs no torch. trained: features of a checkpoint, with which
+    it must agree (UserError)."""
+    if options.encoders == [STAND_IN]:
+        encoder = Statistics()
+    else:
+        from frd_uvad.encoders import make_encoder as make
 
-    def cells(x):
-        return x.reshape(grid, 4, grid, 4)
-
-    parts = [
-        cells(grey.mean(0)).mean((1, 3)),
-        4 * cells(grey.std(0)).mean((1, 3)),
-        10 * cells(change.mean(0)).mean((1, 3)),
-        4 * cells(change.max(0)).max((1, 3)),
-    ]
-    return np.concatenate([p.reshape(-1) for p in parts])[None]
+        encoder = make(options.encoders, options.crops, run, preprocess=options.preprocess)
+    if trained and "backbone" not in trained:  # older versions did not name weights
+        check_description(trained, encoder.describe(), f"give the same features as with --encoder {trained['flag']}")
+    return encoder
 
 
-def encode_handcrafted(clips) -> np.ndarray:
-    """The same interface as Backbone.encode."""
-    return np.stack([handcrafted_features(c) for c in clips])
+def check_width(width: int) -> None:
+    """Refuse features that the model cannot cut into its parts (UserError)."""
+    if width % PARTS:
+        raise UserError(
+            f"features of width {width} do not fit: the model cuts them into 16 parts for 16 heads, so it must be a "
+            f"multiple of {PARTS}; several encoders joined by + have the sum of their widths"
+        )
 
 
-def make_encoder(options: FeatureOptions, run):
-    """-> encode(list of clips uint8 [CLIP_FRAMES, H, W, C]) -> float32 [n, crops, width]"""
-    if options.backbone == STAND_IN:
-        return encode_handcrafted
-    from frd_uvad.backbone import Backbone
-
-    return Backbone(options.backbone, options.weights, options.crops, run).encode
-
-
-def encode_in_batches(clips, encode, batch_size, progress=lambda frames: None):
-    """Yield features float16 [n, crops, width] of at most batch_size clips."""
-    clips = iter(clips)
-    while batch := list(itertools.islice(clips, batch_size)):
-        yield encode(batch).astype(np.float16)
-        progress(len(batch) * CLIP_FRAMES)
-
-
-def features_of_video(video, options: FeatureOptions, run) -> tuple[np.ndarray, int]:
-    """Features of your own video [clips, crops, width], and its number of frames. Raises UserError."""
-    clips = ClipReader(Decoder(video))
-    encode = make_encoder(options, run)
-    parts = list(encode_in_batches(clips, encode, max(1, ENCODED_AT_ONCE // options.crops)))
-    print_warnings(video, clips.decoder.warnings)
-    return np.concatenate(parts), clips.frames
-
-
-class ClipFiles(VideoFiles):
-    """Clip features. info(video): {"source", "clips", "crops", "width", "frames", "warnings"}."""
-
-    what = "clip features"
-
-    def __init__(self, folder, options: FeatureOptions):
-        super().__init__(folder)
-        self.options, self.action = options, f"encoding with {options.backbone}"
-
-    def make(self, videos, workers, show, *, encoder):
-        """encoder: a function that makes the encoder, where one is needed."""
-        total, failed = sum(v.expected_frames() for v in videos), {}
-        if self.options.backbone == STAND_IN:
-            jobs = [(self, v) for v in videos]
-            _, errors = map_videos(_write_handcrafted, jobs, workers=workers, total=total, label="features", show=show)
-            return {videos[i].key: why for i, why in errors}
-        encode = encoder()
-        with tqdm(
-            total=total, desc="features", unit="frame", dynamic_ncols=True, mininterval=2, disable=not show
-        ) as bar:
-            for v in videos:
-                try:
-                    self.write_features(v, encode, max(1, ENCODED_AT_ONCE // self.options.crops), bar.update)
-                except UserError as e:
-                    failed[v.key] = str(e)
-        return failed
-
-    def write_features(self, video, encode, batch_size, progress=lambda frames: None):
+def features_of_video(video, options: FeatureOptions, run, trained: dict | None = None) -> tuple[np.ndarray, int]:
+    """Features of your own video [clips, crops, width], and its number of frames. trained: see make_encoder. Raises
+    UserError."""
+    encoder = make_encoder(options, run, trained)
+    if isinstance(encoder, Statistics):
         clips = ClipReader(Decoder(video))
-        self.write(video, encode_in_batches(clips, encode, batch_size, progress), clips.describe)
+        parts = [encoder.encode([clip]).astype(np.float16) for clip in clips]
+        frames, warnings = clips.frames, clips.decoder.warnings
+    else:
+        frames = 0
+        for _, decoding in VideoPrefetcher([video], encoder.preprocess_frame, 1):
+            counted = []
+            parts = list(encoder.encode_video(video, decoding, Path(), tick=counted.append))
+            frames, warnings = sum(counted), decoding.decoder.warnings
+    print_warnings(video, warnings)
+    return np.concatenate(parts), frames
 
 
-def _write_handcrafted(job):
+class StatisticsFiles(ClipFiles):
+    """Clip features of the stand-in, each video in a process that loads no torch."""
+
+    def make(self, videos, workers, show, *, encoder, clips_at_once=None):
+        return self.run_jobs(_write_statistics, videos, Video.expected_frames, workers, "features", show)
+
+
+def _write_statistics(job):
     files, video = job
-    files.write_features(video, encode_handcrafted, ENCODED_AT_ONCE)
+    clips = ClipReader(Decoder(video))
+    files.write(video, (Statistics().encode([clip]).astype(np.float16) for clip in clips), clips.describe)
 
 
-def prepare(source: cli.DataSource, run, options: FeatureOptions, splits=("train", "test")) -> FeatureData:
-    """Features made elsewhere are read; those of videos are made where they are missing. Raises UserError."""
+def files_of(folder: Path, options: FeatureOptions, encoder) -> ClipFiles:
+    """The stand-in's folder is called as in older versions; others by what their features depend on."""
+    if isinstance(encoder, Statistics):
+        return StatisticsFiles(folder / f"clips-{STAND_IN.model}-{options.crops}", f"encoding with {STAND_IN}")
+    key = hashlib.sha256(repr(sorted(encoder.describe().items())).encode(errors="backslashreplace")).hexdigest()[:10]
+    names = "+".join(spec.model if spec.kind in IMAGE_KINDS else spec.kind for spec in options.encoders)
+    name = "".join(c if c.isalnum() or c in "-+._" else "_" for c in names)[:60]
+    return ClipFiles(folder / f"clips-{name}-{options.crops}-{key}", f"encoding with {encoder.describe()['encoder']}")
+
+
+def prepare(
+    source: cli.DataSource, run, options: FeatureOptions, splits=("train", "test"), trained: dict | None = None
+) -> FeatureData:
+    """Features made elsewhere are read; those of videos are made where they are missing. trained: features of the
+    checkpoint that will score them. Raises UserError."""
     name = canonical_features(source.dataset)
     if options.features or name in ("ucfcrime", "xdviolence", "features"):
         folders = (source.data_root / source.dataset, source.data_root)
@@ -212,14 +230,15 @@ def prepare(source: cli.DataSource, run, options: FeatureOptions, splits=("train
         return find_features(name or source.dataset, root, source.labels, options.order, options.segments)
     if options.order or options.segments:
         raise UserError("--order and --segments are for --features: names and frames of videos are known")
+    options = options.trained_as(trained)
+    with run.main_first():
+        encoder = make_encoder(options, run, trained)  # a wrong file is refused before any work
+    check_width(encoder.width)
     with run.main_first():
         data = datasets.find(source.dataset, source.data_root, source.labels)
-    weights = "" if options.backbone == STAND_IN else "-" + Path(str(options.weights)).stem
-    folder = data.cache_folder(source.cache) / f"clips-{options.backbone}-{options.crops}{weights}"
-    files, all_videos = ClipFiles(folder, options), [v for split in splits for v in getattr(data, split)]
-    videos, failed = files.prepare(
-        all_videos, run, workers=source.workers, shard=source.shard, encoder=partial(make_encoder, options, run)
-    )
+    files = files_of(data.cache_folder(source.cache), options, encoder)
+    all_videos = [v for split in splits for v in getattr(data, split)]
+    videos, failed = files.prepare(all_videos, run, workers=source.workers, shard=source.shard, encoder=encoder)
     dataset = UsableVideos(data, videos, failed)
     train, test = (
         [FeatureVideo(v.name, v.split, [files.array(v)], path=v.path) for v in videos]
@@ -230,7 +249,7 @@ def prepare(source: cli.DataSource, run, options: FeatureOptions, splits=("train
         data.root,
         train,
         test,
-        settings=options.describe(),
+        settings={**encoder.describe(), **options.flags()},
         skipped=dataset.skipped,
         dataset=data,
         videos={(v.split, v.name): v for v in videos},

@@ -2,7 +2,7 @@
 missing.
 
     python frd_uvad/train.py --dataset demo                                     # stand-in features, no download
-    python frd_uvad/train.py --dataset folder --data-root my_videos --backbone s3d --rounds 2
+    python frd_uvad/train.py --dataset folder --data-root my_videos --encoder timm:tf_efficientnet_lite0
     python frd_uvad/train.py --dataset_name ucfcrime --feature_pretrain_model i3d --feature_modal rgb --cross_clip 4 \\
         --lab False --lab_type wlab --beta 0.1 --delta 0.5 --Vitblock_num 8 --max_seqlen 320 --max_epoch 5 \\
         --Lambda 1_1_1
@@ -241,11 +241,7 @@ def train(
     from frd_uvad import scoring
     from frd_uvad.data import AnomalyBank, Windows
 
-    if data.width % (16 * HEADS):
-        raise UserError(
-            f"features of width {data.width} do not fit: the model cuts them into 16 parts for {HEADS} heads, so it "
-            f"must be a multiple of {16 * HEADS}"
-        )
+    preprocess.check_width(data.width)
     out = run.open_output_dir(out)
     videos = data.train + data.test
     windows = Windows(videos, plan.cross_clip, run)
@@ -260,6 +256,8 @@ def train(
         "auxiliary": auxiliary.split(":")[0],
         **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(plan).items() if k != "epochs"},
     }
+    if data.settings and data.settings["flag"] != str(preprocess.STAND_IN):  # which runs of older versions do not name
+        identity["features"] = {k: v for k, v in data.settings.items() if not k.endswith("flag")}
     where = "on the device" if windows.features is not None else "read from disk"
     run.print(
         f"{title}: {len(videos)} videos, {len(windows)} windows of {plan.cross_clip} clips, {data.crops} crops of "

@@ -1,6 +1,6 @@
-"""Which frozen encoder makes the frame features: CLIP through open_clip, features made elsewhere, or a stand-in.
+"""Which frozen encoder makes the frame features: a network of images, features made elsewhere, or a stand-in.
 
-encoder = make_encoder(EncoderOptions("ViT-L-14-quickgelu", "openai"), dataset, "cache", run)
+encoder = make_encoder(EncoderOptions(EncoderSpec("clip", "ViT-L-14-quickgelu")), dataset, "cache", run)
 encoder.encode(frames)        # uint8 [n, H, W, 3 or 1] of encoder.size -> float32 [n, encoder.width]
 """
 
@@ -10,25 +10,34 @@ from pathlib import Path
 
 import numpy as np
 
+from common.features.encoders import (
+    IMAGE_KINDS,
+    RANDOM,
+    EncoderSpec,
+    check_description,
+    check_model,
+    parse_encoder,
+)
 from common.io import UserError, first_line, load_array, read_json, safe_filename, stamp
 
-# torch and open_clip are imported inside functions: --help answers at once.
+# torch, open_clip and timm are imported inside functions: --help answers at once.
 
-CLIP, PRETRAINED = "ViT-L-14-quickgelu", "openai"  # the paper's
-STAND_IN, STAND_IN_STEPS = "none:autoencoder", 1500
-FILES = "files:"  # and a folder of features made elsewhere
-DEFAULT_CLIP = {"demo": STAND_IN}
-PREPROCESS = ("clip", "paper")
+CLIP = EncoderSpec("clip", "ViT-L-14-quickgelu", "openai")  # the paper's
+STAND_IN, STAND_IN_STEPS = EncoderSpec("stand-in", "autoencoder"), 1500
+KINDS = (*IMAGE_KINDS, "files", str(STAND_IN))
+DEFAULT_ENCODER = {"demo": STAND_IN}
+OLD_STAND_IN = "none:autoencoder"  # how caches, checkpoints and older command lines call it
+PREPROCESS = ("clip", "whole", "paper")
 CLIP_FRAMES = 16  # that a row of features made per clip stands for
 
 
 @dataclass
 class EncoderOptions:
-    """The encoder and how it is used. clip, preprocess: None for what the checkpoint was trained on, else the
-    paper's."""
+    """The encoder and how it is used. encoder, preprocess: None for what the checkpoint was trained on, else the
+    paper's; weights: a file or name of them, instead of the encoder's."""
 
-    clip: str | None = None
-    pretrained: str = PRETRAINED
+    encoder: EncoderSpec | None = None
+    weights: str | None = None
     preprocess: str | None = None
     stand_in_steps: int = STAND_IN_STEPS
     batch_size: int = 64  # frames encoded at once
@@ -36,39 +45,54 @@ class EncoderOptions:
 
     @classmethod
     def from_args(cls, args) -> "EncoderOptions":
-        return cls(args.clip, args.pretrained, args.preprocess, args.stand_in_steps, args.encode_batch, args.seed)
+        """Raises UserError for an encoder that is not known."""
+        spec = parse_encoder(args.encoder, KINDS) if args.encoder else args.clip and spec_of_name(args.clip)
+        how = (args.preprocess, args.stand_in_steps, args.encode_batch, args.seed)
+        return cls(spec or None, args.pretrained, *how)
 
 
-def check_name(name: str) -> None:
-    """Refuse an unknown encoder before any work (UserError)."""
-    if name.startswith(FILES) or name == STAND_IN:
-        return
+def spec_of_name(name: str) -> EncoderSpec:
+    """The encoder that an older command line calls --clip NAME, or the description of features in a checkpoint."""
+    if name == OLD_STAND_IN:
+        return STAND_IN
     if name.startswith("none:"):
         raise UserError(f"--clip {name} is not known: the stand-in is called {STAND_IN}")
+    is_clip = not name.startswith(("files:", "timm:", "torchvision:"))
+    return EncoderSpec("clip", name) if is_clip else parse_encoder(name, KINDS)
+
+
+def save_weights(spec: EncoderSpec, path) -> None:
+    """Download a model of open_clip and write its weights into one file for a machine without a network. UserError."""
     import open_clip
 
-    if name not in open_clip.list_models() and ":" not in name:
-        raise UserError(
-            f"--clip {name} is not a model of open_clip {open_clip.__version__}; its list: python -c "
-            '"import open_clip; print(open_clip.list_models())"'
-        )
-
-
-def save_weights(name: str, pretrained: str, path) -> None:
-    """Download a model and write its weights into one file for a machine without a network. Raises UserError."""
-    import open_clip
-
-    from common.features.clip import config_of
+    from common.features.image import config_of
     from common.training import save_checkpoint
 
-    check_name(name)
-    name = config_of(name, pretrained)
+    if spec.kind != "clip":
+        raise UserError(f"--save-weights is for clip:MODEL: {spec} is loaded from its own file, {spec.kind}:MODEL:FILE")
+    check_model(spec)
+    name, weights = config_of(spec.model, spec.weights or "openai"), spec.weights or "openai"
     try:
-        model = open_clip.create_model(name, pretrained=str(pretrained))
+        model = open_clip.create_model(name, pretrained=weights)
     except Exception as e:
-        raise UserError(f"--save-weights: {name} with {pretrained!r} could not be loaded ({first_line(e)})") from None
+        raise UserError(f"--save-weights: {name} with {weights!r} could not be loaded ({first_line(e)})") from None
     save_checkpoint(path, {"state_dict": model.state_dict(), "quick_gelu": name.endswith("-quickgelu")})
-    print(f"wrote {path}; copy it, and give --clip {name} --pretrained {Path(path).name} there")
+    print(f"wrote {path}; copy it, and give --encoder clip:{name}:{Path(path).name} there")
+
+
+def choose_encoder(options: EncoderOptions, dataset: str, trained: dict) -> EncoderSpec:
+    """The encoder that the options name, else the one of a checkpoint, else the dataset's default. Raises UserError."""
+    spec = options.encoder
+    if spec is None and trained:
+        flag = trained.get("flag")
+        spec = parse_encoder(flag, KINDS) if flag else spec_of_name(trained["encoder"])
+    spec = spec or DEFAULT_ENCODER.get(dataset, CLIP)
+    if options.weights and spec.kind in IMAGE_KINDS:
+        spec = EncoderSpec(spec.kind, spec.model, options.weights)
+    if spec.is_video:
+        raise UserError(f"--encoder {spec} is a network of clips: a network of images is needed here, for every frame")
+    check_model(spec)
+    return spec
 
 
 def make_encoder(
@@ -79,46 +103,42 @@ def make_encoder(
     data: the Dataset, on whose training videos a stand-in is trained. only_features: False where videos must be
     encoded, which files of features cannot; measuring: its speed, for which random weights will do. Raises UserError.
     """
-    from common.features.clip import RANDOM, ClipEncoder
-
     trained = trained or {}
-    name = options.clip or trained.get("encoder") or DEFAULT_CLIP.get(data.name, CLIP)
+    spec = choose_encoder(options, data.name, trained)
     preprocess = options.preprocess or trained.get("preprocess")
-    preprocess = preprocess if preprocess in PREPROCESS else "clip"
-    check_name(name)
-    folder = data.cache_folder(cache)
-    if name == STAND_IN:
+    preprocess = preprocess if preprocess in PREPROCESS else None
+    folder, advice = data.cache_folder(cache), "give the same --encoder and --preprocess"
+    if spec == STAND_IN:
         from scene_aware_ae.stand_in import StandIn
 
         seed, steps = trained.get("seed", options.seed), trained.get("steps", options.stand_in_steps)
         encoder = StandIn(folder, run, data.train or data.test, seed, steps)
-    elif name.startswith(FILES):
+        advice = f"give the same --encoder, or the --cache that holds its stand-in (looked in {folder})"
+    elif spec.kind == "files":
         if not only_features or measuring:
             raise UserError(
-                f"--clip {name} holds features, and no network that could encode a video: make the video's features in "
-                "the same way, as a dataset of its own"
+                f"--encoder {spec} holds features, and no network that could encode a video: make the video's features "
+                "in the same way, as a dataset of its own"
             )
-        encoder = GivenFeatures(name.removeprefix(FILES))
+        encoder = GivenFeatures(spec.model)
     else:
-        if options.pretrained == RANDOM and not measuring:
-            raise UserError("--pretrained random is for tests/perf/bench.py: features of random weights say nothing")
-        advice = (
-            f"where there is a network, run: python scene_aware_ae/preprocess.py --clip {name} --pretrained "
-            f"{options.pretrained} --save-weights {name}.pt — then copy the file here and give --pretrained {name}.pt; "
-            f"or take --clip {STAND_IN}"
-        )
-        encoder = ClipEncoder(name, options.pretrained, preprocess, run, advice)
-    if trained and trained["weights"] != encoder.hash:
-        raise UserError(
-            f"the checkpoint was trained on features of {trained['encoder']} with other weights "
-            f"({trained['weights']}, here {encoder.hash}): give the same --clip and --pretrained"
-            + (f", or the --cache that holds its stand-in (looked in {folder})" if name == STAND_IN else "")
-        )
-    if trained and trained["preprocess"] != encoder.describe()["preprocess"]:
-        raise UserError(
-            f"the checkpoint was trained on features with --preprocess {trained['preprocess']}, not {preprocess}"
-        )
+        from common.features.image import ImageEncoder
+
+        if spec.weights == RANDOM and not measuring:
+            raise UserError(f"--encoder {spec} is for tests/perf/bench.py: features of random weights say nothing")
+        encoder = ImageEncoder(spec, run, preprocess, offline_advice(spec) if spec.kind == "clip" else "")
+    if trained:
+        check_description(trained, encoder.describe(), advice)
+    encoder.flag = str(spec)
     return encoder
+
+
+def offline_advice(spec: EncoderSpec) -> str:
+    """How to get weights of CLIP onto a machine without a network."""
+    named = f"--encoder clip:{spec.model}"
+    save = f"python scene_aware_ae/preprocess.py {named}:{spec.weights or 'openai'} --save-weights {spec.model}.pt"
+    copy = f"then copy the file here and give {named}:{spec.model}.pt"
+    return f"where there is a network, run: {save} — {copy}; or take --encoder {STAND_IN}"
 
 
 class GivenFeatures:
@@ -131,10 +151,10 @@ class GivenFeatures:
     preprocess = "none"
 
     def __init__(self, folder):
-        self.folder, self.name = Path(folder), f"{FILES}{folder}"
+        self.folder, self.name = Path(folder), f"files:{folder}"
         files = sorted(p for split in ("train", "test") for p in self.folder.glob(f"{split}/*.npy"))
         if not files:
-            raise UserError(f"--clip {self.name}: there are no features <split>/<video>.npy in {folder}")
+            raise UserError(f"--encoder {self.name}: there are no features <split>/<video>.npy in {folder}")
         self.width = int(load_array(files[0], "features", mmap=True).shape[-1])
         settings = self.folder / "settings.json"
         origin = settings.read_text() if settings.exists() else str(self.width)

@@ -1,11 +1,12 @@
 """Videos -> features of every frame by a frozen encoder, a float16 .npy per video. train.py and eval.py run it if they
 are missing.
 
-python scene_aware_ae/preprocess.py --dataset shanghaitech-sd --pretrained openai
+python scene_aware_ae/preprocess.py --dataset shanghaitech-sd --encoder timm:tf_efficientnet_lite0
 torchrun --nproc-per-node 8 scene_aware_ae/preprocess.py --dataset shanghaitech     # or --shard 0/8 … --shard 7/8
-python scene_aware_ae/preprocess.py --pretrained openai --save-weights ViT-L-14-quickgelu.pt    # for a machine offline
+python scene_aware_ae/preprocess.py --save-weights ViT-L-14-quickgelu.pt    # CLIP's, for a machine without a network
 """
 
+import argparse
 import hashlib
 import itertools
 import sys
@@ -14,11 +15,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-from tqdm import tqdm
 
 from common import cli
 from common.cache import VideoFiles
-from common.features.prefetch import VideoPrefetcher
+from common.features.encoders import describe_forms
+from common.features.prefetch import encode_videos
 from common.io import UserError, read_table, run_script
 from common.readers import datasets
 from common.readers.dataset import UsableVideos
@@ -30,19 +31,17 @@ def add_data_flags(parser):
     cli.add_data_flags(parser)
     group = parser.add_argument_group("features (defaults: as the checkpoint was trained, else the paper's)")
     group.add_argument(
-        "--clip",
-        help=f"an open_clip model; {encoders.STAND_IN}, which needs no download; or {encoders.FILES}DIR, features made "
-        f"elsewhere, such as svmae's (default: {encoders.CLIP}; on demo {encoders.STAND_IN})",
+        "--encoder",
+        help=f"what makes a feature of a frame: {describe_forms(encoders.KINDS)}; the last needs no download, files "
+        f"are features made elsewhere, such as svmae's (default: {encoders.CLIP}; on demo {encoders.STAND_IN})",
     )
-    group.add_argument(
-        "--pretrained",
-        default=encoders.PRETRAINED,
-        help="open_clip's name of weights, a local file, or with tests/perf/bench.py random (default: %(default)s)",
-    )
+    for old in ("--clip", "--pretrained"):  # of older command lines: open_clip's model, and its weights
+        group.add_argument(old, help=argparse.SUPPRESS)
     group.add_argument(
         "--preprocess",
         choices=encoders.PREPROCESS,
-        help="clip: as the model was trained; paper: whole frames, BGR, in [-1, 1], as the authors (default: clip)",
+        help="clip: as networks are trained, the shorter side and the centre; whole: the whole frame; paper: the same "
+        "in BGR and [-1, 1], as the authors (default: clip for clip:, else whole)",
     )
     group.add_argument(
         "--stand-in-steps",
@@ -68,7 +67,8 @@ class Features(VideoFiles):
         settings = repr(sorted(description.items())) + (str(stamp) if stamp else "")
         key = hashlib.sha256(settings.encode(errors="backslashreplace")).hexdigest()[:10]
         super().__init__(Path(folder) / f"features-{key}")
-        self.description, self.action = description, f"encoding with {description['encoder']}"
+        self.description = description
+        self.action = f"encoding with {description['encoder'].replace(encoders.OLD_STAND_IN, str(encoders.STAND_IN))}"
 
     def make(self, videos, workers, show, *, encoder, batch_size):
         failed = {}
@@ -80,18 +80,14 @@ class Features(VideoFiles):
                 except UserError as e:
                     failed[video.key] = str(e)
             return failed
-        total = sum(v.expected_frames() for v in videos)
-        with tqdm(total=total, desc="encode", unit="frame", dynamic_ncols=True, mininterval=2, disable=not show) as bar:
-            for video, frames in VideoPrefetcher(videos, encoder.preprocess_frame, max(1, min(workers, 4))):
 
-                def describe(shape, decoder=frames.decoder):
-                    return {"frames": shape[0], **self.description, "warnings": decoder.warnings}
+        def encode(video, frames, tick):
+            def describe(shape):
+                return {"frames": shape[0], **self.description, "warnings": frames.decoder.warnings}
 
-                try:
-                    self.write(video, encode_in_batches(frames, encoder, batch_size, bar.update), describe)
-                except UserError as e:
-                    failed[video.key] = str(e)
-        return failed
+            self.write(video, encode_in_batches(frames, encoder, batch_size, tick), describe)
+
+        return encode_videos(videos, encoder.preprocess_frame, encode, workers, show)
 
 
 def encode_in_batches(frames, encoder, batch_size, progress=lambda n: None):
@@ -183,7 +179,8 @@ def main(argv=None):
     )
     args = parser.parse_args(argv)
     if args.save_weights:
-        return encoders.save_weights(args.clip or encoders.CLIP, args.pretrained, args.save_weights)
+        options = EncoderOptions.from_args(args)
+        return encoders.save_weights(encoders.choose_encoder(options, "", {}), args.save_weights)
     from common.distributed import Run
 
     with Run(args.device, args.precision) as run:

@@ -48,13 +48,13 @@ class FrameAutoencoder(nn.Module):
 
 
 class StandIn:
-    """Encoder with the interface of common.features.clip.ClipEncoder; trained once and kept in `folder`.
+    """Encoder with the interface of common.features.image.ImageEncoder; trained once and kept in `folder`.
 
     videos: those to train on. Pixels that differ from their video's median frame weigh more in its loss, so that the
     code tells what moves. Raises UserError where it was not trained and there are no videos.
     """
 
-    name, size = "none:autoencoder", (96, 160)  # encoder.STAND_IN
+    name, size = "none:autoencoder", (96, 160)  # in caches and checkpoints; the flag says stand-in:autoencoder
     BATCH, LR = 16, 2e-3
     MAX_FRAMES, TOTAL_FRAMES = 400, 12000  # to train on: of one video, spread over all of it; of all videos together
 
@@ -67,10 +67,11 @@ class StandIn:
             self.net.load_state_dict(state["encoder"])
             self.mean, self.std = state["mean"], state["std"]
         elif not videos:
-            raise UserError(f"--clip {self.name} is trained on training videos, and there are none")
+            raise UserError("stand-in:autoencoder is trained on training videos, and there are none")
         else:
             print(
-                f"note: {self.name} is a stand-in for CLIP, trained on this dataset's training videos only", flush=True
+                "note: stand-in:autoencoder is no pretrained network: it is trained on this dataset's videos",
+                flush=True,
             )
             self.train(videos)
             state = {"encoder": self.net.state_dict(), "mean": self.mean, "std": self.std}

@@ -1,8 +1,8 @@
 """Train the scene-aware autoencoder on features of normal videos; encoding runs first where it is missing.
 
 python scene_aware_ae/train.py --dataset demo                                   # a stand-in encoder, no download
-python scene_aware_ae/train.py --dataset shanghaitech-sd --pretrained ViT-L-14-quickgelu.pt
-python scene_aware_ae/train.py --dataset ped2 --mode 0                          # one scene: reconstruction only
+python scene_aware_ae/train.py --dataset shanghaitech-sd --encoder clip:ViT-L-14-quickgelu:FILE.pt
+python scene_aware_ae/train.py --dataset ped2 --encoder timm:tf_efficientnet_lite0       # one scene: mode 0
 """
 
 import sys
@@ -180,7 +180,7 @@ def train(dataset, *, out, run, variational=False, seed=0, resume=True, save_min
                 plan=asdict(plan),
                 identity=identity,
                 scenes=segments.scenes,
-                encoder=encoder,
+                encoder={**encoder, "flag": dataset.encoder.flag},
             )
             training.save_checkpoint(path, progress)
 

@@ -17,16 +17,17 @@ import torch
 from common import training
 from common.distributed import Run
 from common.features.data import FeatureVideo, frames_of_clips
+from common.features.encoders import RANDOM, EncoderSpec
 from common.features.folders import find_features
 from common.io import UserError, load_arrays
 from common.loader import Loader
 from common.readers import datasets
 from common.readers.video import open_video
-from frd_uvad import preprocess, scoring
-from frd_uvad.backbone import Backbone
+from frd_uvad import encoders, scoring
 from frd_uvad.data import AnomalyBank, Windows
 from frd_uvad.eval import published_measures
 from frd_uvad.model import FRD, Attention, cumulative, losses, positions, select_for_bank
+from frd_uvad.stand_in import handcrafted_features
 from frd_uvad.train import draw_bank, parse
 from tests.helpers import (
     PATIENCE,
@@ -256,6 +257,7 @@ def test_ugly_features_are_one_sentence(tmp_path):
     np.save(width / "test" / "Abuse001_test.npy", np.zeros((4, 2, 512), np.float32))
     odd, absent = per_video_features(tmp_path / "odd", width=100), per_video_features(tmp_path / "absent")
     np.save(absent / "test" / "Arson009.npy", np.zeros((4, 2, 256), np.float32))
+    videos = tiny_folder(tmp_path / "v")
     cases = [
         ((nan,), ("Abuse001_train", "clip 3")),
         ((width,), ("differ", "512")),
@@ -275,19 +277,17 @@ def test_ugly_features_are_one_sentence(tmp_path):
                 )
                 for i, (flags, words) in enumerate(cases)
             ),
-            (
-                "frd_uvad/preprocess.py",
-                (
-                    "--dataset",
-                    "folder",
-                    "--data-root",
-                    tiny_folder(tmp_path / "v"),
-                    "--backbone",
-                    "r4d",
-                    "--cache",
-                    tmp_path / "c",
-                ),
-                ("r4d",),
+            *(
+                ("frd_uvad/preprocess.py", ("--dataset", "folder", "--data-root", videos, *flags), words)
+                for flags, words in [
+                    (("--encoder", "r4d"), ("r4d", "stand-in:statistics")),
+                    (("--backbone", "r4d"), ("torchvision:r4d", "list_models")),
+                    (("--encoder", "timm:resnet81"), ("timm:resnet81", "similar", "resnet")),
+                    (("--encoder", f"files:{tmp_path}+timm:resnet18"), ("files", "joined")),
+                    (("--encoder", "timm:resnet18:gone.pth"), ("gone.pth",)),
+                    (("--encoder", "svmae:gone.pt+timm:resnet18"), ("gone.pt",)),
+                    (("--encoder", "timm:resnet18:random"), ("random",)),
+                ]
             ),
         ]
     )
@@ -469,7 +469,7 @@ def test_auxiliary_labels_and_scorers(tmp_path):
 
 def test_stand_in_features_and_stretching():
     clip = walkers(16, channels=1)
-    a, still = preprocess.handcrafted_features(clip), preprocess.handcrafted_features(np.repeat(clip[:1], 16, 0))
+    a, still = handcrafted_features(clip), handcrafted_features(np.repeat(clip[:1], 16, 0))
     assert a.shape == (1, 1024) and np.isfinite(a).all()
     assert still[0, 256:].max() < 1e-5 and a[0, 512:].max() > 0.1
     assert (
@@ -481,13 +481,14 @@ def test_stand_in_features_and_stretching():
     assert published_measures(scores, labels)["auc_abnormal_batches"] == 1.0
 
 
-def test_backbone_views_and_width():
-    net = Backbone("r3d_18", None, 10, Run("cpu", "fp32"))
-    clip = walkers(16, size=(60, 90))
+def test_views_and_width_of_a_video_network():
+    net = encoders.VideoClips(EncoderSpec("torchvision", "r3d_18", RANDOM), 10, Run("cpu", "fp32"))
+    clip = np.stack([net.preprocess_frame(frame) for frame in walkers(16, size=(60, 90))])
+    assert clip.shape == (16, 256, 384, 3)
     views = net.views(clip)
     assert views.shape == (10, 3, 16, 224, 224) and torch.equal(views[5], views[0].flip(3))
     net.crops = 1
-    assert net.encode([clip]).shape == (1, 1, 512)
+    assert net.encode([clip]).shape == (1, 1, 512) and net.width == 512
 
 
 def test_long_videos_out_of_clips(tmp_path):

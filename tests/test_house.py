@@ -24,6 +24,7 @@ ALLOWED = {
     "matplotlib",
     "tqdm",
     "open_clip",
+    "timm",
     "mmdet",
     "fcntl",
 }
@@ -138,7 +139,7 @@ def test_help_answers_at_once(name):
         assert (
             done.returncode == 0
             and "numpy" in loaded
-            and not loaded & {"torch", "torchvision", "matplotlib", "open_clip", "sklearn"}
+            and not loaded & {"torch", "torchvision", "matplotlib", "open_clip", "timm", "sklearn"}
         )
         if seconds[-1] < 1.0:
             return

@@ -27,7 +27,7 @@ from common.readers.video import Decoder, Video, list_videos, open_video
 from common.report import page as report
 from common.report import plots, ranking
 from common.score_cache import ScoreCache
-from frd_uvad.preprocess import ClipFiles, FeatureOptions
+from frd_uvad.clip_files import ClipFiles
 from frd_uvad.svmae import clips
 from frd_uvad.svmae import preprocess as svmae
 from scene_aware_ae import encoder as scene_encoder
@@ -366,12 +366,11 @@ def exchange(first, second):
     [
         VideoFiles,
         FrameCache,
-        lambda folder: ClipFiles(folder, FeatureOptions()),
-        svmae.Features,
+        ClipFiles,
         lambda folder: scene_aware.Features(folder, {"encoder": "x"}),
         lambda folder: CubeStore(None, folder, Settings()),
     ],
-    ids=["files", "frames", "frd", "svmae", "scene", "cubes"],
+    ids=["files", "frames", "clips", "scene", "cubes"],
 )
 def test_caches_of_videos_notice(files, exchanged, tmp_path):
     video, rename = exchanged
@@ -453,7 +452,7 @@ def test_boxes_file_by_another_name_is_other_boxes(tmp_path):
 def test_features_of_svmae_and_their_labels_have_one_name(tmp_path):
     """What preprocess.py writes beside each other."""
     files, video = (
-        svmae.Features(tmp_path / "out"),
+        ClipFiles(tmp_path / "out"),
         Video("a#b", save_frames(tmp_path / "a#b", walkers(2)), files=["000.png", "001.png"]),
     )
     files.write(video, iter([np.zeros((1, 1, 4), np.float16)]), lambda shape: {"frames": 2, "width": 4})

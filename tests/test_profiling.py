@@ -102,8 +102,8 @@ def test_training_of_the_stand_in_encoder_is_not_what_is_profiled(tmp_path):
         "0",
         "--stand-in-steps",
         "20",
-        "--clip",
-        "none:autoencoder",
+        "--encoder",
+        "stand-in:autoencoder",
         "--out",
         tmp_path / "a",
     )

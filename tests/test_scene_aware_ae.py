@@ -11,7 +11,8 @@ import torch.nn.functional as F
 
 from common import training
 from common.distributed import Run
-from common.features import clip
+from common.features import image
+from common.features.encoders import RANDOM, EncoderSpec
 from common.io import UserError, load_arrays
 from common.readers import datasets
 from common.readers.video import open_video
@@ -31,7 +32,7 @@ from tests.helpers import (
     walkers,
 )
 
-STAND_IN = ("--clip", encoders.STAND_IN, "--stand-in-steps", "30")
+STAND_IN = ("--encoder", encoders.STAND_IN, "--stand-in-steps", "30")
 SMALL = ("--dataset", "folder", "--iterations", "40", "--segments-per-scene", "4", "--workers", "1", "--device", "cpu")
 
 
@@ -198,17 +199,19 @@ def test_features_made_elsewhere(trained, tmp_path):
         and np.allclose(x[15], own[0].mean(0), atol=1e-2)
         and np.allclose(x[38], own[2].mean(0), atol=1e-2)
     )
-    done = train(root, tmp_path / "run", "--clip", f"files:{tmp_path / 'given'}")
+    done = train(root, tmp_path / "run", "--encoder", f"files:{tmp_path / 'given'}")
     assert "micro AUC" in done.stdout
     np.save(tmp_path / "given" / "test" / "a_9.npy", np.zeros((7, 64), np.float16))
     with pytest.raises(UserError, match="7 rows for a video of 39 frames"):
         given.load(video)
-    refused(train(root, tmp_path / "x", "--clip", f"files:{tmp_path}/nothing", check=False), "nothing")
+    refused(train(root, tmp_path / "x", "--encoder", f"files:{tmp_path}/nothing", check=False), "nothing")
 
 
 def test_ugly_input(trained, tmp_path):
     base, root, _ = trained
-    refused(train(root, tmp_path / "x", "--clip", "ViT-nonsense", check=False), "ViT-nonsense")
+    for encoder in ("clip:ViT-nonsense", "timm:resnet81", "torchvision:resnet81", "torchvision:s3d", "stand-in:x", "x"):
+        refused(train(root, tmp_path / "x", "--encoder", encoder, check=False), f"--encoder {encoder}")
+    refused(train(root, tmp_path / "x", "--encoder", "timm:resnet18:gone.pth", check=False), "gone.pth")
     refused(
         script(
             "scene_aware_ae/eval.py",
@@ -238,10 +241,8 @@ def test_ugly_input(trained, tmp_path):
         *SMALL,
         "--data-root",
         root,
-        "--clip",
-        "ViT-B-32",
-        "--pretrained",
-        "laion2b_s34b_b79k",
+        "--encoder",
+        "clip:ViT-B-32:laion2b_s34b_b79k",
         "--cache",
         tmp_path / "c",
         "--out",
@@ -249,7 +250,7 @@ def test_ugly_input(trained, tmp_path):
         env=offline,
         check=False,
     )
-    refused(done, "--save-weights", "--pretrained ViT-B-32.pt", encoders.STAND_IN)
+    refused(done, "--save-weights", "--encoder clip:ViT-B-32:ViT-B-32.pt", str(encoders.STAND_IN))
     short = tmp_path / "short"
     for s in ("train", "test"):
         save_frames(short / s / "a_1", walkers(5))
@@ -375,14 +376,15 @@ def test_clip_of_open_clip_random_weights(tmp_path):
     torch.save(model.state_dict(), tmp_path / "weights.pt")
     r = Run("cpu", "fp32")
     frame = np.random.default_rng(0).integers(0, 255, (224, 300, 3), dtype=np.uint8)
-    a = clip.ClipEncoder("RN50", tmp_path / "weights.pt", "clip", r)
+    spec = EncoderSpec("clip", "RN50", str(tmp_path / "weights.pt"))
+    a = image.ImageEncoder(spec, r)
     assert a.width == 1024 and a.size == (224, 224)
     with torch.no_grad():
         rgb = torch.from_numpy(frame[:, 38:262, ::-1].copy()).permute(2, 0, 1).float() / 255
-        mean, std = (torch.tensor(x).view(3, 1, 1) for x in (clip.MEAN, clip.STD))
+        mean, std = (torch.tensor(x).view(3, 1, 1) for x in (image.MEAN, image.STD))
         wanted = model.eval().encode_image(((rgb - mean) / std)[None])
     assert torch.allclose(a.encode(a.preprocess_frame(frame)[None]), wanted, atol=1e-4)
-    b = clip.ClipEncoder("RN50", tmp_path / "weights.pt", "paper", r)
+    b = image.ImageEncoder(spec, r, "paper")
     square = frame[:, :224]
     with torch.no_grad():
         wanted = model.encode_image(torch.from_numpy(square.copy()).permute(2, 0, 1).float()[None] / 127.5 - 1)
@@ -453,10 +455,10 @@ def test_clip_weights_run_with_the_activation_they_were_trained_with(tmp_path, c
         ("RN50", "openai"),
         ("ViT-B-32", "metaclip_400m"),
     ):
-        assert clip.config_of(name, tag) == clip.config_of(f"{name}-quickgelu", tag) == f"{name}-quickgelu"
+        assert image.config_of(name, tag) == image.config_of(f"{name}-quickgelu", tag) == f"{name}-quickgelu"
     assert (
-        clip.config_of("ViT-B-32", "laion2b_s34b_b79k") == "ViT-B-32"
-        and clip.config_of("ViT-SO400M-14-SigLIP", "webli")[-1] == "P"
+        image.config_of("ViT-B-32", "laion2b_s34b_b79k") == "ViT-B-32"
+        and image.config_of("ViT-SO400M-14-SigLIP", "webli")[-1] == "P"
     )
     weights = open_clip.create_model("RN50").state_dict()
     archive = tmp_path / "RN50.pt"  # TorchScript, as OpenAI's files are
@@ -470,16 +472,16 @@ def test_clip_weights_run_with_the_activation_they_were_trained_with(tmp_path, c
         (tmp_path / "quick.pt", "RN50-quickgelu"),
         (tmp_path / "plain.pt", "RN50"),
     ):
-        assert clip.config_of("RN50", path) == clip.config_of("RN50-quickgelu", path) == config
+        assert image.config_of("RN50", path) == image.config_of("RN50-quickgelu", path) == config
     torch.save(weights, tmp_path / "bare.pt")
-    assert clip.config_of("RN50-quickgelu", tmp_path / "bare.pt") == "RN50-quickgelu" and not capsys.readouterr().out
+    assert image.config_of("RN50-quickgelu", tmp_path / "bare.pt") == "RN50-quickgelu" and not capsys.readouterr().out
     assert (
-        clip.config_of("RN50", tmp_path / "bare.pt") == "RN50"
-        and "need --clip RN50-quickgelu" in capsys.readouterr().out
+        image.config_of("RN50", tmp_path / "bare.pt") == "RN50"
+        and "need clip:RN50-quickgelu" in capsys.readouterr().out
     )
     for damaged in ((tmp_path / "quick.pt").read_bytes()[:5000], b"", b"PK\x03\x04" + bytes(99)):
         (tmp_path / "damaged.pt").write_bytes(damaged)
-        assert clip.uses_quick_gelu(tmp_path / "damaged.pt") is None
+        assert image.uses_quick_gelu(tmp_path / "damaged.pt") is None
     run = Run("cpu", "fp32")
-    quick = clip.ClipEncoder("ViT-B-32", clip.RANDOM, "clip", run).name
+    quick = image.ImageEncoder(EncoderSpec("clip", "ViT-B-32", RANDOM), run).name
     assert quick == "ViT-B-32"

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
+from tqdm import tqdm
 
 from common.io import UserError, first_line
 from common.readers.video import Decoder, Video
@@ -68,3 +69,22 @@ class DecodeThread(threading.Thread):
         self.stopped = True
         while not self.queue.empty():
             self.queue.get()
+
+
+def encode_videos(
+    videos: list[Video], preprocess_frame: Callable, encode: Callable, workers: int, show: bool
+) -> dict[str, str]:
+    """Decode videos ahead and call encode(video, its DecodeThread, tick) for each; tick(n) counts n frames.
+
+    show: a progress bar, and the rate at the end. -> {video key: why} of those that raised UserError
+    """
+    total, failed = sum(v.expected_frames() for v in videos), {}
+    with tqdm(total=total, desc="encode", unit="frame", dynamic_ncols=True, mininterval=2, disable=not show) as bar:
+        for video, frames in VideoPrefetcher(videos, preprocess_frame, max(1, min(workers, 4))):
+            try:
+                encode(video, frames, bar.update)
+            except UserError as e:
+                failed[video.key] = str(e)
+    if show and bar.n:
+        print(f"encoded {bar.n} frames, {bar.n / bar.format_dict['elapsed']:.1f} frames/s", flush=True)
+    return failed

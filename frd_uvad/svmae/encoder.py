@@ -1,6 +1,7 @@
-"""Clips -> features by the frozen encoder of SVMAE, with token fusion and, beside it, CLIP."""
+"""Clips -> features by the frozen encoder of SVMAE, with token fusion."""
 
 import itertools
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -8,25 +9,23 @@ import torch
 
 from common import training
 from common.distributed import seed_everything
-from common.features.clip import ClipEncoder
-from common.features.data import CLIP_FRAMES, clips_of_frames
+from common.features.data import CLIP_FRAMES
 from common.io import UserError
 from common.readers.pictures import resize
 from common.readers.video import Decoder
 from frd_uvad.svmae import model
 from frd_uvad.svmae.clips import WHOLE_FRAME, Depth, crop_clips
+from frd_uvad.svmae.options import RANDOM
 
 METHOD = "svmae"  # of checkpoints that pretrain.py writes
-RANDOM = "random"  # in place of a checkpoint: an untrained encoder
 CROP = 7 / 8  # side of a view, of which 10 are taken, in a frame
 CORNERS = [(0, 0), (-1, -1), (1, -1), (-1, 1), (1, 1)]  # centre and corners, in -1..1 of the border around a crop
-CLIP_BATCH = 64  # frames encoded by CLIP at once
 
 
 def load_pretrained(checkpoint, options, run) -> tuple[model.SVMAE, str]:
     """-> (SVMAE whose encoder is used, what identifies the encoder).
 
-    checkpoint: of pretrain.py, VideoMAE's weights, or "random"; options: preprocess.EncoderOptions, whose preset, size
+    checkpoint: of pretrain.py, VideoMAE's weights, or "random"; options: options.EncoderOptions, whose preset, size
     and frames are those of an encoder that is not pretrain.py's. Raises UserError.
     """
     if str(checkpoint) == RANDOM:
@@ -64,41 +63,39 @@ def bare_weights(state: dict) -> dict:
 
 
 class Encoder:
-    """The encoder of `net`, ready for inference. options: preprocess.EncoderOptions."""
+    """The encoder of `net`, ready for inference, with the interface of frd_uvad.encoders.ImageClips.
 
-    def __init__(self, net: model.SVMAE, options, run):
+    digest: what identifies it; options: options.EncoderOptions.
+    """
+
+    clips_at_once = 8
+
+    def __init__(self, net: model.SVMAE, digest: str, options, run):
         self.net, self.options = net.eval().requires_grad_(False).to(run.device), options
-        self.run = run
+        self.digest, self.run = digest, run
         self.frames, self.size = net.grid[0] * model.TUBELET, net.grid[1] * model.PATCH
-        self.crops = WHOLE_FRAME
+        self.views, self.crops = WHOLE_FRAME, options.crops
         if options.crops == 10:
             views = [(x * (1 - CROP), y * (1 - CROP), CROP, CROP) for x, y in CORNERS]
-            self.crops = np.array(views + [(x, y, -w, h) for x, y, w, h in views], np.float32)
-        self.clip = ClipEncoder(options.clip, options.pretrained, "clip", run) if options.clip else None
+            self.views = np.array(views + [(x, y, -w, h) for x, y, w, h in views], np.float32)
+        self.width = net.encoder.norm.weight.shape[0]
+        self.depth_of = None, None  # the last video, and its depth
 
     def preprocess_frame(self, frame: np.ndarray) -> np.ndarray:
         """A frame with 8/7 of the encoder's input along its shorter side, for the decoding thread. uint8 [H, W, C]"""
         scale = self.size * 8 / 7 / min(frame.shape[:2])
         return resize(frame, tuple(round(side * scale) for side in frame.shape[:2]))
 
-    def encode_video(self, video, frames, depth_folder, batch_size: int, tick):
-        """Yield features of the clips of one video, float16 [n, crops, width], `batch_size` clips at a time.
+    def encode(self, clips: list[np.ndarray], middles: list[int], video, folder) -> np.ndarray:
+        """Clips uint8 [CLIP_FRAMES, H, W, C] of a video, and the numbers of their middle frames -> features float32
+        [n, crops, width]. folder: for the maps of MiDaS."""
+        if self.depth_of[0] is not video:
+            self.depth_of = video, self.depth(video, clips[0].shape[1:3], folder)
+        nearness = [self.depth_of[1].map(0, middle) for middle in middles]
+        return self.encode_clips(np.stack(clips), np.stack(nearness))
 
-        frames: of preprocess_frame(); depth_folder: for the maps of MiDaS; tick(n) is called for every n frames.
-        """
-        depth, clips = None, []
-        nearness, first = [], 0
-        for clip, length in clips_of_frames(frames):
-            depth = depth or self.depth(video, clip.shape[1:3], depth_folder)
-            clips.append(clip)
-            nearness.append(depth.map(0, first + min(CLIP_FRAMES // 2, length - 1)))
-            first += length
-            if len(clips) == batch_size:
-                yield self.encode(np.stack(clips), np.stack(nearness)).astype(np.float16)
-                clips, nearness = [], []
-            tick(length)
-        if clips:
-            yield self.encode(np.stack(clips), np.stack(nearness)).astype(np.float16)
+    def describe(self) -> dict:
+        return {"encoder": "svmae", "weights": self.digest, **asdict(self.options), "width": self.width}
 
     def depth(self, video, size: tuple, folder) -> Depth:
         """Nearness of one video's frames at `size` (height, width)."""
@@ -111,17 +108,13 @@ class Encoder:
         return Depth(source, [video], [frames], Path(folder), self.run.device)
 
     @torch.inference_mode()
-    def encode(self, clips: np.ndarray, near: np.ndarray) -> np.ndarray:
+    def encode_clips(self, clips: np.ndarray, near: np.ndarray) -> np.ndarray:
         """Clips uint8 [n, CLIP_FRAMES, H, W, C] and nearness uint8 [n, H, W] -> features float32 [n, crops, width]."""
         n, numbers = len(clips), np.arange(self.frames) * CLIP_FRAMES // self.frames
         frames = torch.from_numpy(clips[:, numbers]).to(self.run.device)
         nearness = torch.from_numpy(near).to(self.run.device)
-        views = [crop_clips(frames, nearness, np.repeat(crop[None], n, axis=0), self.size) for crop in self.crops]
-        features = torch.stack([self.encode_view(*view) for view in views], dim=1)
-        if self.clip:
-            embeddings = self.clip_embeddings(clips)[:, None].expand(-1, len(self.crops), -1)
-            features = torch.cat([features, embeddings], dim=2)
-        return features.cpu().numpy()
+        views = [crop_clips(frames, nearness, np.repeat(crop[None], n, axis=0), self.size) for crop in self.views]
+        return torch.stack([self.encode_view(*view) for view in views], dim=1).cpu().numpy()
 
     def encode_view(self, clips: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
         """Clips float32 [n, 3, T, S, S] and their nearness [n, S, S], cropped -> features float32 [n, width]."""
@@ -133,10 +126,3 @@ class Encoder:
             return features.mean(1)
         difference, nearness = model.cube_difference(tokens, grid), model.pool(near, grid)
         return model.fuse_tokens(features, difference, nearness, self.options.motion_ratio, self.options.alpha)
-
-    def clip_embeddings(self, clips: np.ndarray) -> torch.Tensor:
-        """The mean CLIP embedding of each clip's frames: float32 [n, width]."""
-        images = np.stack([self.clip.preprocess_frame(frame) for clip in clips for frame in clip])
-        parts = np.array_split(images, -(-len(images) // CLIP_BATCH))
-        embeddings = torch.cat([self.clip.encode(part) for part in parts])
-        return embeddings.view(len(clips), CLIP_FRAMES, -1).mean(1)

@@ -64,8 +64,7 @@ def parse(argv=None):
     cli.add_shard_flag(group, scoring=True)
     group.add_argument(
         "--encoder",
-        type=Path,
-        help="with --video: the file that preprocess.py had as --checkpoint (default: where it was then)",
+        help="with --video: what made the features, as train.py's --encoder (default: the files where they were then)",
     )
     group.add_argument(
         "--fusion", choices=FUSIONS, help="of an authors' file whose weights do not tell it (add or product)"
@@ -154,7 +153,7 @@ def evaluate(data, checkpoint, *, out, run, options, text=None, shard=None, load
 def score_own_video(video, checkpoint, *, out, run, options, text=None, encoder=None, workers=None, loaded=None):
     """scores.csv, curve.png, overlay.mp4 and report.html of one video, in a folder of its name under `out`.
 
-    encoder: the file that made the detector's features, if it has moved since.
+    encoder: what --encoder says of what made the detector's features, if files have moved since.
     """
     from frd_uvad.svmae import scoring
 

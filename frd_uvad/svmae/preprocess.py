@@ -1,58 +1,56 @@
-"""Clip features from videos by a pre-trained SVMAE: one .npy [clips, crops, width] of every 16 frames per video, as the
-detector here and frd_uvad read them. train.py --encoder runs this if it is missing.
+"""Clip features from videos by a pre-trained SVMAE, image networks, or both side by side: one .npy [clips, crops,
+width] of every 16 frames per video, as the detector here and frd_uvad read them. train.py --encoder runs this if it is
+missing.
 
 python frd_uvad/svmae/preprocess.py --dataset folder --data-root data/fights --checkpoint runs/svmae/folder/pretrain.pt
+python frd_uvad/svmae/preprocess.py --dataset ped2 --checkpoint pretrain.pt --encoder timm:tf_efficientnet_lite0
 python frd_uvad/svmae/preprocess.py --dataset ped2 --checkpoint videomae.pth --preset vit_b --crops 10
 python frd_uvad/train.py --dataset features --features features/svmae/ped2       # what frd_uvad makes of them
 """
 
+import argparse
 import shutil
 import sys
 import tempfile
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
-from tqdm import tqdm
 
 from common import cli
-from common.cache import VideoFiles
-from common.features.prefetch import VideoPrefetcher
+from common.features.encoders import FORMS, IMAGE_KINDS, EncoderSpec, check_description, describe_forms, parse_encoders
 from common.io import UserError, atomic_write, read_json, run_script, safe_filename, writable_folder, write_json
 from common.pool import cores
 from common.readers import datasets
 from common.readers.dataset import UsableVideos
+from frd_uvad.clip_files import ClipFiles
+from frd_uvad.svmae.options import EncoderOptions
 
 # torch is imported inside functions: --help answers at once.
 
 PRESETS = ("tiny", "vit_s", "vit_b", "vit_l")  # of model.py, which --help need not load
 DEPTHS = "perspective, a folder of maps, or midas"
 LISTS = ("normal.txt", "abnormal.txt")  # names of the training videos that are bags of the detector
-BATCH_SIZE = 8  # clips encoded at once
+KINDS = ("svmae", *IMAGE_KINDS)
+PREPROCESS = ("clip", "whole")  # of image networks
 
 
-@dataclass
-class EncoderOptions:
-    """How clips become features; settings.json of a folder of features holds them. preset, size and frames are those of
-    an encoder that is not pretrain.py's, seed is that of an untrained one."""
+def parse_specs(text: str) -> list[EncoderSpec]:
+    """The encoders that a flag names; a bare FILE is SVMAE's. Raises UserError."""
+    is_bare = str(text).partition(":")[0] not in FORMS
+    return [EncoderSpec("svmae", str(text))] if is_bare else parse_encoders(text, KINDS)
 
-    preset: str = "vit_b"
-    size: int = 224
-    frames: int = 16
-    seed: int = 0
-    pool: str = "fusion"
-    motion_ratio: float = 0.5
-    alpha: float = 0.05
-    depth: str = "perspective"
-    crops: int = 1
-    clip: str | None = None
-    pretrained: str = "openai"
 
-    @classmethod
-    def from_dict(cls, values: dict) -> "EncoderOptions":
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
+def specs_of(args) -> list[EncoderSpec]:
+    """The encoders of --checkpoint and --encoder, or of older command lines. Raises UserError."""
+    specs = [EncoderSpec("svmae", args.checkpoint)] if args.checkpoint else []
+    specs += parse_specs(args.encoder) if args.encoder else []
+    specs += [EncoderSpec("clip", args.clip, args.pretrained)] if args.clip else []
+    if not specs:
+        raise UserError("nothing makes features: give --checkpoint FILE of pretrain.py, or --encoder")
+    return specs
 
 
 def add_data_flags(parser):
@@ -60,8 +58,21 @@ def add_data_flags(parser):
     group = parser.add_argument_group("features")
     group.add_argument(
         "--checkpoint",
-        required=True,
-        help="pretrain.py's, VideoMAE's weights (with --preset), or random: an untrained encoder to compare with",
+        help="pretrain.py's, VideoMAE's weights (with --preset), or random: an untrained encoder to compare with; the "
+        "same as --encoder svmae:FILE",
+    )
+    group.add_argument(
+        "--encoder",
+        help=f"beside it, or instead: {describe_forms(KINDS)}; several joined by + stand side by side; image networks "
+        "give mean and deviation over a clip's frames",
+    )
+    for old in ("--clip", "--pretrained"):  # of older command lines: open_clip's model, and its weights
+        group.add_argument(old, help=argparse.SUPPRESS)
+    group.add_argument(
+        "--preprocess",
+        choices=PREPROCESS,
+        help="what image networks see, clip: as they are trained, the shorter side and the centre; whole: the whole "
+        "frame (default: clip for clip:, else whole)",
     )
     group.add_argument(
         "--preset",
@@ -109,54 +120,9 @@ def add_data_flags(parser):
         "(default: %(default)s)",
     )
     group.add_argument(
-        "--clip",
-        metavar="MODEL",
-        help="also the mean CLIP embedding of the clip's frames, by this open_clip model, such as ViT-B-16-quickgelu "
-        "(default: none)",
-    )
-    group.add_argument(
-        "--pretrained",
-        default=EncoderOptions.pretrained,
-        help="its weights: a name of open_clip's or a local file (default: %(default)s)",
-    )
-    group.add_argument(
-        "--encode-batch", type=cli.positive_int, default=BATCH_SIZE, help="clips encoded at once (default: %(default)s)"
+        "--encode-batch", type=cli.positive_int, help="clips encoded at once (default: 8, with image networks 1)"
     )
     cli.add_shard_flag(group)
-
-
-class Features(VideoFiles):
-    """Features of clips, float16 [clips, crops, width].
-
-    info(video): {"source", "clips", "crops", "width", "frames", "warnings"}.
-    """
-
-    what, action = "clip features", "encoding"
-
-    def make(self, videos, workers, show, *, encoder, batch_size=BATCH_SIZE):
-        total, failed = sum(v.expected_frames() for v in videos), {}
-        with tqdm(
-            total=total, desc="features", unit="frame", dynamic_ncols=True, mininterval=5, disable=not show
-        ) as bar:
-            for video, thread in VideoPrefetcher(videos, encoder.preprocess_frame, max(1, min(workers, 4))):
-                try:
-                    self.encode(video, thread, encoder, batch_size, bar)
-                except UserError as e:
-                    failed[video.key] = str(e)
-        return failed
-
-    def encode(self, video, thread, encoder, batch_size, bar):
-        lengths = []  # frames of each clip
-
-        def tick(n):
-            lengths.append(n)
-            bar.update(n)
-
-        def describe(shape):
-            sizes = dict(zip(("clips", "crops", "width"), shape))
-            return {**sizes, "frames": sum(lengths), "warnings": thread.decoder.warnings}
-
-        self.write(video, encoder.encode_video(video, thread, self.folder, batch_size, tick), describe)
 
 
 class FeatureVideos(UsableVideos):
@@ -175,28 +141,37 @@ class FeatureVideos(UsableVideos):
         )
 
 
-def prepare(source: cli.DataSource, checkpoint, run, *, out, options=None, batch_size=BATCH_SIZE) -> FeatureVideos:
+def prepare(
+    source: cli.DataSource,
+    specs: list[EncoderSpec],
+    run,
+    *,
+    out,
+    options: EncoderOptions | None = None,
+    preprocess: str | None = None,
+    clips_at_once: int | None = None,
+) -> FeatureVideos:
     """Encode the videos of a dataset into the folder `out`, those that are missing; every rank does its share.
 
-    checkpoint: of the encoder, or "random"; options: EncoderOptions. Raises UserError, also where `out` holds features
-    of another encoder or of other options.
+    specs: the encoders; options: of SVMAE's; preprocess: of image networks. Raises UserError, also where `out` holds
+    features of another encoder or of other options.
     """
-    from frd_uvad.svmae.encoder import Encoder, load_pretrained
+    from frd_uvad.encoders import make_encoder
 
     options = options or EncoderOptions()
-    net, digest = load_pretrained(checkpoint, options, run)  # a wrong file is refused before any work
     with run.main_first():
+        encoder = make_encoder(specs, options.crops, run, preprocess=preprocess, svmae=options)  # refuses wrong files
         data = datasets.find(source.dataset, source.data_root, source.labels)
-    encoder, out = Encoder(net, options, run), writable_folder(out)
-    check_settings(out, {"encoder": digest, **asdict(options)}, checkpoint, run)
-    files = Features(out)
+    out = writable_folder(out)
+    check_settings(out, settings_of(encoder), {"flag": encoder.flag, "preprocess_flag": preprocess}, run)
+    files = ClipFiles(out)
     usable = files.prepare(
         data.train + data.test,
         run,
         workers=source.workers,
         shard=source.shard,
         encoder=encoder,
-        batch_size=batch_size,
+        clips_at_once=clips_at_once,
     )
     dataset = FeatureVideos(data, *usable, files)
     if run.is_main:
@@ -222,42 +197,72 @@ def read_settings(folder: Path) -> dict | None:
     return read_json(path, "settings of the features") if path.exists() else None
 
 
-def check_settings(out: Path, settings: dict, checkpoint, run) -> None:
-    """All features of a folder are made in the same way. Raises UserError."""
+def settings_of(encoder) -> dict:
+    """What the features of a folder depend on, for its settings.json; of SVMAE alone as older versions wrote it."""
+    description = encoder.describe()
+    if len(encoder.parts) > 1 or description["encoder"] != "svmae":
+        return description
+    return {"encoder": description["weights"], **asdict(encoder.parts[0].options)}
+
+
+def check_settings(out: Path, settings: dict, flags: dict, run) -> None:
+    """All features of a folder are made in the same way. flags: kept beside, not compared. Raises UserError."""
     saved = read_settings(out)
     if saved:
-        for key, value in settings.items():
+        for key, value in {**settings, "clip": None}.items():  # older versions had CLIP's name there
             if saved.get(key) != value:
                 raise UserError(
                     f"{out} holds features with {key} = {saved.get(key)}, now it is {value}: choose another --out (of "
                     "train.py: --features)"
                 )
     elif run.is_main:
-        write_json(out / "settings.json", {**settings, "checkpoint": str(checkpoint)})
+        checkpoint = next((spec.model for spec in parse_specs(flags["flag"]) if spec.kind == "svmae"), None)
+        write_json(out / "settings.json", {**settings, **flags, "checkpoint": checkpoint})
     run.barrier()
+
+
+def encoder_of_settings(settings: dict, checkpoint, run, encoder: str | None = None):
+    """The encoder that made a detector's features -> encoders.ClipEncoder. Raises UserError.
+
+    settings, checkpoint, encoder: see encode_own_video().
+    """
+    from frd_uvad.encoders import make_encoder
+
+    joined = "weights" in settings  # else of SVMAE alone
+    missing = {"encoder", *({"flag", "crops"} if joined else {"checkpoint", *asdict(EncoderOptions())})} - set(settings)
+    if missing or settings.get("clip"):
+        lacks = f"lacks {', '.join(sorted(missing))}" if missing else "is of an older version, with CLIP"
+        raise UserError(
+            f"the settings.json of the features that {checkpoint} was trained on {lacks}: make the features by "
+            "preprocess.py, and train again"
+        )
+    specs = parse_specs(encoder or settings.get("flag") or settings["checkpoint"])
+    parts = settings.get("parts", [settings])
+    own = next((part for part in parts if not joined or part["encoder"] == "svmae"), None)
+    made = make_encoder(
+        specs,
+        settings["crops"],
+        run,
+        preprocess=settings.get("preprocess_flag"),
+        svmae=EncoderOptions.from_dict(own) if own else None,
+    )
+    named = "+".join(map(str, specs))
+    if joined:
+        check_description({k: v for k, v in settings.items() if k != "checkpoint"}, made.describe(), "name its files")
+    elif settings_of(made).get("encoder") != settings["encoder"]:
+        raise UserError(f"--encoder {named} is not the one that made the detector's features: name that file")
+    return made
 
 
 def encode_own_video(video, settings: dict, checkpoint, run, *, encoder=None, workers=None):
     """Features of a video that is in no dataset -> [clips, crops, width], number of frames.
 
-    settings: of the features that the detector `checkpoint` was trained on; encoder: the file, if it has moved since.
-    Raises UserError.
+    settings: of the features that the detector `checkpoint` was trained on; encoder: what --encoder says, if files have
+    moved since. Raises UserError.
     """
-    from frd_uvad.svmae.encoder import Encoder, load_pretrained
-
-    missing = {"encoder", "checkpoint", *asdict(EncoderOptions())} - set(settings)
-    if missing:
-        raise UserError(
-            f"the settings.json of the features that {checkpoint} was trained on lacks {', '.join(sorted(missing))}: "
-            "make the features by preprocess.py, and train again"
-        )
-    options, encoder = EncoderOptions.from_dict(settings), str(encoder or settings["checkpoint"])
-    net, digest = load_pretrained(encoder, options, run)
-    if digest != settings["encoder"]:
-        raise UserError(f"--encoder {encoder} is not the one that made the detector's features: name that file")
-    encoder = Encoder(net, options, run)
+    encoder = encoder_of_settings(settings, checkpoint, run, encoder and str(encoder))
     with tempfile.TemporaryDirectory() as folder:
-        files = Features(folder)
+        files = ClipFiles(folder)
         failed = files.make([video], workers or cores(), True, encoder=encoder)
         if failed:
             raise UserError(failed[video.key])
@@ -276,7 +281,8 @@ def main(argv=None):
         out = args.out or Path("features/svmae") / cli.dataset_name(args)
         options = EncoderOptions.from_dict(vars(args))
         source = cli.DataSource.from_args(args)
-        dataset = prepare(source, args.checkpoint, run, out=out, options=options, batch_size=args.encode_batch)
+        how = dict(options=options, preprocess=args.preprocess, clips_at_once=args.encode_batch)
+        dataset = prepare(source, specs_of(args), run, out=out, **how)
         run.print(dataset.summary())
         if run.is_main:
             dataset.report_skipped()

@@ -3,7 +3,8 @@ With --encoder, the videos of a dataset are encoded first if they are not yet.
 
 python frd_uvad/svmae/train.py --features features/svmae/folder              # normal.txt and abnormal.txt lie there
 python frd_uvad/svmae/train.py --features data/UCF-Crime --text data/captions --fusion add
-python frd_uvad/svmae/train.py --dataset folder --data-root my_videos --encoder runs/svmae/folder/pretrain.pt
+python frd_uvad/svmae/train.py --dataset folder --data-root my_videos \\
+    --encoder svmae:runs/svmae/folder/pretrain.pt+timm:tf_efficientnet_lite0
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from common import cli
+from common.features.encoders import describe_forms
 from common.features.folders import find_features
 from common.io import UserError, run_script
 from frd_uvad.svmae import preprocess
@@ -41,8 +43,8 @@ def parse(argv=None):
     group = add_data_flags(parser)
     group.add_argument(
         "--encoder",
-        help="as --checkpoint of preprocess.py: first encode the videos of --dataset, under --data-root, that are "
-        "missing in --features (default then: features/svmae/<dataset>); preprocess.py itself has more flags",
+        help=f"{describe_forms(preprocess.KINDS)}, or several joined by +: first encode the videos of --dataset that "
+        "are missing in --features (default then: features/svmae/<dataset>); preprocess.py itself has more flags",
     )
     group.add_argument(
         "--data-root", type=Path, default=Path("data"), help="folder of the videos for --encoder (default: %(default)s)"
@@ -206,15 +208,16 @@ def make_model_args(data, text_dim: int | None, *, fusion="concat", feature_grou
 
 
 def prepare(source: cli.DataSource, features, encoder, run, *, order=None, segments=False):
-    """-> FeatureData of the folder `features`. encoder: file that encodes missing videos of the dataset, or None."""
+    """-> FeatureData of the folder `features`. encoder: what --encoder says, which encodes missing videos of the
+    dataset, or None."""
     if not encoder:
         if not features:
             raise UserError(
-                "nothing to train on: give --features DIR, or videos by --dataset, --data-root and --encoder FILE"
+                "nothing to train on: give --features DIR, or videos by --dataset, --data-root and --encoder"
             )
         return find_features(source.dataset, features, source.labels, order, segments)
     features = features or Path("features/svmae") / source.dataset
-    dataset = preprocess.prepare(source, encoder, run, out=features)
+    dataset = preprocess.prepare(source, preprocess.parse_specs(encoder), run, out=features)
     run.print(dataset.summary())
     data = find_features(source.dataset, features)  # the labels are there
     data.skipped = dataset.skipped

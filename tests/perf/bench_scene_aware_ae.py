@@ -9,7 +9,7 @@ import torch
 
 from common import training
 from common.cli import DataSource
-from common.features.clip import RANDOM
+from common.features.encoders import RANDOM
 from common.features.prefetch import VideoPrefetcher
 from common.io import UserError
 from common.loader import DrawLoader
@@ -18,7 +18,7 @@ from common.readers import datasets
 from common.readers.video import Decoder
 from scene_aware_ae import preprocess, scoring
 from scene_aware_ae.data import Segments
-from scene_aware_ae.encoder import STAND_IN, EncoderOptions, make_encoder
+from scene_aware_ae.encoder import EncoderOptions, make_encoder
 from scene_aware_ae.train import MODEL, make_plan, train_one_epoch
 from tests.perf.rates import line, rate, synchronize, where
 
@@ -28,7 +28,7 @@ def measure_eval(args, seconds, run):
     data = datasets.find(source.dataset, source.data_root, source.labels)
     encoder = make_encoder(options, data, source.cache, run, measuring=True)
     videos = (data.train or data.test)[:4]
-    print(f"\n{encoder.name} and the scene-aware autoencoder on {where(run)}")
+    print(f"\n{encoder.flag} and the scene-aware autoencoder on {where(run)}")
     size = options.batch_size
     batch = np.stack([encoder.preprocess_frame(f) for f in itertools.islice(Decoder(videos[0]), size)])
     only_encoder = rate(lambda: encoder.encode(batch).cpu(), len(batch), run.device, seconds)
@@ -49,7 +49,7 @@ def measure_eval(args, seconds, run):
     fast = rate(lambda: scoring.score_video(net, many, run), len(many) // length, run.device, seconds)
     line("scoring, one segment at a time", slow, "segments/s")
     line("scoring, 512 at a time", fast, "segments/s", f"{fast / slow:.1f}×")
-    if args.pretrained != RANDOM or encoder.name == STAND_IN:
+    if not encoder.flag.endswith(f":{RANDOM}"):
         training_rate(preprocess.prepare(source, run, options, data=data, encoder=encoder), run)
     print(f"  peak memory {training.peak_memory():.0f} MiB")
 

