@@ -328,16 +328,16 @@ LINES = {
     "common/readers": 1800,
     "common/flow": 400,
     "common/objects": 850,
-    "common/features": 785,
+    "common/features": 1065,
     "common/report": 800,
 }
 COPIED = {
     "hf2vad": 4708,
     "spr_uvad": 4708,
     "sdmae": 3621,
-    "scene_aware_ae": 3807,
-    "frd_uvad": 4219,
-    "frd_uvad.svmae": 4405,
+    "scene_aware_ae": 4083,
+    "frd_uvad": 4681,
+    "frd_uvad.svmae": 4681,
 }
 
 
