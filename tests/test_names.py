@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from common import evaluation
 from common.cache import FrameCache, VideoFiles
+from common.flow import sources
 from common.io import UserError, load_arrays, original_name, read_table, safe_filename, save_arrays, writing_table
-from common.objects import detectors, flow
+from common.objects import detectors
 from common.objects.baselines import baseline_path
 from common.objects.cubes import CubeStore, Settings
 from common.readers import container
@@ -432,7 +433,7 @@ def test_files_made_elsewhere_notice(kind, tmp_path):
         np.save(tmp_path / "test" / f"v{i}.npy", np.full((4, 8), i, np.float32))
         os.utime(tmp_path / "test" / f"v{i}.npy", ns=(10**18, 10**18))
     known = (
-        (lambda: flow.fingerprint(f"files:{tmp_path}"))
+        (lambda: sources.fingerprint(f"files:{tmp_path}"))
         if kind == "flow"
         else (lambda: scene_encoder.GivenFeatures(tmp_path).stamp)
     )

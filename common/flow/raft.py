@@ -121,7 +121,9 @@ def video_flow(
         yield from (flow * per_pixel).permute(0, 2, 3, 1).cpu().numpy()
 
 
-def pair_flow(net, first: torch.Tensor, second: torch.Tensor, context: torch.Tensor, updates: int, bf16: bool):
+def pair_flow(
+    net: torch.nn.Module, first: torch.Tensor, second: torch.Tensor, context: torch.Tensor, updates: int, bf16: bool
+) -> torch.Tensor:
     """Features [n, C, h, w] of both frames and the context of the first -> flow float32 [n, 2, 8h, 8w], in pixels."""
     correlate(net.corr_block, first, second)
     hidden_size = net.update_block.hidden_state_size
