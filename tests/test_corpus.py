@@ -78,7 +78,8 @@ def test_a_bad_file_is_one_sentence_or_no_harm(kind, title, sound, tmp_path):
 # every function that opens a file by itself, and the kind of file above, or the test, that tries bad ones on it
 OPENS = {
     "common/loader.py copy_rows": "tests/test_frd_uvad.py",
-    "common/features/clip.py uses_quick_gelu": "tests/test_scene_aware_ae.py",
+    "common/features/image.py uses_quick_gelu": "tests/test_scene_aware_ae.py",
+    "common/flow/sources.py fingerprint": "tests/test_flow.py",
     "common/objects/detectors.py _onnx": "tests/test_foreground.py",
     "common/io.py read_text": "labels.txt",
     "common/io.py read_json": "side.json",
