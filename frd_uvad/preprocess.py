@@ -7,7 +7,6 @@ python frd_uvad/preprocess.py --dataset demo                                    
 """
 
 import argparse
-import hashlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +27,7 @@ from common.features.encoders import (
 from common.features.folders import canonical_features, find_features
 from common.features.labels import add_label_flags
 from common.features.prefetch import VideoPrefetcher
-from common.io import UserError, run_script
+from common.io import UserError, run_script, short_hash
 from common.pool import tick
 from common.readers import datasets
 from common.readers.dataset import UsableVideos, report_skipped
@@ -212,7 +211,7 @@ def files_of(folder: Path, options: FeatureOptions, encoder) -> ClipFiles:
     """The stand-in's folder is called as in older versions; others by what their features depend on."""
     if isinstance(encoder, Statistics):
         return StatisticsFiles(folder / f"clips-{STAND_IN.model}-{options.crops}", f"encoding with {STAND_IN}")
-    key = hashlib.sha256(repr(sorted(encoder.describe().items())).encode(errors="backslashreplace")).hexdigest()[:10]
+    key = short_hash(encoder.describe())
     names = "+".join(spec.model if spec.kind in IMAGE_KINDS else spec.kind for spec in options.encoders)
     name = "".join(c if c.isalnum() or c in "-+._" else "_" for c in names)[:60]
     return ClipFiles(folder / f"clips-{name}-{options.crops}-{key}", f"encoding with {encoder.describe()['encoder']}")

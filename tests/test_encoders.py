@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import timm
 import torch
 
 from common import training
@@ -24,7 +25,6 @@ from frd_uvad.svmae import preprocess as svmae
 from scene_aware_ae import encoder as scene_encoders
 from tests.helpers import all_refused, refused, save_frames, script, tiny_folder, walkers
 
-timm = pytest.importorskip("timm")
 LITE, SMALL = "tf_efficientnet_lite0", "mobilenetv3_small_050"
 
 

@@ -222,9 +222,7 @@ class ImageEncoder:
         return torch.cat([self.encode_part(frames[i : i + parts.step]) for i in parts])
 
     def encode_part(self, frames: np.ndarray) -> torch.Tensor:
-        x = torch.from_numpy(np.ascontiguousarray(frames))
-        if self.run.device.type == "cuda":
-            x = x.pin_memory().to(self.run.device, non_blocking=True)
+        x = self.run.to_device(np.ascontiguousarray(frames))
         x = x.permute(0, 3, 1, 2).expand(-1, 3, -1, -1)
         if self.preprocess != "paper":
             x = x.flip(1)  # BGR -> RGB

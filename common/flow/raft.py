@@ -58,7 +58,7 @@ def load_raft(method: str, device="cpu") -> torch.nn.Module:
     model = name.replace("-", "_")
     if path:
         weights = training.load_checkpoint(path)
-        weights = {torchvision_name(k): v for k, v in weights.items()}
+        weights = {torchvision_name(str(k)): v for k, v in weights.items()}
         shortcut = re.compile(r"layer\d\.0\.convnormrelu3\.1\.")  # the authors' second name of the norm in downsample
         if name == "raft-large":
             weights = {k: v for k, v in weights.items() if not shortcut.search(k)}

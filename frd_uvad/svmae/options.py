@@ -2,8 +2,6 @@
 
 from dataclasses import dataclass, fields
 
-RANDOM = "random"  # in place of a file: an untrained encoder
-
 
 @dataclass
 class EncoderOptions:
