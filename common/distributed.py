@@ -156,14 +156,6 @@ class Run:
         """Concatenate every rank's array [n_i, …] in rank order, on every rank."""
         return array if self.world_size == 1 else np.concatenate(self.all_gather_object(array))
 
-    def all_reduce_sum(self, array: np.ndarray) -> np.ndarray:
-        """Sum of every rank's array, on every rank."""
-        if self.world_size == 1:
-            return array
-        total = torch.from_numpy(np.array(array)).to(self.device)
-        torch.distributed.all_reduce(total)
-        return total.cpu().numpy()
-
     def mean_over_ranks(self, values: dict) -> dict:
         """{name: mean over the ranks} of each rank's {name: number}."""
         ranks = self.all_gather_object(values)

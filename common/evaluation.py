@@ -9,7 +9,7 @@ import numpy as np
 
 from common import metrics, smoothing
 from common.cli import ScoreOptions, print_next_steps
-from common.io import UserError, load_arrays, save_arrays, writable_folder, write_json, writing_table
+from common.io import UserError, save_arrays, writable_folder, write_json, writing_table
 from common.pool import cores
 from common.readers.dataset import Dataset, report_skipped
 
@@ -49,22 +49,6 @@ def save_scores(path, scores: dict) -> None:
     save_arrays(path, {k: np.asarray(v, np.float32) for k, v in scores.items()})
 
 
-def load_scores(path) -> dict[str, np.ndarray]:
-    """{video: float [T]} of a scores.npz. Raises UserError."""
-    scores = load_arrays(path, "scores")
-    for name, s in scores.items():
-        if s.ndim != 1 or s.dtype.kind not in "fiu":
-            raise UserError(
-                f"scores {path}: video {name} has an array of shape {s.shape} and type {s.dtype}, expected one "
-                "number per frame"
-            )
-        if not np.isfinite(s).all():
-            raise UserError(f"scores {path}: video {name} holds {(~np.isfinite(s)).sum()} NaN or infinite scores")
-    if not scores:
-        raise UserError(f"scores {path} holds no video")
-    return scores
-
-
 def labels_of(scores: dict, data: Dataset) -> dict[str, np.ndarray]:
     """{video: uint8 [T]} for scored videos, each checked against its scores' length; {} without labels."""
     if not data.has_labels:
@@ -98,16 +82,6 @@ def frame_difference(frames: np.ndarray) -> np.ndarray:
     out = np.zeros(len(frames), np.float32)
     for t in range(1, len(frames)):
         out[t] = np.abs(frames[t].astype(np.int16) - frames[t - 1]).mean(dtype=np.float64)
-    return out
-
-
-def frame_maximum(box_frames: np.ndarray, values: np.ndarray, frames: int) -> np.ndarray:
-    """Trivial baselines of boxes: per frame the largest value [n] of its boxes, 0 without boxes.
-
-    Values are the mean length of a box's flow (fastest box) or its mean square (flow energy). -> float32 [frames].
-    """
-    out = np.zeros(frames, np.float32)
-    np.maximum.at(out, box_frames, values)
     return out
 
 

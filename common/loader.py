@@ -63,6 +63,33 @@ def prefetch(items: list, read: Callable) -> Iterator[tuple]:
             yield item, result, waited
 
 
+def tensors_ahead(dataset, parts: list, run) -> Iterator[tuple]:
+    """Yield (rows int [n], the dataset's tensors of them on the device, seconds waited) for every part.
+
+    On a GPU the reading thread also copies the next batch, on a stream of its own, while this one is computed. On a CPU
+    the main thread puts tensors together: torch's thread pools would compete.
+    """
+    if run.device.type != "cuda":
+        for rows, arrays, waited in prefetch(parts, dataset.read):
+            yield rows, dataset.to_device(arrays), waited
+        return
+    import torch
+
+    copies, current = torch.cuda.Stream(run.device), torch.cuda.current_stream(run.device)
+    copies.wait_stream(current)  # what the dataset holds on the device was written there
+
+    def load(rows):
+        with torch.cuda.stream(copies):
+            data = dataset.to_device(dataset.read(rows))
+            return data, copies.record_event()
+
+    for rows, (data, copied), waited in prefetch(parts, load):
+        current.wait_event(copied)
+        for x in data.values() if isinstance(data, dict) else data if isinstance(data, tuple) else (data,):
+            x.record_stream(current)  # keeps its memory until this stream has read it
+        yield rows, data, waited
+
+
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
     """The permutation of n samples for one epoch, the same however often the run was interrupted. int64 [n]."""
     return np.random.default_rng([seed, epoch]).permutation(n)
@@ -84,8 +111,9 @@ class Batch:
 class Loader:
     """Batches of one epoch after another.
 
-    dataset: read(rows) -> arrays, called in a thread one batch ahead; to_device(arrays) -> tensors, called in the main
-    thread. order(epoch) -> int [samples]: the samples of an epoch in their order, by default a permutation of all.
+    dataset: read(rows) -> arrays, called in a thread one batch ahead; to_device(arrays) -> a tensor, or a tuple or dict
+    of them; see tensors_ahead(). order(epoch) -> int [samples]: the samples of an epoch in their order, by default a
+    permutation of all.
     `waited` sums the seconds that training waited for data.
     """
 
@@ -110,9 +138,9 @@ class Loader:
         """Yield a Batch for each of `batches`; the next one is read meanwhile."""
         parts = [self.run.batch_slice(len(rows))[0] for rows in batches]
         rank_rows = [rows[part] for rows, part in zip(batches, parts)]
-        for i, (_, arrays, waited) in enumerate(prefetch(rank_rows, self.dataset.read)):
+        for i, (_, data, waited) in enumerate(tensors_ahead(self.dataset, rank_rows, self.run)):
             self.waited += waited
-            yield Batch(batches[i], parts[i], self.dataset.to_device(arrays), rngs[i])
+            yield Batch(batches[i], parts[i], data, rngs[i])
 
 
 class DrawLoader(Loader):

@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import torch
 
-from common.loader import prefetch, take_rows
+from common.loader import take_rows, tensors_ahead
 
 INPUT_OFFSETS = (-3, 0, 3)  # frames around t that the network sees
 SAMPLE_OFFSETS = (-3, -1, 0, 1, 3)  # and those that a training sample needs: its gradient is between -1 and 1
@@ -54,25 +54,22 @@ class FrameDataset:
         offsets]."""
         rows = self.neighbours(rows)
         if self.resident is not None:
-            return None, rows
+            return None, self.run.pin(rows)
         needed, places = np.unique(rows, return_inverse=True)
         frames = take_rows(self.arrays, self.starts, needed, (*self.size, self.channels), np.uint8)
-        return self.run.pin(frames), places.reshape(rows.shape)
+        return self.run.pin(frames), self.run.pin(places.reshape(rows.shape))
 
     def to_device(self, arrays) -> torch.Tensor:
-        """What read() returned -> uint8 [n, offsets, C, H, W].
-
-        Reading is prefetched in a thread; samples are put together here, as torch's thread pools would compete.
-        """
+        """What read() returned -> uint8 [n, offsets, C, H, W]."""
         frames, places = arrays
         frames = self.resident if frames is None else frames.to(self.run.device, non_blocking=True)
-        return frames[torch.as_tensor(places, device=self.run.device)].permute(0, 1, 4, 2, 3)
+        return frames[places.to(self.run.device, non_blocking=True)].permute(0, 1, 4, 2, 3)
 
     def batches(self, rows: np.ndarray, batch_size: int):
         """Yield (rows, samples) over `rows` in order; the next batch is read meanwhile."""
         parts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-        for part, arrays, _ in prefetch(parts, self.read):
-            yield part, self.to_device(arrays)
+        for part, samples, _ in tensors_ahead(self, parts, self.run):
+            yield part, samples
 
 
 def scale(x: torch.Tensor) -> torch.Tensor:

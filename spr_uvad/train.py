@@ -223,7 +223,7 @@ def train(dataset, plan, *, out, run, size="full", flow=False, seed=0, resume=Tr
             errors.copy_(state["errors"])
         for epoch in range(meter.epoch, plan.epochs):
             train_one_epoch(net, loader, optimizer, plan, epoch, run, meter, errors)
-            epoch_errors = run.all_reduce_sum(errors.cpu().numpy())[rows] / values_per_cube
+            epoch_errors = sum(run.all_gather_object(errors.cpu().numpy()))[rows] / values_per_cube
             errors.zero_()
             means = {} if labels is None else advantage.means(epoch_errors, labels[rows])
             meter.end_epoch(loader, **means)

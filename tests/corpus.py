@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from scipy import io
 
-from common import evaluation, training
+from common import training
 from common.features.data import FeatureVideo
 from common.features.folders import find_features
 from common.features.labels import listed_names
@@ -26,6 +26,7 @@ from common.objects import detectors
 from common.readers import datasets, labels, ubnormal
 from common.readers.pictures import read_image
 from common.readers.video import Decoder, Video, list_videos, open_video
+from common.report import compare
 from frd_uvad import scoring as frd_scoring
 from frd_uvad.svmae.clips import Depth
 from frd_uvad.svmae.data import read_captions
@@ -254,7 +255,7 @@ KINDS = {
     "tracks.csv": (lambda p: p.write_text("# id,frame,x1,y1,x2,y2\n1,0,2,3,10,20\n1,1,3,3,11,20\n"), tracks),
     "events.csv": (lambda p: p.write_text("video,event,start,end\nb_1,cart,2,5\n"), events),
     "boxes.npz": (lambda p: np.savez(p, **BOXES), boxes),
-    "scores.npz": (lambda p: np.savez(p, b_1=np.linspace(0, 1, FRAMES)), evaluation.load_scores),
+    "scores.npz": (lambda p: np.savez(p, b_1=np.linspace(0, 1, FRAMES)), compare.load_scores),
     "features.npy": (lambda p: np.save(p, RNG.normal(size=(4, 2, 8)).astype(np.float32)), features),
     "annotation.txt": (lambda p: p.write_text("Abuse028_x264.mp4  Abuse  5  20  -1  -1\n"), annotations),
     "depth.npy": (lambda p: np.save(p, RNG.random((8, 8))), depth),

@@ -6,13 +6,16 @@ import json
 import numpy as np
 import pytest
 
+from common import metrics
 from common.io import UserError
 from common.report import compare
 from tests.helpers import refused, script, tiny_folder
 
 
 def test_a_resample_of_one_kind_has_no_auc():
-    assert np.isnan(compare.auc(np.ones(3), np.arange(3))) and compare.auc(np.array([0, 1]), np.array([0.0, 1.0])) == 1
+    scores = {"run": {"video": np.arange(3.0)}}
+    assert np.isnan(compare.bootstrap(scores, {"video": np.ones(3)}, 4, 0)["run"]).all()
+    assert (compare.bootstrap(scores, {"video": np.array([0, 1, 1])}, 4, 0)["run"] == 1).all()
 
 
 def test_intervals_narrow_with_videos_and_hold_the_mean():
@@ -22,7 +25,7 @@ def test_intervals_narrow_with_videos_and_hold_the_mean():
         scores = {k: y + rng.normal(0, 1 + 0.5 * rng.random(), 40) for k, y in labels.items()}
         values = compare.bootstrap({"a": scores}, labels, 300, 0)["a"]
         low, high = compare.interval(values)
-        assert low < compare.auc(np.concatenate(list(labels.values())), np.concatenate(list(scores.values()))) < high
+        assert low < metrics.auc(np.concatenate(list(labels.values())), np.concatenate(list(scores.values()))) < high
         widths.append(high - low)
     assert widths[1] < 0.6 * widths[0]
     assert compare.interval(np.full(3, np.nan)) is None

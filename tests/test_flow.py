@@ -9,13 +9,12 @@ import torch
 import torch.nn.functional as F
 from torchvision.models import optical_flow
 
-from common import evaluation
 from common.cache import FrameCache
 from common.flow import raft, sources
 from common.flow.cache import FlowCache, duration
 from common.io import UserError
 from common.objects.cubes import Settings
-from common.objects.pipeline import flow_energies
+from common.objects.pipeline import flow_energies, frame_maximum
 from common.readers.video import open_video
 from tests.helpers import killed_after, refused, save_frames, script, tiny_folder, walkers
 
@@ -232,4 +231,4 @@ def test_flow_energy_is_the_mean_square_in_a_box():
     records["frame"] = 0, 0, 2
     energies = flow_energies(records, 1)
     assert energies.tolist() == [9, 2, 0]
-    assert evaluation.frame_maximum(records["frame"], energies, 4).tolist() == [9, 0, 0, 0]
+    assert frame_maximum(records["frame"], energies, 4).tolist() == [9, 0, 0, 0]

@@ -9,6 +9,7 @@ import json
 import os
 import zlib
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -26,8 +27,9 @@ def draw(name, shape, low, high):
 
 
 class Case:
-    def __init__(self, path):
+    def __init__(self, path, device="cpu"):
         self.__dict__.update(json.loads(path.read_text()))
+        self.device = device
         with np.load(path.with_suffix(".npz"), allow_pickle=False) as z:
             self.golden = {k: z[k] for k in z.files}
 
@@ -39,7 +41,7 @@ class Case:
 
     def input(self, name, dtype=torch.float32):
         v = self.inputs[name]
-        return torch.from_numpy(draw(v["seed"], v["shape"], v["low"], v["high"])).to(dtype)
+        return torch.from_numpy(draw(v["seed"], v["shape"], v["low"], v["high"])).to(self.device, dtype)
 
     def gradients(self, net, total):
         """The grad_norm.* outputs after total.backward()."""
@@ -57,7 +59,7 @@ def hf2vad(case, tmp_path, dtype):
     path = tmp_path / "published.pth"
     torch.save({"model_state_dict": case.state_dict()}, path)
     net, _ = scoring.load_model(path, model_args={k: v for k, v in case.config.items()})
-    net.eval().to(dtype)
+    net.eval().to(case.device, dtype)
     flows = case.input("flows", dtype)
     if "frames" not in case.inputs:
         out = net(flows)
@@ -94,7 +96,7 @@ def spr_uvad(case, tmp_path, dtype):
         }
     path = tmp_path / "published.npy"  # nested lists [h][w][0], saved by torch under a numpy name
     torch.save([[[case.state_dict()]]], path)
-    net = scoring.load_model(path)[0][0].eval().to(dtype)
+    net = scoring.load_model(path)[0][0].eval().to(case.device, dtype)
     cubes, flows = case.input("cubes", dtype), case.input("flows", dtype)
     out = net(cubes)
     targets = {"raw": cubes, "flow": flows}
@@ -110,7 +112,7 @@ def sdmae(case, tmp_path, dtype):
     norm, patch = config.pop("score"), config["patch_size"]
     net = SDMAE(**config)
     net.load_state_dict(case.state_dict())
-    net.eval().to(dtype)
+    net.eval().to(case.device, dtype)
     frames, target, gradient, noise = (case.input(k, dtype) for k in ("frames", "target", "gradient", "noise"))
     out = net(frames, noise)
     distill, recon = error_maps(out, target, patch, norm)
@@ -145,9 +147,9 @@ def scene_aware_ae(case, tmp_path, dtype):
 
     path, config = tmp_path / "published.pth", case.config
     torch.save({"model": case.state_dict(), "optim": {}, "iter": 0}, path)
-    net = scoring.load_model(path, num_heads=config["num_heads"])[0].eval().to(dtype)
+    net = scoring.load_model(path, num_heads=config["num_heads"])[0].eval().to(case.device, dtype)
     features = case.input("features", dtype)
-    scenes = torch.arange(config["num_scenes"]).repeat_interleave(config["segments_per_scene"])
+    scenes = torch.arange(config["num_scenes"], device=case.device).repeat_interleave(config["segments_per_scene"])
     out, got = net(features), {}
     for mode in (0, 1, 2):
         parts = losses(out, features, scenes, mode=mode, temperature=config["temperature"])
@@ -171,7 +173,7 @@ def frd_uvad(case, tmp_path, dtype):
         scoring.load_model(path, heads=case.config["heads"])[0].eval(),
         scoring.load_auxiliary(f"c2fpl:{path}"),
     )
-    net.to(dtype), auxiliary.net.to(dtype)
+    net.to(case.device, dtype), auxiliary.net.to(case.device, dtype)
     features = case.input("features", dtype)
     out, aux = net(features), auxiliary.net(features)
     plain = losses(out, aux[..., 0])
@@ -210,7 +212,7 @@ def svmae(case, tmp_path, dtype):
     c = case.config
     net = Detector(**{k: c[k] for k in ("feature_size", "text_dim", "fusion", "feature_group", "aggregate_text")})
     net.load_state_dict(case.state_dict())
-    net.eval().to(dtype)
+    net.eval().to(case.device, dtype)
     out = net(case.input("visual", dtype), case.input("text", dtype))
     parts = losses(out, top_k=c["top_k"], margin=c["margin"], alpha=c["alpha"])
     video = net(case.input("visual_video", dtype), case.input("text_video", dtype))
@@ -228,7 +230,7 @@ def metrics_case(case, tmp_path, dtype):
     """Smoothed scores and measures; names of filters and measures are parsed, not listed."""
     scores, labels = [], []
     for i in range(len(case.inputs)):
-        s = case.input(f"scores{i}").numpy()
+        s = case.input(f"scores{i}").cpu().numpy()
         y = np.zeros(len(s), np.uint8)
         for first, end in case.labels[f"video{i}"]:
             y[first:end] = 1
@@ -288,7 +290,7 @@ ADAPTERS = {
 def deviation(case, name, value):
     """How far an output is from the golden one, in units of its tolerance (1 = just allowed)."""
     spec, gold = case.outputs[name], case.golden[name]
-    value = np.asarray(value.detach().numpy() if isinstance(value, torch.Tensor) else value)
+    value = np.asarray(value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else value)
     assert list(value.shape) == list(spec["shape"]), f"{name}: shape {value.shape}, golden {spec['shape']}"
     value = value.ravel()[:: spec.get("stride", 1)][:2048]
     gold = gold.ravel()
@@ -299,7 +301,7 @@ def deviation(case, name, value):
     return worst / (2e-4 * max(1, np.abs(gold).max(initial=0)))
 
 
-def nudged_addressings(case, adapter, tmp_path, monkeypatch):
+def nudged_addressings(case, adapter, tmp_path):
     """Outputs in float64, with every addressing next to the shrink threshold left, or moved by one float32 step.
 
     Hard shrinkage has a pole in its gradient there: w·1e-12/(d+1e-12)² for an addressing w = threshold + d. Float32
@@ -320,8 +322,7 @@ def nudged_addressings(case, adapter, tmp_path, monkeypatch):
                 w = w + move
             return w
 
-        with monkeypatch.context() as m:
-            m.setattr(F, "softmax", nudge)
+        with mock.patch.object(F, "softmax", nudge):
             return adapter(case, tmp_path, torch.float64), len(found)
 
     got, count = once(())
@@ -331,22 +332,26 @@ def nudged_addressings(case, adapter, tmp_path, monkeypatch):
             yield once(steps)[0]
 
 
-@pytest.mark.kernels
-@pytest.mark.parametrize("path", CASES, ids=lambda p: p.stem)
-def test_golden(path, tmp_path, monkeypatch):
-    case = Case(path)
+def wrong_outputs(path, folder, device="cpu"):
+    """-> {output of a case's method that is off: times its tolerance}, on this device in float32."""
+    case = Case(path, device)
     assert case.method in ADAPTERS, f"no adapter for the method {case.method}"
     adapter = ADAPTERS[case.method]
-    got = adapter(case, tmp_path, torch.float32)
+    got = adapter(case, folder, torch.float32)
     assert set(case.outputs) <= set(got), f"missing outputs: {sorted(set(case.outputs) - set(got))}"
     off = {name: deviation(case, name, got[name]) for name in case.outputs}
     wrong = {k: v for k, v in off.items() if not v <= 1}
     if wrong and case.method == "hf2vad" and all(k.startswith("grad_norm.") and "vunet" not in k for k in wrong):
-        for exact in nudged_addressings(case, adapter, tmp_path, monkeypatch):
-            again = {k: deviation(case, k, exact[k]) for k in wrong}
-            if all(v <= 1 for v in again.values()):
-                wrong = {}
-                break
+        for exact in nudged_addressings(case, adapter, folder):
+            if all(deviation(case, k, exact[k]) <= 1 for k in wrong):
+                return {}
+    return wrong
+
+
+@pytest.mark.kernels
+@pytest.mark.parametrize("path", CASES, ids=lambda p: p.stem)
+def test_golden(path, tmp_path):
+    wrong = wrong_outputs(path, tmp_path)
     assert not wrong, f"off by (times the tolerance): {wrong}"
 
 

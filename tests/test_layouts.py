@@ -21,6 +21,7 @@ from common.objects import detectors
 from common.readers import datasets
 from common.readers.dataset import UsableVideos
 from common.readers.labels import matlab_ranges
+from common.report import compare
 from scene_aware_ae.encoder import GivenFeatures
 from tests.helpers import refused, save_frames, save_video, script, walkers
 
@@ -1025,7 +1026,7 @@ def test_scores_in_any_order(tmp_path, seed):
         np.save(root / "labels" / f"{name}.npy", truth(name))
     data = datasets.find("folder", root)
     evaluation.save_scores(tmp_path / "scores.npz", {k: truth(k) + int(k[3:]) / 1000 for k in shuffled(CAMERAS, seed)})
-    scores = evaluation.load_scores(tmp_path / "scores.npz")
+    scores = compare.load_scores(tmp_path / "scores.npz")
     result, _ = evaluation.measure(scores, evaluation.labels_of(scores, data), evaluation.Protocol("strict", "none"))
     assert result["micro_auc"] == 1 and result["abnormal_frames"] == sum(int(truth(k).sum()) for k in CAMERAS)
 

@@ -1,8 +1,16 @@
-"""tests/perf/profile.py: its parts add up to the step, its FLOPs are right, and it stops any script."""
+"""tests/perf/profile.py: its parts add up to the step, its FLOPs are right, and it stops any script. tests/perf/gpu.py:
+every part runs, and what falls short is told."""
 
+import json
+import os
 import re
+import shutil
 
-from tests.helpers import ROOT, python, script, tiny_folder
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers import ROOT, python, refused, script, tiny_folder
 
 LOOP = """
 import sys
@@ -109,3 +117,44 @@ def test_training_of_the_stand_in_encoder_is_not_what_is_profiled(tmp_path):
     )
     operators = next(line for line in done.stdout.splitlines() if line.startswith("operators by"))
     assert "mean of 2" in done.stdout and "convolution" not in operators, operators
+
+
+def test_the_proof_on_a_gpu_runs_whole_at_toy_size(tmp_path):
+    done = script("tests/perf/gpu.py", "--out", tmp_path, "--device", "cpu", "--quick", "--minutes", "30", check=False)
+    log = (tmp_path / "gpu.log").read_text()
+    assert done.returncode == 0, (done.stdout[-3000:], done.stderr[-3000:], log[-6000:])
+    result = json.loads((tmp_path / "gpu.json").read_text())
+    assert result["not_run"] == [] and result["device"] == "cpu" and len(result["seconds"]) == 17
+    lines = result["lines"]
+    assert all(x["ok"] is not False for x in lines)
+    exact = [x for x in lines if "scores, fp32" in x["what"] or "killed and resumed" in x["what"]]
+    assert len(exact) == 7 and all(x["value"] == 0 for x in exact)  # the device is the CPU itself
+    rates = [x for x in lines if x["part"].startswith("rates")]
+    assert {x["part"] for x in rates} == {x for x in result["seconds"] if x.startswith("rates")}
+    assert all(x["value"] > 0 and "peak" in x["note"] for x in rates)
+    page = (tmp_path / "gpu.md").read_text()
+    assert page.count("\n| ") == len(lines) + 1 and "0 short of their aim" in page
+    assert not (tmp_path / "work").exists()
+
+
+def test_the_proof_tells_what_falls_short(tmp_path):
+    folder = tmp_path / "golden"
+    folder.mkdir()
+    for suffix in (".json", ".npz"):
+        shutil.copy(ROOT / "tests" / "golden" / f"sdmae-patch8{suffix}", folder)
+    with np.load(folder / "sdmae-patch8.npz") as arrays:
+        wrong = {k: x + (k == "latent") for k, x in arrays.items()}
+    np.savez(folder / "sdmae-patch8.npz", **wrong)
+    env = {"GOLDEN_DIR": str(folder)}
+    flags = ("--device", "cpu", "--quick", "--only", "golden")
+    done = script("tests/perf/gpu.py", "--out", tmp_path / "a", *flags, check=False, env=env)
+    assert done.returncode == 1 and "✗" in (tmp_path / "a" / "gpu.md").read_text() and "latent" in done.stdout
+    late = script("tests/perf/gpu.py", "--out", tmp_path / "b", *flags, "--minutes", "0", check=False, env=env)
+    assert late.returncode == 1 and "not run: golden" in late.stdout
+    assert json.loads((tmp_path / "b" / "gpu.json").read_text())["not_run"] == ["golden"]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_proof_needs_its_device(tmp_path):
+    refused(script("tests/perf/gpu.py", "--out", tmp_path, check=False), "--device cuda")
+    assert os.listdir(tmp_path) == []

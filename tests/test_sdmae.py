@@ -325,7 +325,8 @@ def test_processes_share_every_batch():
     for world in (1, 2, 3, 5):
         shares = []
         for rank in range(world):
-            run = SimpleNamespace(batch_slice=partial(Run.batch_slice, SimpleNamespace(rank=rank, world_size=world)))
+            share = partial(Run.batch_slice, SimpleNamespace(rank=rank, world_size=world))
+            run = SimpleNamespace(batch_slice=share, device=torch.device("cpu"))
             data = SimpleNamespace(read=lambda rows: rows, to_device=lambda rows: rows)
             loader = Loader(data, 5, 0, run, order=lambda epoch: order)
             shares.append(list(loader.batches(0, start=1)))

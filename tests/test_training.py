@@ -1,5 +1,6 @@
 """Checkpoints, resuming and the loop's safeguards."""
 
+import contextlib
 import json
 import os
 import pickle
@@ -17,7 +18,7 @@ import torch
 from common import cli, io, training
 from common.distributed import Run
 from common.io import UserError, atomic_write, load_array, lock_dir
-from common.loader import epoch_order
+from common.loader import epoch_order, tensors_ahead
 from common.objects.cube_dataset import CubeDataset
 from common.score_cache import ScoreCache, total_seconds
 from tests.helpers import ROOT
@@ -226,3 +227,57 @@ def test_flags_take_numbers_that_make_sense(text, capsys):
         parser.parse_args(["--lr", text])
     assert ended.value.code == 2 and capsys.readouterr().err.startswith("error: argument --lr: ")
     assert parser.parse_args(["--lr", "0.5"]).lr == 0.5
+
+
+@pytest.mark.parametrize("kind", ["tensor", "tuple", "dict"])
+def test_a_gpus_batches_are_copied_beside_the_computation(kind, monkeypatch):
+    """On pretended streams: a copy begins after what the device holds was written, a batch is used after its copy, and
+    its memory is kept until it was read."""
+    happened = []
+
+    class Stream:
+        def __init__(self, name="copies"):
+            self.name = name
+
+        def wait_stream(self, other):
+            happened.append((self.name, "waits for", other.name))
+
+        def record_event(self):
+            return len([x for x in happened if x[0] == "copied"])
+
+        def wait_event(self, event):
+            happened.append((self.name, "waits for copy", event))
+
+    class OnDevice:
+        def record_stream(self, stream):
+            happened.append(("kept for", stream.name))
+
+    class Dataset:
+        def read(self, rows):
+            return rows
+
+        def to_device(self, rows):
+            happened.append(("copied", used[-1]))
+            return {"tensor": OnDevice(), "tuple": (OnDevice(), OnDevice()), "dict": {"a": OnDevice()}}[kind]
+
+    main, used = Stream("main"), ["main"]
+
+    @contextlib.contextmanager
+    def use(stream):
+        used.append(stream.name)
+        yield
+        used.pop()
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
+    monkeypatch.setattr(torch.cuda, "stream", use)
+    parts = [np.arange(3), np.arange(2)]
+    run = SimpleNamespace(device=torch.device("cuda"))
+    for i, (rows, _, waited) in enumerate(tensors_ahead(Dataset(), parts, run)):
+        assert rows is parts[i] and waited >= 0
+        before = happened[:]  # the thread goes on
+        assert before[0] == ("copies", "waits for", "main")
+        assert before.count(("copied", "copies")) > i and ("copied", "main") not in before
+        assert before.count(("main", "waits for copy", i + 1)) == 1
+        tensors = {"tensor": 1, "tuple": 2, "dict": 1}[kind]
+        assert before.count(("kept for", "main")) == tensors * (i + 1)

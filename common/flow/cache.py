@@ -71,8 +71,7 @@ class FlowCache(VideoFiles):
         first = max(1, batch - 1) if len(done) > batch + 1 else 0  # pairs of the first batch, which is slower
         seconds = (done[-1] - done[first]) / max(1, len(done) - 1 - first)
         size = sum(4 * x["frames"] * x["height"] * x["width"] for x in sizes.values()) / 2**30
-        height, width = (sizes[longest.key][k] for k in ("height", "width"))
-        scale = flow_scale(self.method, self.scale, height, width)
+        scale = flow_scale(self.method, self.scale, sizes[longest.key]["height"], sizes[longest.key]["width"])
         print(
             f"optical flow of {pairs} pairs of frames by {self.method}, frames enlarged {scale:.3g} times, "
             f"{self.updates} updates, {self.precision}: {size:.2f} GiB on disk, about {duration(pairs * seconds)} "

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from common.loader import prefetch, take_rows
+from common.loader import take_rows, tensors_ahead
 
 
 class CubeDataset:
@@ -35,10 +35,10 @@ class CubeDataset:
             for k, part in self.fields.items()
         }
 
-    def read(self, rows: np.ndarray) -> dict | np.ndarray:
+    def read(self, rows: np.ndarray) -> dict | torch.Tensor:
         """{name: pinned tensor [len(rows), …]} from the files; the rows where the fields are in device memory."""
         if self.resident is not None:
-            return rows
+            return self.run.pin(np.ascontiguousarray(rows))
         arrays = {}
         for k, part in self.fields.items():
             first = self.records[0][k][:1, part]
@@ -48,12 +48,12 @@ class CubeDataset:
     def to_device(self, arrays) -> dict[str, torch.Tensor]:
         """What read() returned -> {name: tensor [n, …]}."""
         if self.resident is not None:
-            index = torch.as_tensor(np.asarray(arrays), device=self.run.device)
+            index = arrays.to(self.run.device, non_blocking=True)
             return {k: x[index] for k, x in self.resident.items()}
         return {k: x.to(self.run.device, non_blocking=True) for k, x in arrays.items()}
 
     def batches(self, rows: np.ndarray, batch_size: int) -> Iterator[tuple]:
         """Yield (rows, {name: tensor}) over `rows` in order; the next batch is read meanwhile."""
         parts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
-        for part, arrays, _ in prefetch(parts, self.read):
-            yield part, self.to_device(arrays)
+        for part, batch, _ in tensors_ahead(self, parts, self.run):
+            yield part, batch

@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import numpy as np
 from tqdm import tqdm
 
-from common import evaluation, metrics, smoothing
+from common import evaluation, io, metrics, smoothing
 from common.io import UserError, atomic_write, read_json, run_script, safe_filename, writable_folder, writing_table
 from common.readers import datasets
 from common.report import plots
@@ -25,6 +25,15 @@ COSTS = [
     ("parameters", "parameters, M", "{:.1f}", 1e6),
     ("training_seconds", "training, min", "{:.1f}", 60),
 ]
+
+
+def load_scores(path) -> dict[str, np.ndarray]:
+    """{video: float [T]} of a scores.npz. Raises UserError."""
+    scores = io.load_arrays(path, "scores")
+    wrong = [k for k, s in scores.items() if s.ndim != 1 or s.dtype.kind not in "fiu" or not np.isfinite(s).all()]
+    if wrong or not scores:
+        raise UserError(f"scores {path}: expected a finite number per frame of every video, not so of {wrong or 'any'}")
+    return scores
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -44,14 +53,6 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def auc(labels: np.ndarray, scores: np.ndarray) -> float:
-    """metrics.auc, NaN where a class is missing."""
-    try:
-        return metrics.auc(labels, scores)
-    except ValueError:
-        return np.nan
-
-
 def bootstrap(columns: dict[str, dict], labels: dict[str, np.ndarray], resamples: int, seed: int) -> dict:
     """Micro AUC of every run on the same resamples of videos: {run: float64 [resamples]}, NaN where one class is drawn.
 
@@ -63,7 +64,8 @@ def bootstrap(columns: dict[str, dict], labels: dict[str, np.ndarray], resamples
         drawn = [names[k] for k in rng.integers(0, len(names), len(names))]
         y = np.concatenate([labels[k] for k in drawn])
         for title, scores in columns.items():
-            out[title][i] = auc(y, np.concatenate([scores[k] for k in drawn]))
+            s = np.concatenate([scores[k] for k in drawn])
+            out[title][i] = metrics.auc(y, s) if y.min() < y.max() else np.nan
     return out
 
 
@@ -110,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
     folders = [p.parent if p.suffix == ".npz" else p for p in args.runs]
     runs, reports = {}, {}
     for title, folder, path in zip(titles_of(folders), folders, args.runs):
-        runs[title] = evaluation.load_scores(path if path.suffix == ".npz" else path / "scores.npz")
+        runs[title] = load_scores(path if path.suffix == ".npz" else path / "scores.npz")
         report = folder / "metrics.json"
         reports[title] = read_json(report, "the run's measures") if report.exists() else {}
     labels = evaluation.labels_of(next(iter(runs.values())), data)

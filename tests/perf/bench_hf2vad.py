@@ -10,7 +10,7 @@ from common import training
 from common.cli import DataSource, given
 from common.distributed import seed_everything
 from common.flow.sources import PairFlow, make_dis
-from common.loader import Loader, epoch_order, prefetch
+from common.loader import Loader, epoch_order, tensors_ahead
 from common.objects.cube_dataset import CubeDataset
 from common.objects.cubes import cubes_of_video, motion_boxes, object_boxes
 from common.objects.pipeline import FLAGS
@@ -82,9 +82,9 @@ def measure_eval(args, seconds, r):
     waited, start = 0.0, time.perf_counter()
     order = np.arange(min(len(data), max(8 * n, 1024)))
     parts = [order[i : i + n] for i in range(0, len(order), n)]
-    for _, arrays, seconds_waited in prefetch(parts, data.read):
+    for _, batch, seconds_waited in tensors_ahead(data, parts, r):
         waited += seconds_waited
-        fast.score(data.to_device(arrays))
+        fast.score(batch)
     synchronize(r.device)
     share = 100 * waited / (time.perf_counter() - start)
     line("waiting for data", share, "%", f"over {len(order)} cubes from the memory map")

@@ -14,7 +14,7 @@ from common import training
 from common.cli import DataSource, dataset_name
 from common.distributed import seed_everything
 from common.io import UserError
-from common.loader import Batch, prefetch
+from common.loader import Batch, tensors_ahead
 from common.readers.pictures import as_channels
 from common.readers.video import Decoder, open_video
 from common.report import plots
@@ -139,9 +139,10 @@ def from_uint8(net, ready, videos, size, batch, model, seconds, r):
     colour = frames.channels == 3
     cached = rate(lambda: scorer.score_frames(frames, rows, batch), len(rows), r.device, seconds)
     waited, began = 0.0, time.perf_counter()
-    for _, arrays, seconds_waited in prefetch([rows[i : i + batch] for i in range(0, len(rows), batch)], frames.read):
+    parts = [rows[i : i + batch] for i in range(0, len(rows), batch)]
+    for part, seen, seconds_waited in tensors_ahead(frames, parts, r):
         waited += seconds_waited
-        scorer.errors(frames.to_device(arrays), rows[:batch][: len(arrays[1])])
+        scorer.errors(seen, frames.number[part])
     waited /= time.perf_counter() - began
     line(
         "from the frame cache to scores",
