@@ -16,7 +16,7 @@ from common.io import UserError
 from common.objects.cubes import Settings
 from common.objects.pipeline import flow_energies, frame_maximum
 from common.readers.video import open_video
-from tests.helpers import killed_after, refused, save_frames, script, tiny_folder, walkers
+from tests.helpers import killed_after, refused, save_frames, script, tiny_folder, torchrun, walkers
 
 NETS = {"raft-small": optical_flow.raft_small, "raft-large": optical_flow.raft_large}
 # torchvision's names -> the authors', written down apart from raft.RENAMED
@@ -221,6 +221,18 @@ def test_a_killed_flow_ends_as_an_uninterrupted_one(tmp_path, small_weights):
     for kind in ("flow", "cubes"):
         a, b = (sorted(cache.glob(f"*/{kind}-*/*/*.npy")) for cache in (killed, whole))
         assert len(a) == 3 and [p.read_bytes() for p in a] == [p.read_bytes() for p in b]
+
+
+def test_two_processes_share_the_videos(tmp_path, small_weights):
+    root = tiny_folder(tmp_path / "data", train=2, test=2, frames=5)
+    flags = ["--dataset", "folder", "--data-root", root, "--device", "cpu", "--workers", 1]
+    flags += ["--flow", f"raft-small:{small_weights}", "--flow-scale", 2, "--flow-updates", 2]
+    torchrun("hf2vad/preprocess.py", *flags, "--cache", tmp_path / "two")
+    script("hf2vad/preprocess.py", *flags, "--cache", tmp_path / "one")
+    one, two = (sorted((tmp_path / name).glob("*/*/*/*.npy")) for name in ("one", "two"))
+    assert len(one) == 12 and len([p for p in one if "flow-" in str(p)]) == 4
+    for a, b in zip(one, two, strict=True):
+        assert a.relative_to(tmp_path / "one") == b.relative_to(tmp_path / "two") and a.read_bytes() == b.read_bytes()
 
 
 def test_flow_energy_is_the_mean_square_in_a_box():
