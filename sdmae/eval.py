@@ -98,7 +98,7 @@ def parse(argv=None):
     )
     cli.add_shard_flag(group, scoring=True)
     group.add_argument("--batch-size", type=cli.positive_int, default=64, help="frames at once (default: %(default)s)")
-    group.add_argument("--compile", action="store_true", help="torch.compile the model")
+    group.add_argument("--compile", action="store_true", help="torch.compile the model, on a GPU with CUDA graphs")
     add_eval_flags(parser)
     add_live_flags(parser)
     return parser.parse_args(argv)

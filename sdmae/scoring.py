@@ -62,14 +62,15 @@ def fold(net: torch.nn.Module, dtype=None) -> torch.nn.Module:
 
 
 class Scorer:
-    """A network ready to score: frames t-3, t, t+3 in, errors per token out. draws: masks averaged over."""
+    """A network ready to score: frames t-3, t, t+3 in, errors per token out. draws: masks averaged over; compiled:
+    by torch.compile, on a GPU with CUDA graphs."""
 
     def __init__(self, net, config: ScoreConfig, run, *, draws: int = 1, compiled: bool = False):
         self.run, self.config = run, config
         self.patch, self.grid = net.patch_size, net.grid
         self.net = fold(net.to(run.device), torch.bfloat16 if run.precision == "bf16" else torch.float32)
-        if compiled:
-            self.net.compile()
+        if compiled:  # "reduce-overhead" captures CUDA graphs
+            self.net.compile(mode="reduce-overhead" if run.device.type == "cuda" else None)
         self.student = "distillation" in config.parts
         self.tables = torch.stack([noise_table(net.tokens, draw=i) for i in range(draws)]).to(run.device)
 
