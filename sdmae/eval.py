@@ -98,6 +98,14 @@ def parse(argv=None):
     )
     cli.add_shard_flag(group, scoring=True)
     group.add_argument("--batch-size", type=cli.positive_int, default=64, help="frames at once (default: %(default)s)")
+    onnx = "write the scoring network as ONNX (float32, any batch), and stop"
+    group.add_argument("--export", type=Path, metavar="FILE.onnx", help=onnx)
+    group.add_argument(
+        "--runtime",
+        choices=["torch", "onnx"],
+        default="torch",
+        help="onnx: --video is scored with an exported file as --checkpoint, by onnxruntime (default: %(default)s)",
+    )
     group.add_argument("--compile", action="store_true", help="torch.compile the model, on a GPU with CUDA graphs")
     add_eval_flags(parser)
     add_live_flags(parser)
@@ -272,12 +280,32 @@ def map_range(maps, threshold):
     return threshold / 2, 2 * threshold
 
 
+def load_exported(path) -> Loaded:
+    """An exported network, which watches videos alone."""
+    from sdmae.runtime import OnnxScorer
+
+    scorer = OnnxScorer(path)
+    return Loaded(None, scorer.state, scorer, scorer.size)
+
+
 def main(argv=None):
     args = parse(argv)
     smoothing.parse(args.smoothing)
     name = cli.dataset_name(args)
     checkpoint = args.checkpoint or Path("runs/sdmae") / name / "sdmae.pt"
     image_size = preprocess.input_size(name, args.image_size, args.patch)[0] if args.image_size else None
+
+    def watch_video(loaded, training_frames=None):
+        from sdmae.live import LiveOptions, watch
+
+        out = args.out or Path(checkpoint).parent / "video"
+        live = LiveOptions(**{k: getattr(args, k) for k in LiveOptions.__dataclass_fields__})
+        watch(args.video, loaded, live, out=out, training_frames=training_frames, checkpoint=checkpoint)
+
+    if args.runtime == "onnx":
+        if args.video is None:
+            raise UserError("--runtime onnx scores a --video; a dataset is scored by --runtime torch")
+        return watch_video(load_exported(checkpoint))
     from common.distributed import Run
 
     with Run(args.device, args.precision) as run:
@@ -298,13 +326,15 @@ def main(argv=None):
         def training_frames():
             return preprocess.prepare(source, loaded.size, run, splits=("train",))
 
-        if args.video is not None:
-            from sdmae.live import LiveOptions, watch
+        if args.export is not None:
+            from sdmae.export import export
 
-            out = args.out or Path(checkpoint).parent / "video"
-            live = LiveOptions(**{k: getattr(args, k) for k in LiveOptions.__dataclass_fields__})
-            watch(args.video, loaded, live, out=out, training_frames=training_frames, checkpoint=checkpoint)
+            export(loaded.net, loaded.config, loaded.statistics(training_frames), args.export, draws=args.mask_draws)
+            size = args.export.stat().st_size / 2**20
+            print(f"wrote {args.export} ({size:.1f} MB); next: python sdmae/camera.py --video 0 --model {args.export}")
             return
+        if args.video is not None:
+            return watch_video(loaded, training_frames)
         dataset = preprocess.prepare(source, loaded.size, run, splits=("test",))
         evaluate(
             dataset,

@@ -24,7 +24,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
 from common import training
 from common.evaluation import report_folder
@@ -359,9 +358,7 @@ class Window:
 
 def token_errors(scorer, samples):
     """Samples of a Window -> the configured error of every token, float32 [n, rows, columns]."""
-    seen = torch.from_numpy(np.stack([x for _, x, _ in samples])).to(scorer.run.device).permute(0, 1, 4, 2, 3)
-    errors = scoring.sum_parts(scorer.errors(seen, [t for t, _, _ in samples]), scorer.config)
-    return errors.view(-1, *scorer.grid).float().cpu().numpy()
+    return scorer.token_errors(np.stack([x for _, x, _ in samples]), [t for t, _, _ in samples])
 
 
 class Overlay:

@@ -220,7 +220,7 @@ class SDMAE(nn.Module):
         x = self.patch_embed(frames)
         kept, restore, mask = random_masking(noise, self.mask_ratio)
         x = x.gather(1, kept[:, :, None].expand(-1, -1, x.shape[2]))
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
+        x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
         grid = self.grid[0], kept.shape[1] // self.grid[0]
         for block in self.blocks:
             x = block(x, grid)
@@ -276,7 +276,7 @@ class SDMAE(nn.Module):
     def restore_tokens(self, latent, restore):
         """Mask tokens fill in and all return to their places: [N, 1 + kept, embed_dim] -> [N, 1 + L, decoder_dim]."""
         x = self.decoder_embed(latent)
-        missing = self.mask_token.expand(len(x), restore.shape[1] + 1 - x.shape[1], -1).to(x.dtype)
+        missing = self.mask_token.expand(x.shape[0], restore.shape[1] + 1 - x.shape[1], -1).to(x.dtype)
         full = torch.cat([x[:, 1:], missing], dim=1).gather(1, restore[:, :, None].expand(-1, -1, x.shape[2]))
         return torch.cat([x[:, :1], full], dim=1)
 

@@ -94,6 +94,12 @@ class Scorer:
         draws = removed.clamp(min=1) if self.config.tokens == "removed" else len(self.tables)
         return torch.stack([distilled / draws, reconstructed / len(self.tables)], dim=1)
 
+    def token_errors(self, frames: np.ndarray, numbers) -> np.ndarray:
+        """Frames t-3, t, t+3 uint8 [n, 3, H, W, C], numbers t [n] -> the configured error of every token, float32 [n,
+        rows, columns]."""
+        seen = torch.from_numpy(frames).to(self.run.device).permute(0, 1, 4, 2, 3)
+        return sum_parts(self.errors(seen, numbers), self.config).view(-1, *self.grid).float().cpu().numpy()
+
     def score_frames(self, frames: FrameDataset, rows: np.ndarray, batch_size: int = 64, tick=None) -> np.ndarray:
         """Errors of the frames `rows`: float32 [n, 2, tokens], see errors(). tick(n) is called after every n frames."""
         errors, done = np.empty((len(rows), 2, self.grid[0] * self.grid[1]), np.float32), 0

@@ -1,0 +1,120 @@
+"""Score a camera, a stream or a video file with an exported AED-MAE: numpy, OpenCV and onnxruntime alone, no torch.
+
+python sdmae/eval.py --checkpoint sdmae.pt --export sdmae.onnx            # where torch is
+python camera.py --video 0 --model sdmae.onnx --out watched               # writes what sdmae/eval.py --video writes
+"""
+
+import argparse
+import contextlib
+import csv
+import datetime
+import json
+import math
+import queue
+import threading
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnxruntime
+
+# frames that a score waits for, seconds that it is averaged over and that end an event, quantile where the tail begins
+AHEAD, WINDOW, GAP, TAIL = 3, 0.5, 1.0, 0.95
+EVENTS = "event start_frame end_frame start_seconds end_seconds peak_frame peak_seconds peak_score".split()
+EVENTS += "start_arrival end_arrival peak_arrival".split()
+
+
+def read(capture, address, live, fps, frames):
+    """Put (segment, seconds, arrival, frame) into the queue `frames`, None at the end of a file. A lost stream is
+    opened again; where scoring is too slow the oldest frame is dropped. Then a new segment begins."""
+    segment, began = 0, time.perf_counter()
+    for t in range(10**12):
+        ok, frame = capture.read()
+        while live and not ok:
+            print(f"stream {address} lost; trying again", flush=True)
+            time.sleep(2.0)
+            ok, frame = capture.read() if capture.open(address) else (False, None)
+            segment += 1
+        if not ok:
+            return frames.put(None)
+        if live and frames.full():
+            frames.get()
+            segment += 1
+        arrival = datetime.datetime.now().astimezone().isoformat(timespec="milliseconds")
+        frames.put((segment, time.perf_counter() - began, arrival, frame) if live else (0, t / fps, "", frame))
+
+
+def samples(frames, size):
+    """Yield (t, seconds, arrival, frames t-3, t, t+3 at the network's size) once t+3 is there or its segment ended."""
+    kept, t, following, segment = {}, 0, 0, None  # kept: {frame: (seconds, arrival, picture)}
+
+    def sample(n):
+        return n, *kept[n][:2], np.stack([kept.get(n + d, kept[n])[2] for d in (-AHEAD, 0, AHEAD)])
+
+    for new_segment, seconds, arrival, frame in iter(frames.get, None):
+        if new_segment != segment:
+            yield from map(sample, range(following, t))
+            kept, following, segment = {}, t, new_segment
+        way = cv2.INTER_AREA if frame.shape[0] > size[0] else cv2.INTER_CUBIC
+        kept[t] = seconds, arrival, cv2.resize(frame, size[::-1], interpolation=way)
+        if t - following == AHEAD:
+            yield sample(following)
+            kept.pop(following - AHEAD, None)
+            following += 1
+        t += 1
+    yield from map(sample, range(following, t))
+
+
+def calibrate(scores, per_hour, fps, width):
+    """The smoothed score that normal footage passes `per_hour` times an hour, by an exponential tail."""
+    smooth = np.convolve(scores, np.ones(width))[: len(scores)] / np.minimum(np.arange(len(scores)) + 1, width)
+    q = np.quantile(smooth, TAIL)
+    excess = float((smooth[smooth > q] - q).mean()) if (smooth > q).any() else 0.0
+    return float(q + excess * max(0.0, math.log((1 - TAIL) * 3600 * fps / width / per_hour)))
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--video", required=True, help="a camera's number, a stream's address or a file")
+    parser.add_argument("--model", required=True, help="written by sdmae/eval.py --export")
+    parser.add_argument("--out", type=Path, default=Path("watched"), help="folder of the tables (default: watched)")
+    parser.add_argument("--false-alarms-per-hour", type=float, default=1.0, help="sets the limit (default: 1)")
+    args = parser.parse_args()
+    session = onnxruntime.InferenceSession(args.model, providers=onnxruntime.get_available_providers())
+    about = json.loads(session.get_modelmeta().custom_metadata_map["sdmae"])
+    live, address = not Path(args.video).exists(), int(args.video) if args.video.isdigit() else args.video
+    capture, frames, past = cv2.VideoCapture(address), queue.Queue(32), []
+    capture.isOpened() or parser.error(f"--video {args.video} cannot be opened")
+    fps = capture.get(cv2.CAP_PROP_FPS) or 25.0
+    width = max(1, round(WINDOW * fps))
+    limit = calibrate(about["statistics"]["frame_scores"], args.false_alarms_per_hour, fps, width)
+    print(f"an event begins at {limit:.4g}; Ctrl-C ends", flush=True)
+    threading.Thread(target=read, args=(capture, address, live, fps, frames), daemon=True).start()
+    args.out.mkdir(parents=True, exist_ok=True)
+    with open(args.out / "scores.csv", "w", newline="") as a, open(args.out / "events.csv", "w", newline="") as b:
+        scores, events, count, event = csv.writer(a), csv.writer(b), 0, None
+        scores.writerow("frame seconds score smoothed event arrival".split()), events.writerow(EVENTS)
+
+        def end(first, last, peak):
+            row = [count, first[0], last[0], f"{first[1]:.2f}", f"{last[1]:.2f}", peak[0], f"{peak[1]:.2f}"]
+            events.writerow([*row, f"{peak[3]:.6g}", first[2], last[2], peak[2]]), b.flush()
+            print(f"event {count}: {first[1]:.1f} to {last[1]:.1f} s, peak {peak[3] / limit:.2f}", flush=True)
+
+        with contextlib.suppress(KeyboardInterrupt):
+            for t, seconds, arrival, seen in samples(frames, tuple(about["size"])):
+                score = float(session.run(None, {"frames": seen[None], "numbers": np.array([t])})[0].mean())
+                past = [x for x in (*past, (seconds, score)) if x[0] > seconds - (width - 0.5) / fps]
+                now = t, seconds, arrival, sum(x for _, x in past) / len(past)
+                if event and seconds - event[1][1] > (max(GAP, 2 / fps) + 1e-6 if now[3] > limit else GAP - 1e-6):
+                    event = end(*event)
+                if now[3] > limit:  # first, last and highest moment
+                    count += event is None
+                    event = [event[0], now, max(event[2], now, key=lambda m: m[3])] if event else [now] * 3
+                scores.writerow([t, f"{seconds:.3f}", f"{score:.6g}", f"{now[3]:.6g}", int(bool(event)), arrival])
+        if event:
+            end(*event)
+
+
+if __name__ == "__main__":
+    main()
