@@ -1,7 +1,6 @@
-"""Score a camera, a stream or a video file with an exported AED-MAE: numpy, OpenCV and onnxruntime alone, no torch.
+"""Score a camera, a stream or a video file with a network of `sdmae/eval.py --export`, without torch.
 
-python sdmae/eval.py --checkpoint sdmae.pt --export sdmae.onnx            # where torch is
-python camera.py --video 0 --model sdmae.onnx --out watched               # writes what sdmae/eval.py --video writes
+python camera.py --video 0 --model sdmae.onnx --out watched        # scores.csv and events.csv as of eval.py --video
 """
 
 import argparse
@@ -19,15 +18,14 @@ import cv2
 import numpy as np
 import onnxruntime
 
-# frames that a score waits for, seconds that it is averaged over and that end an event, quantile where the tail begins
-AHEAD, WINDOW, GAP, TAIL = 3, 0.5, 1.0, 0.95
+AHEAD, WINDOW = 3, 0.5  # frames that a score waits for, seconds that it is averaged over
+GAP, TAIL = 1.0, 0.95  # seconds without a score above the limit that end an event; quantile where the tail begins
 EVENTS = "event start_frame end_frame start_seconds end_seconds peak_frame peak_seconds peak_score".split()
 EVENTS += "start_arrival end_arrival peak_arrival".split()
 
 
 def read(capture, address, live, fps, frames):
-    """Put (segment, seconds, arrival, frame) into the queue `frames`, None at the end of a file. A lost stream is
-    opened again; where scoring is too slow the oldest frame is dropped. Then a new segment begins."""
+    """Put (segment, seconds, arrival, frame) into the queue `frames`; a lost or dropped frame ends a segment."""
     segment, began = 0, time.perf_counter()
     for t in range(10**12):
         ok, frame = capture.read()
@@ -38,16 +36,16 @@ def read(capture, address, live, fps, frames):
             segment += 1
         if not ok:
             return frames.put(None)
-        if live and frames.full():
-            frames.get()
-            segment += 1
+        if live and frames.full():  # scoring is too slow
+            segment += frames.get() is not None
         arrival = datetime.datetime.now().astimezone().isoformat(timespec="milliseconds")
         frames.put((segment, time.perf_counter() - began, arrival, frame) if live else (0, t / fps, "", frame))
 
 
 def samples(frames, size):
     """Yield (t, seconds, arrival, frames t-3, t, t+3 at the network's size) once t+3 is there or its segment ended."""
-    kept, t, following, segment = {}, 0, 0, None  # kept: {frame: (seconds, arrival, picture)}
+    kept, segment = {}, None  # kept: {frame: (seconds, arrival, picture)}
+    t, following = 0, 0
 
     def sample(n):
         return n, *kept[n][:2], np.stack([kept.get(n + d, kept[n])[2] for d in (-AHEAD, 0, AHEAD)])
@@ -55,7 +53,8 @@ def samples(frames, size):
     for new_segment, seconds, arrival, frame in iter(frames.get, None):
         if new_segment != segment:
             yield from map(sample, range(following, t))
-            kept, following, segment = {}, t, new_segment
+            following, segment = t, new_segment
+            kept.clear()
         way = cv2.INTER_AREA if frame.shape[0] > size[0] else cv2.INTER_CUBIC
         kept[t] = seconds, arrival, cv2.resize(frame, size[::-1], interpolation=way)
         if t - following == AHEAD:
@@ -84,16 +83,17 @@ def main():
     session = onnxruntime.InferenceSession(args.model, providers=onnxruntime.get_available_providers())
     about = json.loads(session.get_modelmeta().custom_metadata_map["sdmae"])
     live, address = not Path(args.video).exists(), int(args.video) if args.video.isdigit() else args.video
-    capture, frames, past = cv2.VideoCapture(address), queue.Queue(32), []
+    capture = cv2.VideoCapture(address)
+    frames, past = queue.Queue(32), []
     capture.isOpened() or parser.error(f"--video {args.video} cannot be opened")
-    fps = capture.get(cv2.CAP_PROP_FPS) or 25.0
-    width = max(1, round(WINDOW * fps))
+    width = max(1, round(WINDOW * (fps := capture.get(cv2.CAP_PROP_FPS) or 25.0)))
     limit = calibrate(about["statistics"]["frame_scores"], args.false_alarms_per_hour, fps, width)
     print(f"an event begins at {limit:.4g}; Ctrl-C ends", flush=True)
     threading.Thread(target=read, args=(capture, address, live, fps, frames), daemon=True).start()
     args.out.mkdir(parents=True, exist_ok=True)
     with open(args.out / "scores.csv", "w", newline="") as a, open(args.out / "events.csv", "w", newline="") as b:
-        scores, events, count, event = csv.writer(a), csv.writer(b), 0, None
+        scores, events = csv.writer(a), csv.writer(b)
+        count, event = 0, None
         scores.writerow("frame seconds score smoothed event arrival".split()), events.writerow(EVENTS)
 
         def end(first, last, peak):

@@ -38,7 +38,8 @@ class ScoringNetwork(nn.Module):
         image = seen[:, 1].float() / 127.5 - 1
         target = torch.cat([image, torch.full_like(image[:, :1], -1)], dim=1)  # no anomaly
         removed_only = self.config.tokens == "removed"
-        distilled, reconstructed, removed = 0, 0, 0
+        distilled = reconstructed = 0
+        removed = 0
         for table in self.tables:
             out = self.net(seen, table[numbers % NOISE_ROWS])
             d, r = model.error_maps(out, target, self.patch, self.config.norm)
