@@ -2,6 +2,7 @@
 
 import os
 import random
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -67,6 +68,31 @@ class Run:
 
     def to_device(self, array: np.ndarray) -> torch.Tensor:
         return self.pin(array).to(self.device, non_blocking=True)
+
+    def copy_to_host(self, x: torch.Tensor) -> Callable[[], np.ndarray]:
+        """Begin to copy a tensor of the device, which goes on meanwhile. -> function that waits for the copy, and
+        returns it."""
+        if self.device.type != "cuda":
+            return x.numpy
+        copy = torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+
+        def wait():
+            copied.synchronize()
+            return copy.numpy()
+
+        return wait
+
+    def to_host(self, tensors: Iterable[torch.Tensor]) -> Iterator[np.ndarray]:
+        """Yield every tensor as an array; each is copied while the device makes the next one."""
+        copies = []
+        for x in tensors:
+            copies.append(self.copy_to_host(x))
+            if len(copies) == 2:
+                yield copies.pop(0)()
+        for copy in copies:
+            yield copy()
 
     def fits_device(self, size: int, cpu_limit: int = 0) -> bool:
         """Whether `size` bytes may stay on the device: half of a GPU's free memory, `cpu_limit` bytes on a CPU."""

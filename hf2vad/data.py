@@ -55,7 +55,7 @@ class CubesWithFlows(CubeDataset):
 
     def read(self, rows):
         if self.resident is not None:
-            return rows
+            return super().read(rows)
         recon = np.empty((len(rows), *self.recon.shape[1:]), self.recon.dtype)
         copy_rows(self.recon, np.asarray(rows), recon, np.arange(len(rows)))
         return {**super().read(rows), "recon": self.run.pin(recon)}

@@ -51,13 +51,13 @@ class FrameDataset:
 
     def read(self, rows: np.ndarray):
         """-> the frames that the samples need, each once (None if they are on the device), and their places [n,
-        offsets]."""
+        offsets]; pinned."""
         rows = self.neighbours(rows)
         if self.resident is not None:
-            return None, rows
+            return None, self.run.pin(rows)
         needed, places = np.unique(rows, return_inverse=True)
         frames = take_rows(self.arrays, self.starts, needed, (*self.size, self.channels), np.uint8)
-        return self.run.pin(frames), places.reshape(rows.shape)
+        return self.run.pin(frames), self.run.pin(places.reshape(rows.shape))
 
     def to_device(self, arrays) -> torch.Tensor:
         """What read() returned -> uint8 [n, offsets, C, H, W].
@@ -66,7 +66,7 @@ class FrameDataset:
         """
         frames, places = arrays
         frames = self.resident if frames is None else frames.to(self.run.device, non_blocking=True)
-        return frames[torch.as_tensor(places, device=self.run.device)].permute(0, 1, 4, 2, 3)
+        return frames[places.to(self.run.device, non_blocking=True)].permute(0, 1, 4, 2, 3)
 
     def batches(self, rows: np.ndarray, batch_size: int):
         """Yield (rows, samples) over `rows` in order; the next batch is read meanwhile."""

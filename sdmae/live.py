@@ -359,7 +359,7 @@ class Window:
 
 def token_errors(scorer, samples):
     """Samples of a Window -> the configured error of every token, float32 [n, rows, columns]."""
-    seen = torch.from_numpy(np.stack([x for _, x, _ in samples])).to(scorer.run.device).permute(0, 1, 4, 2, 3)
+    seen = scorer.run.to_device(np.stack([x for _, x, _ in samples])).permute(0, 1, 4, 2, 3)
     errors = scoring.sum_parts(scorer.errors(seen, [t for t, _, _ in samples]), scorer.config)
     return errors.view(-1, *scorer.grid).float().cpu().numpy()
 

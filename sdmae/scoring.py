@@ -79,7 +79,7 @@ class Scorer:
 
         -> errors [n, 2, tokens]: distillation (0 without it) and reconstruction.
         """
-        rows = torch.as_tensor(np.asarray(numbers) % NOISE_ROWS, device=seen.device)
+        rows = self.run.to_device(np.asarray(numbers) % NOISE_ROWS)
         distilled = reconstructed = 0
         removed = 0
         for table in self.tables:
@@ -96,8 +96,9 @@ class Scorer:
     def score_frames(self, frames: FrameDataset, rows: np.ndarray, batch_size: int = 64, tick=None) -> np.ndarray:
         """Errors of the frames `rows`: float32 [n, 2, tokens], see errors(). tick(n) is called after every n frames."""
         errors, done = np.empty((len(rows), 2, self.grid[0] * self.grid[1]), np.float32), 0
-        for part, seen in frames.batches(rows, batch_size):
-            errors[done : done + len(part)] = self.errors(seen, frames.number[part]).cpu().numpy()
+        batches = (self.errors(seen, frames.number[part]) for part, seen in frames.batches(rows, batch_size))
+        for part in self.run.to_host(batches):
+            errors[done : done + len(part)] = part
             done += len(part)
             if tick:
                 tick(len(part))

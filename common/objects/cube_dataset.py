@@ -35,10 +35,11 @@ class CubeDataset:
             for k, part in self.fields.items()
         }
 
-    def read(self, rows: np.ndarray) -> dict | np.ndarray:
-        """{name: pinned tensor [len(rows), …]} from the files; the rows where the fields are in device memory."""
+    def read(self, rows: np.ndarray) -> dict | torch.Tensor:
+        """{name: pinned tensor [len(rows), …]} from the files; the rows, pinned, where the fields are in device
+        memory."""
         if self.resident is not None:
-            return rows
+            return self.run.pin(rows)
         arrays = {}
         for k, part in self.fields.items():
             first = self.records[0][k][:1, part]
@@ -48,7 +49,7 @@ class CubeDataset:
     def to_device(self, arrays) -> dict[str, torch.Tensor]:
         """What read() returned -> {name: tensor [n, …]}."""
         if self.resident is not None:
-            index = torch.as_tensor(np.asarray(arrays), device=self.run.device)
+            index = arrays.to(self.run.device, non_blocking=True)
             return {k: x[index] for k, x in self.resident.items()}
         return {k: x.to(self.run.device, non_blocking=True) for k, x in arrays.items()}
 
