@@ -76,7 +76,7 @@ class AnomalyBank:
     """The latent anomaly bank: at most `size` windows that look abnormal, [n, crops, T, width] on the device, or
     None; and `first`, the clips that they begin with.
 
-    What a step chooses is copied to the host while the device goes on, and joins before the next step.
+    What a step chooses joins before the next one. It is copied to the host while a GPU computes gradients.
     """
 
     def __init__(self, size: int):

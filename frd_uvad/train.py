@@ -210,7 +210,7 @@ def train_one_epoch(net, loader, optimizer, plan, epoch, run, meter, bank, auxil
     net.train()
     for batch, _ in meter.batches(loader, epoch):  # this rank's part of the batch
         meter.set_lr(optimizer, plan.lr)
-        bank.update()  # by what the step before chose: a GPU has still its backward pass to do, and never runs dry
+        bank.update()  # a GPU that is behind has the backward pass of the step before to do meanwhile
         loss_parts, pseudo, scores = losses(net, batch, plan, bank, auxiliary, run)
         choose_for_bank(bank, batch, pseudo, scores, plan, loader.dataset)
         optimizer.zero_grad(set_to_none=True)

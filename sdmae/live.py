@@ -24,7 +24,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
 from common import training
 from common.evaluation import report_folder

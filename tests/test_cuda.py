@@ -65,9 +65,10 @@ class NeverWaits(TorchDispatchMode):
                 waits = not (kwargs.get("non_blocking") or args[2:3] == (True,)) or not hasattr(source, "pinned")
                 assert target.type == "cuda" and not waits, f"{name} of {source} to {target} waits"
         if name in ("index", "index_put", "index_put_", "_index_put_impl_"):
+            fills = name != "index" and args[2].numel() == 1  # which masks do without counting
             for index in filter(lambda x: x is not None, args[1]):
                 assert index.device == args[0].device, f"{name} by {index} waits for its copy"
-                assert index.dtype != torch.bool or (name != "index" and args[2].numel() == 1), f"{name} by a mask waits"
+                assert fills or index.dtype != torch.bool, f"{name} by a mask waits"
         return func(*args, **kwargs)
 
 
@@ -279,6 +280,12 @@ def test_what_waits_is_refused(inference, pretended_cuda):
                 wait()
         on_device[run.to_device(rows)] = on_device[:2] + 1
         on_device[on_device > 0] = 1.0
+
+
+def test_what_is_copied_to_the_host_comes_one_behind():
+    made = []
+    tensors = (made.append(i) or torch.tensor([i]) for i in range(3))
+    assert [(x.tolist(), len(made)) for x in Run("cpu", "fp32").to_host(tensors)] == [([0], 2), ([1], 3), ([2], 3)]
 
 
 # ------------------------------------------------------------------------------------------------------------- scoring
