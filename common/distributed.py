@@ -2,6 +2,7 @@
 
 import os
 import random
+from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
@@ -67,6 +68,14 @@ class Run:
 
     def to_device(self, array: np.ndarray) -> torch.Tensor:
         return self.pin(array).to(self.device, non_blocking=True)
+
+    def copy_to_host(self, x: torch.Tensor) -> Callable[[], np.ndarray]:
+        """Begin to copy a tensor of the device. -> function that waits for the copy, and returns it."""
+        if self.device.type != "cuda":
+            return x.numpy
+        copy = torch.empty(x.shape, dtype=x.dtype, pin_memory=True).copy_(x, non_blocking=True)
+        copied = torch.cuda.current_stream(self.device).record_event()
+        return lambda: (copied.synchronize(), copy.numpy())[1]
 
     def fits_device(self, size: int, cpu_limit: int = 0) -> bool:
         """Whether `size` bytes may stay on the device: half of a GPU's free memory, `cpu_limit` bytes on a CPU."""
@@ -155,11 +164,6 @@ class Run:
     def all_gather_array(self, array: np.ndarray) -> np.ndarray:
         """Concatenate every rank's array [n_i, …] in rank order, on every rank."""
         return array if self.world_size == 1 else np.concatenate(self.all_gather_object(array))
-
-    def mean_over_ranks(self, values: dict) -> dict:
-        """{name: mean over the ranks} of each rank's {name: number}."""
-        ranks = self.all_gather_object(values)
-        return {k: sum(x[k] for x in ranks) / len(ranks) for k in values}
 
     def contiguous_share(self, n: int) -> range:
         """This rank's contiguous part of range(n)."""

@@ -115,7 +115,8 @@ class EpochMeter:
     def end_epoch(self, loader, **extra: float) -> None:
         """Means over the ranks -> log.jsonl and one printed line; the checkpoint, if the last one is old. extra:
         logged too."""
-        means = self.run.mean_over_ranks({k: float(v) / self.steps for k, v in self.sums.items()})
+        ranks = self.run.all_gather_object({k: float(v) / self.steps for k, v in self.sums.items()})
+        means = {k: sum(x[k] for x in ranks) / len(ranks) for k in ranks[0]}
         duration, steps = time.perf_counter() - self.began, self.steps - self.first_step
         samples = min(steps * loader.batch_size, loader.samples)
         number = self.epoch * self.log_steps + self.steps if self.log_steps else self.epoch + 1

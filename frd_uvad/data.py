@@ -74,27 +74,44 @@ class Windows:
 
 class AnomalyBank:
     """The latent anomaly bank: at most `size` windows that look abnormal, [n, crops, T, width] on the device, or
-    None; and `first`, the clips that they begin with."""
+    None; and `first`, the clips that they begin with.
+
+    What a step chooses joins before the next one. It is copied to the host while a GPU computes gradients.
+    """
 
     def __init__(self, size: int):
         self.size, self.windows = size, None
         self.first = np.zeros(0, np.int64)
+        self.chosen = None  # what has not joined yet
 
     def __len__(self):
         return len(self.first)
 
+    def choose(self, joins: torch.Tensor, batch, windows: Windows) -> None:
+        """Windows of a Batch are to join: bool [n] on the device."""
+        self.chosen = windows.run.copy_to_host(joins), batch.rows, batch.rng, windows
+
+    def update(self) -> None:
+        """Let join what was chosen."""
+        if self.chosen is None:
+            return
+        joins, rows, rng, windows = self.chosen
+        self.chosen = None
+        first = rows[joins()]
+        if len(first):
+            self.add(windows.get(first), first, rng)
+
     def add(self, windows, first, rng):
         """windows [n, crops, T, width], first int [n]. Above the size a random subset stays."""
-        if not len(windows):
-            return
-        joined = windows if self.windows is None else torch.cat([self.windows, windows])
-        first = np.concatenate([self.first, first])
+        joined, first = [*(() if self.windows is None else self.windows), *windows], np.concatenate([self.first, first])
+        keep = np.arange(len(joined))
         if len(joined) > self.size:
             keep = np.sort(rng.permutation(len(joined))[: self.size])
-            joined, first = joined[torch.from_numpy(keep).to(joined.device)], first[keep]
-        self.windows, self.first = joined, first
+        if len(keep):
+            self.windows, self.first = torch.stack([joined[i] for i in keep]), first[keep]
 
     def state_dict(self) -> dict:
+        self.update()
         return {"bank": self.windows, "bank_first": self.first.tolist()}
 
     def load_state_dict(self, state: dict, device) -> None:

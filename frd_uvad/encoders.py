@@ -107,7 +107,7 @@ class VideoClips:
     def views(self, clip: np.ndarray) -> torch.Tensor:
         """uint8 [T, H, W, C] of preprocess_frame(), BGR or grey -> [crops, 3, T, 224, 224] RGB: the centre; or corners
         and centre, and their mirror images."""
-        x = torch.from_numpy(np.ascontiguousarray(clip)).to(self.run.device).permute(3, 0, 1, 2)
+        x = self.run.to_device(np.ascontiguousarray(clip)).permute(3, 0, 1, 2)
         x = (x.flip(0) if x.shape[0] == 3 else x.expand(3, -1, -1, -1)).float() / 255
         x = (x - self.mean) / self.std
         places = crop_places(*x.shape[2:], (SIDE, SIDE), self.crops)

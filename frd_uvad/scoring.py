@@ -14,26 +14,35 @@ SCORES_VERSION = 1  # raise it when raw scores change: cached ones are then comp
 
 
 @torch.inference_mode()
+def score_batch(net: torch.nn.Module, clips: torch.Tensor, run) -> dict[str, torch.Tensor]:
+    """Clips [n, crops, width] on the device -> {"scores": float32 [n] by the scorer, "errors": float32 [n] of the
+    reconstruction where the network has a reconstructor, "finite": bool [n], whether the clips' features are}."""
+    x = clips.float().unsqueeze(2)
+    with run.autocast():
+        out = {"scores": net.scorer(x)[:, 0, 0].float()}
+        if net.reconstructor is not None:
+            out["errors"] = net.error(x)[:, 0].float()
+    return {**out, "finite": torch.isfinite(x).flatten(1).all(1)}
+
+
 def score_video(
     net: torch.nn.Module, video, run, batch_size: int = 1024, tick: Callable = lambda n: None
 ) -> dict[str, np.ndarray]:
     """-> {"scores": float32 [clips]} of a FeatureVideo by the scorer, and {"errors": reconstruction errors [clips]}
     where the network has a reconstructor. tick(n) is called after every n clips. Raises UserError for features that
     are not finite."""
-    scores, errors = [], []
+    batches = []
     for i in range(0, len(video), batch_size):
-        x = torch.from_numpy(video.clips(range(i, min(i + batch_size, len(video))))).to(run.device).float().unsqueeze(2)
-        if not torch.isfinite(x).all():
-            raise UserError(
-                f"features of video {video.name} ({video.path}) hold NaN or infinite numbers: encode it again, or take "
-                "it away"
-            )
-        with run.autocast():
-            scores.append(net.scorer(x)[:, 0, 0].float().cpu().numpy())
-            if net.reconstructor is not None:
-                errors.append(net.error(x)[:, 0].float().cpu().numpy())
-        tick(len(x))
-    return {"scores": np.concatenate(scores), **({"errors": np.concatenate(errors)} if errors else {})}
+        clips = run.to_device(video.clips(range(i, min(i + batch_size, len(video)))))
+        batches.append(score_batch(net, clips, run))
+        tick(len(clips))
+    arrays = {k: torch.cat([batch[k] for batch in batches]).cpu().numpy() for k in batches[0]}
+    if not arrays.pop("finite").all():
+        raise UserError(
+            f"features of video {video.name} ({video.path}) hold NaN or infinite numbers: encode it again, or take it "
+            "away"
+        )
+    return arrays
 
 
 def build_model(model_args: dict) -> torch.nn.Module:

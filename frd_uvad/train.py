@@ -197,15 +197,12 @@ def losses(net, batch, plan, bank, auxiliary, run):
     return loss_parts, parts["pseudo"], score[..., 0].detach()
 
 
-def update_bank(bank, batch, pseudo, scores, plan, windows):
-    """Windows that look abnormal join the bank."""
+def choose_for_bank(bank, batch, pseudo, scores, plan, windows):
+    """Windows that look abnormal are to join the bank."""
     from frd_uvad import model
 
-    joins = model.select_for_bank(pseudo, scores, plan.bank, plan.delta)
-    first = batch.rows[joins.cpu().numpy()]
-    if len(first):
-        features = batch.data[joins] if len(batch.data) == len(batch) else windows.get(first)
-        bank.add(features, first, batch.rng)
+    if plan.bank != "none":
+        bank.choose(model.select_for_bank(pseudo, scores, plan.bank, plan.delta), batch, windows)
 
 
 def train_one_epoch(net, loader, optimizer, plan, epoch, run, meter, bank, auxiliary, pseudo_labels):
@@ -213,15 +210,16 @@ def train_one_epoch(net, loader, optimizer, plan, epoch, run, meter, bank, auxil
     net.train()
     for batch, _ in meter.batches(loader, epoch):  # this rank's part of the batch
         meter.set_lr(optimizer, plan.lr)
+        bank.update()  # a GPU that is behind has the backward pass of the step before to do meanwhile
         loss_parts, pseudo, scores = losses(net, batch, plan, bank, auxiliary, run)
+        choose_for_bank(bank, batch, pseudo, scores, plan, loader.dataset)
         optimizer.zero_grad(set_to_none=True)
         loss_parts["total"].backward()
         run.average_gradients(net)
         optimizer.step()
         pseudo_labels[run.to_device(batch.rows)] = pseudo[:, 0]
-        if plan.bank != "none":
-            update_bank(bank, batch, pseudo, scores, plan, loader.dataset)
         meter.update(loss_parts)
+    bank.update()
     run.sync_buffers(net)
 
 

@@ -28,27 +28,34 @@ def segments(frames: int, length: int = LENGTH) -> list[tuple[int, int, int]]:
 
 
 @torch.inference_mode()
+def score_batch(net: torch.nn.Module, segments: torch.Tensor, run) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features of segments [n, T, D] on the device -> their scores [n] and scene features [n, D], float32.
+
+    A segment's score is the largest reconstruction error of its frames.
+    """
+    with run.autocast():
+        out = net(segments)
+    return model.segment_scores(out["recon"], segments), out["scene_feature"].float()
+
+
 def score_video(
     net: torch.nn.Module, features: np.ndarray, run, batch_size: int = 512, tick: Callable = lambda n: None
 ) -> dict[str, np.ndarray]:
     """Features [T, D] of one video -> {"scores": float32 [T], "scene_features": float32 [segments, D]}.
 
-    A segment's score is the largest reconstruction error of its frames. batch_size: segments at once; tick(n) is called
-    after every n frames.
+    batch_size: segments at once; tick(n) is called after every n frames.
     """
-    parts = segments(len(features))
-    scores, scene_features = np.zeros(len(features), np.float32), [np.zeros((0, features.shape[1]), np.float32)]
-    x = torch.from_numpy(np.asarray(features, np.float32)).to(run.device)
+    parts, x = segments(len(features)), run.to_device(np.asarray(features, np.float32))
+    batches = [(x.new_zeros(0), x.new_zeros(0, x.shape[1]))]
     for i in range(0, len(parts), batch_size):
-        batch = torch.stack([x[a:b] for a, b, _ in parts[i : i + batch_size]])
-        with run.autocast():
-            out = net(batch)
-        values = model.segment_scores(out["recon"], batch).cpu().numpy()
-        for (_, end, first), value in zip(parts[i : i + batch_size], values):
-            scores[first:end] = value
-            tick(end - first)
-        scene_features.append(out["scene_feature"].float().cpu().numpy())
-    return {"scores": scores, "scene_features": np.concatenate(scene_features)}
+        batch = parts[i : i + batch_size]
+        batches.append(score_batch(net, torch.stack([x[first:end] for first, end, _ in batch]), run))
+        tick(sum(end - first for _, end, first in batch))
+    values, scene_features = (torch.cat(tensors).cpu().numpy() for tensors in zip(*batches))
+    scores = np.zeros(len(features), np.float32)
+    for (_, end, first), value in zip(parts, values):
+        scores[first:end] = value
+    return {"scores": scores, "scene_features": scene_features}
 
 
 def build_model(model_args: dict) -> torch.nn.Module:

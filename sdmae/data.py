@@ -51,7 +51,7 @@ class FrameDataset:
 
     def read(self, rows: np.ndarray):
         """-> the frames that the samples need, each once (None if they are on the device), and their places [n,
-        offsets]."""
+        offsets]; pinned."""
         rows = self.neighbours(rows)
         if self.resident is not None:
             return None, self.run.pin(rows)

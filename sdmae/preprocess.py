@@ -133,15 +133,16 @@ def preview(bank, dataset: FrameVideos, out, run, seed=0) -> None:
     import torch
 
     from sdmae.data import SAMPLE_OFFSETS, FrameDataset, colours
-    from sdmae.pseudo import choose, paste
+    from sdmae.pseudo import choose, of_part, paste
 
     if bank is None:
         raise UserError("--preview needs pseudo anomalies (--pseudo ubnormal or self)")
     data = FrameDataset(dataset.arrays(dataset.train), run, SAMPLE_OFFSETS)
     rng = np.random.default_rng(seed)
     rows = rng.integers(0, len(data), 12)
-    samples = data.to_device(data.read(rows)).cpu()
-    seen, mask = paste(samples, bank, choose(bank, len(rows), 1.0, data.size, rng), SAMPLE_OFFSETS)
+    samples = data.to_device(data.read(rows))
+    chosen = of_part(choose(bank, len(rows), 1.0, data.size, rng), slice(None), run)
+    seen, mask = (x.cpu() for x in paste(samples, bank.to(run.device), chosen, SAMPLE_OFFSETS))
     lines = []
     for pasted, m in zip(seen, mask):
         tiles = [colours(pasted[i : i + 1])[0] for i in (0, 2, 4)] + [m.expand(3, -1, -1)]

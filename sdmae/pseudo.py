@@ -5,6 +5,7 @@ videos, by its masks (the paper's source). A bank holds sequences of crops; past
 batch at once.
 """
 
+import copy
 from dataclasses import dataclass
 
 import cv2
@@ -44,10 +45,15 @@ class ObjectBank:
     source: str
 
     def __post_init__(self):
-        self.largest = self.sizes.amax((1, 2)).cpu().numpy()  # side of each, px
+        self.largest = self.sizes.amax((1, 2)).numpy()  # side of each, px
+        self.middle = self.places[:, LENGTH // 2].numpy()  # where each is seen
 
     def to(self, device):
-        return ObjectBank(*(getattr(self, k).to(device) for k in ("crops", "masks", "sizes", "places")), self.source)
+        """The same on a device; what choose() needs stays on the host."""
+        bank = copy.copy(self)
+        for name in ("crops", "masks", "sizes", "places"):
+            setattr(bank, name, getattr(self, name).to(device))
+        return bank
 
     def __len__(self):
         return len(self.crops)
@@ -191,7 +197,7 @@ def choose(bank, n, share, size, rng):
     """Draw which of n samples of (height, width) `size` get an object, and how it moves.
 
     Objects cut out of the training videos get one of KINDS; UBnormal's, which are abnormal, move as they did.
-    -> dict of tensors [m] on the CPU, with `span`, the side of the square that each of them fits in, px; or None.
+    -> dict of arrays [m], with `span`, the side of the square that each of them fits in, px; or None.
     """
     samples = np.flatnonzero(rng.random(n) < share)
     if not len(samples) or bank is None:
@@ -209,7 +215,7 @@ def choose(bank, n, share, size, rng):
     grow = draw(2)
     bend = np.array([rng.uniform(-r[3], r[3]) for r in ranges])
     # half of them go where objects are seen, the others anywhere
-    seen = bank.places[torch.as_tensor(rng.integers(0, len(bank), m)), LENGTH // 2].cpu().numpy()
+    seen = bank.middle[rng.integers(0, len(bank), m)]
     place = np.where(rng.random((m, 1)) < 0.5, seen, rng.uniform((0.1, 0.05), (0.95, 0.95), (m, 2)) * size)
     whole = {"sample": samples, "object": rng.integers(0, len(bank), m)}
     real = {
@@ -224,28 +230,35 @@ def choose(bank, n, share, size, rng):
     return {
         # the square of the bank's largest object would be many times as large
         "span": int(np.ceil((bank.largest[whole["object"]] * grow).max())) + 2,
-        **{k: torch.as_tensor(v, dtype=torch.int64) for k, v in whole.items()},
-        **{k: torch.as_tensor(v, dtype=torch.float32) for k, v in real.items()},
+        **whole,
+        **{k: v.astype(np.float32) for k, v in real.items()},
     }
 
 
-def of_part(chosen, part):
-    """What was chosen for the samples of a slice of the batch, with their numbers in the slice; or None."""
+def of_part(chosen, part, run):
+    """What was chosen for the samples of a slice of the batch, with their numbers in the slice, on the device; or
+    None."""
     if chosen is None:
         return None
-    numbers = np.full(int(chosen["sample"].max()) + 1, -1)
+    numbers = np.full(chosen["sample"].max() + 1, -1)
     numbers[part] = np.arange(len(numbers[part]))
-    sample = torch.from_numpy(numbers[chosen["sample"].numpy()])
+    sample = numbers[chosen["sample"]]
     inside = sample >= 0
     if not inside.any():
         return None
-    return {**{k: v if k == "span" else v[inside] for k, v in chosen.items()}, "sample": sample[inside]}
+    return {k: v if k == "span" else run.to_device(v[inside]) for k, v in {**chosen, "sample": sample}.items()}
+
+
+def pick(steps, offsets):
+    """The frames at `offsets` from the middle of sequences [m, LENGTH, …] -> [m, k, …]."""
+    return torch.stack([steps[:, offset + LENGTH // 2] for offset in offsets], dim=1)
 
 
 def trajectories(bank, chosen, offsets):
     """Centres and sizes of the chosen objects, float32 [m, k, 2] (rows, columns; px): their own mean velocity, made
-    faster, turned and bent. offsets: int [k], frames from t."""
-    objects, t = chosen["object"], offsets.float()
+    faster, turned and bent. offsets: of k frames from t."""
+    objects, steps = chosen["object"], torch.arange(LENGTH, device=bank.places.device) - LENGTH // 2
+    t = pick(steps[None].float(), offsets)[0]
     velocity = (bank.places[objects, -1] - bank.places[objects, 0]) / (LENGTH - 1)
     velocity[:, 1] *= 1 - 2 * chosen["mirror"]
     cos, sin = chosen["turn"].cos(), chosen["turn"].sin()
@@ -255,7 +268,7 @@ def trajectories(bank, chosen, offsets):
     start = torch.stack([chosen["row"], chosen["column"]], dim=1)[:, None]
     bend = (chosen["bend"][:, None] * t**2 / 3)[..., None]
     centre = start + t[:, None] * velocity[:, None] + bend * sideways[:, None]
-    return centre, bank.sizes[objects][:, offsets + LENGTH // 2] * chosen["grow"][:, None, None]
+    return centre, pick(bank.sizes[objects], offsets) * chosen["grow"][:, None, None]
 
 
 def draw_objects(bank, chosen, offsets, centre, size, corner, span, channels):
@@ -263,7 +276,7 @@ def draw_objects(bank, chosen, offsets, centre, size, corner, span, channels):
 
     -> colours [m, k, span, span, C] and opacity [m, k, 1, span, span] in 0..1.
     """
-    crops, masks = (x[chosen["object"]][:, offsets + LENGTH // 2] for x in (bank.crops, bank.masks))
+    crops, masks = (pick(x[chosen["object"]], offsets) for x in (bank.crops, bank.masks))
     m, k = corner.shape[:2]
     pixel = torch.arange(span, device=corner.device, dtype=torch.float32)
     y, x = (2 * (pixel + corner[..., i, None] - centre[..., i, None]) / size[..., i, None] for i in (0, 1))
@@ -277,7 +290,7 @@ def draw_objects(bank, chosen, offsets, centre, size, corner, span, channels):
 
 
 def paste(frames, bank, chosen, offsets):
-    """Paste the `chosen` objects into frames uint8 [n, k, C, H, W], whose distances from t are `offsets` [k].
+    """Paste objects into frames uint8 [n, k, C, H, W], whose distances from t are `offsets` [k]. chosen: of_part()
 
     -> (such frames, mask [n, 1, H, W] of frame t, 0 or 255).
     """
@@ -287,13 +300,11 @@ def paste(frames, bank, chosen, offsets):
         return frames, mask
     device, span = frames.device, chosen["span"]
     middle = list(offsets).index(0)
-    chosen = {key: v.to(device, non_blocking=True) for key, v in chosen.items() if key != "span"}
     samples, m = chosen["sample"], len(chosen["sample"])
-    offsets = torch.tensor(offsets, device=device)
     centre, size = trajectories(bank, chosen, offsets)
     # every object on a square of its own around the whole pixel nearest to its centre
     corner = (centre - span / 2).round().clamp(min=-span, max=0x7FFF)
-    corner = torch.minimum(corner, torch.tensor([h, w], device=device, dtype=corner.dtype))
+    corner = torch.stack([corner[..., 0].clamp(max=h), corner[..., 1].clamp(max=w)], dim=-1)
     over, opacity = draw_objects(bank, chosen, offsets, centre, size, corner, span, c)
     # blended into frames with a border as wide as a square, so that no square is cut off
     wide = F.pad(frames[samples], (span, span, span, span))

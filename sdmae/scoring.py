@@ -1,6 +1,7 @@
 """Frames -> scores: error maps, frame scores, boxes of thresholded maps; checkpoints, ours and the authors'."""
 
 import copy
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 
 import cv2
@@ -61,6 +62,17 @@ def fold(net: torch.nn.Module, dtype=None) -> torch.nn.Module:
     return copy.deepcopy(net).fold(dtype)
 
 
+def to_host(tensors: Iterable[torch.Tensor], run) -> Iterator[np.ndarray]:
+    """Yield every tensor as an array; each is copied while the device makes the next one."""
+    copies = []
+    for x in tensors:
+        copies.append(run.copy_to_host(x))
+        if len(copies) == 2:
+            yield copies.pop(0)()
+    for last in copies:
+        yield last()
+
+
 class Scorer:
     """A network ready to score: frames t-3, t, t+3 in, errors per token out. draws: masks averaged over; compiled:
     by torch.compile, on a GPU with CUDA graphs."""
@@ -80,7 +92,7 @@ class Scorer:
 
         -> errors [n, 2, tokens]: distillation (0 without it) and reconstruction.
         """
-        rows = torch.as_tensor(np.asarray(numbers) % NOISE_ROWS, device=seen.device)
+        rows = self.run.to_device(np.asarray(numbers) % NOISE_ROWS)
         distilled = reconstructed = 0
         removed = 0
         for table in self.tables:
@@ -97,14 +109,15 @@ class Scorer:
     def token_errors(self, frames: np.ndarray, numbers) -> np.ndarray:
         """Frames t-3, t, t+3 uint8 [n, 3, H, W, C], numbers t [n] -> the configured error of every token, float32 [n,
         rows, columns]."""
-        seen = torch.from_numpy(frames).to(self.run.device).permute(0, 1, 4, 2, 3)
+        seen = self.run.to_device(frames).permute(0, 1, 4, 2, 3)
         return sum_parts(self.errors(seen, numbers), self.config).view(-1, *self.grid).float().cpu().numpy()
 
     def score_frames(self, frames: FrameDataset, rows: np.ndarray, batch_size: int = 64, tick=None) -> np.ndarray:
         """Errors of the frames `rows`: float32 [n, 2, tokens], see errors(). tick(n) is called after every n frames."""
         errors, done = np.empty((len(rows), 2, self.grid[0] * self.grid[1]), np.float32), 0
-        for part, seen in frames.batches(rows, batch_size):
-            errors[done : done + len(part)] = self.errors(seen, frames.number[part]).cpu().numpy()
+        batches = (self.errors(seen, frames.number[part]) for part, seen in frames.batches(rows, batch_size))
+        for part in to_host(batches, self.run):
+            errors[done : done + len(part)] = part
             done += len(part)
             if tick:
                 tick(len(part))

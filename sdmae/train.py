@@ -141,7 +141,7 @@ def add_pseudo_anomalies(batch, bank, plan, tokens, run):
     noise = batch.rng.random((len(batch), tokens), np.float32)[batch.part]
     size = batch.data.shape[3:]
     chosen = pseudo.choose(bank, len(batch), plan.pseudo_share, size, batch.rng)
-    seen, mask = pseudo.paste(batch.data, bank, pseudo.of_part(chosen, batch.part), data.SAMPLE_OFFSETS)
+    seen, mask = pseudo.paste(batch.data, bank, pseudo.of_part(chosen, batch.part, run), data.SAMPLE_OFFSETS)
     target = data.network_target(batch.data[:, 2], mask)
     return data.network_input(seen[:, ::2]), target, data.motion_gradient(seen), run.to_device(noise)
 

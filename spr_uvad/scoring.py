@@ -45,6 +45,15 @@ def blocks(boxes: list, sizes: list, grid: tuple) -> np.ndarray:
     return np.concatenate(out)
 
 
+@torch.inference_mode()
+def score_batch(net: model.LBR, batch: dict, run) -> torch.Tensor:
+    """A batch of a CubeDataset -> summed squared errors of its cubes, float32 [n, 2] (raw, flow), or [n, 1]."""
+    target = to_input(batch)
+    with run.autocast():
+        out = net.folded(target["raw"])
+    return torch.stack([model.cube_errors(out[key], target[key]) for key in out], dim=1)
+
+
 def score_cubes(nets: dict, data: CubeDataset, block: np.ndarray, run, tick=None) -> np.ndarray:
     """Summed squared errors of all cubes of a dataset, whose blocks are `block` [n]. nets: {block number: LBR}.
 
@@ -56,11 +65,8 @@ def score_cubes(nets: dict, data: CubeDataset, block: np.ndarray, run, tick=None
         part_errors = torch.full((len(rows), 2), torch.nan, device=run.device)
         net.to(run.device, memory_format=torch.channels_last)
         for part, batch in data.batches(rows, BATCH_SIZE[run.device.type]):
-            target = to_input(batch)
-            with torch.inference_mode(), run.autocast():
-                out = net.folded(target["raw"])
-            for i, key in enumerate(out):
-                part_errors[done : done + len(part), i] = model.cube_errors(out[key], target[key])
+            values = score_batch(net, batch, run)
+            part_errors[done : done + len(part), : values.shape[1]] = values
             done += len(part)
             if tick:
                 tick(len(part))

@@ -2,6 +2,7 @@
 
 import re
 import urllib.error
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from common.flow import raft, sources
 from common.flow.cache import FlowCache, duration
 from common.io import UserError
 from common.objects.cubes import Settings
-from common.objects.pipeline import flow_energies, frame_maximum
+from common.objects.pipeline import baselines, flow_energies
 from common.readers.video import open_video
 from tests.helpers import killed_after, refused, save_frames, script, tiny_folder, torchrun, walkers
 
@@ -236,11 +237,18 @@ def test_two_processes_share_the_videos(tmp_path, small_weights):
 
 
 def test_flow_energy_is_the_mean_square_in_a_box():
-    dtype = np.dtype([("flow", "<f2", (2, 2, 4, 4)), ("frame", "<i4")])
+    dtype = np.dtype([("flow", "<f2", (2, 2, 4, 4)), ("frame", "<i4"), ("speed", "<f4")])
     records = np.zeros(3, dtype)
     records["flow"][0, 1, 0], records["flow"][1, 1, 1, :2] = 3, 2  # all pixels 3 to the right; half of them 2 down
     records["flow"][2, 0] = 50  # an earlier flow does not count
     records["frame"] = 0, 0, 2
     energies = flow_energies(records, 1)
     assert energies.tolist() == [9, 2, 0]
-    assert frame_maximum(records["frame"], energies, 4).tolist() == [9, 0, 0, 0]
+    # of a frame's boxes the largest counts
+    records["speed"] = 1, 2, 0.5
+    store = SimpleNamespace(s=SimpleNamespace(flows=[-1, 0]), records=lambda video: records)
+    cache = SimpleNamespace(frames=lambda video: np.zeros((4, 8, 8, 1), np.uint8))
+    dataset = SimpleNamespace(store=store, cache=cache, column=lambda videos, name: [records[name]], frames=lambda v: 4)
+    scores = baselines(dataset, [SimpleNamespace(name="v")])
+    assert scores["flow energy"]["v"].tolist() == [9, 0, 0, 0] and scores["fastest box"]["v"].tolist() == [2, 0, 0.5, 0]
+    assert scores["frame difference"]["v"].tolist() == [0, 0, 0, 0]

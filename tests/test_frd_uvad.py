@@ -20,7 +20,7 @@ from common.features.data import FeatureVideo, frames_of_clips
 from common.features.encoders import RANDOM, EncoderSpec
 from common.features.folders import find_features
 from common.io import UserError, load_arrays
-from common.loader import Loader
+from common.loader import Batch, Loader
 from common.readers import datasets
 from common.readers.video import open_video
 from frd_uvad import encoders, scoring
@@ -407,6 +407,11 @@ def test_the_bank_keeps_its_size():
     bank.add(torch.zeros(3, 1, 1, 2), np.zeros(3, int), rng)
     bank.add(torch.ones(9, 1, 1, 2), np.arange(1, 10), rng)
     assert len(bank.windows) == 4 and ((bank.windows.flatten() > 0).view(4, 2)[:, 0].numpy() == (bank.first > 0)).all()
+    windows = Windows([FeatureVideo("a", "test", [np.arange(6.0)[:, None, None]])], 2, Run("cpu", "fp32"))
+    bank, batch = AnomalyBank(4), Batch(np.array([3, 0, 5]), slice(None), None, rng)
+    bank.choose(torch.tensor([True, False, True]), batch, windows)
+    assert len(bank) == 0 and bank.state_dict()["bank_first"] == [3, 5]  # a checkpoint holds what was chosen
+    assert len(bank) == 2 and bank.windows[:, 0, :, 0].tolist() == [[3, 4], [5, 5]]
     pseudo, scores = (
         torch.tensor([[1.0, 1.0], [1.0, 0.0], [0.0, 0.0]]),
         torch.tensor([[0.9, 0.8], [0.9, 0.1], [0.1, 0.1]]),

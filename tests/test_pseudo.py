@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from common.distributed import Run
 from common.io import UserError
 from common.readers import datasets
 from sdmae import pseudo
@@ -24,7 +25,8 @@ def test_pasted_objects_are_where_the_mask_says():
     bank = pseudo.make_bank(found, "self")
     five = torch.full((40, 5, 3, 32, 64), 10, dtype=torch.uint8)
     chosen = pseudo.choose(bank, 40, 0.5, (32, 64), rng)
-    seen, mask = pseudo.paste(five, bank, chosen, SAMPLE_OFFSETS)
+    on_device = pseudo.of_part(chosen, slice(None), Run("cpu", "fp32"))
+    seen, mask = pseudo.paste(five, bank, on_device, SAMPLE_OFFSETS)
     touched = torch.zeros(40, dtype=torch.bool)
     touched[chosen["sample"]] = True
     assert (five == 10).all() and 8 < int(touched.sum()) < 32

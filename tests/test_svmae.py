@@ -488,18 +488,15 @@ def test_crops_show_what_they_say():
     frames = np.zeros((1, 2, 32, 64, 3), np.uint8)
     frames[:, :, :16, :32] = (10, 20, 30)  # BGR
     near = np.zeros((1, 32, 64), np.uint8)
-    whole, depth = crop_clips(torch.from_numpy(frames), torch.from_numpy(near), WHOLE_FRAME, 16)
+    frames, near = torch.from_numpy(frames), torch.from_numpy(near)
+    whole, depth = crop_clips(frames, near, torch.from_numpy(WHOLE_FRAME), 16)
     assert whole.shape == (1, 3, 2, 16, 16) and torch.allclose(
         whole[0, :, 0, 2, 2] * 255, torch.tensor([30.0, 20.0, 10.0])
     )
     assert whole[0, :, :, 12, 12].abs().sum() == 0 and depth.shape == (1, 16, 16)
-    corner, _ = crop_clips(
-        torch.from_numpy(frames), torch.from_numpy(near), np.array([[-0.5, -0.5, 0.5, 0.5]], np.float32), 16
-    )
+    corner, _ = crop_clips(frames, near, torch.tensor([[-0.5, -0.5, 0.5, 0.5]]), 16)
     assert torch.allclose(corner[0, 0] * 255, torch.full((2, 16, 16), 30.0))
-    mirrored, _ = crop_clips(
-        torch.from_numpy(frames), torch.from_numpy(near), np.array([[0, 0, -1, 1]], np.float32), 16
-    )
+    mirrored, _ = crop_clips(frames, near, torch.tensor([[0.0, 0, -1, 1]]), 16)
     assert torch.allclose(mirrored.flip(4), whole, atol=1e-6)
     crops = random_crops(500, (40, 60), np.random.default_rng(0))
     area = np.abs(crops[:, 2] * crops[:, 3])

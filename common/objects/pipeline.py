@@ -150,13 +150,6 @@ def flow_energies(records: np.ndarray, number: int) -> np.ndarray:
     return out
 
 
-def frame_maximum(box_frames: np.ndarray, values: np.ndarray, frames: int) -> np.ndarray:
-    """Per frame the largest value [n] of its boxes, 0 without boxes: a trivial baseline. -> float32 [frames]"""
-    out = np.zeros(frames, np.float32)
-    np.maximum.at(out, box_frames, values)
-    return out
-
-
 def baselines(dataset: CubeVideos, videos: list) -> dict:
     """The three trivial scores beside every result. -> {title: {video: float32 [T]}}"""
     out = {title: {} for title in evaluation.BASELINES}
@@ -164,9 +157,10 @@ def baselines(dataset: CubeVideos, videos: list) -> dict:
     for v in tqdm(videos, desc="trivial baselines", unit="video", dynamic_ncols=True, mininterval=5):
         (frames,), (speeds,) = dataset.column([v], "frame"), dataset.column([v], "speed")
         out["frame difference"][v.name] = evaluation.frame_difference(dataset.cache.frames(v))
-        out["fastest box"][v.name] = frame_maximum(frames, speeds, dataset.frames(v))
         energies = flow_energies(dataset.store.records(v), now)
-        out["flow energy"][v.name] = frame_maximum(frames, energies, dataset.frames(v))
+        for title, values in (("fastest box", speeds), ("flow energy", energies)):  # of the boxes, 0 without any
+            out[title][v.name] = np.zeros(dataset.frames(v), np.float32)
+            np.maximum.at(out[title][v.name], frames, values)
     return out
 
 

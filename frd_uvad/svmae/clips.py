@@ -156,14 +156,13 @@ def random_crops(n: int, size: tuple, rng, area=(0.5, 1.0), aspect=(3 / 4, 4 / 3
     return np.stack([x, y, width * mirror, height], axis=1).astype(np.float32)
 
 
-def crop_clips(frames: torch.Tensor, near: torch.Tensor, crops: np.ndarray, size: int):
-    """Crops of clips, resized on the device.
+def crop_clips(frames: torch.Tensor, near: torch.Tensor, crops: torch.Tensor, size: int):
+    """Crops of clips, resized on the device, where they all lie.
 
-    frames uint8 [n, T, H, W, C] BGR or grey, near uint8 [n, H, W], crops float32 [n, 4]
+    frames uint8 [n, T, H, W, C] BGR or grey, near uint8 [n, H, W], crops float32 [n, 4]: see random_crops()
     -> RGB float32 [n, 3, T, size, size] and nearness [n, size, size], both in [0, 1].
     """
     n, t, h, w, c = frames.shape
-    crops = torch.from_numpy(crops).to(frames.device)
     theta = torch.zeros(n, 2, 3, device=frames.device)
     theta[:, 0, 0] = crops[:, 2]
     theta[:, 1, 1] = crops[:, 3]

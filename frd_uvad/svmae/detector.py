@@ -181,7 +181,7 @@ def losses(out, *, top_k=3, margin=100.0, alpha=1e-4, smooth=8e-4, sparse=8e-3, 
     normal, normal_score = select(out, slice(0, half), top_k, dropout)
     abnormal, abnormal_score = select(out, slice(half, None), top_k, dropout)
     score = torch.cat([normal_score, abnormal_score])[:, 0]
-    label = torch.cat([torch.zeros(half), torch.ones(len(score) - half)]).to(score)
+    label = torch.cat([torch.zeros_like(normal_score), torch.ones_like(abnormal_score)])[:, 0]
     far = (margin - abnormal.mean(1).norm(dim=1)).abs()
     near = normal.mean(1).norm(dim=1)
     rtfm = F.binary_cross_entropy(score, label) + alpha * (far + near).pow(2).mean()

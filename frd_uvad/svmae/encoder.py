@@ -92,7 +92,7 @@ class Encoder:
         if self.depth_of[0] is not video:
             self.depth_of = video, self.depth(video, clips[0].shape[1:3], folder)
         nearness = [self.depth_of[1].map(0, middle) for middle in middles]
-        return self.encode_clips(np.stack(clips), np.stack(nearness))
+        return self.encode_clips(np.stack(clips), np.stack(nearness)).cpu().numpy()
 
     def describe(self) -> dict:
         return {"encoder": "svmae", "weights": self.digest, **asdict(self.options), "width": self.width}
@@ -108,13 +108,14 @@ class Encoder:
         return Depth(source, [video], [frames], Path(folder), self.run.device)
 
     @torch.inference_mode()
-    def encode_clips(self, clips: np.ndarray, near: np.ndarray) -> np.ndarray:
-        """Clips uint8 [n, CLIP_FRAMES, H, W, C] and nearness uint8 [n, H, W] -> features float32 [n, crops, width]."""
+    def encode_clips(self, clips: np.ndarray, near: np.ndarray) -> torch.Tensor:
+        """Clips uint8 [n, CLIP_FRAMES, H, W, C] and nearness uint8 [n, H, W] -> features float32 [n, crops, width] on
+        the device."""
         n, numbers = len(clips), np.arange(self.frames) * CLIP_FRAMES // self.frames
-        frames = torch.from_numpy(clips[:, numbers]).to(self.run.device)
-        nearness = torch.from_numpy(near).to(self.run.device)
-        views = [crop_clips(frames, nearness, np.repeat(crop[None], n, axis=0), self.size) for crop in self.views]
-        return torch.stack([self.encode_view(*view) for view in views], dim=1).cpu().numpy()
+        frames, nearness = self.run.to_device(clips[:, numbers]), self.run.to_device(near)
+        crops = self.run.to_device(self.views)[:, None].expand(-1, n, -1)
+        views = [crop_clips(frames, nearness, crop, self.size) for crop in crops]
+        return torch.stack([self.encode_view(*view) for view in views], dim=1)
 
     def encode_view(self, clips: torch.Tensor, near: torch.Tensor) -> torch.Tensor:
         """Clips float32 [n, 3, T, S, S] and their nearness [n, S, S], cropped -> features float32 [n, width]."""

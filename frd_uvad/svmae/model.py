@@ -251,7 +251,10 @@ def target(tokens):
 
 def perspective_weights(near):
     """Loss weights of tokens by four equal bands of nearness in [0, 1]: 1.2 for the farthest, 0.6 for the nearest."""
-    return torch.tensor(BANDS, device=near.device)[(near * len(BANDS)).long().clamp(0, len(BANDS) - 1)]
+    weights = torch.full_like(near, BANDS[0])
+    for i, weight in enumerate(BANDS[1:], 1):
+        weights = weights.masked_fill(near >= i / len(BANDS), weight)
+    return weights
 
 
 def reconstruction_loss(prediction, tokens, hidden, weights=None):

@@ -218,7 +218,7 @@ def random_input(batch, grid, plan, run):
     from frd_uvad.svmae.clips import crop_clips, random_crops
 
     frames, near = batch.data
-    crops = random_crops(len(batch), frames.shape[2:4], batch.rng)[batch.part]
+    crops = run.to_device(random_crops(len(batch), frames.shape[2:4], batch.rng)[batch.part])
     clips, near = crop_clips(frames, near, crops, plan.size)
     tokens, near = model.tokenize(clips), model.pool(near, grid)
     noise = run.to_device(batch.rng.random((len(batch), tokens.shape[1]), np.float32)[batch.part])

@@ -24,7 +24,7 @@ def draw_preview(net: model.SVMAE, clips: Clips, plan, run, path: Path, seed: in
     training, grid = net.training, net.grid
     net.eval()
     frames, near = clips.to_device(clips.read(clips.epoch_samples(seed, 0)[:count]))
-    pixels, near = crop_clips(frames, near, np.repeat(WHOLE_FRAME, len(frames), axis=0), plan.size)
+    pixels, near = crop_clips(frames, near, run.to_device(np.repeat(WHOLE_FRAME, len(frames), axis=0)), plan.size)
     tokens, nearness = model.tokenize(pixels), model.pool(near, grid)
     noise = run.to_device(np.random.default_rng(seed).random(tokens.shape[:2], np.float32))
     difference = model.cube_difference(tokens, grid)

@@ -69,17 +69,23 @@ def infer_args(weights: dict, fusion=None, feature_group=None, aggregate_text=No
 
 
 @torch.inference_mode()
+def score_batch(net: detector.Detector, visual: torch.Tensor, words: torch.Tensor | None, run) -> torch.Tensor:
+    """Clips [n, crops, clips, C] of n videos on the device, and captions [n, crops, rows, D] or None -> scores float32
+    [n, clips]."""
+    with run.autocast():
+        return net(visual, words)["scores"][..., 0].float()
+
+
 def score_video(net: detector.Detector, video: FeatureVideo, text, run, tick=None) -> dict[str, np.ndarray]:
     """{"scores": float32 [clips]}, all clips in one pass, as the network looks along the video; then tick(clips).
 
     text: folder of caption embeddings, or None. Raises UserError.
     """
-    visual = torch.from_numpy(data.read_clips(video)).transpose(0, 1)[None].to(run.device)
+    visual = run.to_device(data.read_clips(video)).transpose(0, 1)[None]
     words = None
     if text:
-        words = torch.from_numpy(data.read_captions(text, video)).to(run.device).expand(1, visual.shape[1], -1, -1)
-    with run.autocast():
-        scores = net(visual, words)["scores"][0, :, 0].float().cpu().numpy()
+        words = run.to_device(data.read_captions(text, video)).expand(1, visual.shape[1], -1, -1)
+    scores = score_batch(net, visual, words, run)[0].cpu().numpy()
     if tick:
         tick(len(scores))
     return {"scores": scores}
