@@ -133,20 +133,37 @@ class C2FPLScorer(nn.Module):
         return torch.sigmoid(self.fc3(x)).mean(1)
 
 
+class Standardizer(nn.Module):
+    """Features [..., C] less their mean over the training clips, divided by their deviation there."""
+
+    def __init__(self, feature_size):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(feature_size))
+        self.register_buffer("std", torch.ones(feature_size))
+
+    def forward(self, features):
+        return (features.float() - self.mean) / self.std
+
+
 class FRD(nn.Module):
     """Reconstructor and scorer.
 
     forward: windows of clips [N, crops, T, C] -> {"recon": alike, "error": [N, T], "score": [N, T, 1]}. The error of
     a clip is the largest of its crops' mean squared errors.
+
+    standardize: the reconstructor sees and rebuilds standardized features. It ends in a LayerNorm, so that what it
+    makes has a deviation of about 1, and a gain that shrinks by the learning rate in a step at most; the scorer sees
+    features as they are.
     """
 
-    def __init__(self, *, feature_size=2048, num_blocks=8, heads=16, mlp_ratio=4):
+    def __init__(self, *, feature_size=2048, num_blocks=8, heads=16, mlp_ratio=4, standardize=False):
         super().__init__()
         if feature_size % (PATCHES * heads):
             raise ValueError(f"feature_size {feature_size}: expected a multiple of {PATCHES * heads}")
         self.decoder = Reconstructor(feature_size, num_blocks, heads, mlp_ratio) if num_blocks else None
         self.AE = None if num_blocks else Autoencoder(feature_size)  # the published files hold both
         self.scorer = Scorer(feature_size)
+        self.standardizer = Standardizer(feature_size) if standardize else nn.Identity()
         for m in self.modules():
             if isinstance(m, nn.Linear):
                 nn.init.xavier_uniform_(m.weight)
@@ -161,11 +178,13 @@ class FRD(nn.Module):
         return self.reconstructor(features.flatten(0, 1)).view(features.shape)
 
     def error(self, features):
+        features = self.standardizer(features)
         return clip_errors(self.reconstruct(features), features)
 
     def forward(self, features):
-        recon = self.reconstruct(features)
-        return {"recon": recon, "error": clip_errors(recon, features), "score": self.scorer(features)}
+        target = self.standardizer(features)
+        recon = self.reconstruct(target)
+        return {"recon": recon, "error": clip_errors(recon, target), "score": self.scorer(features)}
 
 
 def clip_errors(recon, features):

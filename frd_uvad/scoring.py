@@ -59,7 +59,7 @@ def load_model(path, heads: int = 16) -> tuple[torch.nn.Module, dict]:
         raise UserError(f"checkpoint {path} is not of this method: it has no scorer.fc1.weight")
     blocks = {k.split(".")[2] for k in weights if k.startswith("decoder.decoder_blocks.")}
     parts = ("decoder.", "scorer.") if blocks else ("AE.", "scorer.")  # published files hold both reconstructors
-    weights = {k: v for k, v in weights.items() if k.startswith(parts)}
+    weights = {k: v for k, v in weights.items() if k.startswith((*parts, "standardizer."))}
     model_args = {}
 
     def make_net():

@@ -87,6 +87,12 @@ def parse(argv=None):
         help="transformer blocks; 0: a two-layer autoencoder (default: %(default)s)",
     )
     group.add_argument(
+        "--standardize",
+        action=argparse.BooleanOptionalAction,
+        help="the reconstructor sees each feature less its mean, divided by its deviation (default: yes for features "
+        "that networks of --encoder make)",
+    )
+    group.add_argument(
         "--loss-weights",
         "--Lambda",
         type=loss_weights,
@@ -226,10 +232,21 @@ def train_one_epoch(net, loader, optimizer, plan, epoch, run, meter, bank, auxil
 
 
 def train(
-    data, plan, *, out, run, title="round 1", num_blocks=8, auxiliary="none", seed=0, resume=True, save_minutes=5
+    data,
+    plan,
+    *,
+    out,
+    run,
+    title="round 1",
+    num_blocks=8,
+    standardize=None,
+    auxiliary="none",
+    seed=0,
+    resume=True,
+    save_minutes=5,
 ) -> Path:
-    """One round, on every video there is and without labels. data: FeatureData; auxiliary: see
-    scoring.load_auxiliary().
+    """One round, on every video there is and without labels. data: FeatureData; standardize: see model.FRD, None: where
+    networks of --encoder made the features; auxiliary: see scoring.load_auxiliary().
 
     -> path of the finished checkpoint
     """
@@ -246,6 +263,9 @@ def train(
     videos = data.train + data.test
     windows = Windows(videos, plan.cross_clip, run)
     model_args = {"feature_size": data.width, "num_blocks": num_blocks, "heads": HEADS}
+    by_network = bool(data.settings) and data.settings["flag"] != str(preprocess.STAND_IN)
+    if by_network if standardize is None else standardize:
+        model_args["standardize"] = True
     identity = {
         "model_args": model_args,
         "dataset": data.name,
@@ -256,7 +276,7 @@ def train(
         "auxiliary": auxiliary.split(":")[0],
         **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(plan).items() if k != "epochs"},
     }
-    if data.settings and data.settings["flag"] != str(preprocess.STAND_IN):  # which runs of older versions do not name
+    if by_network:  # runs of older versions do not name the stand-in
         identity["features"] = {k: v for k, v in data.settings.items() if not k.endswith("flag")}
     where = "on the device" if windows.features is not None else "read from disk"
     run.print(
@@ -293,6 +313,8 @@ def train(
     if state:
         bank.load_state_dict(state, run.device)
         pseudo_labels.copy_(state["pseudo_labels"])
+    elif "standardize" in model_args:
+        net.standardizer.mean, net.standardizer.std = (x.to(run.device) for x in windows.statistics())
     training.resume(state, path, meter, net, optimizer)
     test_labels = labels_of_test_clips(data, windows)
     loader = Loader(windows, plan.batch_size, seed, run)
@@ -399,6 +421,7 @@ def main(argv=None):
                 run=run,
                 title=f"round {i}",
                 num_blocks=args.num_blocks,
+                standardize=args.standardize,
                 auxiliary=auxiliary,
                 seed=args.seed,
                 resume=args.resume,
