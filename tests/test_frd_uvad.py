@@ -400,6 +400,41 @@ print(n, (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)
     assert n == 40000 and grown < 200
 
 
+@pytest.mark.parametrize("streamed", [False, True])
+def test_statistics_of_features(tmp_path, streamed):
+    data = find_features("features", per_video_features(tmp_path / "features"))
+    windows = Windows(data.train, 2, Run("cpu", "fp32"))
+    windows.features = None if streamed else windows.features
+    everything = np.concatenate([v.clips(range(len(v))).reshape(-1, 256) for v in data.train])
+    mean, std = windows.statistics(at_once=7)
+    assert np.allclose(mean, everything.mean(0), atol=1e-5) and np.allclose(std, everything.std(0), atol=1e-5)
+
+
+def test_the_reconstructor_alone_sees_standardized_features():
+    torch.manual_seed(0)
+    net, x = FRD(feature_size=256, num_blocks=2, standardize=True).eval(), 3 + 0.1 * torch.randn(2, 1, 4, 256)
+    plain = FRD(feature_size=256, num_blocks=2).eval()
+    plain.load_state_dict(net.state_dict(), strict=False)
+    net.standardizer.mean, net.standardizer.std = torch.full((256,), 3.0), torch.full((256,), 0.1)
+    scaled = (x - 3) / 0.1
+    assert torch.allclose(net(x)["error"], plain(scaled)["error"], atol=1e-4)
+    assert torch.allclose(net.error(x), plain.error(scaled), atol=1e-4)
+    assert torch.equal(net(x)["score"], plain(x)["score"])
+
+
+def test_standardize_is_kept_in_the_checkpoint(trained, tmp_path):
+    base, root, _ = trained
+    flags = ("--dataset", "features", "--features", root, "--out", tmp_path / "run", *SMALL, "--standardize")
+    script("frd_uvad/train.py", *flags)
+    net, state = scoring.load_model(tmp_path / "run" / "frd.pt")
+    data = find_features("features", root)
+    everything = np.concatenate([v.clips(range(len(v))).reshape(-1, 256) for v in data.train + data.test])
+    assert state["model_args"]["standardize"] and np.allclose(net.standardizer.mean, everything.mean(0), atol=1e-5)
+    assert (
+        "standardize" not in scoring.load_model(base / "run" / "frd.pt")[1]["model_args"]
+    )  # of features made elsewhere
+
+
 def test_the_bank_keeps_its_size():
     bank, rng = AnomalyBank(4), np.random.default_rng(0)
     bank.add(torch.zeros(0, 1, 1, 2), np.zeros(0, int), rng)

@@ -1,4 +1,5 @@
-"""Which short clips were cut from the same source video, by the likeness of their frames: a csv with lines clip,source (fight/fi001,7).
+"""Which short clips were cut from the same source video, by the likeness of their frames: a csv with lines
+fight/<clip>,source.
 
     python tests/tools/sources.py --clips ../shared/data/fight --out sources.csv --encoder timm:tf_efficientnet_lite0
     python tests/tools/long_videos.py --clips ../shared/data/fight --out data/bags --videos 20 --train 24 \\
