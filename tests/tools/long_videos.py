@@ -6,8 +6,9 @@
     … --train 40 --sources sources.csv       # of tests/tools/sources.py: what a clip was cut from is on one side only
 
 Writes test/<video>.avi and labels/<video>.npy of a `folder` dataset; half of the videos hold one to three fights. A
-fight is used once, a calm clip once in a video. All frames are brought to one size, so that a join shows in the picture
-and nowhere else.
+fight is used once, a calm clip once in a video, or with --once in one video only: what a method without supervision saw
+once among clips that it saw several times, it may take for abnormal for that alone. All frames are brought to one size,
+so that a join shows in the picture and nowhere else.
 """
 
 import argparse
@@ -27,14 +28,16 @@ from common.readers.video import Decoder, list_videos
 FPS = 25.0
 
 
-def plan(fights, calm, videos, rng, shortest=10, longest=20):
+def plan(fights, calm, videos, rng, shortest=10, longest=20, once=False):
     """Which clips make up each video, in order: [[(number of the clip, is a fight), …], …]; fights and calm are
-    their counts."""
+    their counts. once: calm clips too are in one video only, and divided evenly."""
     left, out = rng.permutation(fights).tolist(), []
+    parts = np.array_split(rng.permutation(calm), videos) if once else None
     for i in range(videos):
         n = int(rng.integers(shortest, longest + 1))
         own = [(left.pop(), True) for _ in range(min(len(left), int(rng.integers(1, 4))))] if i % 2 == 0 else []
-        own += [(int(k), False) for k in rng.permutation(calm)[: n - len(own)]]  # fewer where there are not enough
+        chosen = parts[i] if once else rng.permutation(calm)[: n - len(own)]  # fewer where there are not enough
+        own += [(int(k), False) for k in chosen]
         out.append([own[k] for k in rng.permutation(len(own))])
     return out
 
@@ -98,6 +101,7 @@ def main(argv=None):
         help="also N training videos in train/, of other clips than the test "
         "videos, and their names in normal.txt and abnormal.txt (default: %(default)s)",
     )
+    parser.add_argument("--once", action="store_true", help="a calm clip is in one video only")
     parser.add_argument(
         "--sources", type=Path, help="csv with lines fight/<clip>,source: with --train, no source is on both sides"
     )
@@ -125,7 +129,7 @@ def main(argv=None):
     frames, bags = 0, {"normal": [], "abnormal": []}
     for i, (split, count) in enumerate(splits.items()):
         own = {k: [kinds[k][j] for j in sides[k][i]] for k in kinds}
-        videos = plan(len(own["fight"]), len(own["noFight"]), count, rng)
+        videos = plan(len(own["fight"]), len(own["noFight"]), count, rng, once=args.once)
         for j, clips in enumerate(tqdm(videos, desc=f"join {split} videos", unit="video")):
             name = f"{'train' if split == 'train' else 'long'}{j:02d}"
             clips = [(own["fight" if fight else "noFight"][k], fight) for k, fight in clips]
