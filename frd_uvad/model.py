@@ -151,9 +151,8 @@ class FRD(nn.Module):
     forward: windows of clips [N, crops, T, C] -> {"recon": alike, "error": [N, T], "score": [N, T, 1]}. The error of
     a clip is the largest of its crops' mean squared errors.
 
-    standardize: the reconstructor sees and rebuilds standardized features. It ends in a LayerNorm, so that what it
-    makes has a deviation of about 1, and a gain that shrinks by the learning rate in a step at most; the scorer sees
-    features as they are.
+    standardize: both see standardized features. The reconstructor ends in a LayerNorm: what it makes has a deviation of
+    about 1 at first, which its gain leaves by no more than the learning rate in a step.
     """
 
     def __init__(self, *, feature_size=2048, num_blocks=8, heads=16, mlp_ratio=4, standardize=False):
@@ -181,10 +180,13 @@ class FRD(nn.Module):
         features = self.standardizer(features)
         return clip_errors(self.reconstruct(features), features)
 
+    def score(self, features):
+        return self.scorer(self.standardizer(features))
+
     def forward(self, features):
-        target = self.standardizer(features)
-        recon = self.reconstruct(target)
-        return {"recon": recon, "error": clip_errors(recon, target), "score": self.scorer(features)}
+        features = self.standardizer(features)
+        recon = self.reconstruct(features)
+        return {"recon": recon, "error": clip_errors(recon, features), "score": self.scorer(features)}
 
 
 def clip_errors(recon, features):

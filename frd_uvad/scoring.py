@@ -29,7 +29,7 @@ def score_video(
                 "it away"
             )
         with run.autocast():
-            scores.append(net.scorer(x)[:, 0, 0].float().cpu().numpy())
+            scores.append(net.score(x)[:, 0, 0].float().cpu().numpy())
             if net.reconstructor is not None:
                 errors.append(net.error(x)[:, 0].float().cpu().numpy())
         tick(len(x))
@@ -80,7 +80,8 @@ class Auxiliary:
     """Scores that must agree with the reconstruction error: a network, or one number per clip."""
 
     source: str
-    net: torch.nn.Module | None = None  # a scorer of frd_uvad.model
+    net: torch.nn.Module | None = None  # a scorer of frd_uvad.model, after its standardizer if it has one
+    width: int = 0  # of the features that it scores
     labels: dict | None = None  # video name -> float32 [clips]
 
 
@@ -113,4 +114,9 @@ def load_auxiliary(source: str) -> Auxiliary | None:
     missing = [k for k in missing if not k.startswith("fc_att")]  # C2FPL's attention layers are not used
     if missing:
         raise UserError(f"--auxiliary {source}: {path} does not fit ({missing[0]} is missing)")
-    return Auxiliary(source, net=net.eval().requires_grad_(False))
+    width, scale = net.fc1.in_features, {k: file_weights.get(f"standardizer.{k}") for k in ("mean", "std")}
+    if kind == "frd" and scale["mean"] is not None:
+        standardizer = model.Standardizer(width)
+        standardizer.load_state_dict(scale)
+        net = torch.nn.Sequential(standardizer, net)
+    return Auxiliary(source, net.eval().requires_grad_(False), width)

@@ -89,7 +89,7 @@ def parse(argv=None):
     group.add_argument(
         "--standardize",
         action=argparse.BooleanOptionalAction,
-        help="the reconstructor sees each feature less its mean, divided by its deviation (default: yes for features "
+        help="take the mean over all clips from each feature, and divide by its deviation (default: yes for features "
         "that networks of --encoder make)",
     )
     group.add_argument(
@@ -149,10 +149,9 @@ def auxiliary_scores(auxiliary, windows, feature_size, run):
         return None
     if auxiliary.labels is not None:
         labels = run.to_device(labels_of_clips(auxiliary, windows.videos))
-    elif auxiliary.net.fc1.in_features != feature_size:
+    elif auxiliary.width != feature_size:
         raise UserError(
-            f"--auxiliary {auxiliary.source} scores features of width {auxiliary.net.fc1.in_features}, these have "
-            f"{feature_size}"
+            f"--auxiliary {auxiliary.source} scores features of width {auxiliary.width}, these have {feature_size}"
         )
     else:
         auxiliary.net.to(run.device)

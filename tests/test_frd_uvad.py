@@ -411,7 +411,7 @@ def test_statistics_of_features(tmp_path, streamed):
     assert np.allclose(mean, everything.mean(0), atol=1e-5) and np.allclose(std, everything.std(0), atol=1e-5)
 
 
-def test_the_reconstructor_alone_sees_standardized_features():
+def test_reconstructor_and_scorer_see_standardized_features():
     torch.manual_seed(0)
     net, x = FRD(feature_size=256, num_blocks=2, standardize=True).eval(), 3 + 0.1 * torch.randn(2, 1, 4, 256)
     plain = FRD(feature_size=256, num_blocks=2).eval()
@@ -420,7 +420,8 @@ def test_the_reconstructor_alone_sees_standardized_features():
     scaled = (x - 3) / 0.1
     assert torch.allclose(net(x)["error"], plain(scaled)["error"], atol=1e-4)
     assert torch.allclose(net.error(x), plain.error(scaled), atol=1e-4)
-    assert torch.equal(net(x)["score"], plain(x)["score"])
+    assert torch.allclose(net(x)["score"], plain(scaled)["score"], atol=1e-4)
+    assert torch.allclose(net.score(x), plain.score(scaled), atol=1e-4)
 
 
 def test_standardize_is_kept_in_the_checkpoint(trained, tmp_path):
@@ -428,6 +429,8 @@ def test_standardize_is_kept_in_the_checkpoint(trained, tmp_path):
     flags = ("--dataset", "features", "--features", root, "--out", tmp_path / "run", *SMALL, "--standardize")
     script("frd_uvad/train.py", *flags)
     net, state = scoring.load_model(tmp_path / "run" / "frd.pt")
+    x, auxiliary = 3 * torch.rand(2, 2, 2, 256), scoring.load_auxiliary(f"frd:{tmp_path / 'run' / 'frd.pt'}")
+    assert auxiliary.width == 256 and torch.allclose(auxiliary.net(x), net.eval().score(x))
     data = find_features("features", root)
     everything = np.concatenate([v.clips(range(len(v))).reshape(-1, 256) for v in data.train + data.test])
     assert state["model_args"]["standardize"] and np.allclose(net.standardizer.mean, everything.mean(0), atol=1e-5)
