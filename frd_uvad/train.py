@@ -88,9 +88,9 @@ def parse(argv=None):
     )
     group.add_argument(
         "--standardize",
-        action=argparse.BooleanOptionalAction,
-        help="take the mean over all clips from each feature, and divide by its deviation (default: yes for features "
-        "that networks of --encoder make)",
+        action="store_true",
+        help="take the mean over all clips from each feature, and divide by its deviation (default: features as they "
+        "are, as published)",
     )
     group.add_argument(
         "--loss-weights",
@@ -238,14 +238,13 @@ def train(
     run,
     title="round 1",
     num_blocks=8,
-    standardize=None,
+    standardize=False,
     auxiliary="none",
     seed=0,
     resume=True,
     save_minutes=5,
 ) -> Path:
-    """One round, on every video there is and without labels. data: FeatureData; standardize: see model.FRD, None: where
-    networks of --encoder made the features; auxiliary: see scoring.load_auxiliary().
+    """One round, on every video there is and without labels. data: FeatureData; standardize: see model.FRD; auxiliary: see scoring.load_auxiliary().
 
     -> path of the finished checkpoint
     """
@@ -262,8 +261,7 @@ def train(
     videos = data.train + data.test
     windows = Windows(videos, plan.cross_clip, run)
     model_args = {"feature_size": data.width, "num_blocks": num_blocks, "heads": HEADS}
-    by_network = bool(data.settings) and data.settings["flag"] != str(preprocess.STAND_IN)
-    if by_network if standardize is None else standardize:
+    if standardize:
         model_args["standardize"] = True
     identity = {
         "model_args": model_args,
@@ -275,7 +273,7 @@ def train(
         "auxiliary": auxiliary.split(":")[0],
         **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(plan).items() if k != "epochs"},
     }
-    if by_network:  # runs of older versions do not name the stand-in
+    if data.settings and data.settings["flag"] != str(preprocess.STAND_IN):  # which runs of older versions do not name
         identity["features"] = {k: v for k, v in data.settings.items() if not k.endswith("flag")}
     where = "on the device" if windows.features is not None else "read from disk"
     run.print(
@@ -312,7 +310,7 @@ def train(
     if state:
         bank.load_state_dict(state, run.device)
         pseudo_labels.copy_(state["pseudo_labels"])
-    elif "standardize" in model_args:
+    elif standardize:
         net.standardizer.mean, net.standardizer.std = (x.to(run.device) for x in windows.statistics())
     training.resume(state, path, meter, net, optimizer)
     test_labels = labels_of_test_clips(data, windows)

@@ -434,9 +434,7 @@ def test_standardize_is_kept_in_the_checkpoint(trained, tmp_path):
     data = find_features("features", root)
     everything = np.concatenate([v.clips(range(len(v))).reshape(-1, 256) for v in data.train + data.test])
     assert state["model_args"]["standardize"] and np.allclose(net.standardizer.mean, everything.mean(0), atol=1e-5)
-    assert (
-        "standardize" not in scoring.load_model(base / "run" / "frd.pt")[1]["model_args"]
-    )  # of features made elsewhere
+    assert "standardize" not in scoring.load_model(base / "run" / "frd.pt")[1]["model_args"]
 
 
 def test_the_bank_keeps_its_size():
