@@ -244,7 +244,8 @@ def train(
     resume=True,
     save_minutes=5,
 ) -> Path:
-    """One round, on every video there is and without labels. data: FeatureData; standardize: see model.FRD; auxiliary: see scoring.load_auxiliary().
+    """One round, on every video there is and without labels. data: FeatureData; standardize: see model.FRD;
+    auxiliary: see scoring.load_auxiliary().
 
     -> path of the finished checkpoint
     """
