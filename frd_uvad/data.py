@@ -46,11 +46,12 @@ class Windows:
     def statistics(self, at_once: int = 4096) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and deviation of each feature over all clips and crops, float32 [width] each, on the CPU; the
         deviation is 1e-3 at least."""
-        sums, squares, count = 0.0, 0.0, 0
+        sums, squares = 0.0, 0.0
+        count = len(self) * self.videos[0].shape[0]  # clips times crops
         for first in range(0, len(self), at_once):
             clips = np.arange(first, min(first + at_once, len(self)))
             x = torch.from_numpy(self.read_clips(clips)).double().flatten(0, 1)
-            sums, squares, count = sums + x.sum(0), squares + x.pow(2).sum(0), count + len(x)
+            sums, squares = sums + x.sum(0), squares + x.pow(2).sum(0)
         mean = sums / count
         return mean.float(), (squares / count - mean.pow(2)).clamp(min=0).sqrt().clamp(min=1e-3).float()
 
