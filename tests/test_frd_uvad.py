@@ -46,6 +46,7 @@ from tests.helpers import (
     trained_by_two,
     walkers,
 )
+from tests.tools import long_videos
 
 SMALL = (
     "--epochs",
@@ -517,6 +518,13 @@ def test_long_videos_out_of_clips(tmp_path):
     assert labels[0].sum() in (4, 8, 12) and labels[1].sum() == 0 and all(40 <= len(y) <= 80 for y in labels)
     data = datasets.find("folder", tmp_path / "long")
     assert [len(data.labels(v, v.expected_frames())) for v in data.test] == [len(y) for y in labels]
+
+
+def test_long_videos_use_a_calm_clip_once_or_in_several_videos():
+    repeated, once = (long_videos.plan(9, 40, 8, np.random.default_rng(0), once=once) for once in (False, True))
+    calm = [sorted(k for clips in videos for k, fight in clips if not fight) for videos in (repeated, once)]
+    assert len(calm[0]) > len(set(calm[0])) and calm[1] == list(range(40))
+    assert all(any(fight for _, fight in clips) == (i % 2 == 0) for i, clips in enumerate(once))
 
 
 @pytest.mark.kernels

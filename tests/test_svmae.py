@@ -34,6 +34,7 @@ from tests.helpers import (
     torchrun,
     walkers,
 )
+from tests.tools import long_videos, sources
 
 SMALL = (
     "--dataset",
@@ -627,3 +628,31 @@ def test_long_videos_with_a_training_split(tmp_path):
         and "train01" in normal
     )
     assert {p.stem for p in (tmp_path / "long" / "labels").iterdir()} == {"long00", "long01"}
+
+
+def test_no_source_is_on_both_sides():
+    names = {kind: [f"{kind}{i}" for i in range(30)] for kind in ("fight", "noFight")}
+    source_of = {f"{kind}/{name}": str(i // 4) for kind in names for i, name in enumerate(names[kind])}
+    sides = long_videos.split_sources(source_of, names, np.random.default_rng(0))
+    sources = [{source_of[f"{k}/{names[k][i]}"] for k in names for i in sides[k][side]} for side in (0, 1)]
+    assert not sources[0] & sources[1] and len(sources[0] | sources[1]) == 8
+    for kind in names:
+        assert sorted(sides[kind][0] + sides[kind][1]) == list(range(30)) and 12 <= len(sides[kind][0]) <= 18
+
+
+def test_sources_by_the_likeness_of_frames():
+    rng = np.random.default_rng(0)
+    places = rng.normal(size=(3, 1, 64))
+    of = np.array([0, 1, 0, 2, 1, 2])
+    features = 5 + places[of] + 0.1 * rng.normal(size=(6, 4, 64))
+    features[3, 0] = features[0, 0]  # one frame alike is enough
+    found = sources.sources_of(features, 0.5)
+    assert found[0] == found[2] == found[3] == found[5] and found[1] == found[4] != found[0]
+
+
+def test_sources_that_lack_a_clip_are_refused(tmp_path):
+    (tmp_path / "sources.csv").write_text("fight/a,0\n")
+    with pytest.raises(UserError, match="no line for noFight/b"):
+        long_videos.read_sources(tmp_path / "sources.csv", ["fight/a", "noFight/b"])
+    with pytest.raises(UserError, match="--train"):
+        long_videos.main(["--clips", str(tmp_path), "--sources", str(tmp_path / "sources.csv")])
