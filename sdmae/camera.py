@@ -81,14 +81,14 @@ def main():
     parser.add_argument("--false-alarms-per-hour", type=float, default=1.0, help="sets the limit (default: 1)")
     args = parser.parse_args()
     session = onnxruntime.InferenceSession(args.model, providers=onnxruntime.get_available_providers())
-    about = json.loads(session.get_modelmeta().custom_metadata_map["sdmae"])
+    about = json.loads(session.get_modelmeta().custom_metadata_map.get("sdmae", "null"))
+    about or parser.error(f"--model {args.model} was not written by sdmae/eval.py --export")
     live, address = not Path(args.video).exists(), int(args.video) if args.video.isdigit() else args.video
     capture = cv2.VideoCapture(address)
     frames, past = queue.Queue(32), []
     capture.isOpened() or parser.error(f"--video {args.video} cannot be opened")
     width = max(1, round(WINDOW * (fps := capture.get(cv2.CAP_PROP_FPS) or 25.0)))
     limit = calibrate(about["statistics"]["frame_scores"], args.false_alarms_per_hour, fps, width)
-    print(f"an event begins at {limit:.4g}; Ctrl-C ends", flush=True)
     threading.Thread(target=read, args=(capture, address, live, fps, frames), daemon=True).start()
     args.out.mkdir(parents=True, exist_ok=True)
     with open(args.out / "scores.csv", "w", newline="") as a, open(args.out / "events.csv", "w", newline="") as b:

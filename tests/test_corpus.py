@@ -98,6 +98,8 @@ OPENS = {
     "common/readers/pictures.py read_image": "frame.png",
     "common/report/page.py write": "tests/test_report.py",
     "sdmae/live.py Stream.open": "tests/test_live.py",
+    "sdmae/camera.py main": "tests/test_export.py",
+    "sdmae/runtime.py OnnxScorer.__init__": "tests/test_export.py",
     "frd_uvad/train.py plot_pseudo_labels": "tests/test_frd_uvad.py",
     "spr_uvad/advantage.py read": "tests/test_spr_uvad.py",
     "scene_aware_ae/encoder.py GivenFeatures.__init__": "tests/test_scene_aware_ae.py",

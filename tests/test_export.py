@@ -105,3 +105,23 @@ def test_what_is_no_exported_network_is_refused(exported, tmp_path):
         script("sdmae/eval.py", "--video", video, *runtime, tmp_path / "no.onnx", check=False), "no.onnx", "missing"
     )
     refused(script("sdmae/eval.py", "--video", video, *runtime, checkpoint, check=False), "sdmae.pt", "--export")
+
+
+def test_the_script_refuses_other_files(exported, tmp_path):
+    checkpoint, file, video = exported
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy")
+    other = onnx.helper.make_graph([onnx.helper.make_node("Identity", ["x"], ["y"])], "g", [x], [y])
+    onnx.save(
+        onnx.helper.make_model(other, ir_version=8, opset_imports=[onnx.helper.make_opsetid("", 18)]),
+        tmp_path / "other.onnx",
+    )
+    (tmp_path / "text.avi").write_text("no video")
+    for flags, code, words in (
+        (("--video", video, "--model", tmp_path / "other.onnx"), 2, "other.onnx was not written by"),
+        (("--video", tmp_path / "text.avi", "--model", file), 2, "text.avi cannot be opened"),
+        (("--video", video, "--model", checkpoint), 1, "sdmae.pt"),  # in onnxruntime's words
+    ):
+        command = [sys.executable, ROOT / "sdmae" / "camera.py", *flags, "--out", tmp_path / "out"]
+        done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=PATIENCE)
+        assert done.returncode == code and words in done.stderr.splitlines()[-1], done.stderr
+    assert not (tmp_path / "out").exists()

@@ -1,5 +1,7 @@
 """What must hold for any input, tried on hundreds by hypothesis: measures, smoothing, labels, moments, batches."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -124,7 +126,7 @@ def test_processes_share_every_row_once(n, size, world):
             return n
 
     class Rank:
-        batch_slice = Run.batch_slice
+        batch_slice, device = Run.batch_slice, SimpleNamespace(type="cpu")
 
         def __init__(self, rank):
             self.rank, self.world_size = rank, world
