@@ -82,7 +82,7 @@ def main():
     args = parser.parse_args()
     session = onnxruntime.InferenceSession(args.model, providers=onnxruntime.get_available_providers())
     about = json.loads(session.get_modelmeta().custom_metadata_map.get("sdmae", "null"))
-    about or parser.error(f"--model {args.model} was not written by sdmae/eval.py --export")
+    about and about["statistics"] or parser.error(f"--model {args.model} holds no scores of sdmae/eval.py --export")
     live, address = not Path(args.video).exists(), int(args.video) if args.video.isdigit() else args.video
     capture = cv2.VideoCapture(address)
     frames, past = queue.Queue(32), []

@@ -1,4 +1,4 @@
-"""The scoring network as one ONNX file, and scoring with it by onnxruntime.
+"""The scoring network as one ONNX file; runtime.py and camera.py score with it.
 
     python sdmae/eval.py --checkpoint runs/sdmae/folder/sdmae.pt --export sdmae.onnx
     python sdmae/eval.py --video my.mp4 --checkpoint sdmae.onnx --runtime onnx
@@ -69,8 +69,6 @@ def export(net, config, statistics: dict | None, path, *, draws: int = 1) -> Non
     about = {
         "size": [height, width],
         "grid": list(scorer.grid),
-        "patch": scorer.patch,
-        "draws": draws,
         "config": config.state_dict(),
         "statistics": statistics,
     }

@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import json
 import shutil
 import subprocess
 import sys
@@ -116,8 +117,13 @@ def test_the_script_refuses_other_files(exported, tmp_path):
         tmp_path / "other.onnx",
     )
     (tmp_path / "text.avi").write_text("no video")
+    uncalibrated = onnx.load(file)  # exported without scores of normal frames
+    entry = next(x for x in uncalibrated.metadata_props if x.key == "sdmae")
+    entry.value = json.dumps({**json.loads(entry.value), "statistics": None})
+    onnx.save(uncalibrated, tmp_path / "none.onnx")
     for flags, code, words in (
-        (("--video", video, "--model", tmp_path / "other.onnx"), 2, "other.onnx was not written by"),
+        (("--video", video, "--model", tmp_path / "other.onnx"), 2, "other.onnx holds no scores of"),
+        (("--video", video, "--model", tmp_path / "none.onnx"), 2, "none.onnx holds no scores of"),
         (("--video", tmp_path / "text.avi", "--model", file), 2, "text.avi cannot be opened"),
         (("--video", video, "--model", checkpoint), 1, "sdmae.pt"),  # in onnxruntime's words
     ):

@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from common.io import atomic_write, run_script, writable_folder, write_json
+from common.io import atomic_write, first_line, run_script, writable_folder, write_json
 
 ROOT = Path(__file__).resolve().parents[2]
 SCORES_AGREE = 0.01  # largest difference of two scores of a frame in float32, in deviations of all scores
@@ -346,8 +346,7 @@ def work(bench: Bench, names: list[str]) -> None:
             functions[name](bench)
         except (Exception, SystemExit) as e:
             traceback.print_exc()
-            text = (str(e) or type(e).__name__).splitlines()[0]
-            bench.add(name, "failed", ok=False, note=f"{type(e).__name__}: {text[:200]}")
+            bench.add(name, "failed", ok=False, note=f"{type(e).__name__}: {first_line(e)}")
             lost = isinstance(e, getattr(torch, "AcceleratorError", ())) or "CUDA error" in str(e)
             bench.write({"done": name, "seconds": time.time() - began})
             if lost:
