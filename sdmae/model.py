@@ -26,6 +26,11 @@ def patchify(x, p):
     return x.permute(0, 2, 4, 3, 5, 1).reshape(n, (h // p) * (w // p), p * p * c)
 
 
+def take_tokens(x, places):
+    """[N, L, D], places [N, k] -> [N, k, D]"""
+    return x.gather(1, places[:, :, None].expand(-1, -1, x.shape[2]))
+
+
 def random_masking(noise, ratio):
     """Keep the tokens with the smallest noise, in the order of its ranks. noise [N, L].
 
@@ -69,14 +74,66 @@ class DepthwiseProjection(nn.Module):
         return out
 
 
-SHORT = 256  # tokens up to which the backward pass of attention is faster in float32 than in bf16 on CPUs
+AT_ONCE = 2**22  # probabilities that BlockwiseAttention holds at a time, so that they stay in the processor's cache
+
+
+class BlockwiseAttention(torch.autograd.Function):
+    """softmax(scale · q·kᵀ) v on CPUs in bf16, by whole matrix products of some images at a time.
+
+    PyTorch's own kernel goes through the tokens in small steps and takes 1.5 to 2 times as long. As there, the backward
+    pass computes the probabilities again: memory does not grow with the square of the tokens.
+    """
+
+    @staticmethod
+    def forward(ctx, q, k, v, scale):
+        q, k, v = (q * scale).contiguous(), k.contiguous(), v.contiguous()
+        out = torch.empty_like(v)
+        products, probabilities = BlockwiseAttention.room(q)
+        for part, s, p in BlockwiseAttention.blocks(len(q), products, probabilities):
+            torch.matmul(q[part], k[part].transpose(-1, -2), out=s)
+            torch.softmax(s, -1, out=p)
+            torch.matmul(p, v[part], out=out[part])
+        ctx.save_for_backward(q, k, v, out)
+        ctx.scale = scale
+        return out
+
+    @staticmethod
+    def backward(ctx, grad):
+        q, k, v, out = ctx.saved_tensors
+        grad = grad.contiguous()
+        grad_q, grad_k, grad_v = (torch.empty_like(out) for _ in range(3))
+        mean = (grad.float() * out).sum(-1, keepdim=True).to(out.dtype)  # of the gradient, over the probabilities
+        products, probabilities = BlockwiseAttention.room(q)
+        for part, s, p in BlockwiseAttention.blocks(len(q), products, probabilities):
+            torch.matmul(q[part], k[part].transpose(-1, -2), out=s)
+            torch.softmax(s, -1, out=p)
+            torch.matmul(p.transpose(-1, -2), grad[part], out=grad_v[part])
+            torch.matmul(grad[part], v[part].transpose(-1, -2), out=s)
+            s.sub_(mean[part]).mul_(p)
+            torch.matmul(s, k[part], out=grad_q[part])
+            torch.matmul(s.transpose(-1, -2), q[part], out=grad_k[part])
+        return grad_q.mul_(ctx.scale), grad_k, grad_v, None
+
+    @staticmethod
+    def room(q):
+        """Memory for the products q·kᵀ and their softmax of as many images as are computed at a time."""
+        n, heads, length, _ = q.shape
+        shape = max(1, min(n, AT_ONCE // (heads * length**2))), heads, length, length
+        return q.new_empty(shape), q.new_empty(shape)
+
+    @staticmethod
+    def blocks(n, products, probabilities):
+        """Yield (slice of the images, their products, their probabilities)."""
+        step = len(products)
+        for first in range(0, n, step):
+            count = min(step, n - first)
+            yield slice(first, first + count), products[:count], probabilities[:count]
 
 
 def attend(q, k, v, scale=None):
-    """softmax(scale · q·kᵀ) v, [..., L, d] each."""
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and q.requires_grad and q.shape[-2] <= SHORT:
-        with torch.autocast("cpu", enabled=False):
-            return F.scaled_dot_product_attention(q.float(), k.float(), v.float(), scale=scale)
+    """softmax(scale · q·kᵀ) v, [N, heads, L, d] each."""
+    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and not torch.compiler.is_compiling():
+        return BlockwiseAttention.apply(q, k, v, scale)
     return F.scaled_dot_product_attention(q, k, v, scale=scale)
 
 
@@ -142,8 +199,12 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(in_ch, dim, patch, stride=patch)
         self.norm = nn.LayerNorm(dim, eps=1e-5)
 
-    def forward(self, x):
-        return self.norm(self.proj(x).flatten(2).transpose(1, 2))
+    def forward(self, x, kept):
+        """[N, C, H, W], kept tokens [N, k] -> [N, k, dim]: the convolution, as a matrix product of these alone."""
+        n, c, h, w = x.shape
+        p, weight = self.proj.stride[0], self.proj.weight.flatten(1)
+        x = x.view(n, c, h // p, p, w // p, p).permute(0, 2, 4, 1, 3, 5).reshape(n, -1, weight.shape[1])
+        return self.norm(F.linear(take_tokens(x, kept), weight, self.proj.bias))
 
 
 class PixelEmbed(nn.Module):
@@ -159,11 +220,11 @@ class PixelEmbed(nn.Module):
         self.grey = nn.Parameter(colour.sum(4).flatten(1), requires_grad=False)
         self.bias = nn.Parameter(embed.proj.bias - weight.sum((1, 2, 3)), requires_grad=False)
 
-    def forward(self, x):
+    def forward(self, x, kept):
         n, frames, c, h, w = x.shape
         p, weight = self.patch, self.colour if x.shape[2] == 3 else self.grey
-        x = x.view(n, frames, c, h // p, p, w // p, p).permute(0, 3, 5, 1, 4, 6, 2).to(weight.dtype)
-        return self.norm(F.linear(x.reshape(n, -1, weight.shape[1]), weight, self.bias))
+        x = x.view(n, frames, c, h // p, p, w // p, p).permute(0, 3, 5, 1, 4, 6, 2).reshape(n, -1, weight.shape[1])
+        return self.norm(F.linear(take_tokens(x, kept).to(weight.dtype), weight, self.bias))
 
 
 class SDMAE(nn.Module):
@@ -217,9 +278,8 @@ class SDMAE(nn.Module):
 
     def encode(self, frames, noise):
         """-> latent [N, 1 + kept, embed_dim], places to return to [N, L], mask [N, L]."""
-        x = self.patch_embed(frames)
         kept, restore, mask = random_masking(noise, self.mask_ratio)
-        x = x.gather(1, kept[:, :, None].expand(-1, -1, x.shape[2]))
+        x = self.patch_embed(frames, kept)
         x = torch.cat([self.cls_token.expand(x.shape[0], -1, -1).to(x.dtype), x], dim=1)
         grid = self.grid[0], kept.shape[1] // self.grid[0]
         for block in self.blocks:
@@ -277,8 +337,7 @@ class SDMAE(nn.Module):
         """Mask tokens fill in and all return to their places: [N, 1 + kept, embed_dim] -> [N, 1 + L, decoder_dim]."""
         x = self.decoder_embed(latent)
         missing = self.mask_token.expand(x.shape[0], restore.shape[1] + 1 - x.shape[1], -1).to(x.dtype)
-        full = torch.cat([x[:, 1:], missing], dim=1).gather(1, restore[:, :, None].expand(-1, -1, x.shape[2]))
-        return torch.cat([x[:, :1], full], dim=1)
+        return torch.cat([x[:, :1], take_tokens(torch.cat([x[:, 1:], missing], dim=1), restore)], dim=1)
 
     def teacher_head(self, shared):
         """The teacher's later blocks and prediction."""
