@@ -165,6 +165,15 @@ class Attention(nn.Module):
         return self.proj(y.transpose(1, 2).reshape(n, length, dim))
 
 
+def dropout(x, p):
+    """F.dropout(x, p); on CPUs by 16 random bits a value, as bernoulli_() has one core draw a number for each."""
+    if x.device.type != "cpu":
+        return F.dropout(x, p)
+    bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    kept = bits[: x.numel()].view(x.shape) >= round(p * 2**16) - 2**15
+    return x * kept.to(x.dtype).div_(1 - p)
+
+
 class Mlp(nn.Module):
     """1×1 convolutions on the grid, which are linear layers on the tokens; the class token bypasses them."""
 
@@ -177,7 +186,8 @@ class Mlp(nn.Module):
     def forward(self, x):
         first, last = self.net[0], self.net[3]
         y = F.gelu(F.linear(x[:, 1:], first.weight.flatten(1), first.bias))
-        y = self.net[4](F.linear(y, last.weight.flatten(1), last.bias))
+        y = F.linear(y, last.weight.flatten(1), last.bias)
+        y = dropout(y, self.net[4].p) if self.training else y
         return torch.cat([x[:, :1], y], dim=1)
 
 
