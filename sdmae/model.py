@@ -74,11 +74,12 @@ class DepthwiseProjection(nn.Module):
         return out
 
 
-AT_ONCE = 2**22  # probabilities that BlockwiseAttention holds at a time, so that they stay in the processor's cache
+AT_ONCE = 2**20  # probabilities that BlockwiseAttention holds at a time, so that they stay in the processor's cache
 
 
 class BlockwiseAttention(torch.autograd.Function):
-    """softmax(scale · q·kᵀ) v on CPUs in bf16, by whole matrix products of some images at a time.
+    """softmax(scale · q·kᵀ) v, [heads of all images, L, d] each, on CPUs in bf16: whole matrix products, some heads at a
+    time.
 
     PyTorch's own kernel goes through the tokens in small steps and takes 1.5 to 2 times as long. As there, the backward
     pass computes the probabilities again: memory does not grow with the square of the tokens.
@@ -86,13 +87,11 @@ class BlockwiseAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, q, k, v, scale):
-        q, k, v = (q * scale).contiguous(), k.contiguous(), v.contiguous()
-        out = torch.empty_like(v)
-        products, probabilities = BlockwiseAttention.room(q)
-        for part, s, p in BlockwiseAttention.blocks(len(q), products, probabilities):
-            torch.matmul(q[part], k[part].transpose(-1, -2), out=s)
-            torch.softmax(s, -1, out=p)
-            torch.matmul(p, v[part], out=out[part])
+        q, out = q * scale, torch.empty_like(v)
+        for part, s, p in BlockwiseAttention.blocks(q):
+            torch.bmm(q[part], k[part].transpose(1, 2), out=s)
+            torch.softmax(s, 2, out=p)
+            torch.bmm(p, v[part], out=out[part])
         ctx.save_for_backward(q, k, v, out)
         ctx.scale = scale
         return out
@@ -102,38 +101,34 @@ class BlockwiseAttention(torch.autograd.Function):
         q, k, v, out = ctx.saved_tensors
         grad = grad.contiguous()
         grad_q, grad_k, grad_v = (torch.empty_like(out) for _ in range(3))
-        mean = (grad.float() * out).sum(-1, keepdim=True).to(out.dtype)  # of the gradient, over the probabilities
-        products, probabilities = BlockwiseAttention.room(q)
-        for part, s, p in BlockwiseAttention.blocks(len(q), products, probabilities):
-            torch.matmul(q[part], k[part].transpose(-1, -2), out=s)
-            torch.softmax(s, -1, out=p)
-            torch.matmul(p.transpose(-1, -2), grad[part], out=grad_v[part])
-            torch.matmul(grad[part], v[part].transpose(-1, -2), out=s)
+        mean = (grad.float() * out).sum(2, keepdim=True).to(out.dtype)  # of the gradient, over the probabilities
+        for part, s, p in BlockwiseAttention.blocks(q):
+            torch.bmm(q[part], k[part].transpose(1, 2), out=s)
+            torch.softmax(s, 2, out=p)
+            torch.bmm(p.transpose(1, 2), grad[part], out=grad_v[part])
+            torch.bmm(grad[part], v[part].transpose(1, 2), out=s)
             s.sub_(mean[part]).mul_(p)
-            torch.matmul(s, k[part], out=grad_q[part])
-            torch.matmul(s.transpose(-1, -2), q[part], out=grad_k[part])
+            torch.bmm(s, k[part], out=grad_q[part])
+            torch.bmm(s.transpose(1, 2), q[part], out=grad_k[part])
         return grad_q.mul_(ctx.scale), grad_k, grad_v, None
 
     @staticmethod
-    def room(q):
-        """Memory for the products q·kᵀ and their softmax of as many images as are computed at a time."""
-        n, heads, length, _ = q.shape
-        shape = max(1, min(n, AT_ONCE // (heads * length**2))), heads, length, length
-        return q.new_empty(shape), q.new_empty(shape)
-
-    @staticmethod
-    def blocks(n, products, probabilities):
-        """Yield (slice of the images, their products, their probabilities)."""
-        step = len(products)
-        for first in range(0, n, step):
-            count = min(step, n - first)
+    def blocks(q):
+        """Yield (slice of the heads, room for their products q·kᵀ, room for the softmax of these)."""
+        heads, length, _ = q.shape
+        step = max(1, AT_ONCE // length**2)
+        products = q.new_empty(min(step, heads), length, length)
+        probabilities = torch.empty_like(products)
+        for first in range(0, heads, step):
+            count = min(step, heads - first)
             yield slice(first, first + count), products[:count], probabilities[:count]
 
 
 def attend(q, k, v, scale=None):
     """softmax(scale · q·kᵀ) v, [N, heads, L, d] each."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and not torch.compiler.is_compiling():
-        return BlockwiseAttention.apply(q, k, v, scale)
+        heads = (x.flatten(0, 1).contiguous() for x in (q, k, v))
+        return BlockwiseAttention.apply(*heads, scale).view(q.shape)
     return F.scaled_dot_product_attention(q, k, v, scale=scale)
 
 
