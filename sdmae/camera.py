@@ -8,7 +8,6 @@ import contextlib
 import csv
 import datetime
 import json
-import math
 import queue
 import threading
 import time
@@ -19,7 +18,7 @@ import numpy as np
 import onnxruntime
 
 AHEAD, WINDOW = 3, 0.5  # frames that a score waits for, seconds that it is averaged over
-GAP, TAIL = 1.0, 0.95  # seconds without a score above the limit that end an event; quantile where the tail begins
+GAP, TAIL = 1.0, 0.9  # seconds without a score above the limit that end an event; quantile where the tail begins
 EVENTS = "event start_frame end_frame start_seconds end_seconds peak_frame peak_seconds peak_score".split()
 EVENTS += "start_arrival end_arrival peak_arrival".split()
 
@@ -66,11 +65,12 @@ def samples(frames, size):
 
 
 def calibrate(scores, per_hour, fps, width):
-    """The smoothed score that normal footage passes `per_hour` times an hour, by an exponential tail."""
+    """The smoothed score that normal footage passes `per_hour` times an hour; sdmae/live.py says how."""
     smooth = np.convolve(scores, np.ones(width))[: len(scores)] / np.minimum(np.arange(len(scores)) + 1, width)
-    q = np.quantile(smooth, TAIL)
-    excess = float((smooth[smooth > q] - q).mean()) if (smooth > q).any() else 0.0
-    return float(q + excess * max(0.0, math.log((1 - TAIL) * 3600 * fps / width / per_hour)))
+    above = np.flatnonzero(smooth > (q := np.quantile(smooth, TAIL)))
+    n = max(5, 1 + int((np.diff(above) > max(GAP * fps, 2)).sum()))  # stretches of high scores
+    times = max(1.0, (1 - TAIL) * 3600 * fps / width / per_hour)
+    return float(q + np.maximum(smooth - q, 0).sum() / max(1, len(above)) * n * (times ** (1 / n) - 1))
 
 
 def main():

@@ -12,7 +12,6 @@ import contextlib
 import csv
 import datetime
 import http.client
-import math
 import queue
 import signal
 import threading
@@ -35,7 +34,8 @@ from sdmae import scoring
 from sdmae.data import INPUT_OFFSETS
 
 AHEAD = INPUT_OFFSETS[-1]  # frames that a score waits for
-TAIL = 0.95  # scores above this quantile of the training scores are taken for an exponential tail
+TAIL = 0.9  # scores above this quantile of the training scores are taken for an exponential tail
+FEW = 5
 HISTORY = 300  # scores that the overlay's curve shows
 REPORTED = 10**6  # frames that the report at the end shows, and whose latency is counted
 GAP = 1.0  # seconds without a score above the threshold, or without a frame, after which an event has ended
@@ -197,14 +197,19 @@ def calibrate(scores, per_hour, fps, width):
     """The smoothed score that normal footage passes `per_hour` times an hour.
 
     scores: of normal frames in order. Their hours are too few to count rare events, so the part above the TAIL quantile
-    is taken for exponential: P(score > x) = (1 - TAIL) · exp(-(x - q) / mean excess); there are 3600 · fps / width
-    independent scores in an hour.
+    q is taken for exponential; there are 3600 · fps / width independent scores in an hour. The tail's mean excess m is
+    known from n stretches of high scores only, which leaves P(score > x) = (1 - TAIL) · (1 + (x - q) / (n · m))^-n: the
+    predictive distribution of an exponential score, nearly exponential itself where n is large. n counts as at least
+    FEW, as fewer stretches say nothing of a tail.
     """
     smooth = moving_mean(scores, width)
     q = np.quantile(smooth, TAIL)
-    above = smooth[smooth > q]
-    excess = float((above - q).mean()) if len(above) else 0.0
-    return float(q + excess * max(0.0, math.log((1 - TAIL) * 3600 * fps / width / per_hour)))
+    above = np.flatnonzero(smooth > q)
+    if not len(above):
+        return float(q)
+    stretches = max(FEW, 1 + int((np.diff(above) > max(GAP * fps, 2)).sum()))  # apart by what ends an event
+    times = max(1.0, (1 - TAIL) * 3600 * fps / width / per_hour)
+    return float(q + (smooth[above] - q).mean() * stretches * (times ** (1 / stretches) - 1))
 
 
 class PastMean:

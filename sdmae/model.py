@@ -78,8 +78,8 @@ AT_ONCE = 2**20  # probabilities that BlockwiseAttention holds at a time, so tha
 
 
 class BlockwiseAttention(torch.autograd.Function):
-    """softmax(scale · q·kᵀ) v, [heads of all images, L, d] each, on CPUs in bf16: whole matrix products, some heads at a
-    time.
+    """softmax(scale · q·kᵀ) v on CPUs in bf16, by whole matrix products of some heads at a time. q, k, v: [heads of all
+    images, L, d].
 
     PyTorch's own kernel goes through the tokens in small steps and takes 1.5 to 2 times as long. As there, the backward
     pass computes the probabilities again: memory does not grow with the square of the tokens.

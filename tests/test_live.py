@@ -34,6 +34,25 @@ def test_events_and_threshold(tmp_path):
     assert np.allclose(live.moving_mean([1, 2, 3, 4], 2), [1, 1.5, 2.5, 3.5])
 
 
+@pytest.mark.parametrize("asked", [1.0, 10.0])
+def test_a_threshold_from_minutes_keeps_its_promise_for_an_hour(asked):
+    """Exponential scores, one a second: the rate at which new ones pass the level, over many calibrations."""
+    rng = np.random.default_rng(0)
+    levels = [live.calibrate(rng.exponential(1.0, 200), asked, 1.0, 1) for _ in range(3000)]
+    assert asked / 1.5 < 3600 * np.exp(-np.array(levels)).mean() < asked * 1.5
+    assert live.calibrate(np.ones(9), asked, 1.0, 1) == 1.0
+
+
+def test_camera_finds_the_same_threshold():
+    pytest.importorskip("onnxruntime")
+    from sdmae import camera
+
+    rng = np.random.default_rng(0)
+    for scores in (rng.gamma(2.0, 1.0, 300), np.ones(50), [1.0]):
+        levels = [m.calibrate(scores, 1.0, 10.0, 5) for m in (live, camera)]
+        assert abs(levels[0] - levels[1]) < 1e-9
+
+
 class FakeCapture:
     """A camera of ten frames at a time that is lost twice."""
 

@@ -484,6 +484,16 @@ def test_ctrl_c_ends_with_everything_written(trained, tmp_path):
     )
 
 
+def test_the_tool_that_counts_false_alarms(trained):
+    base, root, _ = trained
+    where = ("--data-root", root, "--cache", base / "cache", "--checkpoint", base / "run" / "sdmae.pt")
+    done = script("tests/tools/false_alarms.py", *where, "--fps", "10", "--splits", "20", "--per-hour", "1", "1e5")
+    rare, often = (line.strip("| ").split(" | ") for line in done.stdout.splitlines()[-2:])
+    assert [rare[0], often[0]] == ["1", "100000"]
+    assert 0 <= float(rare[1]) < float(often[1])
+    refused(script("tests/tools/false_alarms.py", *where, check=False), "give --fps")
+
+
 def test_boxes_of_maps_are_in_the_sources_pixels():
     maps = np.zeros((2, 4, 8), np.float32)
     maps[1, 1:3, 2:4] = 5
