@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,17 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)
     torch.manual_seed(seed)
+
+
+class _Losses(torch.nn.Module):
+    """losses(net, …) as one module: DistributedDataParallel sees all of it, whatever parts of the network it calls."""
+
+    def __init__(self, losses: Callable, net: torch.nn.Module):
+        super().__init__()
+        self.losses, self.net = losses, net
+
+    def forward(self, *args):
+        return self.losses(self.net, *args)
 
 
 class Run:
@@ -45,6 +57,7 @@ class Run:
             # one rank may prepare for hours while the others wait; torchrun itself notices a rank that died
             backend = "nccl" if self.device.type == "cuda" else "gloo"
             torch.distributed.init_process_group(backend, timeout=timedelta(days=7))
+        self._parallel = None  # the last (network and trained parameters, module) of data_parallel()
 
     def __enter__(self):
         return self
@@ -121,7 +134,7 @@ class Run:
         """All-gather a batch of n rows from all ranks, in the batch's order. x [n_i, …], or with the batch at `dim`.
 
         For losses that need the whole batch. Only this rank's rows carry a gradient; it is multiplied by world_size
-        because average_gradients() divides by it.
+        because data_parallel() takes the mean over the ranks.
         """
         if self.world_size == 1 or n < self.world_size:
             return x
@@ -134,16 +147,20 @@ class Run:
             batch[part] = x + (self.world_size - 1) * (x - x.detach())
         return batch.movedim(0, dim)
 
-    def average_gradients(self, net: torch.nn.Module) -> None:
-        """Mean of the gradients over the ranks, in one flat message."""
+    def data_parallel(self, losses: Callable, net: torch.nn.Module) -> Callable:
+        """losses(net, …) as a function of its other arguments. The backward pass of what it returns leaves in every
+        rank the mean of all ranks' gradients, which are sent while it still runs. Parameters that the losses do not
+        need must not require a gradient."""
         if self.world_size == 1:
-            return
-        grads = [p.grad for p in net.parameters() if p.grad is not None]
-        flat = torch.cat([g.reshape(-1) for g in grads])
-        torch.distributed.all_reduce(flat)
-        flat /= self.world_size
-        for grad, mean in zip(grads, flat.split([g.numel() for g in grads])):
-            grad.copy_(mean.view_as(grad))
+            return partial(losses, net)
+        trained = [id(p) for p in net.parameters() if p.requires_grad]
+        if self._parallel is None or self._parallel[0] != (id(net), trained):
+            self._parallel = None  # its hooks go before those of the next one come
+            module = torch.nn.parallel.DistributedDataParallel(
+                _Losses(losses, net), broadcast_buffers=False, gradient_as_bucket_view=True
+            )
+            self._parallel = (id(net), trained), module
+        return self._parallel[1]
 
     def sync_buffers(self, net: torch.nn.Module) -> None:
         """Rank 0's buffers (batch-norm statistics) on every rank."""

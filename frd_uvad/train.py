@@ -211,11 +211,10 @@ def train_one_epoch(net, loader, optimizer, plan, epoch, run, meter, bank, auxil
     for batch, _ in meter.batches(loader, epoch):  # this rank's part of the batch
         meter.set_lr(optimizer, plan.lr)
         bank.update()  # a GPU that is behind has the backward pass of the step before to do meanwhile
-        loss_parts, pseudo, scores = losses(net, batch, plan, bank, auxiliary, run)
+        loss_parts, pseudo, scores = run.data_parallel(losses, net)(batch, plan, bank, auxiliary, run)
         choose_for_bank(bank, batch, pseudo, scores, plan, loader.dataset)
         optimizer.zero_grad(set_to_none=True)
         loss_parts["total"].backward()
-        run.average_gradients(net)
         optimizer.step()
         pseudo_labels[run.to_device(batch.rows)] = pseudo[:, 0]
         meter.update(loss_parts)

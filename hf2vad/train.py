@@ -137,10 +137,9 @@ def train_one_epoch(net, loader, optimizer, stage, epoch, run, meter):
         net.memAE.eval()
     for batch, weight in meter.batches(loader, epoch):  # this rank's part, and its weight in the batch mean
         meter.set_lr(optimizer, stage.lr_at(epoch + meter.progress))
-        loss_parts = losses(net, batch.data, stage, run)
+        loss_parts = run.data_parallel(losses, net)(batch.data, stage, run)
         optimizer.zero_grad(set_to_none=True)
         (loss_parts["total"] * weight).backward()
-        run.average_gradients(net)
         optimizer.step()
         meter.update(loss_parts, weight)
     run.sync_buffers(net)

@@ -111,10 +111,9 @@ def train_one_epoch(net, loader, optimizer, plan, scene_labels, epoch, run, mete
     net.train()
     for batch, _ in meter.batches(loader, epoch):  # this rank's part of the batch
         meter.set_lr(optimizer, plan.lr)
-        loss_parts = losses(net, batch, scene_labels, plan.mode, run)
+        loss_parts = run.data_parallel(losses, net)(batch, scene_labels, plan.mode, run)
         optimizer.zero_grad(set_to_none=True)
         loss_parts["total"].backward()
-        run.average_gradients(net)
         optimizer.step()
         meter.update(loss_parts)
     run.sync_buffers(net)
@@ -161,6 +160,7 @@ def train(dataset, *, out, run, variational=False, seed=0, resume=True, save_min
     )
     seed_everything(seed)
     net = scoring.build_model(model_args).to(run.device)
+    net.classifier.requires_grad_(plan.mode == 2)  # the other modes do not use it
     optimizer = torch.optim.Adam(net.parameters(), lr=plan.lr, fused=True)
     batch_size = scenes * plan.segments_per_scene
     loader = DrawLoader(

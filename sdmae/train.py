@@ -171,11 +171,10 @@ def train_one_epoch(net, loader, optimizer, plan, epoch, run, meter, bank):
     for batch, weight in meter.batches(loader, epoch):  # this rank's part, and its weight in the batch mean
         meter.set_lr(optimizer, plan.lr_at(epoch + meter.progress))
         image, target, gradient, noise = add_pseudo_anomalies(batch, bank, plan, net.tokens, run)
-        loss_parts = losses(net, phase, image, target, gradient, noise, plan, run)
+        loss_parts = run.data_parallel(losses, net)(phase, image, target, gradient, noise, plan, run)
         scale = len(batch) if phase == TEACHER else 1  # the published teacher loss is a sum over the batch
         optimizer.zero_grad(set_to_none=True)
         (loss_parts[phase] * weight * scale).backward()
-        run.average_gradients(net)
         optimizer.step()
         meter.update(loss_parts, weight)
     run.sync_buffers(net)

@@ -143,10 +143,9 @@ def train_one_epoch(net, loader, optimizer, plan, epoch, run, meter, errors):
         if plan.refined(epoch):
             step = (epoch - plan.warmup) * meter.steps + meter.step
             cube_weights = self_paced_weights(net, target["raw"], batch, step, plan, run)
-        loss_parts, raw_errors = losses(net, target, cube_weights, run)
+        loss_parts, raw_errors = run.data_parallel(losses, net)(target, cube_weights, run)
         optimizer.zero_grad(set_to_none=True)
         (loss_parts["loss"] * weight).backward()
-        run.average_gradients(net)
         optimizer.step()
         if plan.refined(epoch):
             loss_parts["weight"] = cube_weights.mean()

@@ -163,6 +163,7 @@ def scene_aware_ae_epoch(mode, run):
 
     with run.device:
         net = scoring.build_model({"input_dim": 64, **train.MODEL, "num_scenes": 2, "variational": mode == 2})
+    net.classifier.requires_grad_(mode == 2)
     videos = [SimpleNamespace(scene=scene) for scene in "ab"]
     arrays = [np.zeros((20, 64), np.float16)] * 2
     segments = data.Segments(SimpleNamespace(train=videos, arrays=lambda _: arrays), run)
@@ -265,11 +266,13 @@ def test_a_training_step_stays_on_the_gpu_and_never_waits(make, choice, precisio
 
 @pytest.mark.parametrize("make, choice", EPOCHS)
 def test_backward_and_step_of_the_optimizer_fit(make, choice):
+    """DistributedDataParallel waits for a gradient of every parameter that requires one."""
     run = PretendedRun("meta", "fp32")
     train, net, loader, rest = make(choice, run)
     optimizer = torch.optim.AdamW([p for p in net.parameters() if p.requires_grad], lr=1e-3)
     train.train_one_epoch(net, loader, optimizer, run=run, meter=Meter(run), **{"epoch": 0, **rest})
-    assert any(p.grad is not None for p in net.parameters())
+    without = [name for name, p in net.named_parameters() if p.requires_grad and p.grad is None]
+    assert not without and any(p.requires_grad for p in net.parameters())
 
 
 @pytest.mark.parametrize("inference", [False, True])

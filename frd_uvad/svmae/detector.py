@@ -108,6 +108,8 @@ class Detector(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(not name.startswith(self.not_applied))
 
     @property
     def not_applied(self):

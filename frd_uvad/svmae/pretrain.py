@@ -243,10 +243,9 @@ def train_one_epoch(net, loader, optimizer, plan, epoch, run, meter):
     for batch, weight in meter.batches(loader, epoch):  # this rank's part, and its weight in the batch mean
         meter.set_lr(optimizer, plan.lr_at(epoch + meter.progress))
         tokens, near, mask = random_input(batch, net.grid, plan, run)
-        loss_parts = losses(net, tokens, near, mask, plan, run)
+        loss_parts = run.data_parallel(losses, net)(tokens, near, mask, plan, run)
         optimizer.zero_grad(set_to_none=True)
         (loss_parts["loss"] * weight).backward()
-        run.average_gradients(net)
         optimizer.step()
         meter.update(loss_parts, weight)
     clips = loader.samples - meter.first_step * loader.batch_size

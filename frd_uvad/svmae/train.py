@@ -118,10 +118,9 @@ def train_one_epoch(net, loader, optimizer, plan, epoch, run, meter):
     """The steps up to the next line of the log."""
     net.train()
     for batch, _ in meter.batches(loader, epoch):  # this rank's part
-        loss_parts = losses(net, batch, plan, run)
+        loss_parts = run.data_parallel(losses, net)(batch, plan, run)
         optimizer.zero_grad(set_to_none=True)
         loss_parts["total"].backward()
-        run.average_gradients(net)
         optimizer.step()
         meter.update(loss_parts)
     run.sync_buffers(net)
