@@ -47,7 +47,6 @@ SYNONYMS = {  # flags of the published command line
 STAND_IN = EncoderSpec("stand-in", "statistics")  # of motion and appearance; no network
 KINDS = (*IMAGE_KINDS, "svmae", "files", str(STAND_IN))
 PARTS = 256  # 16 of a feature, with 16 heads each, as model.py cuts it
-PREPROCESS = ("clip", "whole")  # of image networks
 
 
 @dataclass
@@ -99,6 +98,22 @@ def spec_of_backbone(text: str) -> EncoderSpec:
     return STAND_IN if name == STAND_IN.model else EncoderSpec("torchvision", name, weights or None)
 
 
+def add_view_flags(group) -> None:
+    """What encoders see of a clip, here and in svmae/preprocess.py."""
+    group.add_argument(
+        "--crops",
+        type=int,
+        choices=[1, 10],
+        help="views of each clip: one; or corners and centre at 7/8 of it, and their mirror images (default: 1)",
+    )
+    group.add_argument(
+        "--preprocess",
+        choices=["clip", "whole"],
+        help="what image networks see, clip: as they are trained, the shorter side and the centre; whole: the whole "
+        "frame (default: clip for clip:, else whole)",
+    )
+
+
 def add_data_flags(parser):
     cli.add_data_flags(parser)
     group = parser.add_argument_group("features")
@@ -116,13 +131,7 @@ def add_data_flags(parser):
         f"{STAND_IN}, which needs no download)",
     )
     group.add_argument("--backbone", help=argparse.SUPPRESS)  # of older command lines: NAME[:WEIGHTS]
-    group.add_argument("--crops", type=int, choices=[1, 10], help="views of each clip (default: 1)")
-    group.add_argument(
-        "--preprocess",
-        choices=PREPROCESS,
-        help="what image networks see, clip: as they are trained, the shorter side and the centre; whole: the whole "
-        "frame (default: clip for clip:, else whole)",
-    )
+    add_view_flags(group)
     # flags of the published command line that say what the features are
     group.add_argument(
         "--feature_pretrain_model",
