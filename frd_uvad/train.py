@@ -21,9 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from common import cli
-from common.evaluation import report_folder
 from common.features.data import CLIP_FRAMES
-from common.io import UserError, run_script
+from common.io import UserError, optional_module, run_script
 from common.readers.pictures import as_channels, resize
 from common.readers.video import Decoder
 from frd_uvad import preprocess
@@ -336,7 +335,7 @@ def measure_pseudo_labels(predicted: np.ndarray, labels: np.ndarray) -> dict:
 
 def draw_bank(bank, windows, data, path, most=24):
     """The middle frame of what the bank holds, if there is a common/report."""
-    report = report_folder()
+    report = optional_module("common.report")
     if report is None:
         return
     clips_of_video, tiles = {}, []
@@ -365,7 +364,7 @@ def thumbnail(frame, width=320):
 def plot_pseudo_labels(log, path):
     """Precision and recall of pseudo labels over the epochs."""
     lines = [x for x in map(json.loads, Path(log).read_text().splitlines()) if "pseudo_precision" in x]
-    report = report_folder()
+    report = optional_module("common.report")
     if lines and report:
         epochs = [x["epoch"] for x in lines]
         titles = {

@@ -170,7 +170,7 @@ def test_wrong_boxes_are_refused_at_once(spec):
 
 def test_yolox_finds_people_in_ped2(shared_data):
     """Against the YOLOv3 boxes of the same frame: most of what the small detector finds, the large one found too."""
-    from common.metrics import iou
+    from common.localization import iou
 
     frame = cv2.imread(str(shared_data / "ped2" / "training" / "frames" / "01" / "000.jpg"))
     spec = f"onnx:{shared_data / 'weights' / 'yolox_nano.onnx'}"
