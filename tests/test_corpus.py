@@ -80,7 +80,7 @@ OPENS = {
     "common/loader.py copy_rows": "tests/test_frd_uvad.py",
     "common/features/image.py uses_quick_gelu": "tests/test_scene_aware_ae.py",
     "common/flow/sources.py fingerprint": "tests/test_flow.py",
-    "common/objects/detectors.py _onnx": "tests/test_foreground.py",
+    "common/objects/networks.py _onnx": "tests/test_foreground.py",
     "common/io.py read_text": "labels.txt",
     "common/io.py read_json": "side.json",
     "common/io.py load_array": "array.npy",
