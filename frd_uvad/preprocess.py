@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from common import cli
-from common.features.data import FeatureData, FeatureVideo, clips_of_frames
+from common.features.data import FeatureData, FeatureVideo, add_label_flags, canonical_features, clips_of_frames
 from common.features.encoders import (
     IMAGE_KINDS,
     EncoderSpec,
@@ -24,10 +24,8 @@ from common.features.encoders import (
     describe_forms,
     parse_encoders,
 )
-from common.features.folders import canonical_features, find_features
-from common.features.labels import add_label_flags
 from common.features.prefetch import VideoPrefetcher
-from common.io import UserError, run_script, short_hash
+from common.io import UserError, optional_module, run_script, short_hash
 from common.pool import tick
 from common.readers import datasets
 from common.readers.dataset import UsableVideos, report_skipped
@@ -235,7 +233,8 @@ def prepare(
     if options.features or name in ("ucfcrime", "xdviolence", "features"):
         folders = (source.data_root / source.dataset, source.data_root)
         root = options.features or next((p for p in folders if p.is_dir()), source.data_root)
-        return find_features(name or source.dataset, root, source.labels, options.order, options.segments)
+        readers = optional_module("common.features.folders", f"--features {root}", "encode videos")
+        return readers.find_features(name or source.dataset, root, source.labels, options.order, options.segments)
     if options.order or options.segments:
         raise UserError("--order and --segments are for --features: names and frames of videos are known")
     options = options.trained_as(trained)
