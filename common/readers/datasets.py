@@ -1,4 +1,4 @@
-"""Where videos and labels are: one small reader per dataset, all returning the same record.
+"""Where videos and labels are: one small reader per dataset in a file beside this one, all returning the same record.
 
 data = find("ped2", "data")          # any layout in circulation, found under data/
 data.train, data.test                # lists of common.readers.video.Video
