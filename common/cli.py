@@ -226,7 +226,6 @@ def print_next_steps(
 ) -> None:
     """Print suggested next commands. more: an extra one, ending in "; "; pictures: False if there are no frames."""
     command = f"python {script} --checkpoint {checkpoint}"
-    videos = (
-        "" if overlay or not pictures else f"{command} --overlay, with --dataset as here, writes videos with scores; "
-    )
+    with_scores = f"{command} --overlay, with --dataset as here, writes videos with scores; "
+    videos = with_scores if pictures and not overlay else ""
     print(f"next: look at {out}/report.html; {videos}{more}{command} --video FILE scores your own video")
