@@ -335,12 +335,12 @@ LINES = {
     "common/report": 800,
 }
 COPIED = {
-    "hf2vad": 4004,
-    "spr_uvad": 4004,
-    "sdmae": 3300,
-    "scene_aware_ae": 3484,
-    "frd_uvad": 3678,
-    "frd_uvad.svmae": 4082,
+    "hf2vad": 4003,
+    "spr_uvad": 4003,
+    "sdmae": 3299,
+    "scene_aware_ae": 3483,
+    "frd_uvad": 3677,
+    "frd_uvad.svmae": 4081,
 }
 
 
