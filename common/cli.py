@@ -180,7 +180,7 @@ def add_score_flags(
     group.add_argument(
         "--protocol", choices=["strict", "official"], default="strict", help=f"{protocol} (default: %(default)s)"
     )
-    parser.set_defaults(smoothing=smoothing, top=ScoreOptions.top)
+    parser.set_defaults(smoothing=smoothing, top=ScoreOptions.top, overlay=ScoreOptions.overlay)
     if not training:
         group.add_argument(
             "--smoothing",
@@ -188,7 +188,7 @@ def add_score_flags(
             help="filter of frame scores, unless the protocol has its own (default: %(default)s)",
         )
         group.add_argument("--top", type=positive_int, default=20, help="peaks in ranking.csv (default: %(default)s)")
-    group.add_argument("--overlay", action="store_true", help=f"also write an mp4 per video with {overlay}")
+        group.add_argument("--overlay", action="store_true", help=f"also write an mp4 per video with {overlay}")
     return group
 
 
@@ -225,9 +225,7 @@ def print_next_steps(
     script: str, checkpoint, out, *, overlay: bool = False, pictures: bool = True, more: str = ""
 ) -> None:
     """Print suggested next commands. more: an extra one, ending in "; "; pictures: False if there are no frames."""
-    print(
-        f"next: look at {out}/report.html; "
-        + ("" if overlay or not pictures else "add --overlay for videos with scores; ")
-        + more
-        + f"python {script} --video FILE --checkpoint {checkpoint} scores your own video"
-    )
+    command = f"python {script} --checkpoint {checkpoint}"
+    with_scores = f"{command} --overlay, with --dataset as here, writes videos with scores; "
+    videos = with_scores if pictures and not overlay else ""
+    print(f"next: look at {out}/report.html; {videos}{more}{command} --video FILE scores your own video")

@@ -1,15 +1,13 @@
 """From frame scores to results: smoothing, measures, table, metrics.json."""
 
-import importlib
 import time
 from dataclasses import dataclass, field
-from types import ModuleType
 
 import numpy as np
 
 from common import metrics, smoothing
 from common.cli import ScoreOptions, print_next_steps
-from common.io import UserError, save_arrays, writable_folder, write_json, writing_table
+from common.io import UserError, optional_module, save_arrays, writable_folder, write_json, writing_table
 from common.pool import cores
 from common.readers.dataset import Dataset, report_skipped
 
@@ -132,56 +130,6 @@ def measure(scores: dict, labels: dict, protocol: Protocol) -> tuple[dict, dict]
     return out, smoothed
 
 
-def localization(data: Dataset, detections: dict, frames: dict, skip: int = 0) -> dict:
-    """RBDC, TBDC and pixel-level AUC of boxes with scores.
-
-    detections: video -> [n, 6] frame, x1, y1, x2, y2, score; frames: video -> its number of frames; skip: frames that
-    are left out at the start of every video.
-    """
-    out, videos = {}, {v.name: v for v in data.test}
-    from_masks, total = False, 0
-    tracks, boxes = [], []
-    pixel_scores, pixel_labels = [], []
-    for name, d in sorted(detections.items()):
-        try:
-            masks, regions = data.masks(videos[name]), data.tracks(videos[name])
-            if masks is not None and len(masks) != frames[name] and not data.cut_ranges:
-                raise UserError(f"masks of {len(masks)} frames, the video has {frames[name]}")
-        except UserError as e:
-            out.setdefault("unreadable_regions", {})[name] = str(e)
-            continue
-        if masks is None and regions is None:
-            continue
-        if regions is None:
-            regions, from_masks = metrics.tracks_from_masks(masks), True
-        tracks.append(regions[regions[:, 1] >= skip])
-        boxes.append(d[d[:, 0] >= skip])
-        if masks is None:
-            length = 1 + int(max(d[:, 0].max(initial=0), regions[:, 1].max(initial=0)))
-        else:
-            length = len(masks)
-            d = d[np.argsort(d[:, 0], kind="stable")]
-            edges = np.searchsorted(d[:, 0], np.arange(length + 1))
-            for t in range(skip, length):
-                in_frame = d[edges[t] : edges[t + 1]]
-                painted = metrics.paint(in_frame[:, 1:5], in_frame[:, 5], masks[t].shape)
-                pixel_scores.append(metrics.pixel_frame_score(painted, masks[t]))
-                pixel_labels.append(masks[t].any())
-        total += max(0, length - skip)
-    if not tracks:
-        return out
-    out["videos_with_regions"] = len(tracks)
-    try:
-        out["rbdc"], out["tbdc"] = metrics.rbdc_tbdc(tracks, boxes, total)
-        from_where = "derived from masks: connected components, linked by overlap" if from_masks else "of the dataset"
-        out["tracks"] = from_where
-        if pixel_scores:
-            out["pixel_auc"] = metrics.pixel_auc(pixel_labels, pixel_scores)
-    except ValueError as e:
-        out["undefined_localization"] = str(e)
-    return out
-
-
 @dataclass
 class Evaluation:
     """What one run found: metrics is what metrics.json holds; the rest is what pictures are made of."""
@@ -219,7 +167,12 @@ def evaluate(
     labels, began = labels_of(scores, data), time.perf_counter()
     result, smoothed = measure(scores, labels, protocol)
     if labels and detections:
-        result.update(localization(data, detections, {k: len(s) for k, s in scores.items()}, protocol.skip))
+        localization = optional_module("common.localization")
+        if localization:
+            frames = {k: len(s) for k, s in scores.items()}
+            result.update(localization.measure(data, detections, frames, protocol.skip))
+        else:
+            result["undefined_localization"] = "there is no common/localization.py, which measures them"
     if labels and (differs := data.disagreement(labels)):
         result["other_labels"] = differs
     if labels and (kinds := data.events()):
@@ -266,11 +219,8 @@ def frame_baselines(cache, videos: list, workers: int | None = None) -> dict:
 
     Those of motion boxes need common/objects; a copy without that folder has the frame difference only.
     """
-    try:
-        baselines = importlib.import_module("common.objects.baselines")
-    except ModuleNotFoundError as e:
-        if e.name not in ("common.objects", "common.objects.baselines"):
-            raise
+    baselines = optional_module("common.objects.baselines")
+    if baselines is None:
         return {"frame difference": {v.name: frame_difference(cache.frames(v)) for v in videos}}
     return baselines.frame_baselines(cache, videos, workers or cores())
 
@@ -294,20 +244,10 @@ def finish(
     print_next_steps(script, checkpoint, out, overlay=options.overlay, pictures=pictures is not None, more=more)
 
 
-def report_folder() -> ModuleType | None:
-    """common.report, or None where that folder was left out of a copy: scores and measures need no pictures."""
-    try:
-        return importlib.import_module("common.report")
-    except ModuleNotFoundError as e:
-        if e.name != "common.report":
-            raise
-        return None
-
-
 def show(out, evaluation: Evaluation, **options) -> None:
     """Page, plots, ranking and overlays of an Evaluation, see common.report.write_results; a line where there is no
     common/report."""
-    report = report_folder()
+    report = optional_module("common.report")
     if report:
         report.write_results(out, evaluation, **options)
         print(
@@ -353,7 +293,7 @@ def write_own_video(
                 ]
             )
     print(f"{name}: {len(scores)} frames" + ("" if boxes is None else f", {len(boxes)} objects"))
-    report = report_folder()
+    report = optional_module("common.report")
     if report:
         report.write_own_video(name, frames, clock, scores, smoothed, filter_, method, out, boxes, color_max, top)
         print(f"wrote {out}/report.html, scores.csv, curve.png, overlay.mp4")

@@ -7,6 +7,7 @@ import errno
 import functools
 import glob
 import hashlib
+import importlib
 import io
 import json
 import os
@@ -17,6 +18,7 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -80,6 +82,21 @@ def first_line(e: Exception) -> str:
     """The first line of an error's text, or its type where it has none; 200 characters at most."""
     text = str(e).strip() or type(e).__name__
     return text.splitlines()[0][:200]
+
+
+def optional_module(name: str, needed_by: str = "", instead: str = "") -> ModuleType | None:
+    """The module `name`, such as common.report, which a copy of a method may leave out: then None, or, where something
+    is `needed_by` the user, a UserError that names the file and what to do `instead`."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as e:
+        missing = name if f"{name}.".startswith(f"{e.name}.") else str(e.name)  # it, its folder, or what it imports
+        if missing != name and not (needed_by and missing.startswith("common.")):
+            raise
+    if needed_by:
+        path = missing.replace(".", "/") + ".py"
+        raise UserError(f"{needed_by} needs {path}, which is not here: copy that file too, or {instead}")
+    return None
 
 
 def printable(text: Any) -> str:

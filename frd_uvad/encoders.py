@@ -14,8 +14,7 @@ import numpy as np
 import torch
 
 from common.features.data import CLIP_FRAMES
-from common.features.encoders import RANDOM, EncoderSpec, check_model
-from common.features.image import ImageEncoder, load_torchvision
+from common.features.encoders import RANDOM, EncoderSpec, check_model, image_networks
 from common.io import UserError
 from common.readers.pictures import resize
 from common.training import weights_hash
@@ -39,12 +38,12 @@ def crop_places(height: int, width: int, size: tuple[int, int], crops: int) -> l
 class ImageClips:
     """Mean and standard deviation of an image network's features over the frames of a clip: width 2 · the network's.
 
-    crops: 1, or 10: the centre and the corners at 7/8, and their mirror images.
+    image: an image.ImageEncoder; crops: 1, or 10: the centre and the corners at 7/8, and their mirror images.
     """
 
     clips_at_once = 1  # one has frames enough for a batch
 
-    def __init__(self, image: ImageEncoder, crops: int):
+    def __init__(self, image, crops: int):
         self.image, self.crops = image, crops
         self.width = 2 * image.width
 
@@ -85,7 +84,7 @@ class VideoClips:
     """A torchvision video network without its classifier. crops: views of each clip, 1 or 10. Raises UserError."""
 
     def __init__(self, spec: EncoderSpec, crops: int, run):
-        net, self.input, self.name = load_torchvision(spec, "")
+        net, self.input, self.name = image_networks(spec).load_torchvision(spec, "")
         net = net.eval().requires_grad_(False)
         self.hash, self.run = weights_hash(net), run
         self.net, self.crops = net.to(run.device), crops
@@ -203,5 +202,5 @@ def make_encoder(
         elif spec.is_video:
             parts.append(VideoClips(spec, crops, run))
         else:
-            parts.append(ImageClips(ImageEncoder(spec, run, preprocess), crops))
+            parts.append(ImageClips(image_networks(spec).ImageEncoder(spec, run, preprocess), crops))
     return ClipEncoder(parts, "+".join(map(str, specs)))

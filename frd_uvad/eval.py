@@ -13,8 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from common import cli, evaluation, metrics, score_cache, smoothing
-from common.features.data import CLIP_FRAMES, FeatureVideo, frames_of_clips
-from common.features.folders import canonical_features
+from common.features.data import CLIP_FRAMES, FeatureVideo, canonical_features, frames_of_clips
 from common.io import UserError, run_script, safe_filename, writable_folder, write_json
 from common.readers.video import Video, frames_and_clock, open_video
 from frd_uvad import preprocess

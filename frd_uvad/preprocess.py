@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from common import cli
-from common.features.data import FeatureData, FeatureVideo, clips_of_frames
+from common.features.data import FeatureData, FeatureVideo, add_label_flags, canonical_features, clips_of_frames
 from common.features.encoders import (
     IMAGE_KINDS,
     EncoderSpec,
@@ -24,10 +24,8 @@ from common.features.encoders import (
     describe_forms,
     parse_encoders,
 )
-from common.features.folders import canonical_features, find_features
-from common.features.labels import add_label_flags
 from common.features.prefetch import VideoPrefetcher
-from common.io import UserError, run_script, short_hash
+from common.io import UserError, optional_module, run_script, short_hash
 from common.pool import tick
 from common.readers import datasets
 from common.readers.dataset import UsableVideos, report_skipped
@@ -47,7 +45,6 @@ SYNONYMS = {  # flags of the published command line
 STAND_IN = EncoderSpec("stand-in", "statistics")  # of motion and appearance; no network
 KINDS = (*IMAGE_KINDS, "svmae", "files", str(STAND_IN))
 PARTS = 256  # 16 of a feature, with 16 heads each, as model.py cuts it
-PREPROCESS = ("clip", "whole")  # of image networks
 
 
 @dataclass
@@ -99,6 +96,22 @@ def spec_of_backbone(text: str) -> EncoderSpec:
     return STAND_IN if name == STAND_IN.model else EncoderSpec("torchvision", name, weights or None)
 
 
+def add_view_flags(group) -> None:
+    """What encoders see of a clip, here and in svmae/preprocess.py."""
+    group.add_argument(
+        "--crops",
+        type=int,
+        choices=[1, 10],
+        help="views of each clip: one; or corners and centre at 7/8 of it, and their mirror images (default: 1)",
+    )
+    group.add_argument(
+        "--preprocess",
+        choices=["clip", "whole"],
+        help="what image networks see, clip: as they are trained, the shorter side and the centre; whole: the whole "
+        "frame (default: clip for clip:, else whole)",
+    )
+
+
 def add_data_flags(parser):
     cli.add_data_flags(parser)
     group = parser.add_argument_group("features")
@@ -116,13 +129,7 @@ def add_data_flags(parser):
         f"{STAND_IN}, which needs no download)",
     )
     group.add_argument("--backbone", help=argparse.SUPPRESS)  # of older command lines: NAME[:WEIGHTS]
-    group.add_argument("--crops", type=int, choices=[1, 10], help="views of each clip (default: 1)")
-    group.add_argument(
-        "--preprocess",
-        choices=PREPROCESS,
-        help="what image networks see, clip: as they are trained, the shorter side and the centre; whole: the whole "
-        "frame (default: clip for clip:, else whole)",
-    )
+    add_view_flags(group)
     # flags of the published command line that say what the features are
     group.add_argument(
         "--feature_pretrain_model",
@@ -226,7 +233,8 @@ def prepare(
     if options.features or name in ("ucfcrime", "xdviolence", "features"):
         folders = (source.data_root / source.dataset, source.data_root)
         root = options.features or next((p for p in folders if p.is_dir()), source.data_root)
-        return find_features(name or source.dataset, root, source.labels, options.order, options.segments)
+        readers = optional_module("common.features.folders", f"--features {root}", "encode videos")
+        return readers.find_features(name or source.dataset, root, source.labels, options.order, options.segments)
     if options.order or options.segments:
         raise UserError("--order and --segments are for --features: names and frames of videos are known")
     options = options.trained_as(trained)

@@ -10,6 +10,7 @@ missing.
 
 import argparse
 import json
+import math
 import sys
 import time
 from dataclasses import asdict, dataclass, fields
@@ -20,9 +21,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from common import cli
-from common.evaluation import report_folder
 from common.features.data import CLIP_FRAMES
-from common.io import UserError, run_script
+from common.io import UserError, optional_module, run_script
 from common.readers.pictures import as_channels, resize
 from common.readers.video import Decoder
 from frd_uvad import preprocess
@@ -46,6 +46,7 @@ class Plan:
 
 
 DEFAULTS = Plan()
+SELF = "self"  # --auxiliary: two rounds
 BETAS = (0.9, 0.95)
 HEADS = 16
 
@@ -63,6 +64,15 @@ def loss_weights(text):
     if len(weights) != 3:
         raise argparse.ArgumentTypeError(f"expected three numbers, such as 1_1_1, not {text}")
     return weights
+
+
+def bank_settings(text):
+    """ "wlab:0.1:0.5" -> {"bank": "wlab", "beta": 0.1, "delta": 0.5}; what is left out keeps its default"""
+    kind, *numbers = text.split(":")
+    if kind not in ("wlab", "slab", "none") or len(numbers) > 2:
+        raise argparse.ArgumentTypeError(f"expected wlab, slab or none, or such as wlab:0.1:0.5, not {text}")
+    kinds = {"beta": cli.natural_float, "delta": cli.number(float, -math.inf)}
+    return {"bank": kind, **{name: kinds[name](x) for name, x in zip(kinds, numbers)}}
 
 
 def parse(argv=None):
@@ -96,32 +106,26 @@ def parse(argv=None):
     group.add_argument(
         "--bank",
         "--lab_type",
-        choices=["wlab", "slab", "none"],
-        help="latent anomaly bank, whose clips the reconstructor is pushed not to reconstruct: a window joins it when "
-        "one of its clips is abnormal (wlab), or all are (slab) (default: wlab)",
+        type=bank_settings,
+        default="wlab",
+        metavar="KIND[:SIZE[:DELTA]]",
+        help="latent anomaly bank, whose clips the reconstructor is pushed not to reconstruct. KIND: a window joins it "
+        "when one of its clips is abnormal (wlab), or all are (slab), or none does; SIZE in batches; DELTA: deviations "
+        f"above the mean score for a pseudo label to join (default: wlab:{DEFAULTS.beta}:{DEFAULTS.delta})",
     )
-    group.add_argument("--lab", type=parse_bool, help=argparse.SUPPRESS)  # of the published command
-    group.add_argument(
-        "--beta", type=cli.natural_float, help=f"size of the bank, in batches (default: {DEFAULTS.beta})"
-    )
-    group.add_argument(
-        "--delta",
-        type=float,
-        help=f"deviations above the mean score for a pseudo label to join (default: {DEFAULTS.delta})",
-    )
+    # of the published command line
+    group.add_argument("--lab", type=parse_bool, help=argparse.SUPPRESS)
+    group.add_argument("--beta", type=cli.natural_float, help=argparse.SUPPRESS)
+    group.add_argument("--delta", type=float, help=argparse.SUPPRESS)
     group.add_argument(
         "--auxiliary",
         default="none",
-        help="a scorer that must agree: none, c2fpl:FILE, frd:FILE or labels:FILE.npz (default: %(default)s)",
-    )
-    group.add_argument(
-        "--rounds",
-        type=cli.positive_int,
-        default=1,
-        help="2: train again with the first scorer as auxiliary (default: %(default)s)",
+        help="a scorer that must agree: none, c2fpl:FILE, frd:FILE, labels:FILE.npz, or self: train again with the "
+        "first scorer as auxiliary (default: %(default)s)",
     )
     add_eval_flags(parser, training=True)
     args = parser.parse_args(cli.with_synonyms(argv, preprocess.SYNONYMS))
+    vars(args).update({**args.bank, **cli.given(args, ("beta", "delta"))})
     if args.lab is False:
         args.bank = "none"
     return args
@@ -330,7 +334,7 @@ def measure_pseudo_labels(predicted: np.ndarray, labels: np.ndarray) -> dict:
 
 def draw_bank(bank, windows, data, path, most=24):
     """The middle frame of what the bank holds, if there is a common/report."""
-    report = report_folder()
+    report = optional_module("common.report")
     if report is None:
         return
     clips_of_video, tiles = {}, []
@@ -359,7 +363,7 @@ def thumbnail(frame, width=320):
 def plot_pseudo_labels(log, path):
     """Precision and recall of pseudo labels over the epochs."""
     lines = [x for x in map(json.loads, Path(log).read_text().splitlines()) if "pseudo_precision" in x]
-    report = report_folder()
+    report = optional_module("common.report")
     if lines and report:
         epochs = [x["epoch"] for x in lines]
         titles = {
@@ -383,16 +387,17 @@ def main(argv=None):
     from common.distributed import Run
     from frd_uvad import scoring
 
-    scoring.load_auxiliary(args.auxiliary)  # a wrong file is refused before any work
+    auxiliary = "none" if args.auxiliary == SELF else args.auxiliary
+    scoring.load_auxiliary(auxiliary)  # a wrong file is refused before any work
     with Run(args.device, args.precision) as run:
         options = preprocess.FeatureOptions.from_args(args)
         data = preprocess.prepare(cli.DataSource.from_args(args), run, options)
-        out, auxiliary = args.out or Path("runs/frd_uvad") / data.name, args.auxiliary
-        for i in range(1, args.rounds + 1):
+        out = args.out or Path("runs/frd_uvad") / data.name
+        for i, folder in enumerate([out / "round1", out] if args.auxiliary == SELF else [out], 1):
             checkpoint = train(
                 data,
                 plan,
-                out=out if i == args.rounds else out / f"round{i}",
+                out=folder,
                 run=run,
                 title=f"round {i}",
                 num_blocks=args.num_blocks,

@@ -16,6 +16,7 @@ from common.features.encoders import (
     EncoderSpec,
     check_description,
     check_model,
+    image_networks,
     parse_encoder,
 )
 from common.io import UserError, first_line, load_array, read_json, safe_filename, stamp
@@ -65,13 +66,12 @@ def save_weights(spec: EncoderSpec, path) -> None:
     """Download a model of open_clip and write its weights into one file for a machine without a network. UserError."""
     import open_clip
 
-    from common.features.image import config_of
     from common.training import save_checkpoint
 
     if spec.kind != "clip":
         raise UserError(f"--save-weights is for clip:MODEL: {spec} is loaded from its own file, {spec.kind}:MODEL:FILE")
     check_model(spec)
-    name, weights = config_of(spec.model, spec.weights or "openai"), spec.weights or "openai"
+    name, weights = image_networks(spec).config_of(spec.model, spec.weights or "openai"), spec.weights or "openai"
     try:
         model = open_clip.create_model(name, pretrained=weights)
     except Exception as e:
@@ -122,11 +122,11 @@ def make_encoder(
             )
         encoder = GivenFeatures(spec.model)
     else:
-        from common.features.image import ImageEncoder
-
         if spec.weights == RANDOM and not measuring:
             raise UserError(f"--encoder {spec} is for tests/perf/bench.py: features of random weights say nothing")
-        encoder = ImageEncoder(spec, run, preprocess, offline_advice(spec) if spec.kind == "clip" else "")
+        encoder = image_networks(spec).ImageEncoder(
+            spec, run, preprocess, offline_advice(spec) if spec.kind == "clip" else ""
+        )
     if trained:
         check_description(trained, encoder.describe(), advice)
     encoder.flag = str(spec)

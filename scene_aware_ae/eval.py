@@ -14,7 +14,7 @@ import numpy as np
 
 from common import cli, evaluation, metrics, score_cache, smoothing
 from common.cache import FrameCache
-from common.io import UserError, run_script, safe_filename, writable_folder
+from common.io import UserError, optional_module, run_script, safe_filename, writable_folder
 from common.pool import cores
 from common.readers import datasets
 from common.readers.dataset import Dataset
@@ -174,7 +174,7 @@ def draw_tsne(checkpoints, dataset, labels, run, path):
     """Scene features of one or several checkpoints side by side: colours are scenes, crosses abnormal test segments."""
     from scene_aware_ae import scoring
 
-    report = evaluation.report_folder()
+    report = optional_module("common.report")
     if report is None:
         return print("note: --tsne needs common/report, which is not here")
     panels, width = {}, dataset.features.description["width"]

@@ -25,8 +25,7 @@ import cv2
 import numpy as np
 
 from common import training
-from common.evaluation import report_folder
-from common.io import UserError, atomic_write, safe_filename, writable_folder
+from common.io import UserError, atomic_write, optional_module, safe_filename, writable_folder
 from common.readers.container import Clock, claimed_frames, frame_rate, open_capture
 from common.readers.pictures import as_channels, resize
 from common.readers.video import Decoder, frames_and_clock, open_video, print_warnings, without_secrets
@@ -463,7 +462,7 @@ class Watcher:
         self.raw, self.smoothed = array.array("f"), array.array("f")
         self.latency, self.times = array.array("f"), array.array("d")
         self.done, self.seconds = 0, 0.0
-        self.report = report_folder()
+        self.report = optional_module("common.report")
 
     def run(self, first, frames, stop):
         height, width = first[-1].shape[:2]

@@ -13,8 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from common.evaluation import report_folder
-from common.io import UserError, run_script
+from common.io import UserError, optional_module, run_script
 
 
 def cube_labels(dataset, videos, share=0.2):
@@ -60,7 +59,7 @@ def read(path):
 
 def plot(logs, path):
     """logs {title: log.jsonl} -> PNG: the losses above, their ratio below; nothing where there is no common/report."""
-    report = report_folder()
+    report = optional_module("common.report")
     curves = {title: read(log) for title, log in logs.items()}
     curves = {k: v for k, v in curves.items() if v}
     if not curves or report is None:

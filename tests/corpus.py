@@ -23,7 +23,7 @@ from common.features.labels import listed_names
 from common.flow.sources import flow_from_files
 from common.io import load_array, read_json
 from common.objects import detectors
-from common.readers import datasets, labels, ubnormal
+from common.readers import datasets, labels, published, ubnormal, ucsd
 from common.readers.pictures import read_image
 from common.readers.video import Decoder, Video, list_videos, open_video
 from common.report import compare
@@ -238,10 +238,10 @@ KINDS = {
     "labels.npz": (lambda p: np.savez(p, b_1=LABELS), label_archive),
     "ped2.mat": (
         lambda p: io.savemat(p, {"gt": mat_cells(np.array([[3], [5]]), np.array([[1], [2]]))}),
-        labels.mat_ranges,
+        published.mat_ranges,
     ),
     "1_label.mat": (lambda p: io.savemat(p, {"volLabel": mat_cells(*(walkers(3)[..., 0] > 100))}), labels.read_masks),
-    "UCSDped2.m": (lambda p: p.write_text("TestVideoFile{end+1}.gt_frame = [61:180];\n"), labels.matlab_ranges),
+    "UCSDped2.m": (lambda p: p.write_text("TestVideoFile{end+1}.gt_frame = [61:180];\n"), ucsd.matlab_ranges),
     "masks.npy": (lambda p: np.save(p, walkers(FRAMES)[..., 0] > 150), masks),
     "masks.npz": (lambda p: np.savez(p, masks=walkers(FRAMES)[..., 0] > 150), masks),
     "mask.png": (image, mask_pictures),
@@ -250,7 +250,7 @@ KINDS = {
         lambda p: np.savez(
             p, b_1=np.packbits(walkers(3)[..., 0] > 150, axis=-1), width=np.array(96), height=np.array(64)
         ),
-        lambda p: [read() for read in labels.packed_masks(p).values()],
+        lambda p: [read() for read in ucsd.packed_masks(p).values()],
     ),
     "tracks.csv": (lambda p: p.write_text("# id,frame,x1,y1,x2,y2\n1,0,2,3,10,20\n1,1,3,3,11,20\n"), tracks),
     "events.csv": (lambda p: p.write_text("video,event,start,end\nb_1,cart,2,5\n"), events),

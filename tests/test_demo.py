@@ -5,7 +5,7 @@ import json
 import cv2
 import numpy as np
 
-from common.metrics import tracks_from_masks
+from common.localization import tracks_from_masks
 from common.readers import datasets, demo
 from tests.helpers import script
 

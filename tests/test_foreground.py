@@ -12,7 +12,7 @@ from common.distributed import Run
 from common.flow.sources import PairFlow, make_dis
 from common.io import UserError
 from common.loader import Loader
-from common.objects import detectors
+from common.objects import detectors, networks
 from common.objects.cube_dataset import CubeDataset
 from common.objects.cubes import CubeStore, Settings, cubes_of_video, drop_covered, motion_boxes, object_boxes
 from common.readers.video import Video, open_video
@@ -170,13 +170,13 @@ def test_wrong_boxes_are_refused_at_once(spec):
 
 def test_yolox_finds_people_in_ped2(shared_data):
     """Against the YOLOv3 boxes of the same frame: most of what the small detector finds, the large one found too."""
-    from common.metrics import iou
+    from common.localization import iou
 
     frame = cv2.imread(str(shared_data / "ped2" / "training" / "frames" / "01" / "000.jpg"))
     spec = f"onnx:{shared_data / 'weights' / 'yolox_nano.onnx'}"
     reference = detectors.boxes_from_file(shared_data / "ped2" / "boxes_yolov3.npz", Video("01", ".", "train"), 120)[0]
-    plain = detectors.make_detector(spec, min_score=0.3)([frame])[0]
-    tiled = detectors.make_detector(spec, min_score=0.3, tile=True)([frame])[0]
+    plain = networks.make_detector(spec, min_score=0.3)([frame])[0]
+    tiled = networks.make_detector(spec, min_score=0.3, tile=True)([frame])[0]
     assert len(tiled) >= len(plain) and len(tiled) >= 5
     assert (iou(tiled[:, :4], reference[:, :4]).max(1) > 0.4).mean() > 0.6
 
@@ -205,7 +205,7 @@ def test_batches_gather_rows_across_files():
 
 
 def test_detections_are_made_anew_when_the_video_was_replaced(tmp_path, monkeypatch):
-    monkeypatch.setattr(detectors, "make_detector", lambda *_: lambda frames: [EVERYTHING] * len(frames))
+    monkeypatch.setattr(networks, "make_detector", lambda *_: lambda frames: [EVERYTHING] * len(frames))
     monkeypatch.setattr(detectors, "check", lambda spec: "onnx")
     monkeypatch.setattr(detectors, "fingerprint", lambda spec: [spec])
     video, store = store_of(tmp_path, walkers(4), Settings(boxes="onnx:x", motion_threshold=255))
@@ -239,13 +239,13 @@ def test_mmdet_boxes(tmp_path):
     spec, frames = f"mmdet:{config}:{weights}", [walkers(1)[0], walkers(1, seed=3)[0]]
     detectors.check(spec)
     for tile in (False, True):
-        found = detectors.make_detector(spec, min_score=0.0, tile=tile)(frames)
+        found = networks.make_detector(spec, min_score=0.0, tile=tile)(frames)
         assert len(found) == 2 and all(
             len(x) and x.shape[1] == 5 and x.dtype == np.float32 and np.isfinite(x).all() for x in found
         )
     (tmp_path / "broken.pth").write_bytes(b"x")
     with pytest.raises(UserError, match="is damaged, or holds"):
-        detectors.make_detector(f"mmdet:{config}:{tmp_path / 'broken.pth'}")
+        networks.make_detector(f"mmdet:{config}:{tmp_path / 'broken.pth'}")
 
 
 def test_windows_paths_in_a_spec_of_mmdet():

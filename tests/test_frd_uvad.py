@@ -84,7 +84,16 @@ def trained(tmp_path_factory):
     base = tmp_path_factory.mktemp("merkmale ü")
     root = per_video_features(base / "features")
     done = script(
-        "frd_uvad/train.py", "--dataset", "features", "--features", root, "--out", base / "run", *SMALL, "--rounds", "2"
+        "frd_uvad/train.py",
+        "--dataset",
+        "features",
+        "--features",
+        root,
+        "--out",
+        base / "run",
+        *SMALL,
+        "--auxiliary",
+        "self",
     )
     return base, root, done
 
@@ -125,6 +134,9 @@ def test_published_command_line_is_understood(tmp_path):
         args.batch_size,
         args.epochs,
     ) == ("ucfcrime", 4, "none", 8, 320, 5)
+    ours = [parse(["--bank", x]) for x in ("slab:0.2:-1", "wlab:2")] + [parse(["--beta", "3", "--delta", "1"])]
+    assert [(x.bank, x.beta, x.delta) for x in ours[1:]] == [("wlab", 2, None), ("wlab", 3, 1)]
+    assert (ours[0].bank, ours[0].beta, ours[0].delta) == ("slab", 0.2, -1)
     # the same on files of that layout, and the authors' evaluation-only file
     root, rng = tmp_path / "data" / "ucfcrime", np.random.default_rng(0)
     root.mkdir(parents=True)
@@ -530,7 +542,7 @@ def test_long_videos_use_a_calm_clip_once_or_in_several_videos():
 @pytest.mark.kernels
 def test_torchrun_with_two_processes(trained, tmp_path):
     where = ("--dataset", "features", "--features", trained[1])
-    assert "round 2" in trained_by_two("frd_uvad", "frd.pt", (*SMALL, "--rounds", "2"), where, tmp_path)
+    assert "round 2" in trained_by_two("frd_uvad", "frd.pt", (*SMALL, "--auxiliary", "self"), where, tmp_path)
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="finds the process of a rank in /proc")

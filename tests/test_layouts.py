@@ -20,7 +20,8 @@ from common.io import UserError
 from common.objects import detectors
 from common.readers import datasets
 from common.readers.dataset import UsableVideos
-from common.readers.labels import matlab_ranges
+from common.readers.labels import read_masks
+from common.readers.ucsd import matlab_ranges
 from common.report import compare
 from scene_aware_ae.encoder import GivenFeatures
 from tests.helpers import refused, save_frames, save_video, script, walkers
@@ -1048,7 +1049,7 @@ def test_published_ranges_of_ped1(shared_data):
 
 def test_published_masks_of_avenue(shared_data):
     folder = original_name(shared_data, "testing_label_mask")
-    y = [datasets.read_masks(p).any((1, 2)) for p in sorted(folder.glob("*_label.mat"))]
+    y = [read_masks(p).any((1, 2)) for p in sorted(folder.glob("*_label.mat"))]
     assert (len(y), sum(map(len, y)), sum(int(x.sum()) for x in y)) == (21, 15324, 3712)
 
 

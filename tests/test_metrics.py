@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from common import evaluation, metrics, smoothing
+from common import evaluation, localization, metrics, smoothing
 from common.io import UserError
 
 
@@ -50,7 +50,7 @@ def test_false_alarm_rate():
 
 
 def test_iou_counts_inclusive_pixels():
-    assert metrics.iou([[0, 0, 9, 9]], [[0, 0, 9, 9], [5, 0, 14, 9], [20, 20, 25, 25]])[0] == pytest.approx(
+    assert localization.iou([[0, 0, 9, 9]], [[0, 0, 9, 9], [5, 0, 14, 9], [20, 20, 25, 25]])[0] == pytest.approx(
         [1, 50 / 150, 0]
     )
 
@@ -73,7 +73,7 @@ def test_rbdc_tbdc_by_hand():
     # thresholds .9: x 0, y 1/3 | .8: x 1/4 | .7: x 1/4, y 2/3 | .6: x 2/4, y 2/3, held to 1
     rbdc = (1 / 3) * 0.25 + (2 / 3) * 0.75
     tbdc = 0.5  # track A from the first threshold on, B never
-    assert metrics.rbdc_tbdc(tracks, detections, 4) == (pytest.approx(rbdc), pytest.approx(tbdc))
+    assert localization.rbdc_tbdc(tracks, detections, 4) == (pytest.approx(rbdc), pytest.approx(tbdc))
 
 
 def test_rbdc_is_cut_at_one_false_positive_per_frame():
@@ -81,29 +81,29 @@ def test_rbdc_is_cut_at_one_false_positive_per_frame():
     false = [[0, 50 + 10 * i, 50, 55 + 10 * i, 55, 0.9] for i in range(2)]
     # two false positives in one frame come before the region: at x = 1 the curve is half way up from (0, 0) to (2, 0)
     detections = [np.array(false + [[0, 0, 0, 9, 9, 0.5]], float)]
-    assert metrics.rbdc_tbdc(tracks, detections, 1) == (0.0, 0.0)
+    assert localization.rbdc_tbdc(tracks, detections, 1) == (0.0, 0.0)
     detections = [np.array(false[:1] + [[0, 0, 0, 9, 9, 0.9], false[1][:5] + [0.2]], float)]
     # .9: (1, 1), reached from (0, 0) on a straight line: a half
-    assert metrics.rbdc_tbdc(tracks, detections, 1)[0] == pytest.approx(0.5)
+    assert localization.rbdc_tbdc(tracks, detections, 1)[0] == pytest.approx(0.5)
 
 
 def test_rbdc_needs_tracks():
     with pytest.raises(ValueError, match="regions"):
-        metrics.rbdc_tbdc([np.zeros((0, 6))], [np.zeros((0, 6))], 10)
+        localization.rbdc_tbdc([np.zeros((0, 6))], [np.zeros((0, 6))], 10)
 
 
 def test_track_needs_a_tenth_of_its_regions():
     track = np.array([[0, t, 0, 0, 9, 9] for t in range(20)], float)
     two = np.array([[0, 0, 0, 9, 9, 0.9], [1, 0, 0, 9, 9, 0.4]], float)
-    assert metrics.rbdc_tbdc([track], [two[:1]], 20)[1] == 0  # 1 of 20 is below alpha = 0.1
-    assert metrics.rbdc_tbdc([track], [two], 20)[1] == 1
+    assert localization.rbdc_tbdc([track], [two[:1]], 20)[1] == 0  # 1 of 20 is below alpha = 0.1
+    assert localization.rbdc_tbdc([track], [two], 20)[1] == 1
 
 
 def test_tracks_from_masks_link_overlapping_regions():
     masks = np.zeros((4, 20, 20), bool)
     masks[0, 2:6, 2:6] = masks[1, 3:7, 3:7] = masks[3, 3:7, 3:7] = True
     masks[1, 12:15, 12:15] = masks[2, 12:15, 13:16] = True
-    t = metrics.tracks_from_masks(masks)
+    t = localization.tracks_from_masks(masks)
     ids = {(int(f), int(x)): int(i) for i, f, x, *_ in t}
     assert ids[0, 2] == ids[1, 3] != ids[3, 3]  # the gap in frame 2 ends the first track
     assert ids[1, 12] == ids[2, 13] and len(t) == 5
@@ -113,15 +113,15 @@ def test_tracks_from_masks_link_overlapping_regions():
 def test_pixel_criterion_by_hand():
     mask = np.zeros((10, 10), bool)
     mask[0, :10] = True
-    scores = metrics.paint(np.array([[0, 0, 2, 0], [3, 0, 3, 0]], float), np.array([5.0, 2.0]), (10, 10))
+    scores = localization.paint(np.array([[0, 0, 2, 0], [3, 0, 3, 0]], float), np.array([5.0, 2.0]), (10, 10))
     # 3 of 10 pixels reach 5, 4 of 10 reach 2: 40 % are covered up to threshold 2
-    assert metrics.pixel_frame_score(scores, mask) == 2.0
-    assert metrics.pixel_frame_score(scores, np.zeros((10, 10), bool)) == 5.0
-    assert metrics.pixel_auc([1, 0], [2.0, -np.inf]) == 1.0
+    assert localization.pixel_frame_score(scores, mask) == 2.0
+    assert localization.pixel_frame_score(scores, np.zeros((10, 10), bool)) == 5.0
+    assert localization.pixel_auc([1, 0], [2.0, -np.inf]) == 1.0
 
 
 def test_paint_takes_the_maximum():
-    out = metrics.paint(np.array([[0, 0, 5, 5], [3, 3, 8, 8]], float), np.array([7.0, 1.0]), (10, 10), empty=0)
+    out = localization.paint(np.array([[0, 0, 5, 5], [3, 3, 8, 8]], float), np.array([7.0, 1.0]), (10, 10), empty=0)
     assert out[4, 4] == 7 and out[7, 7] == 1 and out[9, 9] == 0
 
 

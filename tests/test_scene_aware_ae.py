@@ -59,15 +59,15 @@ def train(root, out, *more, **kwargs):
 def trained(tmp_path_factory):
     base = tmp_path_factory.mktemp("szenen ä")
     root = two_scenes(base / "data")
-    done = train(root, base / "run", "--overlay")
+    done = train(root, base / "run")
     where = ("--dataset", "folder", "--data-root", root, "--cache", base / "cache", "--device", "cpu")
-    script("scene_aware_ae/eval.py", *where, "--checkpoint", base / "run" / "scene_aware_ae.pt", "--tsne")
+    script("scene_aware_ae/eval.py", *where, "--checkpoint", base / "run" / "scene_aware_ae.pt", "--tsne", "--overlay")
     return base, root, done
 
 
 def test_one_command_goes_from_videos_to_scores(trained):
     base, root, done = trained
-    for text in ("stand-in", "2 scenes", "mode 1", "micro AUC", "frame difference", "next:"):
+    for text in ("stand-in", "2 scenes", "mode 1", "micro AUC", "frame difference", "next:", "--overlay, with"):
         assert text in done.stdout, done.stdout
     lines = [json.loads(x) for x in (base / "run" / "log.jsonl").read_text().splitlines()]
     assert lines[-1]["epoch"] == 40 and lines[-1]["supcon"] > 0 and "ce" not in lines[-1]

@@ -75,7 +75,10 @@ def trained(tmp_path_factory):
         mask = np.zeros((24, 64, 96), bool)
         mask[12:, 20:44, 40:54] = True
         np.save(root / "masks" / f"b{i}.npy", mask)
-    return base, root, train(root, base / "run", "--overlay")
+    done = train(root, base / "run")
+    where = ("--dataset", "folder", "--data-root", root, "--cache", base / "cache", "--device", "cpu")
+    script("sdmae/eval.py", *where, "--checkpoint", base / "run" / "sdmae.pt", "--overlay")
+    return base, root, done
 
 
 def small_net(**more):

@@ -54,7 +54,9 @@ def train(root, out, *more, **kwargs):
 def trained(tmp_path_factory):
     base = tmp_path_factory.mktemp("ein ordner für spr")
     root = tiny_folder(base / "data")
-    done = train(root, base / "run", "--flow", "--overlay", "--setting", "merge")
+    done = train(root, base / "run", "--flow", "--setting", "merge")
+    where = ("--dataset", "folder", "--data-root", root, "--cache", base / "cache", "--device", "cpu")
+    script("spr_uvad/eval.py", *where, "--checkpoint", base / "run" / "spr.pt", "--overlay")
     return base, root, done
 
 

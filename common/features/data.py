@@ -10,7 +10,7 @@ import numpy as np
 
 from common.io import UserError, stamp
 from common.loader import copy_rows
-from common.readers.dataset import Dataset
+from common.readers.dataset import Dataset, normalized_name
 from common.readers.video import Video
 
 CLIP_FRAMES = 16  # frames of a clip
@@ -22,6 +22,32 @@ LABELS_OF_SEGMENTS = (  # what is wrong with labels that are not per frame
     "do not say how many frames a video has: with --segments labels must be one 0 or 1 per frame "
     "(labels/<video>.npy, or --labels FILE.npz)"
 )
+PUBLISHED = {
+    "ucfcrime": ("ucfcrime", "ucf", "ucfcrimes"),
+    "xdviolence": ("xdviolence", "xd"),
+    "shanghaitech": ("shanghaitech", "shanghai", "sht"),
+    "features": ("features",),
+}
+
+
+def canonical_features(name: str) -> str | None:
+    """The name of a dataset that is published as features, from any spelling; None for other datasets."""
+    return next((key for key, names in PUBLISHED.items() if normalized_name(name) in names), None)
+
+
+def add_label_flags(group) -> None:
+    group.add_argument(
+        "--order",
+        type=Path,
+        help="list of the test videos, a name or path a line, in the order of the label vector gt*.npy (default: a "
+        "*.list or *.txt beside the features that names exactly these videos)",
+    )
+    group.add_argument(
+        "--segments",
+        action="store_true",
+        help="the features are equal parts of each video (32 as a rule), not clips of 16 frames: scores are stretched "
+        "to the frames that its labels have",
+    )
 
 
 @dataclass

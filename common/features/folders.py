@@ -20,21 +20,10 @@ from common.features.data import FeatureData, FeatureVideo
 from common.features.labels import read_labels
 from common.features.names import names_of_files
 from common.io import UserError, load_array, original_name
-from common.readers.dataset import normalized_name, search
+from common.readers.dataset import search
 from common.readers.video import natural
 
-ALIASES = {
-    "ucfcrime": ("ucfcrime", "ucf", "ucfcrimes"),
-    "xdviolence": ("xdviolence", "xd"),
-    "shanghaitech": ("shanghaitech", "shanghai", "sht"),
-    "features": ("features",),
-}
 OTHER = {"train": "test", "test": "train"}
-
-
-def canonical_features(name: str) -> str | None:
-    """The name of a dataset that is published as features, from any spelling; None for other datasets."""
-    return next((key for key, names in ALIASES.items() if normalized_name(name) in names), None)
 
 
 def find_features(name: str, root, labels=None, order=None, segments: bool = False) -> FeatureData:

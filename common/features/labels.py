@@ -12,21 +12,6 @@ from common.io import UserError, load_array, load_arrays, read_text, reading
 from common.readers.labels import csv_ranges, frame_labels
 
 
-def add_label_flags(group) -> None:
-    group.add_argument(
-        "--order",
-        type=Path,
-        help="list of the test videos, a name or path a line, in the order of the label vector gt*.npy (default: a "
-        "*.list or *.txt beside the features that names exactly these videos)",
-    )
-    group.add_argument(
-        "--segments",
-        action="store_true",
-        help="the features are equal parts of each video (32 as a rule), not clips of 16 frames: scores are stretched "
-        "to the frames that its labels have",
-    )
-
-
 def read_labels(data: FeatureData, path: Path | None, order: Path | None) -> None:
     """Fill in the labels of `data` from `path`, else from the files beside the features.
 

@@ -1,4 +1,7 @@
-"""Optical flow of a network, computed once per video and kept as float16 memory maps beside the decoded frames."""
+"""Optical flow of a network, computed once per video and kept as float16 memory maps beside the decoded frames.
+
+Optional, with raft.py: a copy without them has DIS and flow from files.
+"""
 
 import time
 from pathlib import Path
@@ -7,7 +10,7 @@ import numpy as np
 
 from common.cache import FrameCache, VideoFiles
 from common.flow.sources import StoredFlow, fingerprint, flow_scale
-from common.io import short_hash
+from common.io import optional_module, short_hash
 from common.pool import tick
 from common.readers.video import Video
 
@@ -36,9 +39,8 @@ class FlowCache(VideoFiles):
 
     def load(self) -> None:
         """Read the network. Raises UserError."""
-        from common.flow.raft import load_raft
-
-        self.net = self.net or load_raft(self.method, self.device)
+        raft = optional_module("common.flow.raft", f"--flow {self.method}", "choose dis")
+        self.net = self.net or raft.load_raft(self.method, self.device)
 
     def make(self, videos: list[Video], workers: int, show: bool) -> dict[str, str]:
         self.load()

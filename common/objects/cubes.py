@@ -15,8 +15,7 @@ import numpy as np
 
 from common.cache import FrameCache, VideoFiles
 from common.flow import sources
-from common.flow.cache import FlowCache
-from common.io import load_array, load_arrays, safe_filename, save_arrays, short_hash, write_json
+from common.io import load_array, load_arrays, optional_module, safe_filename, save_arrays, short_hash, write_json
 from common.objects import detectors
 from common.pool import tick
 from common.readers.video import Video
@@ -186,7 +185,8 @@ class CubeStore(VideoFiles):
         self.device = device
         self.flows = None
         if sources.is_learned(settings.flow):
-            self.flows = FlowCache(cache, folder, *settings.flow_settings(), device)
+            networks = optional_module("common.flow.cache", f"--flow {settings.flow}", "choose dis")
+            self.flows = networks.FlowCache(cache, folder, *settings.flow_settings(), device)
         self.boxes_folder = Path(folder) / f"boxes-{short_hash([detectors.fingerprint(settings.boxes), settings.tile])}"
 
     def records(self, video: Video) -> np.ndarray:
@@ -241,7 +241,7 @@ class CubeStore(VideoFiles):
 
 def _detect(job):
     store, video = job
-    detect = detectors.make_detector(store.s.boxes, store.device, store.s.tile)
+    detect = detectors.networks(store.s.boxes).make_detector(store.s.boxes, store.device, store.s.tile)
     frames, boxes = store.cache.frames(video), []
     source = json.dumps(video.fingerprint())
     for i in range(0, len(frames), 8):

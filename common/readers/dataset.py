@@ -22,6 +22,14 @@ def normalized_name(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
+def canonical_video_name(dataset: str, video: str) -> str:
+    """A video's one name in every copy of a dataset: Test001 -> 01 (ped), 1 -> 01 (avenue); others unchanged."""
+    digits = re.findall(r"\d+", video)
+    if dataset in ("ped1", "ped2", "avenue") and digits:
+        return f"{int(digits[-1]):02d}"
+    return video
+
+
 @dataclass
 class Dataset:
     name: str
@@ -180,3 +188,19 @@ def search(root: Path, pattern: str, depth: int = 3, skip: str = FRAME_FOLDERS) 
                 seen.add(x.resolve())
                 level.append(x)
     return hits
+
+
+def choose_labels(data: Dataset, sources: list[tuple[str, dict]]) -> None:
+    """The first of the sources (name, labels) that has any counts, the next one is compared with it.
+
+    Masks are the last source; they count where there is no other, and every test video has some.
+    """
+    sources = [(name, labels) for name, labels in sources if labels]
+    if not sources and data._masks and {v.name for v in data.test} <= set(data._masks):
+        sources = [(f"masks: {data.mask_source}", data._masks)]
+    elif sources and sources[0][1] is not data._masks:
+        sources.append((data.mask_source, data._masks))
+    if sources:
+        data.label_source, data._labels = sources[0]
+    if len(sources) > 1:
+        data._other_labels = sources[1]

@@ -20,6 +20,8 @@ import numpy as np
 
 from common import io
 from common.pool import cores, map_videos, tick
+from common.readers.dataset import Dataset
+from common.readers.folder import read_folder
 
 VERSION = 1
 WIDTH, HEIGHT = 320, 192
@@ -339,6 +341,11 @@ def render(name: str, index: int, split: str, path: Path) -> tuple[str, list]:
 
 def _render(job):
     return render(*job)
+
+
+def read_dataset(name: str, data_root: Path) -> Dataset:
+    """Made first where it is missing. Raises UserError."""
+    return read_folder(ensure_demo(data_root / "demo"), name)
 
 
 def ensure_demo(root) -> Path:

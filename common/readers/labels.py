@@ -1,8 +1,6 @@
 """Files of frame labels, pixel masks and tracks, in the formats that datasets come with. All raise UserError."""
 
-import re
 from collections.abc import Callable, Collection
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ from common.io import UserError, load_array, load_arrays, read_table, read_text,
 from common.readers.pictures import read_grey
 from common.readers.video import Video, frame_files, list_frames
 
+FOLDER = "folder"  # beside suffixes: a folder of images
 Ranges = dict[str, list[tuple[int, int]]]  # video name -> [(first, last)] abnormal frames, from 0, inclusive
 
 
@@ -23,33 +22,6 @@ def read_mat(path: Path, key: str) -> np.ndarray:
     if key not in content:
         raise UserError(f"{path} has no variable {key!r}; it holds {', '.join(k for k in content if k[0] != '_')}")
     return content[key]
-
-
-def mat_ranges(path: Path) -> Ranges:
-    """`gt` of ped2.mat and avenue.mat: per video 2×k, 1-based inclusive."""
-    out = {}
-    for i, cell in enumerate(read_mat(path, "gt").reshape(-1), 1):
-        pairs = np.asarray(cell)
-        is_ranges = pairs.ndim == 2 and len(pairs) == 2 and pairs.dtype.kind in "iuf" and np.isfinite(pairs).all()
-        if pairs.size and not is_ranges:
-            shape = f"ranges of shape {pairs.shape} and type {pairs.dtype}"
-            raise UserError(f"{path}: video {i} has {shape}, expected whole numbers 2×k")
-        pairs = pairs.astype(np.int64).reshape(2, -1) - 1
-        out[f"{i:02d}"] = [(int(a), int(b)) for a, b in pairs.T]
-    return out
-
-
-def matlab_ranges(path: Path) -> Ranges:
-    """UCSDped2.m: one line `….gt_frame = [61:180, …];` per video, 1-based inclusive."""
-    out = {}
-    for line in path.read_text(errors="replace").splitlines():
-        assignment = re.search(r"gt_frame\s*=\s*\[([^\]]*)\]", line.split("%")[0])
-        if assignment:
-            pairs = re.findall(r"(\d+)\s*:\s*(\d+)", assignment[1])
-            out[f"{len(out) + 1:02d}"] = [(int(a) - 1, int(b) - 1) for a, b in pairs]
-    if not out:
-        raise UserError(f"{path} holds no line with gt_frame = [first:last]")
-    return out
 
 
 def csv_ranges(path: Path, names: Collection[str], canonical_name: Callable[[str], str] = str) -> Ranges:
@@ -117,20 +89,6 @@ def stacked(masks: list[np.ndarray], path: Path) -> np.ndarray:
     return np.stack(masks)
 
 
-def packed_masks(path: Path) -> dict[str, Callable[[], np.ndarray]]:
-    """{video: function that returns its masks, bool [T, H, W]} of an .npz of bits, uint8 [T, H, width / 8]."""
-    with reading("pixel masks", path, "cannot be read", Exception), np.load(path, allow_pickle=False) as z:
-        return {name: partial(unpack, path, name) for name in z.files if name not in ("height", "width")}
-
-
-def unpack(path: Path, name: str) -> np.ndarray:
-    arrays = load_arrays(path, "pixel masks", (name, "width"))
-    bits, width = arrays[name], arrays["width"]
-    if bits.dtype != np.uint8 or bits.ndim != 3 or width.shape != () or not 0 < int(width) <= 8 * bits.shape[2]:
-        raise UserError(f"pixel masks {path}: {name} must be packed bits, uint8 [T, H, width / 8]")
-    return np.unpackbits(bits, axis=-1, count=int(width)).astype(bool)
-
-
 def read_tracks(path: Path) -> np.ndarray:
     """float32 [n, 6] of lines id,frame,x1,y1,x2,y2: frames from 0, inclusive pixels."""
     with reading("tracks", path, "are not lines id,frame,x1,y1,x2,y2", ValueError):
@@ -138,3 +96,19 @@ def read_tracks(path: Path) -> np.ndarray:
     if not np.isfinite(tracks).all():
         raise UserError(f"tracks {path} hold NaN or infinite numbers")
     return tracks
+
+
+def entries_of_videos(entries, kinds, names: Collection[str], canonical_name=str) -> tuple[list, list[str]]:
+    """-> ([(video of `names`, entry called like it)], other entries), names of the paths `entries`.
+
+    kinds: suffixes of files, and FOLDER.
+    """
+    pairs, others = [], []
+    for p in entries:
+        is_folder = p.is_dir()
+        video = canonical_name(p.name if is_folder else p.stem)
+        if video in names and (FOLDER if is_folder else p.suffix) in kinds:
+            pairs.append((video, p.name))
+        else:
+            others.append(p.name)
+    return pairs, others

@@ -15,7 +15,7 @@ from common.readers.video import VIDEOS, Video, natural
 SCENE = r"scene ?_?\d+"  # the folder of a scene
 
 
-def ubnormal(data_root: Path) -> Dataset:
+def read_dataset(name: str, data_root: Path) -> Dataset:
     """train holds its normal training videos, test the normal and abnormal test videos.
 
     Its abnormal training videos, which pseudo anomalies are cut out of, are in `abnormal_train`; their masks and tracks
@@ -46,7 +46,7 @@ def ubnormal(data_root: Path) -> Dataset:
         return sorted(videos, key=lambda v: natural(v.name))
 
     train, test = listed("normal_training", "train"), listed("normal_test", "test") + listed("abnormal_test", "test")
-    data = Dataset("ubnormal", root, in_order(train), in_order(test), "*_tracks.txt", "*_gt.png", cut_ranges=True)
+    data = Dataset(name, root, in_order(train), in_order(test), "*_tracks.txt", "*_gt.png", cut_ranges=True)
     if "abnormal_training_video_names.txt" in lists:
         data.abnormal_train = in_order(listed("abnormal_training", "train"))
     for v in data.test + data.abnormal_train:

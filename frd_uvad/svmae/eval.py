@@ -12,9 +12,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from common import cli, evaluation, score_cache, smoothing
-from common.features.data import FeatureVideo, frames_of_clips
+from common.features.data import FeatureVideo, add_label_flags, frames_of_clips
 from common.features.folders import find_features
-from common.features.labels import add_label_flags
 from common.io import UserError, run_script, safe_filename, writable_folder
 from common.readers.dataset import UsableVideos
 from common.readers.video import frames_and_clock, open_video

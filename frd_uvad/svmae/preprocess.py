@@ -26,6 +26,7 @@ from common.pool import cores
 from common.readers import datasets
 from common.readers.dataset import UsableVideos
 from frd_uvad.clip_files import ClipFiles
+from frd_uvad.preprocess import add_view_flags
 from frd_uvad.svmae.options import EncoderOptions
 
 # torch is imported inside functions: --help answers at once.
@@ -34,7 +35,6 @@ PRESETS = ("tiny", "vit_s", "vit_b", "vit_l")  # of model.py, which --help need 
 DEPTHS = "perspective, a folder of maps, or midas"
 LISTS = ("normal.txt", "abnormal.txt")  # names of the training videos that are bags of the detector
 KINDS = ("svmae", *IMAGE_KINDS)
-PREPROCESS = ("clip", "whole")  # of image networks
 
 
 def parse_specs(text: str) -> list[EncoderSpec]:
@@ -68,12 +68,6 @@ def add_data_flags(parser):
     )
     for old in ("--clip", "--pretrained"):  # of older command lines: open_clip's model, and its weights
         group.add_argument(old, help=argparse.SUPPRESS)
-    group.add_argument(
-        "--preprocess",
-        choices=PREPROCESS,
-        help="what image networks see, clip: as they are trained, the shorter side and the centre; whole: the whole "
-        "frame (default: clip for clip:, else whole)",
-    )
     group.add_argument(
         "--preset",
         choices=PRESETS,
@@ -111,14 +105,8 @@ def add_data_flags(parser):
         help="how much more far tokens weigh (default: %(default)s)",
     )
     group.add_argument("--depth", default=EncoderOptions.depth, help=f"{DEPTHS} (default: %(default)s)")
-    group.add_argument(
-        "--crops",
-        type=int,
-        choices=[1, 10],
-        default=EncoderOptions.crops,
-        help="views of each clip: the whole frame; or corners and centre at 7/8 of it, and their mirror images "
-        "(default: %(default)s)",
-    )
+    add_view_flags(group)
+    parser.set_defaults(crops=EncoderOptions.crops)
     group.add_argument(
         "--encode-batch", type=cli.positive_int, help="clips encoded at once (default: 8, with image networks 1)"
     )

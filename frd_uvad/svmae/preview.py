@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.evaluation import report_folder
+from common.io import optional_module
 from frd_uvad.svmae import model
 from frd_uvad.svmae.clips import WHOLE_FRAME, Clips, crop_clips
 
@@ -18,7 +18,7 @@ def draw_preview(net: model.SVMAE, clips: Clips, plan, run, path: Path, seed: in
 
     plan: pretrain.Plan.
     """
-    report = report_folder()
+    report = optional_module("common.report")
     if report is None:
         return print("note: the preview needs common/report, which is not here")
     training, grid = net.training, net.grid

@@ -1,7 +1,7 @@
 """Untrimmed videos out of short clips: 10 to 20 clips in a row, some with a fight, with exact frame labels.
 
     python tests/tools/long_videos.py --clips ../shared/data/fight --out data/fights
-    python frd_uvad/train.py --dataset folder --data-root data/fights --rounds 2
+    python frd_uvad/train.py --dataset folder --data-root data/fights --auxiliary self
     python tests/tools/long_videos.py --clips ../shared/data/fight --out data/bags --videos 20 --train 40
     … --train 40 --sources sources.csv       # of tests/tools/sources.py: what a clip was cut from is on one side only
 
@@ -139,7 +139,7 @@ def main(argv=None):
     for kind, names in bags.items() if args.train else ():
         (args.out / f"{kind}.txt").write_text("".join(f"{x}\n" for x in names))
     print(f"{sum(splits.values())} videos, {frames} frames in {args.out}")
-    print(f"next: python frd_uvad/train.py --dataset folder --data-root {args.out} --rounds 2")
+    print(f"next: python frd_uvad/train.py --dataset folder --data-root {args.out} --auxiliary self")
 
 
 if __name__ == "__main__":
