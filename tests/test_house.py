@@ -335,12 +335,12 @@ LINES = {
     "common/report": 800,
 }
 COPIED = {
-    "hf2vad": 4003,
-    "spr_uvad": 4003,
-    "sdmae": 3299,
-    "scene_aware_ae": 3483,
-    "frd_uvad": 3677,
-    "frd_uvad.svmae": 4081,
+    "hf2vad": 4020,
+    "spr_uvad": 4020,
+    "sdmae": 3316,
+    "scene_aware_ae": 3500,
+    "frd_uvad": 3694,
+    "frd_uvad.svmae": 4098,
 }
 
 
