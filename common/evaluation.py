@@ -13,7 +13,7 @@ from common.readers.dataset import Dataset, report_skipped
 
 BASELINE_FILTER = "median:17"
 BASELINES = ("frame difference", "fastest box", "flow energy")  # trivial scores
-SUSPICIOUS = 0.02  # gain of micro AUC by moving the labels from which on they are reported
+SUSPICIOUS = 0.02  # report shifted labels if moving them raises micro AUC by more than this
 ROWS = [
     ("micro_auc", "micro AUC"),
     ("macro_auc", "macro AUC"),
@@ -37,7 +37,7 @@ class Protocol:
     skip: int = 0  # frames left out at the start of every video
     liberties: list = field(default_factory=list)
     across: bool = False  # smooth all videos as one, in the order of their names
-    multiple: int = 1  # frames after the last multiple of this are left out
+    multiple: int = 1  # drop trailing frames so that the length is a multiple of this
     minmax: bool = False  # then scale every video's scores to [0, 1] by its own extremes
     probabilities: bool = False  # scores lie in [0, 1] and 0.5 means something: false alarms at 0.5 are counted
 
@@ -143,7 +143,7 @@ class Evaluation:
     detections: dict  # video -> float32 [n, 6]: frame, x1, y1, x2, y2, score; or None
     columns: dict  # method, then baselines: title -> {measure: number}
     baselines: dict  # title -> {video: smoothed scores}
-    remarks: list  # sentences
+    notes: list  # sentences
     metrics: dict
 
 
@@ -205,7 +205,7 @@ def evaluate(
     if report.get("scoring_seconds"):
         report["frames_per_second"] = sum(map(len, scores.values())) / report["scoring_seconds"]
     write_json(out / "metrics.json", report)
-    notes = remarks(result, others)
+    notes = notes_on(result, others)
     if labels:
         print_table(columns, data, protocol)
         print("\n".join([*notes, ""]))
@@ -372,7 +372,7 @@ def print_table(columns: dict, data: Dataset, protocol: Protocol) -> None:
     print()
 
 
-def remarks(result: dict, others: dict) -> list[str]:
+def notes_on(result: dict, others: dict) -> list[str]:
     """Sentences: where a result stands beside the baselines; its AUC by kind of event; measures that are not
     defined, and why."""
     out, best = [], max(((v.get("micro_auc", 0), k) for k, v in others.items()), default=None)

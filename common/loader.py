@@ -135,7 +135,7 @@ class Loader:
         return self.read_ahead(batches, rngs)
 
     def read_ahead(self, batches: list, rngs: list) -> Iterator[Batch]:
-        """Yield a Batch for each of `batches`; the next one is read meanwhile."""
+        """Yield a Batch for each of `batches`; a thread reads the next one."""
         parts = [self.run.batch_slice(len(rows))[0] for rows in batches]
         rank_rows = [rows[part] for rows, part in zip(batches, parts)]
         for i, (_, data, waited) in enumerate(tensors_ahead(self.dataset, rank_rows, self.run)):

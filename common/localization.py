@@ -1,6 +1,6 @@
 """Where in a frame: RBDC, TBDC and pixel-level AUC of boxes with scores, higher = more abnormal.
 
-Optional: an evaluation without this file has measures of frames alone. A ValueError says what is missing where a
+Optional: an evaluation without this file has measures of frames only. A ValueError says what is missing where a
 measure is not defined.
 """
 

@@ -203,13 +203,13 @@ def training_state(method: str, meter: EpochMeter, net, optimizer, **rest) -> di
     }
 
 
-def previous_run(path, method: str, identity: dict, wanted: bool = True) -> dict | None:
+def previous_run(path, method: str, identity: dict, resumed: bool = True) -> dict | None:
     """The checkpoint of an interrupted or finished run that this one continues; None for a new run.
 
-    identity: {setting: value} that must be the same in both; wanted: False for --no-resume. Raises UserError for other
+    identity: {setting: value} that must be the same in both; resumed: False for --no-resume. Raises UserError for other
     settings, and for files whose training cannot be continued.
     """
-    if not wanted or not Path(path).exists():
+    if not resumed or not Path(path).exists():
         return None
     state = load_checkpoint(path, method)
     if not {"epoch", "step", "sums", "seconds", "optimizer", "model_state_dict", "rng"} <= state.keys():

@@ -80,7 +80,7 @@ class Reconstructor(nn.Module):
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, features):
-        """[N, T, C] -> alike."""
+        """[N, T, C] -> [N, T, C]"""
         x = features.unflatten(2, (PATCHES, -1))
         x = self.decoder_embed(self.dropout(x)) + self.position
         for i, block in enumerate(self.decoder_blocks):
@@ -136,8 +136,8 @@ class C2FPLScorer(nn.Module):
 class FRD(nn.Module):
     """Reconstructor and scorer.
 
-    forward: windows of clips [N, crops, T, C] -> {"recon": alike, "error": [N, T], "score": [N, T, 1]}. The error of
-    a clip is the largest of its crops' mean squared errors.
+    forward: windows of clips [N, crops, T, C] -> {"recon": the same shape, "error": [N, T], "score": [N, T, 1]}. The
+    error of a clip is the largest of its crops' mean squared errors.
     """
 
     def __init__(self, *, feature_size=2048, num_blocks=8, heads=16, mlp_ratio=4):
@@ -174,7 +174,7 @@ def clip_errors(recon, features):
 
 
 def cumulative(scores):
-    """Position k of a window gets the mean of its scores 0..k. [N, T, 1] -> alike."""
+    """Position k of a window gets the mean of its scores 0..k. [N, T, 1] -> [N, T, 1]"""
     return scores.cumsum(1) / torch.arange(1, scores.shape[1] + 1, device=scores.device, dtype=scores.dtype).view(
         1, -1, 1
     )

@@ -1,4 +1,4 @@
-"""Train FRD-UVAD on clip features without any label, training and test videos alike; encoding runs first where it is
+"""Train FRD-UVAD on clip features of training and test videos, without any label; encoding runs first where it is
 missing.
 
     python frd_uvad/train.py --dataset demo                                     # stand-in features, no download
@@ -259,10 +259,10 @@ def train(
     }
     if data.settings and data.settings["flag"] != str(preprocess.STAND_IN):  # which runs of older versions do not name
         identity["features"] = {k: v for k, v in data.settings.items() if not k.endswith("flag")}
-    where = "on the device" if windows.features is not None else "read from disk"
+    place = "on the device" if windows.features is not None else "read from disk"
     run.print(
         f"{title}: {len(videos)} videos, {len(windows)} windows of {plan.cross_clip} clips, {data.crops} crops of "
-        f"width {data.width}, auxiliary {auxiliary}, {where}, {run.device}, {run.precision}"
+        f"width {data.width}, auxiliary {auxiliary}, {place}, {run.device}, {run.precision}"
     )
     seed_everything(seed)
     net = scoring.build_model(model_args).to(run.device)

@@ -51,7 +51,7 @@ class SceneAwareAE(nn.Module):
         )
 
     def forward(self, features):
-        """[N, T, D] -> {"recon": alike, "scene_feature": [N, D], "logits": [N, scenes]}.
+        """[N, T, D] -> {"recon": [N, T, D], "scene_feature": [N, D], "logits": [N, scenes]}.
 
         The variational variant adds "mean" and "log_variance" [N, T, latent].
         """
@@ -72,7 +72,7 @@ class SceneAwareAE(nn.Module):
 def supcon(features, scenes, temperature=0.07):
     """Supervised contrastive loss (Khosla et al. 2020): positives are the other segments of the same scene.
 
-    features [N, D], scenes int64 [N]; segments that are alone in their scene have no positives and are left out.
+    features [N, D], scenes int64 [N]; the only segment of a scene has no positives and is left out.
     """
     z = F.normalize(features.float(), dim=1)
     similarity = z @ z.T / temperature

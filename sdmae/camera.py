@@ -81,14 +81,14 @@ def main():
     parser.add_argument("--false-alarms-per-hour", type=float, default=1.0, help="sets the limit (default: 1)")
     args = parser.parse_args()
     session = onnxruntime.InferenceSession(args.model, providers=onnxruntime.get_available_providers())
-    about = json.loads(session.get_modelmeta().custom_metadata_map.get("sdmae", "null"))
-    about and about["statistics"] or parser.error(f"--model {args.model} holds no scores of sdmae/eval.py --export")
+    meta = json.loads(session.get_modelmeta().custom_metadata_map.get("sdmae", "null"))
+    meta and meta["statistics"] or parser.error(f"--model {args.model} holds no scores of sdmae/eval.py --export")
     live, address = not Path(args.video).exists(), int(args.video) if args.video.isdigit() else args.video
     capture = cv2.VideoCapture(address)
     frames, past = queue.Queue(32), []
     capture.isOpened() or parser.error(f"--video {args.video} cannot be opened")
     width = max(1, round(WINDOW * (fps := capture.get(cv2.CAP_PROP_FPS) or 25.0)))
-    limit = calibrate(about["statistics"]["frame_scores"], args.false_alarms_per_hour, fps, width)
+    limit = calibrate(meta["statistics"]["frame_scores"], args.false_alarms_per_hour, fps, width)
     threading.Thread(target=read, args=(capture, address, live, fps, frames), daemon=True).start()
     args.out.mkdir(parents=True, exist_ok=True)
     with open(args.out / "scores.csv", "w", newline="") as a, open(args.out / "events.csv", "w", newline="") as b:
@@ -102,7 +102,7 @@ def main():
             print(f"event {count}: {first[1]:.1f} to {last[1]:.1f} s, peak {peak[3] / limit:.2f}", flush=True)
 
         with contextlib.suppress(KeyboardInterrupt):
-            for t, seconds, arrival, seen in samples(frames, tuple(about["size"])):
+            for t, seconds, arrival, seen in samples(frames, tuple(meta["size"])):
                 score = float(session.run(None, {"frames": seen[None], "numbers": np.array([t])})[0].mean())
                 past = [x for x in (*past, (seconds, score)) if x[0] > seconds - (width - 0.5) / fps]
                 now = t, seconds, arrival, sum(x for _, x in past) / len(past)

@@ -66,7 +66,7 @@ class FrameDataset:
         return frames[places.to(self.run.device, non_blocking=True)].permute(0, 1, 4, 2, 3)
 
     def batches(self, rows: np.ndarray, batch_size: int):
-        """Yield (rows, samples) over `rows` in order; the next batch is read meanwhile."""
+        """Yield (rows, samples) over `rows` in order; a thread reads the next batch."""
         parts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
         for part, samples, _ in tensors_ahead(self, parts, self.run):
             yield part, samples

@@ -281,7 +281,7 @@ def map_range(maps, threshold):
 
 
 def load_exported(path) -> Loaded:
-    """An exported network, which watches videos alone."""
+    """An exported network, with which only videos can be watched."""
     from sdmae.runtime import OnnxScorer
 
     scorer = OnnxScorer(path)

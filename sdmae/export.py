@@ -2,7 +2,7 @@
 
     python sdmae/eval.py --checkpoint runs/sdmae/folder/sdmae.pt --export sdmae.onnx
     python sdmae/eval.py --video my.mp4 --checkpoint sdmae.onnx --runtime onnx
-    python sdmae/camera.py --video 0 --model sdmae.onnx          # numpy, OpenCV and onnxruntime alone
+    python sdmae/camera.py --video 0 --model sdmae.onnx          # needs only numpy, OpenCV and onnxruntime
 
 Inputs: frames t-3, t and t+3, uint8 [N, 3, H, W, 3] BGR at the network's size; their numbers t, int64 [N], which choose
 the masks. Output: token_errors, float32 [N, rows, columns], the configured errors summed and averaged over masks. The
@@ -66,7 +66,7 @@ def export(net, config, statistics: dict | None, path, *, draws: int = 1) -> Non
         raise UserError(f"--export needs the package {e.name}: {PACKAGES}") from None
     scorer = scoring.Scorer(net, config, Run("cpu", "fp32"), draws=draws)
     height, width = (n * scorer.patch for n in scorer.grid)
-    about = {
+    metadata = {
         "size": [height, width],
         "grid": list(scorer.grid),
         "config": config.state_dict(),
@@ -85,5 +85,5 @@ def export(net, config, statistics: dict | None, path, *, draws: int = 1) -> Non
             dynamic_shapes={"frames": {0: batch}, "numbers": {0: batch}},
             verbose=False,
         )
-        program.model.metadata_props["sdmae"] = json.dumps(about)
+        program.model.metadata_props["sdmae"] = json.dumps(metadata)
         program.save(tmp, external_data=False)

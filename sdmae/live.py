@@ -1,6 +1,6 @@
 """Score frames as they arrive: a file, a folder of frames, a camera or a network stream; memory stays bounded.
 
-Frame t is scored when t+3 is there. Scores are smoothed over the past alone; an event begins where they pass a
+Frame t is scored when t+3 is there. Scores are smoothed over past frames only; an event begins where they pass a
 threshold that normal training frames pass a stated number of times per hour, and ends a second after the last frame
 above it.
 """
@@ -89,9 +89,9 @@ class Stream:
 
     live = True
 
-    def __init__(self, address, reconnect, say=print, fps=None, capture=None):
+    def __init__(self, address, reconnect, log=print, fps=None, capture=None):
         self.address, self.shown = address, without_secrets(address)
-        self.wait, self.say = reconnect, say
+        self.wait, self.log = reconnect, log
         self.name, self.dropped = f"camera{address}" if address.isdigit() else self.shown.split("://")[-1], 0
         self.capture = capture or self.open()
         if self.capture is None:
@@ -128,12 +128,12 @@ class Stream:
                 continue
             if self.capture is not None:
                 self.capture.release()
-                self.say(f"stream {self.shown} lost; trying again every {self.wait:g} s (Ctrl-C ends)")
+                self.log(f"stream {self.shown} lost; trying again every {self.wait:g} s (Ctrl-C ends)")
             segment += 1
             self.stopped.wait(self.wait)
             self.capture = self.open()
             if self.capture is not None:
-                self.say(f"stream {self.shown} is back")
+                self.log(f"stream {self.shown} is back")
         if self.capture is not None:
             self.capture.release()
 
@@ -177,7 +177,7 @@ def source_of(video, reconnect, fps=None):
         if capture is None or not (claimed_frames(capture) or has_length(str(video))):
             return Stream(
                 str(video), reconnect, fps=fps, capture=capture
-            )  # as it is open: some cameras serve one reader alone
+            )  # as it is open: some cameras serve only one reader
     return Recorded(video, fps)
 
 
@@ -245,8 +245,8 @@ class Moment:
 class Events:
     """Runs of scores above a threshold, joined over gaps of less than a second; printed and written as they end."""
 
-    def __init__(self, threshold, fps, file, say):
-        self.threshold, self.say = threshold, say
+    def __init__(self, threshold, fps, file, log):
+        self.threshold, self.log = threshold, log
         self.table, self.file = csv.writer(file), file
         self.longest = max(GAP, 2 / fps)  # seconds between two frames; after more of them something was missed
         self.first, self.last = None, None
@@ -277,7 +277,7 @@ class Events:
         if self.first is None:
             self.count += 1
             self.first = self.peak = now
-            self.say(f"event {self.count} begins at {when(now)} (frame {now.frame})")
+            self.log(f"event {self.count} begins at {when(now)} (frame {now.frame})")
         self.last = now
         if now.score > self.peak.score:
             self.peak = now
@@ -303,7 +303,7 @@ class Events:
             ]
         )
         self.file.flush()
-        self.say(
+        self.log(
             f"event {self.count}: {when(first)} to {when(last)}, peak {peak.score / self.threshold:.2f} × threshold at "
             f"{when(peak)} (frame {peak.frame})"
         )
@@ -326,37 +326,37 @@ class Window:
 
     def __init__(self, size):
         self.size, self.channels = size, None  # grey or colour as the first frame is
-        self.kept, self.segment = collections.deque(), None
-        self.number = 0  # [(t, small, what is known of the frame)]
+        self.waiting, self.segment = collections.deque(), None  # [(t, small frame, (frame, *details))]
+        self.number = 0
         self.next = 0  # t of the next sample
 
     def small(self, frame):
         self.channels = self.channels or frame.shape[2]
         return as_channels(resize(frame, self.size), self.channels)
 
-    def add(self, segment, frame, *known):
-        """-> samples [(t, seen [3, H, W, C], (frame, *known))] that are complete now."""
+    def add(self, segment, frame, *details):
+        """-> samples [(t, seen [3, H, W, C], (frame, *details))] that are complete now."""
         done = self.flush() if segment != self.segment else []
         self.segment = segment
-        self.kept.append((self.number, self.small(frame), (frame, *known)))
+        self.waiting.append((self.number, self.small(frame), (frame, *details)))
         self.number += 1
         if self.next <= self.number - 1 - AHEAD:
             done.append(self.sample())
         return done
 
     def sample(self):
-        by_number, t = {n: (s, f) for n, s, f in self.kept}, self.next
+        by_number, t = {n: (s, f) for n, s, f in self.waiting}, self.next
         small, frame = by_number[t]
         seen = np.stack([by_number.get(t + d, (small, None))[0] for d in INPUT_OFFSETS])
         self.next += 1
-        while self.kept and self.kept[0][0] < self.next - AHEAD:
-            self.kept.popleft()
+        while self.waiting and self.waiting[0][0] < self.next - AHEAD:
+            self.waiting.popleft()
         return t, seen, frame
 
     def flush(self):
         """The rest of a segment, whose last frames miss their successors."""
         done = [self.sample() for _ in range(self.number - self.next)]
-        self.kept.clear()
+        self.waiting.clear()
         return done
 
 

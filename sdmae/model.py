@@ -205,7 +205,7 @@ class PatchEmbed(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-5)
 
     def forward(self, x, kept):
-        """[N, C, H, W], kept tokens [N, k] -> [N, k, dim]: the convolution, as a matrix product of these alone."""
+        """[N, C, H, W], kept tokens [N, k] -> [N, k, dim]: the convolution, as a matrix product of only these."""
         n, c, h, w = x.shape
         p, weight = self.proj.stride[0], self.proj.weight.flatten(1)
         x = x.view(n, c, h // p, p, w // p, p).permute(0, 2, 4, 1, 3, 5).reshape(n, -1, weight.shape[1])
@@ -309,7 +309,7 @@ class SDMAE(nn.Module):
 
     @torch.no_grad()
     def fold(self, dtype=torch.float32):
-        """Make this network one for evaluation alone, in place: weights in `dtype`, batch norms folded into the
+        """Make this network one for evaluation only, in place: weights in `dtype`, batch norms folded into the
         convolutions before them, and the scaling of pixels into the patch embedding. It takes frames [N, 3, C, H, W]
         in 0..255, grey or BGR."""
         self.eval().requires_grad_(False)
@@ -363,7 +363,7 @@ def token_weights(gradient, target, patch):
     """Weights [N, L] of the teacher's tokens, summing to 1 per image (section 3.3).
 
     gradient [N, 3, H, W] in 0..255; where the target's anomaly map (channel 3) is abnormal, the image's largest
-    gradient, at least 128, is added. An image without any gradient weighs its tokens alike.
+    gradient, at least 128, is added. Without any gradient in an image, its tokens have equal weights.
     """
     strongest = gradient.flatten(1).amax(1).clamp(min=128).view(-1, 1, 1, 1)
     gradient = gradient + target[:, 3:].clamp(0, 1) * strongest

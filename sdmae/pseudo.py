@@ -249,7 +249,7 @@ def of_part(chosen, part, run):
     return {k: v if k == "span" else run.to_device(v[inside]) for k, v in {**chosen, "sample": sample}.items()}
 
 
-def pick(steps, offsets):
+def frames_at(steps, offsets):
     """The frames at `offsets` from the middle of sequences [m, LENGTH, …] -> [m, k, …]."""
     return torch.stack([steps[:, offset + LENGTH // 2] for offset in offsets], dim=1)
 
@@ -258,7 +258,7 @@ def trajectories(bank, chosen, offsets):
     """Centres and sizes of the chosen objects, float32 [m, k, 2] (rows, columns; px): their own mean velocity, made
     faster, turned and bent. offsets: of k frames from t."""
     objects, steps = chosen["object"], torch.arange(LENGTH, device=bank.places.device) - LENGTH // 2
-    t = pick(steps[None].float(), offsets)[0]
+    t = frames_at(steps[None].float(), offsets)[0]
     velocity = (bank.places[objects, -1] - bank.places[objects, 0]) / (LENGTH - 1)
     velocity[:, 1] *= 1 - 2 * chosen["mirror"]
     cos, sin = chosen["turn"].cos(), chosen["turn"].sin()
@@ -268,7 +268,7 @@ def trajectories(bank, chosen, offsets):
     start = torch.stack([chosen["row"], chosen["column"]], dim=1)[:, None]
     bend = (chosen["bend"][:, None] * t**2 / 3)[..., None]
     centre = start + t[:, None] * velocity[:, None] + bend * sideways[:, None]
-    return centre, pick(bank.sizes[objects], offsets) * chosen["grow"][:, None, None]
+    return centre, frames_at(bank.sizes[objects], offsets) * chosen["grow"][:, None, None]
 
 
 def draw_objects(bank, chosen, offsets, centre, size, corner, span, channels):
@@ -276,7 +276,7 @@ def draw_objects(bank, chosen, offsets, centre, size, corner, span, channels):
 
     -> colours [m, k, span, span, C] and opacity [m, k, 1, span, span] in 0..1.
     """
-    crops, masks = (pick(x[chosen["object"]], offsets) for x in (bank.crops, bank.masks))
+    crops, masks = (frames_at(x[chosen["object"]], offsets) for x in (bank.crops, bank.masks))
     m, k = corner.shape[:2]
     pixel = torch.arange(span, device=corner.device, dtype=torch.float32)
     y, x = (2 * (pixel + corner[..., i, None] - centre[..., i, None]) / size[..., i, None] for i in (0, 1))

@@ -24,12 +24,12 @@ class OnnxScorer:
             raise UserError(f"checkpoint {path} is missing: write it with sdmae/eval.py --export")
         try:
             self.session = onnxruntime.InferenceSession(str(path), providers=onnxruntime.get_available_providers())
-            about = json.loads(self.session.get_modelmeta().custom_metadata_map["sdmae"])
+            metadata = json.loads(self.session.get_modelmeta().custom_metadata_map["sdmae"])
         except Exception as e:  # onnxruntime raises many kinds
             raise UserError(f"checkpoint {path} was not written by sdmae/eval.py --export ({first_line(e)})") from None
-        self.config = ScoreConfig(**{**about["config"], "parts": tuple(about["config"]["parts"])})
-        self.grid, self.size = tuple(about["grid"]), tuple(about["size"])
-        self.state = {"statistics": about["statistics"]}
+        self.config = ScoreConfig(**{**metadata["config"], "parts": tuple(metadata["config"]["parts"])})
+        self.grid, self.size = tuple(metadata["grid"]), tuple(metadata["size"])
+        self.state = {"statistics": metadata["statistics"]}
 
     def token_errors(self, frames: np.ndarray, numbers) -> np.ndarray:
         """As scoring.Scorer.token_errors()."""

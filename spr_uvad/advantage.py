@@ -1,5 +1,5 @@
-"""The normality advantage: mean loss of normal and of abnormal cubes over the epochs (section 3.1). Labels serve this
-plot alone.
+"""The normality advantage: mean loss of normal and of abnormal cubes over the epochs (section 3.1). Labels serve only
+this plot.
 
 python spr_uvad/advantage.py runs/with runs/without --out advantage.png
 """

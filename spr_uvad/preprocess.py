@@ -45,7 +45,7 @@ def add_data_flags(parser):
         nargs="?",
         const="dis",
         help=f"with motion: predict the cube's optical flow too. {sources.HELP} "
-        "(--flow alone: dis). Without it appearance alone is scored; motion boxes use dis then",
+        "(--flow by itself: dis). Without it only appearance is scored; motion boxes use dis then",
     )
 
 

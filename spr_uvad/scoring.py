@@ -105,7 +105,7 @@ def statistics(errors: np.ndarray, block: np.ndarray, numbers) -> dict:
 
 
 def combine(errors: np.ndarray, block: np.ndarray, stats: dict, w_raw: float, w_flow: float) -> np.ndarray:
-    """w_raw · z(raw) + w_flow · z(flow), z(raw) alone without motion; NO_MODEL in blocks without one.
+    """w_raw · z(raw) + w_flow · z(flow), only z(raw) without motion; NO_MODEL in blocks without one.
 
     -> float32 [N].
     """

@@ -98,7 +98,7 @@ def test_no_neighbours_across_a_gap():
         got += window.add(0, np.full((4, 8, 3), t, np.uint8))
     for t in range(5, 14):
         got += window.add(1, np.full((4, 8, 3), t, np.uint8))
-        assert len(window.kept) <= 7
+        assert len(window.waiting) <= 7
     got += window.flush()
     assert [t for t, _, _ in got] == list(range(14))
     for t, seen, (frame,) in got:

@@ -36,7 +36,7 @@ PACKAGES = {  # timm's model -> (what pip installs, its package, the file of the
 
 @dataclass
 class Input:
-    """What a network was trained on. size: (height, width); mean, std: of RGB in [0, 1]; any_size: convolutions alone
+    """What a network was trained on. size: (height, width); mean, std: of RGB in [0, 1]; any_size: only convolutions
     look at its input, so that it may have any height and width."""
 
     size: tuple[int, int]
@@ -51,19 +51,19 @@ def check_library(spec: EncoderSpec) -> None:
         import open_clip as library
 
         names, listing = library.list_models(), "import open_clip; print(open_clip.list_models())"
-        known = spec.model in names or ":" in spec.model
+        exists = spec.model in names or ":" in spec.model
     elif spec.kind == "timm":
         import timm as library
 
         names, listing = library.list_models(), "import timm; print(timm.list_models())"
-        known = library.is_model(spec.model.split(".")[0])
+        exists = library.is_model(spec.model.split(".")[0])
     else:
         import torchvision as library
 
         names = [n for n in library.models.list_models() if not any(part in n for part in OTHER_TASKS)]
         listing = "import torchvision; print(torchvision.models.list_models())"
-        known = spec.model in names
-    if not known:
+        exists = spec.model in names
+    if not exists:
         similar = difflib.get_close_matches(spec.model, names, 3)
         advice = f"similar: {', '.join(similar)}; " if similar else ""
         is_missing = f"{spec.model} is not a model of {library.__name__} {library.__version__}"
@@ -77,8 +77,8 @@ def packaged_file(model: str) -> Path | None:
     """The weights of a model of timm that an installed pip package holds; the package itself is not imported."""
     if model not in PACKAGES:
         return None
-    found = importlib.util.find_spec(PACKAGES[model][1])
-    places = (found.submodule_search_locations if found else None) or ()
+    package = importlib.util.find_spec(PACKAGES[model][1])
+    places = (package.submodule_search_locations if package else None) or ()
     return next((p for place in places if (p := Path(place) / PACKAGES[model][2]).is_file()), None)
 
 
@@ -183,7 +183,7 @@ def load_torchvision(spec: EncoderSpec, advice: str) -> tuple[torch.nn.Module, I
 
 
 def read_file(path) -> dict:
-    """The weights in a file, alone or under `state_dict` or `model`. Raises UserError."""
+    """The weights in a file, by themselves or under `state_dict` or `model`. Raises UserError."""
     if Path(path).suffix == ".safetensors":
         from timm.models import load_state_dict
 
@@ -200,9 +200,9 @@ def fill(net: torch.nn.Module, weights: dict, heads: tuple, spec: EncoderSpec, p
     """Load a file's weights, but for those of its `heads`. Files of the first EfficientNets in PyTorch (_conv_stem, …)
     have other names than timm's for the same tensors in the same order. Raises UserError where any does not fit."""
     if "_conv_stem.weight" in weights:
-        own = {k: v for k, v in weights.items() if not k.startswith("_fc.")}
-        shapes = [[tuple(x.shape) for x in state.values()] for state in (own, net.state_dict())]
-        weights = dict(zip(net.state_dict(), own.values())) if shapes[0] == shapes[1] else own
+        backbone = {k: v for k, v in weights.items() if not k.startswith("_fc.")}
+        shapes = [[tuple(x.shape) for x in state.values()] for state in (backbone, net.state_dict())]
+        weights = dict(zip(net.state_dict(), backbone.values())) if shapes[0] == shapes[1] else backbone
     else:
         weights = {k: v for k, v in weights.items() if not any(k.startswith(f"{head}.") for head in heads)}
     try:
@@ -277,7 +277,7 @@ class ImageEncoder:
         return self.net(x.to(self.dtype, memory_format=torch.channels_last)).flatten(1).float()
 
     def describe(self) -> dict:
-        """What features depend on. Of CLIP its model and weights tell the rest, and its name is open_clip's alone."""
+        """What features depend on. Of CLIP its model and weights tell the rest, and only open_clip uses its name."""
         description = {"encoder": self.name, "weights": self.hash, "preprocess": self.preprocess, "width": self.width}
         if self.spec.kind == "clip":
             return description

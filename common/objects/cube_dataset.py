@@ -53,7 +53,7 @@ class CubeDataset:
         return {k: x.to(self.run.device, non_blocking=True) for k, x in arrays.items()}
 
     def batches(self, rows: np.ndarray, batch_size: int) -> Iterator[tuple]:
-        """Yield (rows, {name: tensor}) over `rows` in order; the next batch is read meanwhile."""
+        """Yield (rows, {name: tensor}) over `rows` in order; a thread reads the next batch."""
         parts = [rows[i : i + batch_size] for i in range(0, len(rows), batch_size)]
         for part, batch, _ in tensors_ahead(self, parts, self.run):
             yield part, batch

@@ -57,7 +57,7 @@ def _onnx(path, _device, min_score):
     size, strides = 416, (8, 16, 32)
     cells = np.array([(x, y, s) for s in strides for y in range(size // s) for x in range(size // s)], np.float32)
 
-    def one(frame):
+    def detect(frame):
         h, w = frame.shape[:2]
         r = min(size / h, size / w)
         small = cv2.resize(frame, (max(1, int(w * r)), max(1, int(h * r))), interpolation=cv2.INTER_LINEAR)
@@ -75,7 +75,7 @@ def _onnx(path, _device, min_score):
         boxes = np.clip(np.concatenate([center - half, center + half], 1), 0, [w - 1, h - 1, w - 1, h - 1])
         return suppress(np.concatenate([boxes, score[keep, None]], 1).astype(np.float32), 0.45)
 
-    return lambda frames: [one(f) for f in frames]
+    return lambda frames: [detect(f) for f in frames]
 
 
 def _torchvision(name, device, min_score):

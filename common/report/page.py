@@ -99,10 +99,10 @@ def write(
         is_scored = np.isfinite(score)
         peak = int(np.nanargmax(score)) if is_scored.any() else 0
         drawn = np.r_[raw[np.isfinite(raw)], score[is_scored]]
-        shots = []
+        images = []
         if frames is not None:
-            shots = key_frames(frames, len(score), peak, partial(boxes_at, detections, name), color_range, limit)
-        video = {"name": name, "fps": clock.fps, "raw": rounded(raw), "score": rounded(score), "shots": shots}
+            images = key_frames(frames, len(score), peak, partial(boxes_at, detections, name), color_range, limit)
+        video = {"name": name, "fps": clock.fps, "raw": rounded(raw), "score": rounded(score), "shots": images}
         video["times"] = None if clock.times is None else [round(x, 3) for x in clock.times[: len(score)].tolist()]
         video["auc"] = (auc_per_video or {}).get(name)
         video["truth"] = ranges(labels[name]) if name in labels else None

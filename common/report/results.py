@@ -41,7 +41,7 @@ def write_results(
     for name, file in files.items():
         title, path = f"{e.method} · {e.data.name} · {name}", out / "curves" / f"{file}.png"
         plots.curve(e.scores[name], e.smoothed[name], e.labels.get(name), title, path)
-    notes = [f"liberty taken: {x}" for x in e.protocol.liberties] + e.remarks
+    notes = [f"liberty taken: {x}" for x in e.protocol.liberties] + e.notes
     page.write(
         out / "report.html",
         f"{e.method} on {e.data.name}, {e.protocol.name}",

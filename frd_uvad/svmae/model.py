@@ -223,7 +223,7 @@ class SVMAE(nn.Module):
         order = mask.to(torch.uint8).argsort(dim=1, stable=True)
         seen = mask.shape[1] - (int(mask[0].sum()) if masked is None else masked)
         visible, hidden = order[:, :seen], order[:, seen:]
-        x = self.encoder_to_decoder(self.encoder(take(tokens, visible), visible)) + self.position[visible]
+        x = self.encoder_to_decoder(self.encoder(take_tokens(tokens, visible), visible)) + self.position[visible]
         x = torch.cat([x, (self.mask_token + self.position[hidden]).to(x.dtype)], dim=1)
         for block in self.decoder.blocks:
             x = block(x)
@@ -231,7 +231,7 @@ class SVMAE(nn.Module):
         return out.unflatten(2, (3, -1)), hidden
 
 
-def take(x, places):
+def take_tokens(x, places):
     """Rows of [N, L, …] at places [N, K] -> [N, K, …]."""
     index = places.view(*places.shape, *[1] * (x.ndim - 2)).expand(-1, -1, *x.shape[2:])
     return x.gather(1, index)
@@ -262,9 +262,9 @@ def reconstruction_loss(prediction, tokens, hidden, weights=None):
 
     prediction [N, M, 3, 512] and hidden [N, M]: what SVMAE returns; tokens [N, L, 3, 512].
     """
-    normalised, _, _ = target(take(tokens, hidden).float())
+    normalised, _, _ = target(take_tokens(tokens, hidden).float())
     errors = (prediction.float() - normalised).pow(2).mean((2, 3))  # [N, M]
-    return errors.mean() if weights is None else (errors * take(weights, hidden)).mean()
+    return errors.mean() if weights is None else (errors * take_tokens(weights, hidden)).mean()
 
 
 # ------------------------------------------------------------------------------------------------------------- fusion
@@ -278,10 +278,10 @@ def fuse_tokens(features, difference, near, ratio=0.5, alpha=0.05):
     """
     count = max(1, round(ratio * features.shape[1]))
     moving = difference.topk(count, dim=1).indices
-    far = 1 - take(near, moving)
+    far = 1 - take_tokens(near, moving)
     low, high = far.amin(1, keepdim=True), far.amax(1, keepdim=True)
     weights = 1 + alpha * (far - low) / (high - low).clamp(min=1e-6)
-    return (take(features, moving) * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
+    return (take_tokens(features, moving) * weights[..., None]).sum(1) / weights.sum(1, keepdim=True)
 
 
 # --------------------------------------------------------------------------------------------------------- checkpoints
@@ -294,7 +294,7 @@ def encoder_weights(state):
     state = {k.replace("fc_norm.", "norm."): v for k, v in state.items()}
     weights = {k: v for k, v in state.items() if not k.endswith((".q_bias", ".v_bias"))}
     for k, q in state.items():
-        if k.endswith("attn.q_bias"):  # keys have no bias there
+        if k.endswith("attn.q_bias"):  # the projection of keys has no bias there
             value = state[k.replace("q_bias", "v_bias")]
             weights[k.replace("q_bias", "qkv.bias")] = torch.cat([q, torch.zeros_like(q), value])
     return weights

@@ -186,7 +186,7 @@ def read_settings(folder: Path) -> dict | None:
 
 
 def settings_of(encoder) -> dict:
-    """What the features of a folder depend on, for its settings.json; of SVMAE alone as older versions wrote it."""
+    """What the features of a folder depend on, for its settings.json; only SVMAE's are as older versions wrote them."""
     description = encoder.describe()
     if len(encoder.parts) > 1 or description["encoder"] != "svmae":
         return description
@@ -216,7 +216,7 @@ def encoder_of_settings(settings: dict, checkpoint, run, encoder: str | None = N
     """
     from frd_uvad.encoders import make_encoder
 
-    joined = "weights" in settings  # else of SVMAE alone
+    joined = "weights" in settings  # else of SVMAE by itself
     missing = {"encoder", *({"flag", "crops"} if joined else {"checkpoint", *asdict(EncoderOptions())})} - set(settings)
     if missing or settings.get("clip"):
         lacks = f"lacks {', '.join(sorted(missing))}" if missing else "is of an older version, with CLIP"
@@ -226,13 +226,13 @@ def encoder_of_settings(settings: dict, checkpoint, run, encoder: str | None = N
         )
     specs = parse_specs(encoder or settings.get("flag") or settings["checkpoint"])
     parts = settings.get("parts", [settings])
-    own = next((part for part in parts if not joined or part["encoder"] == "svmae"), None)
+    svmae_part = next((part for part in parts if not joined or part["encoder"] == "svmae"), None)
     made = make_encoder(
         specs,
         settings["crops"],
         run,
         preprocess=settings.get("preprocess_flag"),
-        svmae=EncoderOptions.from_dict(own) if own else None,
+        svmae=EncoderOptions.from_dict(svmae_part) if svmae_part else None,
     )
     named = "+".join(map(str, specs))
     if joined:

@@ -35,7 +35,7 @@ def draw_preview(net: model.SVMAE, clips: Clips, plan, run, path: Path, seed: in
     with run.autocast():
         prediction, hidden = net(tokens, mask)
     _, mean, std = model.target(tokens)
-    painted = prediction.float() * model.take(std, hidden) + model.take(mean, hidden)
+    painted = prediction.float() * model.take_tokens(std, hidden) + model.take_tokens(mean, hidden)
     whole = tokens.scatter(1, hidden[:, :, None, None].expand_as(painted), painted.clamp(0, 1))
     visible = torch.where(mask[..., None, None], torch.full_like(tokens, 0.5), tokens)
     middle = plan.frames // 2

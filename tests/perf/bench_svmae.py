@@ -48,7 +48,7 @@ def measure_pretrain(args, seconds, run):
 
     def encode(places):
         with torch.inference_mode(), run.autocast():
-            net.encoder(tokens if places is None else model.take(tokens, places), places)
+            net.encoder(tokens if places is None else model.take_tokens(tokens, places), places)
 
     measured = [lambda: step(resident_batch()), draw_mask, lambda: encode(visible), lambda: encode(None)]
     resident, masking, seen, everything = rates(measured, n, run.device, seconds)
