@@ -15,6 +15,7 @@ from common.objects.cubes import Settings, flow_boxes
 from common.report.ranking import top_peaks
 from spr_uvad import advantage, authors, scoring
 from spr_uvad.model import LBR, cube_errors, self_paced_weights
+from spr_uvad.train import make_plan
 from tests.helpers import (
     killed_after,
     refused,
@@ -285,6 +286,12 @@ def test_self_paced_weights_by_hand():
     assert late.tolist() == [1, 1, 1, 0]
     assert self_paced_weights(torch.tensor([7.0]), 3).tolist() == [0.0]  # a batch of one: no deviation
     assert self_paced_weights(torch.full((4,), 2.0), 0, mode="huber").tolist() == [1.0] * 4
+
+
+def test_the_rate_is_constant_or_falls_over_the_last_third():
+    plan, published = (make_plan("ped2", epochs=9, lr=2.0, **flags) for flags in ({"decay": "cooldown"}, {}))
+    for epoch, lr in ((0, 2.0), (6, 2.0), (7, 4 / 3), (7.5, 1.0), (8.5, 1 / 3)):
+        assert abs(plan.lr_at(epoch) - lr) < 1e-9 and published.lr_at(epoch) == 2.0, epoch
 
 
 def test_blocks_scores_and_moments_by_hand():
