@@ -46,6 +46,9 @@ class Plan:
 
 
 DEFAULTS = Plan()
+# The published schedule makes some ten thousand steps of UCF-Crime's clips. Where it would make fewer than FEW, as of a
+# few videos, smaller batches make STEPS: in fewer the reconstructor does not even learn the features' mean.
+FEW, STEPS, SMALL_BATCH = 1000, 5000, 16
 SELF = "self"  # --auxiliary: two rounds
 BETAS = (0.9, 0.95)
 HEADS = 16
@@ -80,7 +83,10 @@ def parse(argv=None):
     preprocess.add_data_flags(parser)
     cli.add_run_flags(parser, out="runs/frd_uvad/<dataset>")
     cli.add_optimisation_flags(
-        parser, epochs=DEFAULTS.epochs, batch_size=f"{DEFAULTS.batch_size} windows", lr=DEFAULTS.lr
+        parser,
+        epochs=f"{DEFAULTS.epochs}; of few clips as many as make {STEPS} steps",
+        batch_size=f"{DEFAULTS.batch_size} windows; of few clips {SMALL_BATCH}",
+        lr=DEFAULTS.lr,
     )
     group = parser.add_argument_group("method")
     group.add_argument(
@@ -131,8 +137,13 @@ def parse(argv=None):
     return args
 
 
-def make_plan(**flags) -> Plan:
-    """flags {name of a Plan field: value} replace the published settings."""
+def make_plan(clips: int | None = None, **flags) -> Plan:
+    """The published settings, with a schedule for few clips where their number is given; flags {name of a Plan field:
+    value} override both."""
+    if clips and not flags.keys() & {"epochs", "batch_size"}:
+        if clips * DEFAULTS.epochs < FEW * DEFAULTS.batch_size:
+            steps = math.ceil(clips / SMALL_BATCH)
+            flags |= {"batch_size": SMALL_BATCH, "epochs": max(DEFAULTS.epochs, math.ceil(STEPS / steps))}
     return Plan(**flags)
 
 
@@ -262,7 +273,8 @@ def train(
     place = "on the device" if windows.features is not None else "read from disk"
     run.print(
         f"{title}: {len(videos)} videos, {len(windows)} windows of {plan.cross_clip} clips, {data.crops} crops of "
-        f"width {data.width}, auxiliary {auxiliary}, {place}, {run.device}, {run.precision}"
+        f"width {data.width}, {plan.epochs} epochs in batches of {plan.batch_size}, auxiliary {auxiliary}, {place}, "
+        f"{run.device}, {run.precision}"
     )
     seed_everything(seed)
     net = scoring.build_model(model_args).to(run.device)
@@ -383,7 +395,6 @@ def plot_pseudo_labels(log, path):
 def main(argv=None):
     args = parse(argv)
     began = time.perf_counter()
-    plan = make_plan(**cli.given(args, [field.name for field in fields(Plan)]))
     from common.distributed import Run
     from frd_uvad import scoring
 
@@ -392,6 +403,9 @@ def main(argv=None):
     with Run(args.device, args.precision) as run:
         options = preprocess.FeatureOptions.from_args(args)
         data = preprocess.prepare(cli.DataSource.from_args(args), run, options)
+        plan = make_plan(
+            sum(map(len, data.train + data.test)), **cli.given(args, [field.name for field in fields(Plan)])
+        )
         out = args.out or Path("runs/frd_uvad") / data.name
         for i, folder in enumerate([out / "round1", out] if args.auxiliary == SELF else [out], 1):
             checkpoint = train(

@@ -28,7 +28,7 @@ from frd_uvad.data import AnomalyBank, Windows
 from frd_uvad.eval import published_measures
 from frd_uvad.model import FRD, Attention, cumulative, losses, positions, select_for_bank
 from frd_uvad.stand_in import handcrafted_features
-from frd_uvad.train import draw_bank, parse
+from frd_uvad.train import draw_bank, make_plan, parse
 from tests.helpers import (
     PATIENCE,
     ROOT,
@@ -118,6 +118,11 @@ def test_one_command_trains_two_rounds_and_scores(trained):
     assert {k: len(v) for k, v in scores.items()} == {"Abuse000_test": 192, "Abuse001_test": 208}
     for name in ("strict/roc.png", "strict/curves/Abuse000_test.png", "pseudo_labels.png"):
         assert (base / "run" / name).stat().st_size > 1000, name
+
+
+def test_few_clips_are_trained_for_as_many_steps_as_it_takes():
+    plans = [make_plan(304), make_plan(63999), make_plan(64000), make_plan(), make_plan(304, epochs=3)]
+    assert [(p.epochs, p.batch_size) for p in plans] == [(264, 16), (5, 16), (5, 320), (5, 320), (3, 320)]
 
 
 def test_published_command_line_is_understood(tmp_path):
