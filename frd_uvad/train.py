@@ -48,7 +48,9 @@ class Plan:
 DEFAULTS = Plan()
 # The published schedule makes some ten thousand steps of UCF-Crime's clips. Where it would make fewer than FEW, as of a
 # few videos, smaller batches make STEPS: in fewer the reconstructor does not even learn the features' mean.
-FEW, STEPS, SMALL_BATCH = 1000, 5000, 16
+FEW = 1000
+STEPS = 5000
+SMALL_BATCH = 16
 SELF = "self"  # --auxiliary: two rounds
 BETAS = (0.9, 0.95)
 HEADS = 16

@@ -215,7 +215,7 @@ def test_a_training_of_an_older_version_is_refused_in_one_sentence(tmp_path):
     )
     with pytest.raises(UserError, match="older version.*--no-resume"):
         training.previous_run(tmp_path / "a.pt", "sdmae", {"x": 1})
-    assert training.previous_run(tmp_path / "a.pt", "sdmae", {"x": 1}, wanted=False) is None
+    assert training.previous_run(tmp_path / "a.pt", "sdmae", {"x": 1}, resumed=False) is None
     assert training.previous_run(tmp_path / "none.pt", "sdmae", {}) is None
 
 
