@@ -34,7 +34,7 @@ from sdmae.data import INPUT_OFFSETS
 
 AHEAD = INPUT_OFFSETS[-1]  # frames that a score waits for
 TAIL = 0.9  # scores above this quantile of the training scores are taken for an exponential tail
-FEW = 5
+FEW = 5  # stretches of high scores that a tail is known from at least
 HISTORY = 300  # scores that the overlay's curve shows
 REPORTED = 10**6  # frames that the report at the end shows, and whose latency is counted
 GAP = 1.0  # seconds without a score above the threshold, or without a frame, after which an event has ended
