@@ -192,6 +192,12 @@ def moving_mean(x, width):
     return (total[end] - total[start]) / (end - start)
 
 
+def count_events(smooth, level, fps):
+    """How many events Events makes of smoothed scores [T] at an even rate."""
+    above = np.flatnonzero(smooth > level)
+    return 1 + int((np.diff(above) > max(GAP * fps, 2)).sum()) if len(above) else 0
+
+
 def calibrate(scores, per_hour, fps, width):
     """The smoothed score that normal footage passes `per_hour` times an hour.
 
@@ -203,12 +209,12 @@ def calibrate(scores, per_hour, fps, width):
     """
     smooth = moving_mean(scores, width)
     q = np.quantile(smooth, TAIL)
-    above = np.flatnonzero(smooth > q)
+    above = smooth[smooth > q]
     if not len(above):
         return float(q)
-    stretches = max(FEW, 1 + int((np.diff(above) > max(GAP * fps, 2)).sum()))  # apart by what ends an event
+    stretches = max(FEW, count_events(smooth, q, fps))
     times = max(1.0, (1 - TAIL) * 3600 * fps / width / per_hour)
-    return float(q + (smooth[above] - q).mean() * stretches * (times ** (1 / stretches) - 1))
+    return float(q + (above - q).mean() * stretches * (times ** (1 / stretches) - 1))
 
 
 class PastMean:

@@ -124,7 +124,7 @@ class BlockwiseAttention(torch.autograd.Function):
             yield slice(first, first + count), products[:count], probabilities[:count]
 
 
-def attend(q, k, v, scale=None):
+def attend(q, k, v, scale):
     """softmax(scale · q·kᵀ) v, [N, heads, L, d] each."""
     if q.device.type == "cpu" and q.dtype == torch.bfloat16 and not torch.compiler.is_compiling():
         heads = (x.flatten(0, 1).contiguous() for x in (q, k, v))

@@ -27,6 +27,7 @@ def test_events_and_threshold(tmp_path):
         events.end()
     table = list(csv.DictReader(open(tmp_path / "e.csv")))
     assert [(x["start_frame"], x["end_frame"], x["peak_frame"]) for x in table] == [("1", "5", "2"), ("11", "11", "11")]
+    assert live.count_events(np.array([0, 2, 3, 0, 0, 2, 0, 0, 0, 0, 0, 5]), 1.0, 4.0) == len(table)
     scores = np.random.default_rng(0).exponential(1.0, 200000)
     level = live.calibrate(scores, 1.0, 25.0, 1)
     assert abs(level - np.log(3600 * 25)) < 0.5  # exponential scores: P(x > level) is once in an hour of frames

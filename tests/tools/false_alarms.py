@@ -22,12 +22,6 @@ from sdmae import eval as evaluation
 from sdmae import live, preprocess, scoring
 
 
-def events(smooth, level, fps):
-    """How many events live.Events finds in scores at an even rate."""
-    above = np.flatnonzero(smooth > level)
-    return 0 if not len(above) else 1 + int((np.diff(above) > max(live.GAP * fps, 2)).sum())
-
-
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", default="folder", help="(default: %(default)s)")
@@ -65,7 +59,7 @@ def main(argv=None):
         for order in orders:
             first, second = np.array_split(order, 2)
             level = live.calibrate(np.concatenate([videos[i] for i in first]), asked, fps, width)
-            rates.append(sum(events(smooth[i], level, fps) for i in second) / hours[second].sum())
+            rates.append(sum(live.count_events(smooth[i], level, fps) for i in second) / hours[second].sum())
         print(f"| {asked:g} | {np.mean(rates):.1f} | {100 * np.mean(np.array(rates) == 0):.0f} % |")
 
 
