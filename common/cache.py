@@ -12,8 +12,17 @@ from common.readers.pictures import resize
 from common.readers.video import Decoder, Video, print_warnings
 
 
+def same_source(info: dict, source: list, video: Video) -> bool:
+    """Whether `info`, {"source": fingerprint, "content": hash}, was made from the video whose fingerprint now is
+    `source`. A video that was copied anew has other times: then all its bytes are compared. Raises UserError."""
+    if info.get("source") == source:
+        return True
+    same_size = info.get("source", [])[:3] == source[:3]  # place, number of files, bytes
+    return same_size and "content" in info and info["content"] == video.content()
+
+
 class VideoFiles:
-    """One .npy per video under `folder`, and beside it a .json with the fingerprint of its source.
+    """One .npy per video under `folder`, and beside it a .json with the fingerprint and the content of its source.
 
     A subclass has make(videos, workers, show, **options): it calls write() for each video, shows its progress if
     `show`, and returns {video key: why} of those that failed.
@@ -28,13 +37,18 @@ class VideoFiles:
         return self.folder / video.split / f"{safe_filename(video.name)}.npy"
 
     def info(self, video: Video) -> dict | None:
-        """The content of its .json; None if there is no file or its source has changed. Raises UserError."""
+        """What its .json holds; None if there is no file or its source has changed. Raises UserError."""
         path = self.path(video)
         json_path = path.with_suffix(".json")
         if not json_path.exists() or not path.exists():
             return None
-        info = read_json(json_path, f"{self.what}'s entry")
-        return info if info.get("source") == video.fingerprint() else None
+        info, source = read_json(json_path, f"{self.what}'s entry"), video.fingerprint()
+        if not same_source(info, source, video):
+            return None
+        if info["source"] != source:
+            info["source"] = source
+            write_json(json_path, info)
+        return info
 
     def array(self, video: Video) -> np.ndarray:
         """Read-only memory map. Raises UserError."""
@@ -42,9 +56,9 @@ class VideoFiles:
 
     def write(self, video: Video, parts: Iterable[np.ndarray], describe: Callable[[tuple], dict], dtype=None) -> None:
         """Stream `parts` [n_i, …] into the video's file; describe(shape of all) -> further entries of its .json."""
-        source = video.fingerprint()  # before reading begins
+        source = {"source": video.fingerprint(), "content": video.content()}  # before reading begins
         shape = stream_npy(self.path(video), parts, dtype)
-        write_json(self.path(video).with_suffix(".json"), {"source": source, **describe(shape)})
+        write_json(self.path(video).with_suffix(".json"), {**source, **describe(shape)})
 
     def missing(self, videos: Iterable[Video]) -> tuple[list[Video], dict[str, str]]:
         """-> (videos that must be made, {video key: why} of those whose source cannot be read)"""

@@ -7,13 +7,12 @@ import numpy as np
 
 from common import metrics, smoothing
 from common.cli import ScoreOptions, print_next_steps
-from common.io import UserError, optional_module, save_arrays, writable_folder, write_json, writing_table
+from common.io import UserError, optional_module, save_arrays, writable_folder, write_json
 from common.pool import cores
 from common.readers.dataset import Dataset, report_skipped
 
 BASELINE_FILTER = "median:17"
 BASELINES = ("frame difference", "fastest box", "flow energy")  # trivial scores
-SUSPICIOUS = 0.02  # report shifted labels if moving them raises micro AUC by more than this
 ROWS = [
     ("micro_auc", "micro AUC"),
     ("macro_auc", "macro AUC"),
@@ -173,14 +172,9 @@ def evaluate(
             result.update(localization.measure(data, detections, frames, protocol.skip))
         else:
             result["undefined_localization"] = "there is no common/localization.py, which measures them"
-    if labels and (differs := data.disagreement(labels)):
-        result["other_labels"] = differs
-    if labels and (kinds := data.events()):
-        result["auc_per_event"] = per_event(smoothed, labels, kinds)
-    if "micro_auc" in result:
-        gain, frames = shift_gain(smoothed, labels)
-        if gain > SUSPICIOUS:
-            result["labels_look_shifted"] = {"frames": frames, "micro_auc_would_rise_by": gain}
+    diagnosis = optional_module("common.diagnosis") if labels else None
+    if diagnosis:
+        result.update(diagnosis.diagnose(data, labels, smoothed))
     result["metrics_seconds"] = time.perf_counter() - began
     columns, filtered = {method: result}, {}
     for title, s in (baselines or {}).items():
@@ -205,7 +199,7 @@ def evaluate(
     if report.get("scoring_seconds"):
         report["frames_per_second"] = sum(map(len, scores.values())) / report["scoring_seconds"]
     write_json(out / "metrics.json", report)
-    notes = notes_on(result, others)
+    notes = notes_on(result, others) + (diagnosis.notes(result) if diagnosis else [])
     if labels:
         print_table(columns, data, protocol)
         print("\n".join([*notes, ""]))
@@ -261,94 +255,6 @@ def show(out, evaluation: Evaluation, **options) -> None:
         )
 
 
-def write_own_video(
-    name: str,
-    frames,
-    clock,
-    scores: np.ndarray,
-    filter_: str,
-    method: str,
-    out,
-    boxes: np.ndarray | None = None,
-    color_max: float = 0.0,
-    top: int = 20,
-) -> None:
-    """scores.csv of your video, and what common.report.write_own_video makes of it.
-
-    frames: uint8 [H, W, C] each, shown at the times of `clock` (readers.container.Clock); boxes [n, 6]: frame, x1, y1,
-    x2, y2, score, coloured from green at 0 to red at `color_max`; or None.
-    """
-    smoothed = smoothing.parse(filter_)(scores)
-    counts = None if boxes is None else np.bincount(boxes[:, 0].astype(int), minlength=len(scores))
-    with writing_table(out / "scores.csv") as table:
-        table.writerow(["frame", "seconds", "score", "smoothed", *([] if counts is None else ["boxes"])])
-        for t in range(len(scores)):
-            table.writerow(
-                [
-                    t,
-                    clock.text(t, 3),
-                    f"{scores[t]:.6g}",
-                    f"{smoothed[t]:.6g}",
-                    *([] if counts is None else [counts[t]]),
-                ]
-            )
-    print(f"{name}: {len(scores)} frames" + ("" if boxes is None else f", {len(boxes)} objects"))
-    report = optional_module("common.report")
-    if report:
-        report.write_own_video(name, frames, clock, scores, smoothed, filter_, method, out, boxes, color_max, top)
-        print(f"wrote {out}/report.html, scores.csv, curve.png, overlay.mp4")
-    else:
-        print(
-            f"wrote {out}/scores.csv; there is no common/report here, which would write a page, a plot and an overlay"
-        )
-
-
-def per_event(smoothed: dict, labels: dict, events: list) -> dict:
-    """Micro AUC of each kind's frames against the normal frames of all videos. events: [(video, kind, first, end)]
-
-    -> {kind: AUC}
-    """
-    scores_of_kind = {}
-    for video, kind, first, end in events:
-        if video in labels:
-            abnormal = labels[video][first:end] > 0
-            scores_of_kind.setdefault(kind, []).append(smoothed[video][first:end][abnormal])
-    normal = np.concatenate([smoothed[k][labels[k] == 0] for k in labels])
-    normal, out = normal[np.isfinite(normal)], {}
-    for kind, parts in sorted(scores_of_kind.items()):
-        s = np.concatenate(parts)
-        s = s[np.isfinite(s)]
-        if len(s) and len(normal):
-            out[kind] = metrics.auc(np.r_[np.ones(len(s)), np.zeros(len(normal))], np.r_[s, normal])
-    return out
-
-
-def shift_gain(smoothed: dict, labels: dict, most: int = 10) -> tuple[float, int]:
-    """How much micro AUC would rise if all labels were moved by a few frames: the largest (gain, frames).
-
-    A sign that labels and frames do not belong together; the shift is never used. A gain that still grows at `most`
-    frames is a trend of the scores, no shift, and counts as none.
-    """
-    finite = {k: np.isfinite(s) for k, s in smoothed.items()}
-    s = np.concatenate([smoothed[k][finite[k]] for k in labels])
-
-    def micro_auc(shift):
-        moved = []
-        for k, y in labels.items():
-            sources = np.clip(np.arange(len(y)) - shift, 0, len(y) - 1)  # the ends are repeated
-            moved.append(y[sources][finite[k]])
-        return metrics.auc(np.concatenate(moved), s)
-
-    base, gains = micro_auc(0), [(0.0, 0)]
-    for shift in range(-most, most + 1):
-        try:
-            gains.append((micro_auc(shift) - base, shift))
-        except ValueError:  # one kind of frames only is left in so short a video
-            pass
-    gain, shift = max(gains)
-    return (gain, shift) if abs(shift) < most else (0.0, 0)
-
-
 def print_table(columns: dict, data: Dataset, protocol: Protocol) -> None:
     """Measures by methods, in percent; what the protocol left out or took is named above it."""
     print(
@@ -373,8 +279,7 @@ def print_table(columns: dict, data: Dataset, protocol: Protocol) -> None:
 
 
 def notes_on(result: dict, others: dict) -> list[str]:
-    """Sentences: where a result stands beside the baselines; its AUC by kind of event; measures that are not
-    defined, and why."""
+    """Sentences: where a result stands beside the baselines; measures that are not defined, and why."""
     out, best = [], max(((v.get("micro_auc", 0), k) for k, v in others.items()), default=None)
     if best and "micro_auc" in result:
         gap = 100 * (result["micro_auc"] - best[0])
@@ -382,18 +287,6 @@ def notes_on(result: dict, others: dict) -> list[str]:
             f"micro AUC is {abs(gap):.2f} points {'above' if gap >= 0 else 'BELOW'} the best trivial baseline "
             f"({best[1]})"
         )
-    if result.get("auc_per_event"):
-        out.append(
-            "micro AUC by kind of event: " + ", ".join(f"{k} {100 * v:.1f}" for k, v in result["auc_per_event"].items())
-        )
-    if "labels_look_shifted" in result:
-        shift = result["labels_look_shifted"]
-        out.append(
-            f"WARNING: micro AUC would be {100 * shift['micro_auc_would_rise_by']:.1f} points higher with all labels "
-            f"moved by {shift['frames']:+d} frames: are labels and frames of the same version? (nothing was moved)"
-        )
-    if "other_labels" in result:
-        out.append(result["other_labels"])
     if "rbdc" in result and result["videos_with_regions"] < result["videos"]:
         out.append(
             f"RBDC, TBDC and pixel-level AUC are of the {result['videos_with_regions']} of {result['videos']} videos "

@@ -32,7 +32,7 @@ class EpochMeter:
         meter.end_epoch(loader)
 
     stage: names the run in log.jsonl; save(): writes a checkpoint with state_dict() in it; unit: what is counted per
-    second; log_steps: the steps of an "epoch" of a training that counts steps (loader.DrawLoader); its log says the
+    second; log_steps: the steps of an "epoch" of a training that counts steps (DrawLoader); its log says the
     number of steps under "epoch". `epoch`, `step`, `seconds` and `sums` say where an interrupted run continues.
     """
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from common import cli, evaluation, metrics, score_cache, smoothing
 from common.features.data import CLIP_FRAMES, FeatureVideo, canonical_features, frames_of_clips
-from common.io import UserError, run_script, safe_filename, writable_folder, write_json
+from common.io import UserError, optional_module, run_script, safe_filename, writable_folder, write_json
 from common.readers.video import Video, frames_and_clock, open_video
 from frd_uvad import preprocess
 
@@ -174,6 +174,7 @@ def score_own_video(video, checkpoint, *, out, run, options, features=None, load
     features: preprocess.FeatureOptions, where they differ from how the checkpoint was trained."""
     from frd_uvad import scoring
 
+    own_video = optional_module("common.own_video", "--video", "score a dataset")
     net, state = loaded or scoring.load_model(checkpoint)
     if not state.get("features"):
         raise UserError(
@@ -188,7 +189,7 @@ def score_own_video(video, checkpoint, *, out, run, options, features=None, load
         return
     clips = FeatureVideo(video.name, "test", [features], path=video.path)
     scores = scoring.score_video(net.eval().to(run.device), clips, run)["scores"]
-    evaluation.write_own_video(
+    own_video.write(
         video.name,
         *frames_and_clock(video),
         frames_of_clips(scores, frames),

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from common import cli, evaluation, score_cache, smoothing
-from common.io import UserError, run_script, safe_filename, writable_folder
+from common.io import UserError, optional_module, run_script, safe_filename, writable_folder
 from common.objects import pipeline
 from common.readers.video import Video, open_video
 from hf2vad import preprocess
@@ -221,6 +221,7 @@ def score_own_video(
     it."""
     from hf2vad import scoring
 
+    own_video = optional_module("common.own_video", "--video", "score a dataset")
     net, state = loaded or scoring.load_model(checkpoint)
     scorer = scoring.Scorer(net, run)
     stats = state.get("statistics") or training_statistics(train_set(), checkpoint, scorer, net, run, out, batch_size)
@@ -231,7 +232,7 @@ def score_own_video(
     errors = scoring.score_video(scorer, dataset.store.records(video), batch_size)["errors"]
     weights = error_weights(options, state.get("identity", {}).get("dataset"), w_flow, w_frame)
     scores, detections = frame_scores(dataset, errors, stats, weights)
-    evaluation.write_own_video(
+    own_video.write(
         video.name,
         *dataset.pictures(video),
         scores[video.name],

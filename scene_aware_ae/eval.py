@@ -203,6 +203,7 @@ def score_own_video(video, checkpoint, source, encoder_options, *, out, run, opt
 
     from scene_aware_ae import scoring
 
+    own_video = optional_module("common.own_video", "--video", "score a dataset")
     net, state = loaded or scoring.load_model(checkpoint)
     net.eval().to(run.device)
     trained = state.get("encoder") or {}
@@ -217,7 +218,7 @@ def score_own_video(video, checkpoint, source, encoder_options, *, out, run, opt
     if not run.is_main:
         return
     result = scoring.score_video(net, dataset.features.array(video), run)
-    evaluation.write_own_video(
+    own_video.write(
         video.name,
         *frames_and_clock(video),
         result["scores"],

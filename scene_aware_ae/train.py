@@ -126,7 +126,7 @@ def train(dataset, *, out, run, variational=False, seed=0, resume=True, save_min
 
     from common import training
     from common.distributed import seed_everything
-    from common.loader import DrawLoader
+    from common.draw_loader import DrawLoader
     from scene_aware_ae import scoring
     from scene_aware_ae.data import Segments
 

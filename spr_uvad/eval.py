@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from common import cli, evaluation, score_cache, smoothing
-from common.io import UserError, run_script, safe_filename, writable_folder
+from common.io import UserError, optional_module, run_script, safe_filename, writable_folder
 from common.objects import pipeline
 from common.readers.video import Video, open_video
 from spr_uvad import preprocess
@@ -236,6 +236,7 @@ def score_own_video(
     `out`."""
     from spr_uvad import scoring
 
+    own_video = optional_module("common.own_video", "--video", "score a dataset")
     nets, state = loaded or scoring.load_model(checkpoint)
     dataset = preprocess.prepare(source, run, video=video, foreground=foreground, trained=state.get("foreground"))
     out = writable_folder(out / safe_filename(video.name))
@@ -246,7 +247,7 @@ def score_own_video(
     trained_on = state.get("identity", {}).get("dataset")
     weights = W_RAW.get(trained_on, 0.5) if w_raw is None else w_raw, w_flow
     scores, detections = frame_scores(dataset, [video], arrays, statistics, weights)
-    evaluation.write_own_video(
+    own_video.write(
         video.name,
         *dataset.pictures(video),
         scores[video.name],

@@ -17,6 +17,7 @@ import torch
 from scipy import io
 
 from common import training
+from common.diagnosis import read_events
 from common.features.data import FeatureVideo
 from common.features.folders import find_features
 from common.features.labels import listed_names
@@ -107,7 +108,7 @@ def tracks(path):
 
 def events(path):
     moved(path, "events.csv")
-    return datasets.find("folder", path.parent).events()
+    return read_events(datasets.find("folder", path.parent))
 
 
 def boxes(path):

@@ -88,6 +88,7 @@ OPENS = {
     "common/io.py stamp": "tests/test_names.py",
     "common/objects/cubes.py CubeStore._has_boxes": "scores.npz",
     "common/readers/labels.py read_mat": "ped2.mat",
+    "common/readers/video.py Video.content": "tests/test_video.py",
     "common/readers/ucsd.py packed_masks": "packed.npz",
     "common/readers/ucsd.py matlab_ranges": "UCSDped2.m",
     "common/training.py load_checkpoint": "weights.pt",

@@ -17,11 +17,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from common import loader
 from common.distributed import Run
+from common.draw_loader import DrawLoader
 from common.features import image
 from common.features.data import FeatureVideo
 from common.features.encoders import EncoderSpec
 from common.flow import raft
-from common.loader import DrawLoader, Loader
+from common.loader import Loader
 from common.objects import cube_dataset
 from common.objects.cube_dataset import CubeDataset
 from sdmae import data as sdmae_data

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from common import evaluation, localization, metrics, smoothing
+from common import localization, metrics, smoothing
+from common.diagnosis import per_event, shift_gain
 from common.io import UserError
 
 
@@ -136,7 +137,6 @@ def test_smoothing_keeps_length_and_handles_short_videos():
 
 
 def test_auc_by_kind_of_event():
-    from common.evaluation import per_event
 
     labels = {"a": np.array([0, 0, 1, 1]), "b": np.array([0, 1, 0, 0])}
     scores = {"a": np.array([0.1, 0.5, 0.6, 0.2]), "b": np.array([0.3, 0.4, np.nan, 0.0])}
@@ -152,10 +152,10 @@ def test_labels_that_do_not_belong_are_noticed():
         y = np.zeros(120, np.uint8)
         y[30 + 5 * i : 50 + 5 * i] = 1
         labels[f"v{i}"], scores[f"v{i}"] = y, y + rng.normal(0, 0.3, 120)
-    gain, _ = evaluation.shift_gain(scores, labels)
+    gain, _ = shift_gain(scores, labels)
     assert gain < 0.005
     moved = {k: np.roll(y, 6) for k, y in labels.items()}  # labels come six frames late
-    gain, frames = evaluation.shift_gain(scores, moved)
+    gain, frames = shift_gain(scores, moved)
     assert frames == -6 and gain > 0.1
     y, s = (np.concatenate([x[k] for k in labels]) for x in (labels, scores))
     late = np.concatenate([moved[k] for k in moved])

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common import evaluation
+from common import own_video
 from common.cache import FrameCache, VideoFiles
 from common.flow import sources
 from common.io import UserError, load_arrays, original_name, read_table, safe_filename, save_arrays, writing_table
@@ -258,7 +258,7 @@ def test_titles_of_plots(name, tmp_path):
 def test_results_of_ones_own_video(name, tmp_path, capsys):
     sys.stdout.reconfigure(errors="backslashreplace")
     out = tmp_path / safe_filename(name)
-    evaluation.write_own_video(name, walkers(FRAMES), Clock(10.0), np.arange(4.0), "none", "method", out)
+    own_video.write(name, walkers(FRAMES), Clock(10.0), np.arange(4.0), "none", "method", out)
     (video,) = content(out / "report.html")["videos"]
     assert (
         video["name"] == name

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from common import evaluation, metrics, smoothing
+from common import metrics, smoothing
+from common.diagnosis import shift_gain
 from common.distributed import Run
 from common.features.data import frames_of_clips
 from common.io import UserError, load_array, stream_npy
@@ -192,5 +193,5 @@ def test_moved_labels_are_found(seed, by):
     truth[100:180] = truth[260:300] = 1
     scores = truth + 0.3 * rng.random(400)
     moved = np.roll(truth, by)
-    gain, frames = evaluation.shift_gain({"v": scores}, {"v": moved})
+    gain, frames = shift_gain({"v": scores}, {"v": moved})
     assert frames == -by and gain == pytest.approx(1 - metrics.auc(moved, scores), abs=1e-9)

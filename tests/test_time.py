@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pytest
 
-from common import evaluation
+from common import evaluation, own_video
 from common.cache import FrameCache
 from common.io import UserError
 from common.readers.container import Clock, read_container
@@ -279,7 +279,7 @@ def test_times_are_kept_with_cached_frames_and_shown_everywhere(make, tmp_path):
         29 / UNEVEN_TIMES[-1], rel=1e-3
     )
     scores = np.r_[np.zeros(12), 5.0, np.zeros(17)]
-    evaluation.write_own_video("v", Decoder(video), video.clock(), scores, "none", "m", tmp_path, top=1)
+    own_video.write("v", Decoder(video), video.clock(), scores, "none", "m", tmp_path, top=1)
     rows = (tmp_path / "scores.csv").read_text().splitlines()
     assert rows[13].startswith("12,4.080,") and rows[1].startswith("0,0.000,")
     assert (tmp_path / "ranking.csv").read_text().splitlines()[1].startswith("1,v,12,12,4.08,4.08,12,")

@@ -98,10 +98,18 @@ def test_nothing_is_decoded_twice_until_the_source_changes(tmp_path):
     first = os.stat(cache.path(video)).st_mtime_ns
     cache.build([video], 1)
     assert os.stat(cache.path(video)).st_mtime_ns == first
-    (tmp_path / "v" / "000.png").touch()
+    picture = tmp_path / "v" / "000.png"
+    picture.write_bytes(picture.read_bytes())  # copied anew: another time, the same bytes
+    assert cache.info(video)["source"] == video.fingerprint()
+    data = bytearray(picture.read_bytes())
+    data[-1] ^= 1  # of the last chunk's checksum, which no decoder asks for
+    picture.write_bytes(data)
     assert cache.info(video) is None
     cache.build([video], 1)
     assert os.stat(cache.path(video)).st_mtime_ns != first
+    picture.unlink()
+    with pytest.raises(UserError, match="000.png cannot be read"):
+        video.content()
 
 
 def test_missing_and_empty_input(tmp_path):

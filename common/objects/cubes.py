@@ -13,7 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from common.cache import FrameCache, VideoFiles
+from common.cache import FrameCache, VideoFiles, same_source
 from common.flow import sources
 from common.io import load_array, load_arrays, optional_module, safe_filename, save_arrays, short_hash, write_json
 from common.objects import detectors
@@ -226,7 +226,14 @@ class CubeStore(VideoFiles):
 
     def _has_boxes(self, video):
         path = self._boxes_path(video)
-        return path.exists() and json.loads(str(load_arrays(path, "cached boxes")["source"])) == video.fingerprint()
+        if not path.exists():
+            return False
+        arrays, source = load_arrays(path, "cached boxes"), video.fingerprint()
+        info = {"source": json.loads(str(arrays["source"])), "content": str(arrays.get("content"))}
+        same = same_source(info, source, video)
+        if same and info["source"] != source:
+            save_arrays(path, {**arrays, "source": json.dumps(source)})
+        return same
 
     def detections(self, video: Video, frames: int) -> list[np.ndarray] | None:
         """float32 [n, 5] of each of the `frames`; None where there are motion boxes only. Raises UserError."""
@@ -243,12 +250,12 @@ def _detect(job):
     store, video = job
     detect = detectors.networks(store.s.boxes).make_detector(store.s.boxes, store.device, store.s.tile)
     frames, boxes = store.cache.frames(video), []
-    source = json.dumps(video.fingerprint())
+    source = {"source": json.dumps(video.fingerprint()), "content": video.content()}
     for i in range(0, len(frames), 8):
         boxes += detect(list(frames[i : i + 8]))
         tick(len(boxes) - i)
     count = np.array([len(b) for b in boxes], np.int32)
-    arrays = {"boxes": np.concatenate(boxes).astype(np.float32), "count": count, "source": source}
+    arrays = {"boxes": np.concatenate(boxes).astype(np.float32), "count": count, **source}
     save_arrays(store._boxes_path(video), arrays)
 
 

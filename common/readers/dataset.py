@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.io import UserError, read_table, reading, writable_folder
+from common.io import UserError, writable_folder
 from common.readers.video import Video
 
 # [(first, last)] frames, inclusive; or a function that returns 0 or 1 per frame, or pixel masks [T, H, W]
@@ -46,7 +46,7 @@ class Dataset:
     skipped: dict[str, str] = field(default_factory=dict)  # video key -> why it cannot be used
     label_forms: str = ""  # the forms of labels that were looked for
     not_understood: str = ""  # a sentence about files that are no labels, though they lie where labels do
-    _other_labels: tuple[str, dict[str, Labels]] | None = None  # name and labels of a second source, to compare with
+    other_labels: tuple[str, dict[str, Labels]] | None = None  # name and labels of a second source, to compare with
 
     def cache_folder(self, cache) -> Path:
         """Its folder under --cache; two copies of a dataset never mix. Raises UserError if it cannot be written."""
@@ -69,7 +69,7 @@ class Dataset:
             raise UserError(
                 f"no labels for video {name} in {source}; add them, or take the video out of the test folder"
             )
-        out = self._per_frame(name, self._labels[name], source, frames)
+        out = self.labels_per_frame(name, self._labels[name], source, frames)
         if len(out) != frames:
             lengths = f"have {len(out)} entries, but the video has {frames} frames"
             raise UserError(f"labels of video {name} ({source}) {lengths}: {OTHER_VERSION}")
@@ -77,7 +77,8 @@ class Dataset:
             raise UserError(f"labels of video {name} ({source}) must be 0 or 1 per frame")
         return out.astype(np.uint8)
 
-    def _per_frame(self, name, labels, source, frames):
+    def labels_per_frame(self, name: str, labels: Labels, source: str, frames: int) -> np.ndarray:
+        """Labels of video `name` as numbers [frames], however its `source` holds them. Raises UserError."""
         if callable(labels):
             y = np.asarray(labels())
             return y.any((1, 2)) if y.ndim == 3 else y.reshape(-1)
@@ -95,40 +96,6 @@ class Dataset:
         looked_for = self.label_forms and f"looked for {self.label_forms}"
         sentences = [f"{self.name} has no labels under {self.root}: no metrics", looked_for, self.not_understood]
         return "; ".join(filter(None, sentences))
-
-    def disagreement(self, labels: dict[str, np.ndarray]) -> str | None:
-        """How far a second source of labels differs from {video name: uint8 [frames]}, in a sentence, or None."""
-        other, labels_of = self._other_labels or ("", {})
-        differing, unreadable = [], []
-        for name in sorted(set(labels) & set(labels_of)):
-            frames = len(labels[name])
-            try:
-                y = self._per_frame(name, labels_of[name], other, frames)
-            except UserError as e:
-                unreadable.append(str(e))
-                continue
-            common = min(len(y), frames)
-            differing.append(int((y[:common] != labels[name][:common]).sum()) + abs(len(y) - frames))
-        source, videos = self.label_source, sum(n > 0 for n in differing)
-        sentences = []
-        if videos:
-            sentences.append(
-                f"{other} differs from {source}, which counts, in {sum(differing)} frames of {videos} videos"
-            )
-        if unreadable:
-            count = len(unreadable)
-            sentences.append(f"{other} could not be compared with {source} in {count} videos: {unreadable[0]}")
-        return "; ".join(sentences) or None
-
-    def events(self) -> list[tuple[str, str, int, int]]:
-        """[(video, kind, first frame, end)] of events.csv, if the dataset has one (the demo does). Raises UserError."""
-        path = Path(self.root) / "events.csv"
-        if not path.is_file():
-            return []
-        with reading("events", path, "have no columns video, event, start, end", (KeyError, ValueError)):
-            (_, names), *rows = read_table(path, "events")
-            rows = [dict(zip(names, row)) for _, row in rows]
-            return [(r["video"], r["event"], int(r["start"]), int(r["end"])) for r in rows]
 
     def masks(self, video: Video) -> np.ndarray | None:
         """bool [T, H, W] of abnormal pixels, or None. Raises UserError."""
@@ -203,4 +170,4 @@ def choose_labels(data: Dataset, sources: list[tuple[str, dict]]) -> None:
     if sources:
         data.label_source, data._labels = sources[0]
     if len(sources) > 1:
-        data._other_labels = sources[1]
+        data.other_labels = sources[1]

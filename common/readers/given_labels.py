@@ -17,7 +17,7 @@ def use_labels(data: Dataset, path: Path) -> None:
     names = {v.name for v in data.test}
     canonical_name = partial(canonical_video_name, data.name)
     data._labels, data.label_source = {}, str(path)
-    data._other_labels = None
+    data.other_labels = None
     if path.suffix.lower() == ".csv":
         data._labels = csv_ranges(path, names, canonical_name)
         return

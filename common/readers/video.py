@@ -1,5 +1,6 @@
 """Videos: their names, their frames in order, and decoding."""
 
+import hashlib
 import itertools
 import math
 import os
@@ -45,6 +46,20 @@ class Video:
             return [str(path.resolve()), *(stamp(path, self.files) if self.files else stamp(path.parent, [path.name]))]
         except OSError as e:
             raise UserError(f"video {self.name}: {e.filename} cannot be read ({e.strerror})") from None
+
+    def content(self) -> str:
+        """A hash of the names and bytes of its files; a copy, whose times differ, has the same. Raises UserError."""
+        digest = hashlib.sha256()
+        path = Path(self.path)
+        try:
+            for file in [path / name for name in self.files] or [path]:
+                digest.update(repr(file.name).encode(errors="backslashreplace"))
+                with open(file, "rb") as f:
+                    while block := f.read(2**20):
+                        digest.update(block)
+        except OSError as e:
+            raise UserError(f"video {self.name}: {e.filename} cannot be read ({e.strerror})") from None
+        return digest.hexdigest()[:16]
 
     def expected_frames(self) -> int:
         """Number of frames as far as is known without decoding (a container's header may be wrong)."""

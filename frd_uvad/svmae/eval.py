@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from common import cli, evaluation, score_cache, smoothing
 from common.features.data import FeatureVideo, add_label_flags, frames_of_clips
 from common.features.folders import find_features
-from common.io import UserError, run_script, safe_filename, writable_folder
+from common.io import UserError, optional_module, run_script, safe_filename, writable_folder
 from common.readers.dataset import UsableVideos
 from common.readers.video import frames_and_clock, open_video
 from frd_uvad.svmae import preprocess
@@ -156,6 +156,7 @@ def score_own_video(video, checkpoint, *, out, run, options, text=None, encoder=
     """
     from frd_uvad.svmae import scoring
 
+    own_video = optional_module("common.own_video", "--video", "score a dataset")
     net, state = loaded or scoring.load_model(checkpoint)
     settings = state.get("features")
     if not settings:
@@ -170,7 +171,7 @@ def score_own_video(video, checkpoint, *, out, run, options, text=None, encoder=
     out = writable_folder(out / safe_filename(video.name))
     clips = FeatureVideo(video.name, "test", [features], path=video.path)
     scores = scoring.score_video(net.eval().to(run.device), clips, text, run)["scores"]
-    evaluation.write_own_video(
+    own_video.write(
         video.name,
         *frames_and_clock(video),
         frames_of_clips(scores, frames),

@@ -133,7 +133,7 @@ def train(data, bags, plan, model_args, *, out, run, seed=0, resume=True, save_m
 
     from common import training
     from common.distributed import seed_everything
-    from common.loader import DrawLoader
+    from common.draw_loader import DrawLoader
     from frd_uvad.svmae import scoring
 
     path, settings = out / "detector.pt", preprocess.read_settings(data.root)

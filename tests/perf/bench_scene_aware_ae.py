@@ -9,10 +9,10 @@ import torch
 
 from common import training
 from common.cli import DataSource
+from common.draw_loader import DrawLoader
 from common.features.encoders import RANDOM
 from common.features.prefetch import VideoPrefetcher
 from common.io import UserError
-from common.loader import DrawLoader
 from common.pool import cores
 from common.readers import datasets
 from common.readers.video import Decoder

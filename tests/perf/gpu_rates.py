@@ -15,8 +15,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from common import training
 from common.distributed import Run, seed_everything
+from common.draw_loader import DrawLoader
 from common.io import first_line
-from common.loader import DrawLoader, Loader, tensors_ahead
+from common.loader import Loader, tensors_ahead
 from common.objects.cube_dataset import CubeDataset
 from common.objects.cubes import Settings, cube_dtype
 from tests.perf.rates import matrix_rate, rate, synchronize
