@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import shlex
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -219,6 +220,27 @@ def parse_size(flag: str, text: str, most: int, example: str) -> tuple[int, int]
 
 def dataset_name(args: argparse.Namespace) -> str:
     return canonical(args.dataset)
+
+
+def need_training_set(checkpoint, state: dict, dataset: str) -> None:
+    """Raises UserError where your own video would be compared with normal videos of the demo, the default --dataset,
+    though the checkpoint was not trained on it. state: of the checkpoint."""
+    if dataset == "demo" and state.get("identity", {}).get("dataset") != "demo":
+        raise UserError(
+            f"{checkpoint} needs normal videos to compare scores with: give --dataset and --data-root of those that it "
+            "was trained on"
+        )
+
+
+def next_command(script: str, argv: list | None, *without: str) -> str:
+    """The command of another script with the flags of this one, but those `without` and their values. argv: None for
+    the script's own."""
+    words, is_kept = ["python", script], True
+    for word in map(str, sys.argv[1:] if argv is None else argv):
+        if word.startswith("--"):
+            is_kept = word.partition("=")[0] not in without
+        words += [word] * is_kept
+    return shlex.join(words)
 
 
 def print_next_steps(

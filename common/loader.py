@@ -64,7 +64,7 @@ def prefetch(items: list, read: Callable) -> Iterator[tuple]:
 
 
 def tensors_ahead(dataset, parts: list, run) -> Iterator[tuple]:
-    """Yield (rows int [n], the dataset's tensors of them on the device, seconds waited) for every part.
+    """Yield (rows int [n], the dataset's tensors of them on the device or None, seconds waited) for every part.
 
     On a GPU the reading thread also copies the next batch, on a stream of its own, while this one is computed. On a CPU
     the main thread puts tensors together: torch's thread pools would compete.
@@ -85,8 +85,10 @@ def tensors_ahead(dataset, parts: list, run) -> Iterator[tuple]:
 
     for rows, (data, copied), waited in prefetch(parts, load):
         current.wait_event(copied)
-        for x in data.values() if isinstance(data, dict) else data if isinstance(data, tuple) else (data,):
-            x.record_stream(current)  # keeps its memory until this stream has read it
+        tensors = data.values() if isinstance(data, dict) else data if isinstance(data, tuple) else (data,)
+        for x in tensors:
+            if x is not None:
+                x.record_stream(current)  # keeps its memory until this stream has read it
         yield rows, data, waited
 
 

@@ -243,8 +243,8 @@ def save_checkpoint(path, state: dict) -> None:
         torch.save(state, tmp)
 
 
-def load_checkpoint(path, method: str | None = None) -> dict:
-    """A checkpoint as a dict, on the CPU.
+def load_checkpoint(path, method: str | None = None, kinds: tuple = (dict,)) -> dict:
+    """A checkpoint as a dict, or of another type among `kinds`, on the CPU.
 
     Refuses files that would run code and checkpoints of another method (UserError).
     """
@@ -268,9 +268,9 @@ def load_checkpoint(path, method: str | None = None) -> dict:
         zipfile.BadZipFile,
     ) as e:
         raise UserError(f"checkpoint {path} cannot be read ({first_line(e)}); is it a PyTorch file, whole?") from None
-    if not isinstance(state, dict):
+    if not isinstance(state, kinds):
         raise UserError(f"checkpoint {path} holds a {type(state).__name__}, expected a dict of weights")
-    if method and "method" in state and state["method"] != method:
+    if method and isinstance(state, dict) and "method" in state and state["method"] != method:
         raise UserError(f"checkpoint {path} belongs to the method {state['method']}, this script is {method}")
     return state
 

@@ -157,8 +157,8 @@ def evaluate(data, checkpoint, *, out, run, options, shard=None, loaded=None):
         options=options,
         skipped=data.skipped,
         pictures=(lambda v: frames_and_clock(sources[v.name])) if sources else None,
-        more=f"python frd_uvad/train.py --dataset {data.name} --auxiliary frd:{checkpoint} --out {out}-2 trains "
-        "a second round; ",
+        more=f"python frd_uvad/train.py --auxiliary frd:{checkpoint} --out {out}-2, with --dataset and features as "
+        "here, trains a second round; ",
     )
     return result.metrics
 
@@ -203,7 +203,7 @@ def score_own_video(video, checkpoint, *, out, run, options, features=None, load
 def main(argv=None):
     args = parse(argv)
     smoothing.parse(args.smoothing)
-    name = canonical_features(args.dataset) or args.dataset
+    name = canonical_features(args.dataset) or (args.dataset if args.features else cli.dataset_name(args))
     checkpoint = args.checkpoint or Path("runs/frd_uvad") / name / "frd.pt"
     from common.distributed import Run
     from frd_uvad import scoring

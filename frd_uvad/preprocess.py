@@ -38,6 +38,8 @@ from frd_uvad.stand_in import Statistics
 SYNONYMS = {  # flags of the published command line
     "--dataset_name": "--dataset",
     "--ckpt_path": "--checkpoint",
+    "--model_path": "--checkpoint",
+    "--model_save_path": "--out",
     "--max_epoch": "--epochs",
     "--max_seqlen": "--batch-size",
     "--batchsize": "--batch-size",
@@ -164,6 +166,8 @@ def make_encoder(options: FeatureOptions, run, trained: dict | None = None):
     """-> encoders.ClipEncoder, or the stand-in, which needs no torch. trained: features of a checkpoint, with which
     it must agree (UserError)."""
     if options.encoders == [STAND_IN]:
+        if (options.crops or 1) > 1:
+            raise UserError(f"--crops {options.crops}: {STAND_IN} knows whole frames only; choose another --encoder")
         encoder = Statistics()
     else:
         from frd_uvad.encoders import make_encoder as make
@@ -282,7 +286,7 @@ def main(argv=None):
                 videos, shape = getattr(data, split), f"{data.crops} crops of width {data.width}"
                 print(f"{split}: {len(videos)} videos, {sum(map(len, videos))} clips of {shape}")
             report_skipped(data.skipped)
-            print(f"next: python frd_uvad/train.py --dataset {args.dataset}")
+            print(f"next: {cli.next_command('frd_uvad/train.py', argv, '--shard')}")
 
 
 if __name__ == "__main__":

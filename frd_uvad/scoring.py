@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from common import training
-from common.io import UserError, load_arrays
+from common.io import UserError, load_arrays, short_hash
 from frd_uvad import model
 
 SCORES_VERSION = 1  # raise it when raw scores change: cached ones are then computed again
@@ -91,6 +91,12 @@ class Auxiliary:
     source: str
     net: torch.nn.Module | None = None  # a scorer of frd_uvad.model
     labels: dict | None = None  # video name -> float32 [clips]
+
+    def content(self) -> str:
+        """A hash of its weights or numbers."""
+        if self.net is not None:
+            return training.weights_hash(self.net)
+        return short_hash({name: x.tolist() for name, x in self.labels.items()})
 
 
 def load_auxiliary(source: str) -> Auxiliary | None:

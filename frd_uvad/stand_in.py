@@ -6,14 +6,18 @@ import numpy as np
 GRID = 16  # cells along a side
 
 
+def small_grey(frame: np.ndarray, grid: int = GRID) -> np.ndarray:
+    """uint8 [H, W, C] -> uint8 [4 · grid, 4 · grid, 1]; a frame that is so already is unchanged."""
+    grey = cv2.cvtColor(frame, cv2.COLOR_BGR2GRAY) if frame.shape[2] == 3 else frame[:, :, 0]
+    return cv2.resize(grey, (4 * grid, 4 * grid), interpolation=cv2.INTER_AREA)[:, :, None]
+
+
 def handcrafted_features(clip: np.ndarray, grid: int = GRID) -> np.ndarray:
     """On a grid, mean and deviation of grey levels, mean and largest difference of consecutive frames.
 
     uint8 [T, H, W, C] -> float32 [1, 4 · grid²]
     """
-    side = 4 * grid
-    grey = [cv2.cvtColor(f, cv2.COLOR_BGR2GRAY) if f.shape[2] == 3 else f[:, :, 0] for f in clip]
-    grey = np.stack([cv2.resize(f, (side, side), interpolation=cv2.INTER_AREA) for f in grey]).astype(np.float32) / 255
+    grey = np.stack([small_grey(f, grid)[:, :, 0] for f in clip]).astype(np.float32) / 255
     change = np.abs(np.diff(grey, axis=0))
 
     def cells(x):
@@ -38,7 +42,7 @@ class Statistics:
         self.crops = crops
 
     def preprocess_frame(self, frame: np.ndarray) -> np.ndarray:
-        return frame
+        return small_grey(frame)
 
     def encode(self, clips, *_) -> np.ndarray:
         """Clips uint8 [T, H, W, C] -> float32 [n, crops, width]."""

@@ -86,8 +86,8 @@ def parse(argv=None):
     cli.add_run_flags(parser, out="runs/frd_uvad/<dataset>")
     cli.add_optimisation_flags(
         parser,
-        epochs=f"{DEFAULTS.epochs}; of few clips as many as make {STEPS} steps",
-        batch_size=f"{DEFAULTS.batch_size} windows; of few clips {SMALL_BATCH}",
+        epochs=f"{DEFAULTS.epochs}; of few clips as many as make {STEPS} steps, unless --batch-size is given",
+        batch_size=f"{DEFAULTS.batch_size} windows; of few clips {SMALL_BATCH}, unless --epochs is given",
         lr=DEFAULTS.lr,
     )
     group = parser.add_argument_group("method")
@@ -149,10 +149,10 @@ def make_plan(clips: int | None = None, **flags) -> Plan:
     return Plan(**flags)
 
 
-def auxiliary_scores(auxiliary, windows, feature_size, run):
+def make_auxiliary_scorer(auxiliary, windows, feature_size, run):
     """-> function(batch) giving the auxiliary scores of its windows [n, T]; None without an auxiliary.
 
-    Raises UserError.
+    auxiliary: scoring.Auxiliary, or None. Raises UserError.
     """
     import torch
 
@@ -169,12 +169,12 @@ def auxiliary_scores(auxiliary, windows, feature_size, run):
         auxiliary.net.to(run.device)
 
     @torch.no_grad()
-    def scores(batch):
+    def score_auxiliary(batch):
         if auxiliary.labels is not None:
             return labels[run.to_device(windows.clips(batch.rows))]
         return run.all_gather_batch(auxiliary.net(batch.data)[..., 0], len(batch))
 
-    return scores
+    return score_auxiliary
 
 
 def labels_of_clips(auxiliary, videos) -> np.ndarray:
@@ -198,9 +198,9 @@ def labels_of_clips(auxiliary, videos) -> np.ndarray:
     return np.concatenate(parts)
 
 
-def losses(net, batch, plan, bank, auxiliary, run):
+def losses(net, batch, plan, bank, score_auxiliary, run):
     """-> {name: loss over the whole batch}, pseudo labels [n, T], scores [n, T]: the threshold is that of all ranks'
-    windows."""
+    windows. score_auxiliary: function(batch) -> [n, T], or None."""
     from frd_uvad import model
 
     with run.autocast():
@@ -208,7 +208,7 @@ def losses(net, batch, plan, bank, auxiliary, run):
         bank_error = net.error(bank.windows) if len(bank) else None
     error = run.all_gather_batch(out["error"], len(batch))
     score = run.all_gather_batch(out["score"].float(), len(batch))
-    extra_scores = auxiliary(batch) if auxiliary else None
+    extra_scores = score_auxiliary(batch) if score_auxiliary else None
     parts = model.losses({"error": error, "score": score}, extra_scores, bank_error, plan.loss_weights)
     loss_parts = {name: parts[name] for name in ("total", "reconstruction", "disruption", "scorer")}
     return loss_parts, parts["pseudo"], score[..., 0].detach()
@@ -222,13 +222,13 @@ def choose_for_bank(bank, batch, pseudo, scores, plan, windows):
         bank.choose(model.select_for_bank(pseudo, scores, plan.bank, plan.delta), batch, windows)
 
 
-def train_one_epoch(net, loader, optimizer, plan, epoch, run, meter, bank, auxiliary, pseudo_labels):
+def train_one_epoch(net, loader, optimizer, plan, epoch, run, meter, bank, score_auxiliary, pseudo_labels):
     """pseudo_labels: float32 [windows] on the device; those of the windows' first clips are written into it."""
     net.train()
     for batch, _ in meter.batches(loader, epoch):  # this rank's part of the batch
         meter.set_lr(optimizer, plan.lr)
         bank.update()  # a GPU that is behind has the backward pass of the step before to do meanwhile
-        loss_parts, pseudo, scores = run.data_parallel(losses, net)(batch, plan, bank, auxiliary, run)
+        loss_parts, pseudo, scores = run.data_parallel(losses, net)(batch, plan, bank, score_auxiliary, run)
         choose_for_bank(bank, batch, pseudo, scores, plan, loader.dataset)
         optimizer.zero_grad(set_to_none=True)
         loss_parts["total"].backward()
@@ -270,6 +270,9 @@ def train(
         "auxiliary": auxiliary.split(":")[0],
         **{k: list(v) if isinstance(v, tuple) else v for k, v in asdict(plan).items() if k != "epochs"},
     }
+    loaded = scoring.load_auxiliary(auxiliary)
+    if loaded:
+        identity["auxiliary_content"] = loaded.content()
     if data.settings and data.settings["flag"] != str(preprocess.STAND_IN):  # which runs of older versions do not name
         identity["features"] = {k: v for k, v in data.settings.items() if not k.endswith("flag")}
     place = "on the device" if windows.features is not None else "read from disk"
@@ -281,7 +284,7 @@ def train(
     seed_everything(seed)
     net = scoring.build_model(model_args).to(run.device)
     optimizer = torch.optim.AdamW(net.parameters(), lr=plan.lr, betas=BETAS, fused=True)
-    get_auxiliary_scores = auxiliary_scores(scoring.load_auxiliary(auxiliary), windows, data.width, run)
+    score_auxiliary = make_auxiliary_scorer(loaded, windows, data.width, run)
     bank = AnomalyBank(max(1, int(plan.beta * plan.batch_size)))
     pseudo_labels = torch.zeros(len(windows), device=run.device)
     path, log = out / "frd.pt", training.Log(out / "log.jsonl")
@@ -312,7 +315,7 @@ def train(
     test_labels = labels_of_test_clips(data, windows)
     loader = Loader(windows, plan.batch_size, seed, run)
     for epoch in range(meter.epoch, plan.epochs):
-        train_one_epoch(net, loader, optimizer, plan, epoch, run, meter, bank, get_auxiliary_scores, pseudo_labels)
+        train_one_epoch(net, loader, optimizer, plan, epoch, run, meter, bank, score_auxiliary, pseudo_labels)
         measures = measure_pseudo_labels(pseudo_labels.cpu().numpy() > 0, test_labels)
         meter.end_epoch(loader, **measures, bank_size=len(bank))
     if run.is_main and data.has_labels:

@@ -50,7 +50,9 @@ def parse(argv=None):
         help="cubes at once; scores do not depend on it (default: 256 on GPUs; on CPUs 64, which fit the cache)",
     )
     add_eval_flags(parser)
-    return parser.parse_args(cli.with_synonyms(argv, {"--ckpt_path": "--checkpoint"}))
+    return parser.parse_args(
+        cli.with_synonyms(argv, {"--ckpt_path": "--checkpoint", "--model_save_path": "--checkpoint"})
+    )
 
 
 def make_protocol(options: cli.ScoreOptions, dataset: str) -> evaluation.Protocol:
@@ -267,6 +269,8 @@ def main(argv=None):
         source, foreground = cli.DataSource.from_args(args), cli.given(args, pipeline.FLAGS)
 
         def train_set():
+            if args.video:
+                cli.need_training_set(checkpoint, loaded[1], source.dataset)
             return preprocess.prepare(source, run, splits=("train",), foreground=foreground, trained=trained)
 
         how = dict(

@@ -47,7 +47,7 @@ def main(argv=None):
     parser = cli.make_parser(__doc__)
     add_data_flags(parser)
     cli.add_shard_flag(cli.add_run_flags(parser, out="not used here"))
-    pipeline.preprocess(prepare, parser.parse_args(argv), "hf2vad/train.py")
+    pipeline.preprocess(prepare, parser.parse_args(argv), cli.next_command("hf2vad/train.py", argv, "--shard"))
 
 
 if __name__ == "__main__":

@@ -60,9 +60,9 @@ def parse(argv=None):
     cli.add_run_flags(parser, out="runs/hf2vad/<dataset>")
     cli.add_optimisation_flags(
         parser,
-        epochs="80, each stage; one number or memae,cvae,finetune",
-        batch_size="256,128,128; one number or three as above",
-        lr="1e-4,1e-4,8e-5; as above",
+        epochs="80, each stage; one number or memae,cvae,finetune; on demo 10,3,0",
+        batch_size="256,128,128; one number or three as above; on demo 32",
+        lr="1e-4,1e-4,8e-5; as above; on demo 1e-3",
         types=(str, str, str),
     )
     group = parser.add_argument_group("method")
@@ -146,17 +146,12 @@ def train_one_epoch(net, loader, optimizer, stage, epoch, run, meter):
     meter.end_epoch(loader)
 
 
-def train_stage(stage, net, records, identity, *, out, run, seed, foreground, last, resume=True, save_minutes=5):
-    """Train one stage from where its checkpoint is. last: also the statistics that scores are normalised with.
-
-    -> path
-    """
+def train_stage(stage, net, records, identity, *, out, run, seed, foreground, resume=True, save_minutes=5) -> Path:
+    """Train one stage from where its checkpoint is. -> path of the checkpoint"""
     import torch
 
     from common import training
     from common.loader import Loader
-    from common.objects.cube_dataset import CubeDataset
-    from hf2vad import scoring
     from hf2vad.data import stage_data
 
     path, log = out / f"{stage.name}.pt", training.Log(out / "log.jsonl")
@@ -165,7 +160,6 @@ def train_stage(stage, net, records, identity, *, out, run, seed, foreground, la
         net.memAE.requires_grad_(False)
     parameters = [p for p in net.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(parameters, lr=stage.lr, eps=1e-7, fused=True)
-    statistics = None
 
     def save():
         if run.is_main:
@@ -175,11 +169,10 @@ def train_stage(stage, net, records, identity, *, out, run, seed, foreground, la
                 net,
                 optimizer,
                 stage=stage.name,
-                done=meter.epoch >= stage.epochs and (statistics is not None or not last),
+                done=meter.epoch >= stage.epochs,
                 model_args=identity["model_args"],
                 identity=identity,
                 foreground=foreground,
-                statistics=statistics,
             )
             training.save_checkpoint(path, progress)
 
@@ -188,28 +181,36 @@ def train_stage(stage, net, records, identity, *, out, run, seed, foreground, la
     )
     state = training.previous_run(path, "hf2vad", identity, resume)
     training.resume(state, path, meter, net, optimizer)
-    data = None
     if meter.epoch < stage.epochs:
-        data = stage_data(stage.name, net, records, run, out)
-        loader = Loader(data, stage.batch_size, seed, run)
+        loader = Loader(stage_data(stage.name, net, records, run, out), stage.batch_size, seed, run)
         for epoch in range(meter.epoch, stage.epochs):
             train_one_epoch(net, loader, optimizer, stage, epoch, run, meter)
-    else:
-        statistics = state["statistics"]
-    if last and statistics is None:
-        if stage.name == "memae":  # it trains on the last flow only
-            data = CubeDataset(records, scoring.FIELDS, run)
-        data = data or stage_data(stage.name, net, records, run, out)
-        statistics = scoring.statistics(scoring.Scorer(net, run).score_training_cubes(data))
-        save()
     run.barrier()
     return path
+
+
+def add_statistics(path, records, run) -> None:
+    """Add to a checkpoint what turns errors into scores, if it is not there yet: mean and deviation of the training
+    cubes' errors."""
+    from common.training import save_checkpoint
+    from hf2vad import scoring
+    from hf2vad.data import stage_data
+
+    net, state = scoring.load_model(path)
+    if state.get("statistics"):
+        return
+    fields_of = "cvae" if state["stage"] == "cvae" else "finetune"  # memae alone trains on less than is scored
+    data = stage_data(fields_of, net, records, run, path.parent)
+    errors = scoring.Scorer(net, run).score_training_cubes(data)
+    if run.is_main:
+        save_checkpoint(path, {**state, "statistics": scoring.statistics(errors)})
+    run.barrier()
 
 
 def train(dataset, plan, *, out, run, size="full", seed=0, only=None, resume=True, save_minutes=5) -> Path:
     """Train the missing stages. dataset: pipeline.CubeVideos; only: one stage.
 
-    -> path of the newest complete checkpoint.
+    -> path of the last stage that was trained; where none was, of the last one that exists.
     """
     from common import training
     from common.distributed import seed_everything
@@ -223,11 +224,11 @@ def train(dataset, plan, *, out, run, size="full", seed=0, only=None, resume=Tru
         f"{dataset.data.name}: {len(dataset.train)} training videos, {cubes} cubes "
         f"({'grey' if channels == {1} else 'colour'}), model {size}, {run.device}, {run.precision}"
     )
-    newest = None
-    for i, name in enumerate(STAGES):
+    newest = existing = None
+    for name in STAGES:
         stage, path = plan[name], out / f"{name}.pt"
         if stage.epochs == 0 or (only and name != only):
-            newest = path if path.exists() else newest
+            existing = path if path.exists() else existing
             continue
         seed_everything(seed)
         net = scoring.build_model(dict(SIZES[size]), name)
@@ -254,12 +255,13 @@ def train(dataset, plan, *, out, run, size="full", seed=0, only=None, resume=Tru
             run=run,
             seed=seed,
             foreground=vars(dataset.store.s),
-            last=bool(only) or not any(plan[s].epochs for s in STAGES[i + 1 :]),
             resume=resume,
             save_minutes=save_minutes,
         )
+    newest = newest or existing
     if newest is None:
         raise UserError("nothing to train: --epochs is 0 for every stage")
+    add_statistics(newest, records, run)
     return newest
 
 

@@ -1,6 +1,6 @@
 """Score test videos, or your own video, with a trained scene-aware autoencoder.
 
-python scene_aware_ae/eval.py --dataset shanghaitech-sd --checkpoint runs/scene_aware_ae.pt
+python scene_aware_ae/eval.py --dataset demo --checkpoint runs/scene_aware_ae/demo/scene_aware_ae.pt
 python scene_aware_ae/eval.py --dataset shanghaitech-sd --checkpoint authors.pth --protocol official
 python scene_aware_ae/eval.py --video my.mp4 --checkpoint runs/scene_aware_ae/folder/scene_aware_ae.pt
 """
@@ -52,7 +52,9 @@ def parse(argv=None):
     cli.add_run_flags(parser, out="the checkpoint's folder")
     group = cli.add_checkpoint_flags(parser, "runs/scene_aware_ae/<dataset>/scene_aware_ae.pt")
     cli.add_shard_flag(group, scoring=True)
-    group.add_argument("--scene", help="with --video: the scene it shows, to compare with what the model takes it for")
+    group.add_argument(
+        "--scene", help="with --video, after --mode 2: the scene it shows, to print beside what it is taken for"
+    )
     add_eval_flags(parser)
     return parser.parse_args(argv)
 
@@ -194,7 +196,7 @@ def draw_tsne(checkpoints, dataset, labels, run, path):
 
 
 def score_own_video(video, checkpoint, source, encoder_options, *, out, run, options, scene=None, loaded=None):
-    """scores.csv, curve.png, overlay.mp4 and report.html of one video, and which scene it resembles.
+    """scores.csv, curve.png, overlay.mp4 and report.html of one video; with --mode 2 also which scene it resembles.
 
     video: readers.video.Video; source: its dataset is that of the checkpoint, beside whose features a stand-in encoder
     lies.
@@ -210,6 +212,7 @@ def score_own_video(video, checkpoint, source, encoder_options, *, out, run, opt
     data = Dataset("video", video.path.resolve().parent, [], [video])
     home = data
     if trained.get("encoder", "").startswith("none:"):
+        cli.need_training_set(checkpoint, state, source.dataset)
         home = datasets.find(source.dataset, source.data_root, source.labels)
     with run.main_first():
         encoder = make_encoder(encoder_options, home, source.cache, run, trained=trained, only_features=False)

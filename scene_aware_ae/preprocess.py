@@ -188,7 +188,7 @@ def main(argv=None):
         if run.is_main:
             dataset.print_summary()
             dataset.report_skipped()
-            print(f"next: python scene_aware_ae/train.py --dataset {dataset.data.name}")
+            print(f"next: {cli.next_command('scene_aware_ae/train.py', argv, '--shard')}")
 
 
 if __name__ == "__main__":

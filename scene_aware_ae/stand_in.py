@@ -93,7 +93,14 @@ class StandIn:
         videos = videos[:: -(-len(videos) // (self.TOTAL_FRAMES // 8))]  # a median needs at least 8 frames of each
         most = min(self.MAX_FRAMES, self.TOTAL_FRAMES // len(videos))
         bar = tqdm(videos, desc="read training frames", unit="video", dynamic_ncols=True, mininterval=5)
-        frames = [self.sample_frames(v, most) for v in bar]
+        frames = []
+        for v in bar:
+            try:
+                frames.append(self.sample_frames(v, most))
+            except UserError:  # named when its features are made
+                pass
+        if not frames:
+            raise UserError(f"no training video can be read, the first is {videos[0].path}: the stand-in needs some")
         medians = [np.median(x, axis=0).astype(np.float32) for x in frames]
         net = self.net.to(self.run.device).train()
         optimizer = torch.optim.Adam(net.parameters(), lr=self.LR, fused=True)

@@ -140,7 +140,8 @@ class Loaded:
         return self.scorer.config
 
     def statistics(self, training_frames=None):
-        """Of the checkpoint, if made with the same configuration; else of the training frames.
+        """Of the checkpoint, if made with the same configuration and masks; else of the training frames. Where there
+        are none, those of other masks must do: a mean over fewer masks has a longer tail.
 
         training_frames() -> preprocess.FrameVideos of the training videos. -> dict, None without any.
         """
@@ -149,16 +150,16 @@ class Loaded:
 
         config, saved = self.config, self.state.get("statistics")
         made_with = [config.norm, list(config.parts), config.tokens]
-        if saved and [saved["norm"], saved["parts"], saved.get("tokens", "all")] == made_with:
+        if saved and [saved["norm"], saved["parts"], saved.get("tokens", "all")] != made_with:
+            saved = None
+        if training_frames is None or (saved and saved.get("draws", 1) == len(self.scorer.tables)):
             return saved
-        if training_frames is None:
-            return None
         try:
             dataset = training_frames()
         except UserError:
-            return None
+            return saved
         if not dataset.train:
-            return None
+            return saved
         run = self.scorer.run
         run.print("the checkpoint has no training statistics of these errors: scoring training frames")
         return scoring.statistics(self.scorer, FrameDataset(dataset.arrays(dataset.train), run))
@@ -182,6 +183,9 @@ def load(
     from sdmae import scoring
 
     net, state = scoring.load_model(checkpoint, student, image_size)
+    size = state["model_args"]["image_size"]
+    if image_size and tuple(image_size) != tuple(size):
+        raise UserError(f"--image-size, --patch: {checkpoint} is for frames of {size[0]}x{size[1]}; leave them out")
     config = scoring.score_config(state.get("identity", {}).get("dataset", dataset), norm, parts, tokens)
     scorer = scoring.Scorer(net, config, run, draws=draws, compiled=compiled)
     return Loaded(net, state, scorer, tuple(state["model_args"]["image_size"]))
@@ -293,7 +297,8 @@ def main(argv=None):
     smoothing.parse(args.smoothing)
     name = cli.dataset_name(args)
     checkpoint = args.checkpoint or Path("runs/sdmae") / name / "sdmae.pt"
-    image_size = preprocess.input_size(name, args.image_size, args.patch)[0] if args.image_size else None
+    sizes = args.image_size or args.patch
+    image_size = preprocess.input_size(name, args.image_size, args.patch)[0] if sizes else None
 
     def watch_video(loaded, training_frames=None):
         from sdmae.live import LiveOptions, watch
@@ -324,6 +329,8 @@ def main(argv=None):
         source = cli.DataSource.from_args(args)
 
         def training_frames():
+            if args.video is not None or args.export is not None:
+                cli.need_training_set(checkpoint, loaded.state, name)
             return preprocess.prepare(source, loaded.size, run, splits=("train",))
 
         if args.export is not None:

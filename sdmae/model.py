@@ -49,8 +49,7 @@ def gradient_masking(gradient, p, ratio):
     return random_masking(patchify(gradient, p).amax(dim=2), ratio)
 
 
-# ----------------------------------------------------------------------------------------------- CvT blocks (section
-# 3.2)
+# ------------------------------------------------------------------------------------------- CvT blocks (section 3.2)
 
 
 class DepthwiseProjection(nn.Module):
@@ -144,13 +143,10 @@ class Attention(nn.Module):
         """[N, 1 + h·w, dim]; the class token bypasses the convolutions."""
         n, length, dim = x.shape
         token, rest = x[:, :1], x[:, 1:]
-        picture = rest.unflatten(1, grid).permute(
-            0, 3, 1, 2
-        )  # tokens are channels_last pictures already: nothing is copied
+        picture = rest.unflatten(1, grid).permute(0, 3, 1, 2)  # tokens are channels_last pictures: nothing is copied
 
         def project(conv, linear):
-            # linear before joining: the gradient of a part of a joined tensor is not contiguous, and batch norm is slow
-            # on it
+            # linear before joining: batch norm is slow on the gradient of a part of a joined tensor
             y = linear(conv(picture).permute(0, 2, 3, 1).flatten(1, 2))
             y = torch.cat([linear(token), y], dim=1)
             return y.view(n, length, self.heads, dim // self.heads).transpose(1, 2)

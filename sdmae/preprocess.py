@@ -19,11 +19,9 @@ from common.readers import datasets
 from common.readers.dataset import UsableVideos
 from common.readers.pictures import write_image
 
-# Input size (height, width) and patch. Avenue, ShanghaiTech and UBnormal as published: 20 × 40 tokens each. Ped2's size
-# is not
-# published, its patch is 4, which costs several times as much. 192 × 288 keeps the frame's shape (240 × 360) and leaves
-# a
-# pedestrian about 12 × 24 px, one token of 12 × 18. Ped1 keeps the published patch and makes 24 × 36 tokens.
+# Input size (height, width) and patch. Avenue, ShanghaiTech and UBnormal as published: 20 × 40 tokens. Of Ped2 only the
+# patch is published, 4, which costs several times as much; 192 × 288 keeps the frame's shape, and a pedestrian of
+# 12 × 24 px is about two tokens. Ped1: the published patch, 24 × 36 tokens.
 PUBLISHED = {
     "avenue": dict(size=(320, 640), patch=16),
     "shanghaitech": dict(size=(160, 320), patch=8),
@@ -110,11 +108,15 @@ def add_pseudo_flags(parser):
 
 
 def make_bank(dataset: FrameVideos, size, run, *, pseudo="self", ubnormal_root=None, seed=0):
-    """The objects to paste into training frames: a sdmae.pseudo.Bank, or None."""
+    """The objects to paste into training frames: a pseudo.ObjectBank, or None."""
     from sdmae.pseudo import from_training, from_ubnormal
 
     if pseudo == "none":
         return None
+    if not dataset.train:
+        raise UserError(
+            f"{dataset.data.name} has no training videos under {dataset.data.root}: put normal ones into train/"
+        )
     arrays = dataset.arrays(dataset.train)
     if pseudo == "ubnormal":
         root = dataset.data.root if dataset.data.name == "ubnormal" else ubnormal_root
@@ -179,7 +181,7 @@ def main(argv=None):
         run.print(dataset.summary())
         if run.is_main:
             dataset.report_skipped()
-        run.print(f"next: python sdmae/train.py --dataset {name}")
+        run.print(f"next: {cli.next_command('sdmae/train.py', argv, '--shard', '--preview')}")
 
 
 if __name__ == "__main__":

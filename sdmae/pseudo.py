@@ -23,8 +23,7 @@ LENGTH = 7  # frames of a sequence: what one sample sees, t-3..t+3
 MOVING = 15  # grey levels by which a moving pixel differs from the video's median frame
 OBJECTS = 2000  # at most, per bank
 STRETCH = 2.0  # largest enlargement
-# Of objects cut out of the training videos something must be unusual: (speed factor, turn in degrees, enlargement,
-# bend).
+# Of objects cut out of training videos something must be unusual: (speed factor, turn in degrees, enlargement, bend).
 KINDS = {
     "fast": ((2.0, 5.0), (-15, 15), (0.9, 1.2), 0.0),
     "turned": ((1.0, 3.0), (45, 135), (0.9, 1.2), 0.0),
@@ -143,7 +142,7 @@ def from_training(arrays, seed=0):
     None where nothing moves.
     """
     objects, (h, w) = [], arrays[0].shape[1:3]
-    channels = max(a.shape[3] for a in arrays)  # as Frames has them for training
+    channels = max(a.shape[3] for a in arrays)  # as FrameDataset has them
     # objects of 1/1000 to 1/12 of the frame; a larger minimum would keep only groups where people are small
     least, most = max(h * w // 1000, 32), h * w // 12
     for frames in tqdm(arrays, desc="cut objects", unit="video", dynamic_ncols=True, mininterval=5):

@@ -34,9 +34,8 @@ class ScoreConfig:
         return {**asdict(self), "parts": list(self.parts)}
 
 
-# Avenue and ShanghaiTech as published. The others are not published: Ped1, Ped2 and your own videos are scored as
-# Avenue,
-# UBnormal as ShanghaiTech (the authors use one size and patch for both).
+# Avenue and ShanghaiTech as published. Not published: Ped1, Ped2 and your own videos are scored as Avenue, UBnormal as
+# ShanghaiTech (the authors use one size and patch for both).
 AVENUE = ScoreConfig("L2", PARTS, "aedmae:38:11", minmax=False)
 SHANGHAITECH = ScoreConfig("L1", ("reconstruction",), "aedmae:302:21", minmax=True)
 PUBLISHED = {"shanghaitech": SHANGHAITECH, "ubnormal": SHANGHAITECH}
@@ -171,6 +170,7 @@ def statistics(scorer: Scorer, frames: FrameDataset, most: int = 2000) -> dict:
         "norm": config.norm,
         "parts": list(config.parts),
         "tokens": config.tokens,
+        "draws": len(scorer.tables),
     }
 
 

@@ -41,6 +41,7 @@ class Plan:
     batch_size: int
     lr: float
     student_from: int  # from this epoch on only the student is trained
+    # None: constant; else the rate falls, and a resumed run must have this same sentence "cooldown, N of M epochs"
     lr_schedule: str | None = None
     pseudo: str = "self"
     pseudo_share: float = 0.25
@@ -61,7 +62,12 @@ def parse(argv=None):
     parser = cli.make_parser(__doc__)
     preprocess.add_data_flags(parser)
     cli.add_run_flags(parser, out="runs/sdmae/<dataset>")
-    cli.add_optimisation_flags(parser, **{k: DEFAULTS[k] for k in ("epochs", "batch_size", "lr")})
+    cli.add_optimisation_flags(
+        parser,
+        epochs="200; on demo 40",
+        batch_size="100; on ped2 16, on demo 20",
+        lr="1e-4; on ped2 5e-4, on demo 1e-3",
+    )
     preprocess.add_pseudo_flags(parser)
     group = parser.add_argument_group("method")
     group.add_argument(
@@ -131,8 +137,9 @@ def start_phase(net, phase, lr):
     return torch.optim.AdamW(groups, lr=lr, betas=BETAS, fused=True)
 
 
-def add_pseudo_anomalies(batch, bank, plan, tokens, run):
-    """Samples [n, 5, C, H, W] -> (network input, target, motion gradient, masking noise) with objects of `bank` pasted.
+def random_input(batch, bank, plan, tokens, run):
+    """A batch's samples [n, 5, C, H, W] -> image [n, 9, H, W], target [n, 4, H, W], motion gradient [n, 3, H, W] and
+    masking noise [n, tokens]; objects of `bank` are pasted where there is one.
 
     Random choices are made for the whole batch, so that they do not depend on the number of ranks.
     """
@@ -170,7 +177,7 @@ def train_one_epoch(net, loader, optimizer, plan, epoch, run, meter, bank):
     (net.train if phase == TEACHER else net.train_student)()
     for batch, weight in meter.batches(loader, epoch):  # this rank's part, and its weight in the batch mean
         meter.set_lr(optimizer, plan.lr_at(epoch + meter.progress))
-        image, target, gradient, noise = add_pseudo_anomalies(batch, bank, plan, net.tokens, run)
+        image, target, gradient, noise = random_input(batch, bank, plan, net.tokens, run)
         loss_parts = run.data_parallel(losses, net)(phase, image, target, gradient, noise, plan, run)
         scale = len(batch) if phase == TEACHER else 1  # the published teacher loss is a sum over the batch
         optimizer.zero_grad(set_to_none=True)
@@ -192,13 +199,15 @@ def train(
     size="full",
     mask_ratio=0.5,
     bank_options=None,
+    draws=1,
     seed=0,
     resume=True,
     save_minutes=5,
 ):
     """Phase one trains everything but the student by the teacher's loss; phase two only the student. -> checkpoint path
 
-    dataset: preprocess.FrameVideos; config: scoring.ScoreConfig that training statistics are computed with.
+    dataset: preprocess.FrameVideos; config, draws: scoring.ScoreConfig and masks that training
+    statistics are computed with.
     """
     from common import training
     from common.distributed import seed_everything
@@ -269,7 +278,7 @@ def train(
             optimizer = start_phase(net, phase, plan.lr)
         meter.stage = phase
         train_one_epoch(net, loader, optimizer, plan, epoch, run, meter, bank)
-    statistics = scoring.statistics(scoring.Scorer(net, config, run), frames.with_offsets(INPUT_OFFSETS))
+    statistics = scoring.statistics(scoring.Scorer(net, config, run, draws=draws), frames.with_offsets(INPUT_OFFSETS))
     save()
     run.barrier()
     return path
@@ -310,6 +319,7 @@ def main(argv=None):
             size=args.size or ("small" if name == "demo" else "full"),
             mask_ratio=args.mask_ratio,
             bank_options=bank_options,
+            draws=args.mask_draws,
             seed=args.seed,
             resume=args.resume,
             save_minutes=args.save_minutes,

@@ -4,7 +4,6 @@ this plot.
 python spr_uvad/advantage.py runs/with runs/without --out advantage.png
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
+from common import cli
 from common.io import UserError, optional_module, run_script
 
 
@@ -24,8 +24,11 @@ def cube_labels(dataset, videos, share=0.2):
         frame, box = (dataset.column([v], k)[0] for k in ("frame", "box"))
         label = np.zeros(len(frame), np.int8)
         if v.split == "test":
-            masks = dataset.data.masks(v)
-            if masks is None:
+            try:
+                masks = dataset.data.masks(v)
+            except UserError:  # which the evaluation names
+                masks = None
+            if masks is None or len(masks) != dataset.frames(v):
                 label = dataset.data.labels(v, dataset.frames(v))[frame].astype(np.int8)
             else:
                 whole = np.ceil(box).astype(int)
@@ -82,11 +85,12 @@ def plot(logs, path):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = cli.make_parser(__doc__)
     parser.add_argument("runs", type=Path, nargs="+", help="folders of finished runs on a labelled dataset")
     parser.add_argument("--out", type=Path, default=Path("normality_advantage.png"), help="(default: %(default)s)")
     args = parser.parse_args(argv)
-    logs = {folder.name: folder / "log.jsonl" for folder in args.runs}
+    names = [folder.name for folder in args.runs]
+    logs = {(str(f) if names.count(f.name) > 1 else f.name): f / "log.jsonl" for f in args.runs}
     if not any(read(x) for x in logs.values()):
         raise UserError(
             "these runs have no losses of normal and abnormal cubes in their log.jsonl: their dataset had no labels"

@@ -199,7 +199,7 @@ def evaluate(
             "weights": weights if with_motion else None,
             "statistics": statistics,
             "with_motion": with_motion,
-            "epochs": state.get("epoch", state.get("at", {}).get("epoch")),
+            "epochs": state.get("epoch"),
             "foreground": vars(dataset.store.s),
         },
     )

@@ -1,7 +1,5 @@
 """Cubes -> scores: blocks of the frame, checkpoints (ours and the authors'), normalised scores."""
 
-import pickle
-
 import numpy as np
 import torch
 
@@ -131,16 +129,11 @@ def load_model(path) -> tuple[dict, dict]:
 
     Ours, or the authors' nested list [row][column][0] of state-dicts.
     """
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (FileNotFoundError, pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError):
-        state = training.load_checkpoint(path, "spr_uvad")  # says what is wrong
+    state = training.load_checkpoint(path, "spr_uvad", (dict, list))
     if isinstance(state, list):
         state = published_state(path, state)
-    else:
-        state = training.load_checkpoint(path, "spr_uvad")
-        if "model_state_dicts" not in state:
-            raise UserError(f"checkpoint {path} is not one of LBR-SPR's: it has no model_state_dicts")
+    elif "model_state_dicts" not in state:
+        raise UserError(f"checkpoint {path} is not one of LBR-SPR's: it has no model_state_dicts")
     nets = {}
     for number, weights in state["model_state_dicts"].items():
         weights = {k.removeprefix("module."): v for k, v in weights.items()}

@@ -231,7 +231,8 @@ def train(dataset, plan, *, out, run, size="full", flow=False, seed=0, resume=Tr
         meter.seconds = seconds
         if state and number == state["block"]:
             training.resume(state, path, meter, net, optimizer)
-            errors.copy_(state["errors"])
+            if run.is_main:  # what other ranks saw of this epoch is missing in its logged means of normal and abnormal
+                errors.copy_(state["errors"])
         for epoch in range(meter.epoch, plan.epochs):
             train_one_epoch(net, loader, optimizer, plan, epoch, run, meter, errors)
             epoch_errors = sum(run.all_gather_object(errors.cpu().numpy()))[rows] / values_per_cube

@@ -676,8 +676,7 @@ EVALUATE = READ.replace("preprocess", "eval") + " --checkpoint {checkpoint} --ou
 FEATURES = "frd_uvad/eval.py --dataset features --features {root} --checkpoint {checkpoint} --out {root}/out"
 SDMAE = "sdmae/preprocess.py --dataset folder --data-root {root} --cache {root}/cache --workers 1"
 
-# what lies there, how it is made, the command, and what is right: the exit code, and what is printed (! before what is
-# not)
+# what lies there, how it is made, the command, and what is right: the exit code, and what is (! before: is not) printed
 SITUATIONS = [
     (
         "class folders",

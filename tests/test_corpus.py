@@ -104,7 +104,6 @@ OPENS = {
     "frd_uvad/train.py plot_pseudo_labels": "tests/test_frd_uvad.py",
     "spr_uvad/advantage.py read": "tests/test_spr_uvad.py",
     "scene_aware_ae/encoder.py GivenFeatures.__init__": "tests/test_scene_aware_ae.py",
-    "spr_uvad/scoring.py load_model": "tests/test_spr_uvad.py",
     "spr_uvad/authors.py load_training_scores": "tests/test_spr_uvad.py",
 }
 READING = {

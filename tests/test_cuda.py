@@ -185,7 +185,7 @@ def frd_uvad_epoch(kind, run):
     windows.check = lambda features, clips: None  # of a batch it looks at tensors of the host
     if where:
         windows.features = run.to_device(windows.read_clips(np.arange(8)))
-    rest = {"bank": data.AnomalyBank(2), "auxiliary": train.auxiliary_scores(auxiliary, windows, 256, run)}
+    rest = {"bank": data.AnomalyBank(2), "score_auxiliary": train.make_auxiliary_scorer(auxiliary, windows, 256, run)}
     return train, net, Loader(windows, 4, 0, run), dict(plan=train.Plan(bank=kind), pseudo_labels=pseudo_labels, **rest)
 
 

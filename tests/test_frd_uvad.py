@@ -305,8 +305,10 @@ def test_ugly_features_are_one_sentence(tmp_path):
                     (("--encoder", "timm:resnet18:gone.pth"), ("gone.pth",)),
                     (("--encoder", "svmae:gone.pt+timm:resnet18"), ("gone.pt",)),
                     (("--encoder", "timm:resnet18:random"), ("random",)),
+                    (("--crops", "10"), ("--crops 10", "whole frames")),
                 ]
             ),
+            ("frd_uvad/eval.py", ("--dataset", "UCSDped2"), ("runs/frd_uvad/ped2/frd.pt",)),
         ]
     )
 
@@ -483,6 +485,7 @@ def test_auxiliary_labels_and_scorers(tmp_path):
     from frd_uvad.train import labels_of_clips
 
     labels = scoring.load_auxiliary(f"labels:{tmp_path / 'l.npz'}")
+    assert len({auxiliary.content(), labels.content()}) == 2 and labels.content() == labels.content()
     with pytest.raises(UserError, match="3 clips"):
         labels_of_clips(labels, videos)
     torch.save({"scorer.fc1.weight": torch.zeros(3)}, tmp_path / "odd.pkl")

@@ -95,6 +95,20 @@ def test_nothing_is_done_twice(trained):
     assert "decoding" not in again.stdout and "cutting" not in again.stdout and again.stdout.count("done before") == 3
 
 
+def test_a_stage_left_over_from_another_run_does_not_count(trained, tmp_path):
+    """The result is that of the last stage that is trained, though a later one lies there; where none is, of the last
+    one."""
+    base, root, _ = trained
+    shutil.copytree(base / "run", tmp_path / "run", ignore=shutil.ignore_patterns("strict"))
+    metrics = tmp_path / "run" / "strict" / "metrics.json"
+    train(root, tmp_path / "run", "--epochs", "2,1,0")
+    assert json.loads(metrics.read_text())["checkpoint"] == str(tmp_path / "run" / "cvae.pt")
+    state = torch.load(tmp_path / "run" / "cvae.pt", weights_only=True)
+    assert state["done"] and state["statistics"]["cubes"] > 20 and state["optimizer"]
+    train(root, tmp_path / "run", "--stage", "memae")
+    assert json.loads(metrics.read_text())["checkpoint"] == str(tmp_path / "run" / "memae.pt")
+
+
 def test_official_protocol_names_its_liberties(trained):
     base, root, _ = trained
     done = script(

@@ -20,6 +20,7 @@ from scene_aware_ae import encoder as encoders
 from scene_aware_ae import preprocess, scoring
 from scene_aware_ae.eval import best_sigma
 from scene_aware_ae.model import SceneAwareAE, losses, supcon
+from scene_aware_ae.stand_in import StandIn
 from tests.helpers import (
     killed_after,
     refused,
@@ -63,6 +64,20 @@ def trained(tmp_path_factory):
     where = ("--dataset", "folder", "--data-root", root, "--cache", base / "cache", "--device", "cpu")
     script("scene_aware_ae/eval.py", *where, "--checkpoint", base / "run" / "scene_aware_ae.pt", "--tsne", "--overlay")
     return base, root, done
+
+
+def test_the_stand_in_leaves_out_damaged_videos(tmp_path):
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "000.png").write_bytes(b"no image at all, but long enough")
+    good, bad = open_video(save_frames(tmp_path / "good", walkers(20))), open_video(tmp_path / "bad")
+    run = Run("cpu", "fp32")
+    with_bad, without = (
+        StandIn(tmp_path / "a", run, [bad, good], steps=2),
+        StandIn(tmp_path / "b", run, [good], steps=2),
+    )
+    assert with_bad.hash == without.hash
+    with pytest.raises(UserError, match="no training video can be read"):
+        StandIn(tmp_path / "c", run, [bad], steps=2)
 
 
 def test_one_command_goes_from_videos_to_scores(trained):

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -277,6 +278,14 @@ def test_ugly_input_is_refused_or_survived(trained, tmp_path):
         ),
         "rtsp://127.0.0.1:9/x",
     )
+    ours = ("--checkpoint", base / "run" / "sdmae.pt", "--device", "cpu")
+    refused(script("sdmae/eval.py", *common[:6], *ours, "--patch", "16", check=False), "--patch", "64x96")
+    own = ("--video", root / "test" / "b0", "--student-on", "removed")  # statistics of other errors are asked for
+    refused(script("sdmae/eval.py", *ours, *own, check=False), "no scores of normal frames", "--data-root")
+    (tmp_path / "only" / "test").mkdir(parents=True)
+    shutil.copytree(root / "test" / "b0", tmp_path / "only" / "test" / "b0")
+    where = ("--dataset", "folder", "--data-root", tmp_path / "only", *common[4:], "--image-size", "64x96")
+    refused(script("sdmae/preprocess.py", *where, "--patch", "8", "--preview", check=False), "no training videos")
 
 
 def test_constant_videos_smaller_than_a_patch_and_of_one_frame(tmp_path):

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -304,6 +305,34 @@ def test_blocks_scores_and_moments_by_hand():
     assert found[0] == ("a", 2, 4, 3, 8.0) and found[1] == ("b", 3, 3, 3, 6.0)
     assert top_peaks({}) == [] and top_peaks({"a": np.full(3, np.nan)}) == []
     assert advantage.means(np.array([1.0, 3.0, 5.0]), np.array([0, 0, 1])) == {"normal_loss": 2.0, "abnormal_loss": 5.0}
+
+
+def test_labels_of_cubes_and_masks_that_do_not_fit():
+    """By the masks where they fit, else the frame's labels: labels serve a plot, which must not stop a training."""
+    boxes, frames = np.array([[0, 0, 3, 3], [4, 4, 7, 7]]), np.array([0, 2])
+    whole = np.zeros((3, 8, 8), bool)
+    whole[:, :4, :4] = True
+
+    def damaged():
+        raise UserError("pixel masks are damaged")
+
+    expected = {lambda: whole: [1, 0], lambda: whole[:2]: [0, 1], lambda: None: [0, 1], damaged: [0, 1]}
+    for masks, labels in expected.items():
+        data = SimpleNamespace(masks=lambda v, read=masks: read(), labels=lambda v, n: np.array([0, 0, 1]))
+        columns = {"frame": frames, "box": boxes}
+        dataset = SimpleNamespace(data=data, column=lambda v, k, c=columns: [c[k]], frames=lambda v: 3)
+        assert advantage.cube_labels(dataset, [SimpleNamespace(split="test")]).tolist() == labels
+
+
+def test_runs_of_equal_folder_names_are_two_curves(tmp_path, monkeypatch):
+    for name in ("with", "without"):
+        (tmp_path / name / "ped2").mkdir(parents=True)
+        line = {"epoch": 1, "normal_loss": 1.0, "abnormal_loss": 2.0}
+        (tmp_path / name / "ped2" / "log.jsonl").write_text(json.dumps(line))
+    monkeypatch.setattr(advantage, "plot", lambda logs, path: drawn.extend(logs.values()))
+    drawn = []
+    advantage.main([str(tmp_path / name / "ped2") for name in ("with", "without")])
+    assert len(drawn) == 2
 
 
 def test_flow_boxes_by_hand():

@@ -229,7 +229,23 @@ def test_flags_take_numbers_that_make_sense(text, capsys):
     assert parser.parse_args(["--lr", "0.5"]).lr == 0.5
 
 
-@pytest.mark.parametrize("kind", ["tensor", "tuple", "dict"])
+def test_the_next_command_keeps_what_decides_the_data():
+    argv = ["--dataset", "ped2", "--shard", "0/4", "--data-root", "my data", "--boxes=file:a.npz", "--preview"]
+    command = cli.next_command("hf2vad/train.py", argv, "--shard", "--preview")
+    assert command == "python hf2vad/train.py --dataset ped2 --data-root 'my data' --boxes=file:a.npz"
+
+
+@pytest.mark.parametrize(
+    "trained_on,dataset,is_refused",
+    [(None, "demo", True), ("ped2", "demo", True), ("demo", "demo", False), ("ped2", "folder", False)],
+)
+def test_own_videos_are_not_compared_with_the_demo(trained_on, dataset, is_refused):
+    state = {"identity": {"dataset": trained_on}} if trained_on else {}
+    with pytest.raises(UserError, match="a.pt needs normal videos") if is_refused else contextlib.nullcontext():
+        cli.need_training_set("a.pt", state, dataset)
+
+
+@pytest.mark.parametrize("kind", ["tensor", "tuple", "dict", "tensor and None"])
 def test_a_gpus_batches_are_copied_beside_the_computation(kind, monkeypatch):
     """On pretended streams: a copy begins after what the device holds was written, a batch is used after its copy, and
     its memory is kept until it was read."""
@@ -258,7 +274,8 @@ def test_a_gpus_batches_are_copied_beside_the_computation(kind, monkeypatch):
 
         def to_device(self, rows):
             happened.append(("copied", used[-1]))
-            return {"tensor": OnDevice(), "tuple": (OnDevice(), OnDevice()), "dict": {"a": OnDevice()}}[kind]
+            tensors = {"tensor": OnDevice(), "tuple": (OnDevice(), OnDevice()), "dict": {"a": OnDevice()}}
+            return tensors.get(kind, (OnDevice(), None))
 
     main, used = Stream("main"), ["main"]
 
@@ -279,5 +296,5 @@ def test_a_gpus_batches_are_copied_beside_the_computation(kind, monkeypatch):
         assert before[0] == ("copies", "waits for", "main")
         assert before.count(("copied", "copies")) > i and ("copied", "main") not in before
         assert before.count(("main", "waits for copy", i + 1)) == 1
-        tensors = {"tensor": 1, "tuple": 2, "dict": 1}[kind]
+        tensors = 2 if kind == "tuple" else 1
         assert before.count(("kept for", "main")) == tensors * (i + 1)

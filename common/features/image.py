@@ -232,7 +232,8 @@ class ImageEncoder:
         mean, std = (HALF, HALF) if self.preprocess == "paper" else (self.input.mean, self.input.std)
         self.mean, self.std = (torch.tensor(x, device=run.device).view(1, 3, 1, 1) * 255 for x in (mean, std))
         cpu_type = torch.bfloat16 if run.precision == "bf16" else torch.float32
-        self.dtype = torch.float16 if run.device.type == "cuda" else cpu_type
+        half = run.device.type == "cuda" and run.precision != "fp32"
+        self.dtype = torch.float16 if half else cpu_type
         # cast once: under autocast, PyTorch's attention copies its weights for every position
         self.net = net.to(run.device, self.dtype, memory_format=torch.channels_last)
         for module in self.net.modules():

@@ -164,7 +164,7 @@ def baselines(dataset: CubeVideos, videos: list) -> dict:
     return out
 
 
-def preprocess(prepare: Callable, args: argparse.Namespace, script: str) -> None:
+def preprocess(prepare: Callable, args: argparse.Namespace, next_command: str) -> None:
     """main() of a method's preprocess.py: cubes in the cache. prepare(source, run, foreground=…): the method's."""
     from common.distributed import Run
 
@@ -173,4 +173,4 @@ def preprocess(prepare: Callable, args: argparse.Namespace, script: str) -> None
         run.print(dataset.summary())
         if run.is_main:
             dataset.report_skipped()
-        run.print(f"next: python {script} --dataset {args.dataset}")
+        run.print(f"next: {next_command}")

@@ -21,7 +21,7 @@ from common.report import plots
 from sdmae import live, preprocess, scoring
 from sdmae.data import SAMPLE_OFFSETS, FrameDataset, network_input
 from sdmae.model import SDMAE, error_maps
-from sdmae.train import STUDENT, TEACHER, add_pseudo_anomalies, losses, make_plan, start_phase
+from sdmae.train import STUDENT, TEACHER, losses, make_plan, random_input, start_phase
 from tests.perf.rates import line, rate, rates, where
 
 
@@ -197,7 +197,7 @@ def training_rates(dataset, size, patch, seconds, run):
         optimizer = start_phase(net, phase, plan.lr)
 
         def step(phase=phase, optimizer=optimizer):
-            inputs = add_pseudo_anomalies(batch, None, plan, net.tokens, run)
+            inputs = random_input(batch, None, plan, net.tokens, run)
             loss = losses(net, phase, *inputs, plan, run)[phase]
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -167,7 +167,7 @@ def sdmae(bench) -> None:
     def epoch(number, meter):
         net.train()
         for batch, _ in meter.batches(loader, number):
-            inputs = train.add_pseudo_anomalies(batch, None, plan, net.tokens, m.run)
+            inputs = train.random_input(batch, None, plan, net.tokens, m.run)
             loss = train.losses(net, train.TEACHER, *inputs, plan, m.run)
             optimizer.zero_grad(set_to_none=True)
             loss[train.TEACHER].backward()
