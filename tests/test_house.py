@@ -327,9 +327,9 @@ def test_choices_of_flags_are_those_of_the_models():
 # lines that no part may grow beyond, on the way to 2 600, 850 and 800; a copy's, to 3 400 (objects) and 2 700 of common
 LINES = {
     "common": 2600,
-    "common/readers": 1850,
-    "common/flow": 420,
-    "common/objects": 850,
+    "common/readers": 1823,
+    "common/flow": 402,
+    "common/objects": 779,
     "common/features": 1070,
     "common/report": 800,
 }

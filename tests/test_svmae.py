@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -11,14 +12,16 @@ import torch
 
 from common import training
 from common.distributed import Run
+from common.features.data import FeatureVideo
 from common.features.folders import find_features
 from common.io import UserError, load_arrays
 from common.loader import Loader
+from common.readers.video import open_video
 from frd_uvad.svmae import detector, model
 from frd_uvad.svmae.clips import WHOLE_FRAME, Clips, Depth, crop_clips, random_crops
 from frd_uvad.svmae.data import Bags, find_bags, pool_segments
 from frd_uvad.svmae.eval import FUSIONS, GROUPS
-from frd_uvad.svmae.pretrain import make_plan, parameter_groups
+from frd_uvad.svmae.pretrain import first_shape, make_plan, parameter_groups
 from frd_uvad.svmae.scoring import load_model
 from tests.helpers import (
     all_refused,
@@ -553,6 +556,23 @@ def test_every_detector_loads_scores_and_learns(fusion, group, aggregate_text, t
 
 
 @pytest.mark.kernels
+def test_bags_by_the_names_of_the_videos(tmp_path):
+    names = ("Normal_Videos_3", "AbNormal_1", "x__label_A", "x__label_B1")
+    data = SimpleNamespace(train=[FeatureVideo(n, "train", []) for n in names], root=tmp_path)
+    assert [[v.name for v in videos] for videos in find_bags(data)] == [
+        ["Normal_Videos_3", "x__label_A"],
+        ["AbNormal_1", "x__label_B1"],
+    ]
+
+
+def test_a_damaged_first_video_does_not_stop_the_pre_training(tmp_path):
+    (tmp_path / "a.avi").write_bytes(b"no video at all")
+    good = open_video(save_frames(tmp_path / "b", walkers(4, size=(40, 60))))
+    assert first_shape([open_video(tmp_path / "a.avi"), good]) == (40, 60)
+    with pytest.raises(UserError, match="a.avi"):
+        first_shape([open_video(tmp_path / "a.avi")])
+
+
 def test_fusions_by_hand():
     """As published: ReLU after fc0, fc_vis and fc_text; raw text enters the fusion as it was read."""
     for fusion in ("concat", "add", "product", "add_up"):

@@ -5,12 +5,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from common.features.data import FeatureData, FeatureVideo
+from common.features.data import FeatureData, FeatureVideo, is_normal_by_name
 from common.features.labels import listed_names
 from common.io import UserError, load_array
 
 SEGMENTS = 32  # of a bag
-NORMAL_NAMES = ("Normal", "label_A")  # in the names of UCF-Crime's and XD-Violence's normal videos
 
 
 def find_bags(data: FeatureData, normal=None, abnormal=None) -> tuple[list[FeatureVideo], list[FeatureVideo]]:
@@ -45,7 +44,7 @@ def listed_bags(data, normal: Path, abnormal: Path):
 
 
 def bags_by_name(data):
-    normal = [v for v in data.train if any(part in v.name for part in NORMAL_NAMES)]
+    normal = [v for v in data.train if is_normal_by_name(v.name)]
     if not normal:
         raise UserError(
             "which training videos are normal is not known: put normal.txt and abnormal.txt with their names into "
@@ -107,13 +106,17 @@ class Bags:
 
     def __init__(self, normal: list[FeatureVideo], abnormal: list[FeatureVideo], text: Path | None, run):
         self.run, self.counts = run, [len(normal), len(abnormal)]
-        visual, words = [], []
+        visual, words = None, []
         videos, show = [*normal, *abnormal], run.is_main
-        for video in tqdm(videos, "read bags", unit="video", dynamic_ncols=True, mininterval=5, disable=not show):
-            visual.append(pool_segments(read_clips(video)).transpose(1, 0, 2))
+        bar = tqdm(videos, "read bags", unit="video", dynamic_ncols=True, mininterval=5, disable=not show)
+        for i, video in enumerate(bar):
+            bag = pool_segments(read_clips(video)).transpose(1, 0, 2)
+            if visual is None:
+                visual = np.empty((len(videos), *bag.shape), np.float32)
+            visual[i] = bag
             if text:
-                words.append(np.repeat(pool_segments(read_captions(text, video))[None], visual[-1].shape[0], axis=0))
-        self.visual = run.to_device(np.stack(visual))
+                words.append(np.repeat(pool_segments(read_captions(text, video))[None], len(bag), axis=0))
+        self.visual = run.to_device(visual)
         self.text = run.to_device(np.stack(words)) if text else None
 
     def draw(self, rng, bags: int) -> np.ndarray:

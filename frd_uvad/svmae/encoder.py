@@ -17,7 +17,7 @@ from common.readers.video import Decoder
 from frd_uvad.svmae import model
 from frd_uvad.svmae.clips import WHOLE_FRAME, Depth, crop_clips
 
-METHOD = "svmae"  # of checkpoints that pretrain.py writes
+PRETRAINED = "svmae"  # of checkpoints that pretrain.py writes
 CROP = 7 / 8  # side of a view, of which 10 are taken, in a frame
 CORNERS = [(0, 0), (-1, -1), (1, -1), (-1, 1), (1, 1)]  # centre and corners, in -1..1 of the border around a crop
 
@@ -31,7 +31,7 @@ def load_pretrained(checkpoint, options, run) -> tuple[model.SVMAE, str]:
     if str(checkpoint) == RANDOM:
         seed_everything(options.seed)
         return build_model(options), f"{RANDOM} {options.seed}"
-    state = training.load_checkpoint(checkpoint, METHOD)
+    state = training.load_checkpoint(checkpoint, PRETRAINED)
     if "method" in state:
         net = training.load_weights(
             lambda: model.SVMAE(**state["model_args"]), state.get("model_state_dict"), checkpoint
@@ -101,8 +101,9 @@ class Encoder:
         """Nearness of one video's frames at `size` (height, width)."""
         source, frames = self.options.depth, np.zeros((1, *size, 1), np.uint8)
         if source == "midas":
-            middle = next(itertools.islice(Decoder(video), video.expected_frames() // 2, None))
-            frames = resize(middle, size)[None]
+            for middle in itertools.islice(Decoder(video), video.expected_frames() // 2 + 1):
+                frames = middle[None]  # a header may promise more frames than there are: then the last one
+            frames = resize(frames[0], size)[None]
         elif source != "perspective":  # a folder: its maps belong to this number of frames
             frames = np.broadcast_to(frames, (video.expected_frames(), *size, 1))
         return Depth(source, [video], [frames], Path(folder), self.run.device)

@@ -26,7 +26,7 @@ from common.pool import cores
 from common.readers import datasets
 from common.readers.dataset import UsableVideos
 from frd_uvad.clip_files import ClipFiles
-from frd_uvad.preprocess import add_view_flags
+from frd_uvad.preprocess import PARTS, add_view_flags
 from frd_uvad.svmae.options import EncoderOptions
 
 # torch is imported inside functions: --help answers at once.
@@ -120,13 +120,16 @@ class FeatureVideos(UsableVideos):
         super().__init__(data, videos, failed)
         self.files = files
 
-    def summary(self) -> str:
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Crops and width of the features; zeros where there are none."""
         videos = self.train + self.test
         info = self.files.info(videos[0]) if videos else {"crops": 0, "width": 0}
-        return (
-            f"{len(self.train)} training and {len(self.test)} test videos, {info['crops']} crops of width "
-            f"{info['width']}, in {self.files.folder}"
-        )
+        return info["crops"], info["width"]
+
+    def summary(self) -> str:
+        videos = f"{len(self.train)} training and {len(self.test)} test videos"
+        return f"{videos}, {self.shape[0]} crops of width {self.shape[1]}, in {self.files.folder}"
 
 
 def prepare(
@@ -274,10 +277,9 @@ def main(argv=None):
         run.print(dataset.summary())
         if run.is_main:
             dataset.report_skipped()
-        run.print(
-            f"next: python frd_uvad/svmae/train.py --features {out}, or python frd_uvad/train.py --dataset features "
-            f"--features {out}"
-        )
+        fits = dataset.shape[1] % PARTS == 0  # what FRD-UVAD can cut into its parts
+        other = f", or python frd_uvad/train.py --dataset features --features {out}" if fits else ""
+        run.print(f"next: python frd_uvad/svmae/train.py --features {out}{other}")
 
 
 if __name__ == "__main__":

@@ -62,8 +62,8 @@ def parse(argv=None):
     cli.add_run_flags(parser, out="runs/svmae/<dataset>")
     cli.add_optimisation_flags(
         parser,
-        epochs=DEFAULTS["epochs"],
-        batch_size=DEFAULTS["batch_size"],
+        epochs="800; on demo 40",
+        batch_size="64; on demo 8",
         lr=f"{DEFAULTS['lr']} · batch / 256",
     )
     group = parser.add_argument_group("model")
@@ -141,7 +141,7 @@ def prepare(source: cli.DataSource, size: int, run, *, with_test=False) -> tuple
     videos = data.train + data.test if with_test or not data.train else data.train
     if not videos:
         raise UserError(f"{data.name} has no videos under {data.root}")
-    h, w = next(iter(Decoder(videos[0]))).shape[:2]
+    h, w = first_shape(videos)
     scale = size * 8 / 7 / min(h, w)
     shape = round(h * scale), round(w * scale)
     cache = FrameCache(data.cache_folder(source.cache) / f"frames-{shape[0]}x{shape[1]}", shape)
@@ -155,6 +155,16 @@ def prepare(source: cli.DataSource, size: int, run, *, with_test=False) -> tuple
     if run.is_main:
         dataset.report_skipped()
     return dataset, cache
+
+
+def first_shape(videos: list) -> tuple[int, int]:
+    """(height, width) of the first video that can be decoded. Raises UserError where none can."""
+    for v in videos:
+        try:
+            return next(iter(Decoder(v))).shape[:2]
+        except UserError as e:  # named when all are decoded
+            error = e
+    raise error
 
 
 def make_clips(dataset: UsableVideos, cache: FrameCache, plan: Plan, depth: str, run):
@@ -195,7 +205,7 @@ def load_init(net, path: Path, run) -> None:
     entries = len(net.encoder.state_dict())
     if len(missing) == entries:
         raise UserError(f"--init {path}: none of its weights fits the encoder; is it of another size than --preset?")
-    if state.get("method") == encoder.METHOD:
+    if state.get("method") == encoder.PRETRAINED:
         try:
             net.load_state_dict(weights)
             unexpected = []
@@ -261,7 +271,7 @@ def train(net, clips, plan, identity, *, out, run, init=None, seed=0, resume=Tru
 
     from common import training
     from common.loader import Loader
-    from frd_uvad.svmae.encoder import METHOD
+    from frd_uvad.svmae.encoder import PRETRAINED
     from frd_uvad.svmae.preview import draw_preview
 
     path = out / "pretrain.pt"
@@ -270,7 +280,7 @@ def train(net, clips, plan, identity, *, out, run, init=None, seed=0, resume=Tru
     def save():
         if run.is_main:
             state = training.training_state(
-                METHOD,
+                PRETRAINED,
                 meter,
                 net,
                 optimizer,
@@ -291,7 +301,7 @@ def train(net, clips, plan, identity, *, out, run, init=None, seed=0, resume=Tru
         save_minutes=save_minutes,
         print_epochs=False,
     )
-    state = training.previous_run(path, METHOD, identity, resume)
+    state = training.previous_run(path, PRETRAINED, identity, resume)
     if init and not state:
         load_init(net, init, run)
     training.resume(state, path, meter, net, optimizer)
@@ -311,12 +321,12 @@ def train(net, clips, plan, identity, *, out, run, init=None, seed=0, resume=Tru
 def preview(net, clips, plan, identity, *, out, run, seed=0) -> None:
     """The picture that train() draws at its end, with the newest checkpoint, if there is one."""
     from common import training
-    from frd_uvad.svmae.encoder import METHOD
+    from frd_uvad.svmae.encoder import PRETRAINED
     from frd_uvad.svmae.preview import draw_preview
 
     path = out / "pretrain.pt"
     if path.exists():
-        state = training.load_checkpoint(path, METHOD)
+        state = training.load_checkpoint(path, PRETRAINED)
         training.check_identity(path, state.get("identity"), identity)
         net.load_state_dict(state["model_state_dict"])
     draw_preview(net, clips, plan, run, out / "preview.png", seed)

@@ -8,7 +8,7 @@ from common.features.data import FeatureVideo
 from common.io import UserError
 from frd_uvad.svmae import data, detector
 
-METHOD = "svmae-detector"  # of checkpoints that train.py writes
+DETECTOR = "svmae-detector"  # of checkpoints that train.py writes
 SCORES_VERSION = 1  # raise it when raw scores change: cached ones are then computed again
 
 
@@ -22,7 +22,7 @@ def load_model(path, fusion=None, feature_group=None, aggregate_text=None) -> tu
     fusion, feature_group, aggregate_text: see Detector; for an authors' file, whose weights do not tell all of them.
     Raises UserError.
     """
-    state = training.load_checkpoint(path, METHOD)
+    state = training.load_checkpoint(path, DETECTOR)
     is_ours = "model_state_dict" in state
     weights = state["model_state_dict"] if is_ours else state.get("model", state)
     if not isinstance(weights, dict):

@@ -158,7 +158,7 @@ def train(data, bags, plan, model_args, *, out, run, seed=0, resume=True, save_m
     def save():
         if run.is_main:
             state = training.training_state(
-                scoring.METHOD,
+                scoring.DETECTOR,
                 meter,
                 net,
                 optimizer,
@@ -182,7 +182,7 @@ def train(data, bags, plan, model_args, *, out, run, seed=0, resume=True, save_m
         print_epochs=False,
         log_steps=DrawLoader.LOG_STEPS,
     )
-    state = training.previous_run(path, scoring.METHOD, identity, resume)
+    state = training.previous_run(path, scoring.DETECTOR, identity, resume)
     training.resume(state, path, meter, net, optimizer)
     for epoch in range(meter.epoch, loader.epochs):
         train_one_epoch(net, loader, optimizer, plan, epoch, run, meter)
