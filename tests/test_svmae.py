@@ -567,8 +567,8 @@ def test_bags_by_the_names_of_the_videos(tmp_path):
 
 def test_a_damaged_first_video_does_not_stop_the_pre_training(tmp_path):
     (tmp_path / "a.avi").write_bytes(b"no video at all")
-    good = open_video(save_frames(tmp_path / "b", walkers(4, size=(40, 60))))
-    assert first_shape([open_video(tmp_path / "a.avi"), good]) == (40, 60)
+    good = open_video(save_frames(tmp_path / "b", walkers(4, size=(48, 60))))
+    assert first_shape([open_video(tmp_path / "a.avi"), good]) == (48, 60)
     with pytest.raises(UserError, match="a.avi"):
         first_shape([open_video(tmp_path / "a.avi")])
 
