@@ -126,7 +126,7 @@ def add_run_flags(parser: argparse.ArgumentParser, out: str):
         default="auto",
         help="auto: bf16 autocast on a GPU that has it, fp32 elsewhere (CPUs with AMX gain from bf16 too)",
     )
-    group.add_argument("--seed", type=int, default=0)
+    group.add_argument("--seed", type=natural_int, default=0)
     group.add_argument(
         "--workers", type=positive_int, help="processes that read and crop videos (default: one per core)"
     )

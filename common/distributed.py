@@ -2,10 +2,10 @@
 
 import os
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -13,10 +13,12 @@ import torch
 
 from common.io import UserError, first_line, lock_dir, writable_folder
 
+PIECE = 4096  # rows copied to a device at a time
+
 
 def seed_everything(seed: int) -> None:
     random.seed(seed)
-    np.random.seed(seed)
+    np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
@@ -41,22 +43,24 @@ class Run:
         self.rank, self.world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         local_rank = int(os.environ.get("LOCAL_RANK", 0))
         if device == "auto":
-            device = f"cuda:{local_rank}" if torch.cuda.is_available() else "cpu"
+            device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             self.device = torch.device(device)
+            if self.device.type == "cuda" and self.device.index is None:
+                self.device = torch.device("cuda", local_rank)
             torch.empty(1, device=self.device)
         except (RuntimeError, AssertionError) as e:
             raise UserError(f"--device {device} cannot be used here ({first_line(e)}); try --device cpu") from None
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
             torch.set_float32_matmul_precision("high")
-            torch.backends.cudnn.benchmark = True
-        bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         self.precision = ("bf16" if bf16 else "fp32") if precision == "auto" else precision
         if self.world_size > 1 and not torch.distributed.is_initialized():
             # one rank may prepare for hours while the others wait; torchrun itself notices a rank that died
             backend = "nccl" if self.device.type == "cuda" else "gloo"
-            torch.distributed.init_process_group(backend, timeout=timedelta(days=7))
+            gpu = self.device if self.device.type == "cuda" else None
+            torch.distributed.init_process_group(backend, timeout=timedelta(days=7), device_id=gpu)
         self._parallel = None  # the last (network and trained parameters, module) of data_parallel()
 
     def __enter__(self):
@@ -92,8 +96,28 @@ class Run:
 
     def fits_device(self, size: int, cpu_limit: int = 0) -> bool:
         """Whether `size` bytes may stay on the device: half of a GPU's free memory, `cpu_limit` bytes on a CPU."""
-        free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else 2 * cpu_limit
-        return size < 0.5 * free
+        if self.device.type != "cuda":
+            return size < cpu_limit
+        unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
+        return size < 0.5 * (torch.cuda.mem_get_info(self.device)[0] + unused)
+
+    def keep_on_device(self, parts: Iterable[np.ndarray], count: int) -> torch.Tensor:
+        """Arrays [n_i, …] of `count` rows in all, one after another as one tensor on the device. They are copied in
+        pieces, as pinned memory would be rounded up to a power of two and kept."""
+        out, done = None, 0
+        for x in parts:
+            for i in range(0, len(x), PIECE):
+                piece = torch.from_numpy(np.array(x[i : i + PIECE]))
+                if out is None:
+                    out = torch.empty((count, *piece.shape[1:]), dtype=piece.dtype, device=self.device)
+                out[done : done + len(piece)] = piece
+                done += len(piece)
+        return out
+
+    @cached_property
+    def copy_stream(self) -> torch.cuda.Stream:
+        """The stream on which batches are copied to a GPU; torch keeps freed memory for each stream."""
+        return torch.cuda.Stream(self.device)
 
     def print(self, text: str) -> None:
         if self.is_main:
@@ -162,11 +186,15 @@ class Run:
             self._parallel = (id(net), trained), module
         return self._parallel[1]
 
+    def sync(self, *tensors: torch.Tensor) -> None:
+        """Rank 0's values of these tensors, in place, on every rank."""
+        if self.world_size > 1:
+            for x in tensors:
+                torch.distributed.broadcast(x, 0)
+
     def sync_buffers(self, net: torch.nn.Module) -> None:
         """Rank 0's buffers (batch-norm statistics) on every rank."""
-        if self.world_size > 1:
-            for buffer in net.buffers():
-                torch.distributed.broadcast(buffer, 0)
+        self.sync(*net.buffers())
 
     # ---- collectives of plain values
 

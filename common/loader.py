@@ -50,9 +50,10 @@ def take_rows(
     return out
 
 
-def prefetch(items: list, read: Callable) -> Iterator[tuple]:
-    """Yield (item, read(item), seconds waited for it); the next one is read in a thread meanwhile."""
-    with ThreadPoolExecutor(1) as pool:
+def prefetch(items: list, read: Callable, start: Callable | None = None) -> Iterator[tuple]:
+    """Yield (item, read(item), seconds waited for it); the next one is read in a thread meanwhile, which calls start()
+    first."""
+    with ThreadPoolExecutor(1, initializer=start) as pool:
         ahead = pool.submit(read, items[0]) if items else None
         for i, item in enumerate(items):
             before = time.perf_counter()
@@ -75,7 +76,7 @@ def tensors_ahead(dataset, parts: list, run) -> Iterator[tuple]:
         return
     import torch
 
-    copies, current = torch.cuda.Stream(run.device), torch.cuda.current_stream(run.device)
+    copies, current = run.copy_stream, torch.cuda.current_stream(run.device)
     copies.wait_stream(current)  # what the dataset holds on the device was written there
 
     def load(rows):
@@ -83,7 +84,7 @@ def tensors_ahead(dataset, parts: list, run) -> Iterator[tuple]:
             data = dataset.to_device(dataset.read(rows))
             return data, copies.record_event()
 
-    for rows, (data, copied), waited in prefetch(parts, load):
+    for rows, (data, copied), waited in prefetch(parts, load, lambda: torch.cuda.set_device(run.device)):
         current.wait_event(copied)
         tensors = data.values() if isinstance(data, dict) else data if isinstance(data, tuple) else (data,)
         for x in tensors:

@@ -106,5 +106,5 @@ def score_test_set(
     videos.
     """
     need_test_videos(dataset)
-    cache = ScoreCache(writable_folder(out), settings, source)
+    cache = ScoreCache(writable_folder(out), {**settings, "device": run.device.type}, source)
     return cache.compute(dataset.test, score, run, size=size, unit=unit, all_videos=dataset.data.test, shard=shard)

@@ -6,7 +6,6 @@ The loop itself stands in each method's train.py.
 import hashlib
 import json
 import pickle
-import resource
 import sys
 import time
 import zipfile
@@ -76,6 +75,7 @@ class EpochMeter:
             self.bar = progress_bar(self.stage, loader, self.epochs, epoch, self.step, self.run.is_main)
         self.began, before = time.perf_counter(), self.seconds
         loader.waited = 0.0
+        torch.backends.cudnn.benchmark = True  # batches have one size; it is no gain where sizes change
         for batch in loader.batches(epoch, self.step):
             yield batch, self.run.batch_slice(len(batch))[1]
             self.step += 1
@@ -115,17 +115,13 @@ class EpochMeter:
     def end_epoch(self, loader, **extra: float) -> None:
         """Means over the ranks -> log.jsonl and one printed line; the checkpoint, if the last one is old. extra:
         logged too."""
+        torch.backends.cudnn.benchmark = False
         ranks = self.run.all_gather_object({k: float(v) / self.steps for k, v in self.sums.items()})
         means = {k: sum(x[k] for x in ranks) / len(ranks) for k in ranks[0]}
         duration, steps = time.perf_counter() - self.began, self.steps - self.first_step
         samples = min(steps * loader.batch_size, loader.samples)
         number = self.epoch * self.log_steps + self.steps if self.log_steps else self.epoch + 1
-        self.epoch, self.step = self.epoch + 1, 0
-        self.sums = {}
-        if time.perf_counter() - self.saved > min(SAVE_SECONDS, 60 * self.save_minutes) or self.epoch == self.epochs:
-            self.save()
-            self.saved = time.perf_counter()
-        if self.run.is_main:
+        if self.run.is_main:  # before the checkpoint: a run that is killed between them writes the line again
             line = {"stage": self.stage, "epoch": number, **means, **extra}
             if self.lr is not None:
                 line["lr"] = self.lr
@@ -139,6 +135,11 @@ class EpochMeter:
                     f"{self.stage} epoch {number}/{self.epochs}: "
                     + ", ".join(f"{k} {v:.5g}" for k, v in values.items())
                 )
+        self.epoch, self.step = self.epoch + 1, 0
+        self.sums = {}
+        if time.perf_counter() - self.saved > min(SAVE_SECONDS, 60 * self.save_minutes) or self.epoch == self.epochs:
+            self.save()
+            self.saved = time.perf_counter()
         if self.epoch == self.epochs:
             self.bar.close()
 
@@ -163,7 +164,9 @@ class Log:
 
     def write(self, **values) -> None:
         with open(self.path, "a") as file:
-            file.write(json.dumps({k: round(v, 6) if isinstance(v, float) else v for k, v in values.items()}) + "\n")
+            file.write(
+                json.dumps({k: float(f"{v:.6g}") if isinstance(v, float) else v for k, v in values.items()}) + "\n"
+            )
 
     def drop_after(self, stage: str, epoch: int) -> None:
         """Remove the lines of `stage` past `epoch`: the run continues from a checkpoint written before them."""
@@ -309,6 +312,10 @@ def weights_hash(net: torch.nn.Module) -> str:
 
 def peak_memory() -> float:
     """Largest resident memory of this process so far, in MiB."""
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return 0.0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1024 if sys.platform != "darwin" else peak / 2**20
 

@@ -3,6 +3,7 @@
 import numpy as np
 import torch
 
+from common.distributed import PIECE
 from common.io import UserError
 
 
@@ -23,8 +24,9 @@ class Windows:
         crops, width = videos[0].shape
         size = len(self) * crops * width * videos[0].parts[0].itemsize
         if run.fits_device(size, cpu_limit=2**30):
-            self.features = run.to_device(self.read_clips(np.arange(len(self))))
-            self.check(self.features, np.arange(len(self)))
+            self.features = run.keep_on_device((v.clips(np.arange(len(v))) for v in videos), len(self))
+            for i, part in enumerate(self.features.split(PIECE)):
+                self.check(part, np.arange(i * PIECE, i * PIECE + len(part)))
 
     def __len__(self):
         return int(self.starts[-1])

@@ -99,6 +99,12 @@ class Autoencoder(nn.Module):
         return self.decoder(F.relu(self.encoder(features)))
 
 
+def probability(layer, x):
+    """Sigmoid of a last layer with one output, in float32 under autocast too: in bf16 there are 26 numbers between 0.9
+    and 1, and what is rounded to 1 has no gradient. [..., C] -> [..., 1]"""
+    return torch.sigmoid((x.float() * layer.weight).sum(-1, keepdim=True) + layer.bias)
+
+
 class Scorer(nn.Module):
     """[N, crops, T, C] -> scores [N, T, 1], the mean over crops."""
 
@@ -110,7 +116,7 @@ class Scorer(nn.Module):
     def forward(self, features):
         x = self.dropout(F.relu(self.fc1(features)))
         x = self.dropout(F.relu(self.fc2(x)))
-        return torch.sigmoid(self.classifier(x)).mean(1)
+        return probability(self.classifier, x).mean(1)
 
 
 class C2FPLScorer(nn.Module):
@@ -130,7 +136,7 @@ class C2FPLScorer(nn.Module):
     def forward(self, features):
         x = self.dropout(F.relu(self.fc1(features)))
         x = self.dropout(F.relu(self.fc2(x)))
-        return torch.sigmoid(self.fc3(x)).mean(1)
+        return probability(self.fc3, x).mean(1)
 
 
 class FRD(nn.Module):

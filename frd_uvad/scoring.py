@@ -10,7 +10,7 @@ from common import training
 from common.io import UserError, load_arrays, short_hash
 from frd_uvad import model
 
-SCORES_VERSION = 1  # raise it when raw scores change: cached ones are then computed again
+SCORES_VERSION = 2  # raise it when raw scores change: cached ones are then computed again
 
 
 @torch.inference_mode()

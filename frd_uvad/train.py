@@ -214,12 +214,14 @@ def losses(net, batch, plan, bank, score_auxiliary, run):
     return loss_parts, parts["pseudo"], score[..., 0].detach()
 
 
-def choose_for_bank(bank, batch, pseudo, scores, plan, windows):
-    """Windows that look abnormal are to join the bank."""
+def choose_for_bank(bank, batch, pseudo, scores, plan, windows, run):
+    """Windows that look abnormal are to join the bank, the same ones on every rank."""
     from frd_uvad import model
 
     if plan.bank != "none":
-        bank.choose(model.select_for_bank(pseudo, scores, plan.bank, plan.delta), batch, windows)
+        joins = model.select_for_bank(pseudo, scores, plan.bank, plan.delta)
+        run.sync(joins)  # dropout may differ
+        bank.choose(joins, batch, windows)
 
 
 def train_one_epoch(net, loader, optimizer, plan, epoch, run, meter, bank, score_auxiliary, pseudo_labels):
@@ -229,7 +231,7 @@ def train_one_epoch(net, loader, optimizer, plan, epoch, run, meter, bank, score
         meter.set_lr(optimizer, plan.lr)
         bank.update()  # a GPU that is behind has the backward pass of the step before to do meanwhile
         loss_parts, pseudo, scores = run.data_parallel(losses, net)(batch, plan, bank, score_auxiliary, run)
-        choose_for_bank(bank, batch, pseudo, scores, plan, loader.dataset)
+        choose_for_bank(bank, batch, pseudo, scores, plan, loader.dataset, run)
         optimizer.zero_grad(set_to_none=True)
         loss_parts["total"].backward()
         optimizer.step()

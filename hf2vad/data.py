@@ -51,7 +51,7 @@ class CubesWithFlows(CubeDataset):
         return super().nbytes() + self.recon.nbytes
 
     def load_all(self):
-        return {**super().load_all(), "recon": self.run.to_device(np.ascontiguousarray(self.recon))}
+        return {**super().load_all(), "recon": self.run.keep_on_device([self.recon], len(self))}
 
     def read(self, rows):
         if self.resident is not None:

@@ -12,7 +12,7 @@ from common.io import UserError
 from common.objects.cube_dataset import CubeDataset
 from hf2vad import model
 
-SCORES_VERSION = 1  # raise it when raw scores change: cached ones are then computed again
+SCORES_VERSION = 2  # raise it when raw scores change: cached ones are then computed again
 BATCH_SIZE = {"cuda": 256, "cpu": 64}  # cubes; more do not fit a CPU's cache and are 10 to 20 % slower
 FIELDS = {"appearance": slice(None), "flow": slice(None)}
 

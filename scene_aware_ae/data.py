@@ -30,7 +30,7 @@ class Segments:
         self.starts = [np.concatenate(starts[scene]) for scene in self.scenes]
         self.features = None
         if run.fits_device(sum(a.nbytes for a in self.arrays), cpu_limit=2**30):
-            self.features = run.to_device(np.concatenate(self.arrays))
+            self.features = run.keep_on_device(self.arrays, self.frames)
 
     def draw(self, rng: np.random.Generator, per_scene: int) -> np.ndarray:
         """First frames of `per_scene` random segments of every scene, scene after scene: int64 [scenes · per_scene]."""

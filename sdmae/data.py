@@ -30,8 +30,8 @@ class FrameDataset:
         self.resident = None
         nbytes = len(self) * self.channels * self.size[0] * self.size[1]
         if run.device.type == "cuda" and run.fits_device(nbytes):
-            frames = [run.to_device(np.ascontiguousarray(a)) for a in arrays]
-            self.resident = torch.cat([x.expand(*x.shape[:3], self.channels) for x in frames])
+            shape = (*self.size, self.channels)
+            self.resident = run.keep_on_device((np.broadcast_to(a, (len(a), *shape)) for a in arrays), len(self))
 
     def __len__(self):
         return int(self.starts[-1])

@@ -23,7 +23,9 @@ class OnnxScorer:
         if not Path(path).is_file():
             raise UserError(f"checkpoint {path} is missing: write it with sdmae/eval.py --export")
         try:
-            self.session = onnxruntime.InferenceSession(str(path), providers=onnxruntime.get_available_providers())
+            # TensorRT would build its engine for minutes
+            providers = [x for x in onnxruntime.get_available_providers() if x != "TensorrtExecutionProvider"]
+            self.session = onnxruntime.InferenceSession(str(path), providers=providers)
             metadata = json.loads(self.session.get_modelmeta().custom_metadata_map["sdmae"])
         except Exception as e:  # onnxruntime raises many kinds
             raise UserError(f"checkpoint {path} was not written by sdmae/eval.py --export ({first_line(e)})") from None

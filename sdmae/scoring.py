@@ -78,6 +78,7 @@ class Scorer:
 
     def __init__(self, net, config: ScoreConfig, run, *, draws: int = 1, compiled: bool = False):
         self.run, self.config = run, config
+        self.compiled = compiled
         self.patch, self.grid = net.patch_size, net.grid
         self.net = fold(net.to(run.device), torch.bfloat16 if run.precision == "bf16" else torch.float32)
         if compiled:  # "reduce-overhead" captures CUDA graphs
@@ -113,14 +114,17 @@ class Scorer:
 
     def score_frames(self, frames: FrameDataset, rows: np.ndarray, batch_size: int = 64, tick=None) -> np.ndarray:
         """Errors of the frames `rows`: float32 [n, 2, tokens], see errors(). tick(n) is called after every n frames."""
-        errors, done = np.empty((len(rows), 2, self.grid[0] * self.grid[1]), np.float32), 0
+        count, done = len(rows), 0
+        if self.compiled and count:  # one size of batches: every other one would be captured too
+            rows = np.append(rows, np.repeat(rows[-1], -count % batch_size))
+        errors = np.empty((len(rows), 2, self.grid[0] * self.grid[1]), np.float32)
         batches = (self.errors(seen, frames.number[part]) for part, seen in frames.batches(rows, batch_size))
         for part in to_host(batches, self.run):
             errors[done : done + len(part)] = part
-            done += len(part)
             if tick:
-                tick(len(part))
-        return errors
+                tick(max(0, min(len(part), count - done)))
+            done += len(part)
+        return errors[:count]
 
 
 def score_video(scorer: Scorer, frames: np.ndarray, batch_size: int = 64, tick=None) -> dict:

@@ -240,7 +240,7 @@ def pretended_cuda(monkeypatch):
     """autocast() is off where there is no GPU."""
     monkeypatch.setattr(torch.nn.Module, "_apply", put_tensors)
     monkeypatch.setattr(torch.cuda.amp.common, "amp_definitely_not_available", lambda: False)
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, **__: True)
     for module in (loader, cube_dataset, sdmae_data):
         monkeypatch.setattr(module, "tensors_ahead", in_turn)
     with FakeTensorMode(allow_non_fake_inputs=True):

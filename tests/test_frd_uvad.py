@@ -458,6 +458,19 @@ def test_attention_across_clips_asks_with_the_clip_before():
     )
 
 
+def test_probabilities_are_not_rounded_to_bf16():
+    """A mistake of which the scorer is sure must still have a gradient, and close scores must not be ties."""
+    torch.manual_seed(0)
+    scorer = FRD(feature_size=256, num_blocks=0).scorer.eval()
+    with torch.no_grad():
+        scorer.classifier.bias += 9
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = scorer(torch.randn(64, 1, 4, 256))
+    assert scores.dtype == torch.float32 and scores.max() < 1 and len(scores.unique()) > 200
+    torch.nn.functional.binary_cross_entropy(scores, torch.zeros_like(scores)).backward()
+    assert scorer.classifier.bias.grad > 0.9
+
+
 def test_losses_by_hand():
     error, score = torch.tensor([[1.0, 2.0], [3.0, 10.0]]), torch.tensor([[[0.2], [0.4]], [[0.6], [0.8]]])
     parts = losses({"error": error, "score": score}, bank_error=torch.tensor([[0.5]]), weights=(1, 2, 3))

@@ -229,6 +229,28 @@ def test_flags_take_numbers_that_make_sense(text, capsys):
     assert parser.parse_args(["--lr", "0.5"]).lr == 0.5
 
 
+@pytest.mark.parametrize("given, used", [("auto", "cuda:2"), ("cuda", "cuda:2"), ("cuda:1", "cuda:1"), ("cpu", "cpu")])
+def test_a_rank_has_its_own_gpu(given, used, monkeypatch):
+    """torch.cuda.set_device() takes no device without an index."""
+    devices, empty = [], torch.empty
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: including_emulation)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: devices.append(torch.device(device).index))
+    monkeypatch.setattr(torch, "empty", lambda *size, device=None, **more: empty(*size, **more))
+    monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda precision: None)
+    run = Run(given)
+    assert str(run.device) == used and run.precision == "fp32" and None not in devices
+
+
+@pytest.mark.parametrize("parts", [[5000, 3], [1], [0, 2, 4096]])
+def test_what_stays_on_the_device_is_copied_in_pieces(parts):
+    rng = np.random.default_rng(0)
+    arrays = [rng.integers(0, 255, (n, 3, 2), dtype=np.uint8) for n in parts]
+    kept = Run("cpu", "fp32").keep_on_device((np.broadcast_to(x, x.shape) for x in arrays), sum(parts))
+    assert kept.dtype == torch.uint8 and (kept.numpy() == np.concatenate(arrays)).all()
+
+
 def test_the_next_command_keeps_what_decides_the_data():
     argv = ["--dataset", "ped2", "--shard", "0/4", "--data-root", "my data", "--boxes=file:a.npz", "--preview"]
     command = cli.next_command("hf2vad/train.py", argv, "--shard", "--preview")
@@ -285,15 +307,15 @@ def test_a_gpus_batches_are_copied_beside_the_computation(kind, monkeypatch):
         yield
         used.pop()
 
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: main)
     monkeypatch.setattr(torch.cuda, "stream", use)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: happened.insert(0, ("thread on", device)))
     parts = [np.arange(3), np.arange(2)]
-    run = SimpleNamespace(device=torch.device("cuda"))
+    run = SimpleNamespace(device=torch.device("cuda:1"), copy_stream=Stream())
     for i, (rows, _, waited) in enumerate(tensors_ahead(Dataset(), parts, run)):
         assert rows is parts[i] and waited >= 0
         before = happened[:]  # the thread goes on
-        assert before[0] == ("copies", "waits for", "main")
+        assert before[:2] == [("thread on", run.device), ("copies", "waits for", "main")]
         assert before.count(("copied", "copies")) > i and ("copied", "main") not in before
         assert before.count(("main", "waits for copy", i + 1)) == 1
         tensors = 2 if kind == "tuple" else 1

@@ -134,7 +134,8 @@ def pair_flow(
     begin = torch.stack([x, y]).float().expand(n, -1, -1, -1)
     end = begin
     for _ in range(updates):
-        correlation = net.corr_block.index_pyramid(end)
+        with torch.backends.cudnn.flags(enabled=False):  # its grid_sample takes fewer than 65536 pictures at once
+            correlation = net.corr_block.index_pyramid(end)
         with torch.autocast(first.device.type, torch.bfloat16) if bf16 else nullcontext():
             hidden, delta = net.update_block(hidden, inputs, correlation, end - begin)
         end = end + delta.float()

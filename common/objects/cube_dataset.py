@@ -31,7 +31,7 @@ class CubeDataset:
 
     def load_all(self) -> dict[str, torch.Tensor]:
         return {
-            k: torch.cat([self.run.to_device(np.ascontiguousarray(r[k][:, part])) for r in self.records])
+            k: self.run.keep_on_device((r[k][:, part] for r in self.records), len(self))
             for k, part in self.fields.items()
         }
 
