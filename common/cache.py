@@ -29,6 +29,7 @@ class VideoFiles:
     """
 
     what, action = "cached file", "preparing"  # one file, in errors; what make() does, in its announcement
+    version = 1  # raise it when make() gives another result: files of before are then made again
 
     def __init__(self, folder):
         self.folder = Path(folder)
@@ -43,7 +44,7 @@ class VideoFiles:
         if not json_path.exists() or not path.exists():
             return None
         info, source = read_json(json_path, f"{self.what}'s entry"), video.fingerprint()
-        if not same_source(info, source, video):
+        if info.get("version", 1) != self.version or not same_source(info, source, video):
             return None
         if info["source"] != source:
             info["source"] = source
@@ -56,7 +57,11 @@ class VideoFiles:
 
     def write(self, video: Video, parts: Iterable[np.ndarray], describe: Callable[[tuple], dict], dtype=None) -> None:
         """Stream `parts` [n_i, …] into the video's file; describe(shape of all) -> further entries of its .json."""
-        source = {"source": video.fingerprint(), "content": video.content()}  # before reading begins
+        source = {
+            "version": self.version,
+            "source": video.fingerprint(),
+            "content": video.content(),
+        }  # before reading begins
         shape = stream_npy(self.path(video), parts, dtype)
         write_json(self.path(video).with_suffix(".json"), {**source, **describe(shape)})
 

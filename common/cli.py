@@ -247,7 +247,7 @@ def print_next_steps(
     script: str, checkpoint, out, *, overlay: bool = False, pictures: bool = True, more: str = ""
 ) -> None:
     """Print suggested next commands. more: an extra one, ending in "; "; pictures: False if there are no frames."""
-    command = f"python {script} --checkpoint {checkpoint}"
+    command = f"python {script} --checkpoint {shlex.quote(str(checkpoint))}"
     with_scores = f"{command} --overlay, with --dataset as here, writes videos with scores; "
     videos = with_scores if pictures and not overlay else ""
     print(f"next: look at {out}/report.html; {videos}{more}{command} --video FILE scores your own video")

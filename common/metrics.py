@@ -30,10 +30,6 @@ def _check(labels, scores):
     return labels, scores
 
 
-def _join(parts):
-    return np.concatenate([np.asarray(p).reshape(-1) for p in parts]) if len(parts) else np.zeros(0)
-
-
 def auc(labels: np.ndarray, scores: np.ndarray) -> float:
     """Area under the ROC curve of frames [T]; of all videos together: micro AUC."""
     return float(sk().roc_auc_score(*_check(labels, scores)))
@@ -59,7 +55,7 @@ def auc_abnormal_videos(labels: Sequence, scores: Sequence) -> float:
     abnormal = [(y, s) for y, s in zip(labels, scores) if np.any(y)]
     if not abnormal:
         raise ValueError("no video holds an abnormal frame")
-    return auc(_join([y for y, _ in abnormal]), _join([s for _, s in abnormal]))
+    return auc(*(np.concatenate(parts) for parts in zip(*abnormal)))
 
 
 def average_precision(labels: np.ndarray, scores: np.ndarray) -> float:
