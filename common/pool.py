@@ -54,7 +54,7 @@ def map_videos(
     global _counter
     jobs = list(jobs)
     workers = min(workers, len(jobs))
-    is_log = not sys.stderr.isatty() and not os.environ.get("VAD_PROGRESS")
+    is_log = not sys.stderr.isatty()
     interval = 10 if is_log else 0.2
     with tqdm(total=total, desc=label, unit="frame", mininterval=interval, dynamic_ncols=True, disable=not show) as bar:
         if workers > 1:
