@@ -596,8 +596,9 @@ def test_components_of_few_bags():
 
 
 def test_published_settings_need_enough_bags():
-    few, many = train.make_plan([12, 11], 2560, epochs=3), train.make_plan([800, 810], 2560)
-    assert (few.batch_size, few.components, few.iterations) == (22, 128, 3)
+    few, many = train.make_plan([12, 11], 2560), train.make_plan([800, 810], 2560)
+    assert (few.batch_size, few.components, few.iterations) == (22, 128, 100)
+    assert train.make_plan([12, 11], 2560, epochs=3).iterations == 3
     assert (many.batch_size, many.components, many.iterations) == (64, 0, 1000)
     assert train.make_plan([1, 1], 30).components == 28 and train.make_plan([1, 1], 30).batch_size == 4
     assert train.make_plan([2, 2], 2560, components=0, batch_size=8).batch_size == 8

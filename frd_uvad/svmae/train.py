@@ -28,7 +28,8 @@ from frd_uvad.svmae.eval import FUSIONS, GROUPS, add_data_flags, add_eval_flags,
 DEFAULTS = dict(iterations=1000, batch_size=64, lr=1e-3)
 WEIGHT_DECAY = 5e-3
 DROPOUT = 0.7  # of segments, where the loss chooses among them
-COMPONENTS = 128  # of the features where there are fewer bags than a published step has
+# where there are fewer bags than a published step has: chosen by cross-validation, see NOTES.md
+COMPONENTS, FEW_ITERATIONS = 128, 100
 
 
 @dataclass
@@ -67,7 +68,10 @@ def parse(argv=None):
     )
     group.add_argument("--abnormal", type=Path, help="the same of abnormal ones (default: abnormal.txt, else by names)")
     group.add_argument(
-        "--iterations", type=cli.positive_int, help=f"training steps (default: {DEFAULTS['iterations']})"
+        "--iterations",
+        type=cli.positive_int,
+        help=f"training steps (default: {DEFAULTS['iterations']}, with fewer than {DEFAULTS['batch_size']} bags "
+        f"{FEW_ITERATIONS})",
     )
     group.add_argument(
         "--fusion", choices=FUSIONS, default="concat", help="of visual and text features (default: %(default)s)"
@@ -104,7 +108,7 @@ def make_plan(counts, width: int, *, epochs=None, top_k=Plan.top_k, components=N
     """
     values, few = dict(DEFAULTS), sum(counts) < DEFAULTS["batch_size"]
     if few:
-        values["batch_size"] = max(4, 2 * min(counts))
+        values |= {"batch_size": max(4, 2 * min(counts)), "iterations": FEW_ITERATIONS}
     values |= flags
     batch = values["batch_size"]
     if batch % 2 or batch < 4:
