@@ -17,7 +17,7 @@ from common.features.folders import find_features
 from common.io import UserError, load_arrays
 from common.loader import Loader
 from common.readers.video import open_video
-from frd_uvad.svmae import detector, model
+from frd_uvad.svmae import detector, model, train
 from frd_uvad.svmae.clips import WHOLE_FRAME, Clips, Depth, crop_clips, random_crops
 from frd_uvad.svmae.data import Bags, find_bags, pool_segments
 from frd_uvad.svmae.eval import FUSIONS, GROUPS
@@ -591,6 +591,40 @@ def test_fusions_by_hand():
             "add_up": lambda: layer("fc_vis", v) + layer("fc_text", t),
         }[fusion]()
         assert np.allclose(net(x, words)["features"][0, 0].detach().numpy(), wanted, atol=1e-5), fusion
+
+
+def test_components_of_few_bags():
+    """Standardized, rotated to the axes of most variance, and of size 1; the margin shrinks with the width."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((400, 3)) @ rng.standard_normal((3, 12)) * 10.0 ** rng.integers(0, 2, 12) + 5
+    mean, matrix = detector.fit_components(torch.from_numpy(x), 8)
+    y = (x - mean.numpy()) @ matrix.numpy()
+    z = (x - x.mean(0)) / x.std(0)
+    assert y.shape == (400, 8) and abs((y**2).mean() - 1) < 1e-3 and abs((y[:, 3:] ** 2).mean()) < 1e-6
+    wanted = (z**2).sum(1) / (z**2).sum() * 400 * 8  # three components hold all: lengths stay, but for the scale
+    assert np.allclose((y**2).sum(1), wanted, rtol=5e-2)
+    assert detector.margin_of(1536) == {"margin": 100.0, "alpha": 1e-4}
+    small = detector.margin_of(384)
+    assert small["margin"] == 50.0 and small["margin"] ** 2 * small["alpha"] == 1.0
+
+    net = detector.Detector(feature_size=8, input_size=12, feature_group="vis").eval()
+    plain = detector.Detector(feature_size=8, feature_group="vis").eval()
+    net.mean, net.components = mean, matrix
+    plain.load_state_dict({k: v for k, v in net.state_dict().items() if k not in ("mean", "components")})
+    x = torch.from_numpy(x[:40]).float().view(2, 1, 20, 12)
+    assert torch.equal(net(x)["scores"], plain((x - mean) @ matrix)["scores"])
+
+
+def test_published_settings_need_enough_bags():
+    few, many = train.make_plan([12, 11], 2560), train.make_plan([800, 810], 2560)
+    assert (few.batch_size, few.components, few.iterations) == (22, 128, 100)
+    assert train.make_plan([12, 11], 2560, epochs=3).iterations == 3
+    assert (many.batch_size, many.components, many.iterations) == (64, 0, 1000)
+    assert train.make_plan([1, 1], 30).components == 28 and train.make_plan([1, 1], 30).batch_size == 4
+    assert train.make_plan([2, 2], 2560, components=0, batch_size=8).batch_size == 8
+    for components in (10, 4, 64):
+        with pytest.raises(UserError, match="--components"):
+            train.make_plan([2, 2], 32, components=components)
 
 
 def test_an_authors_file_of_add_or_product_must_be_named(tmp_path):

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 FUSIONS = ("concat", "add", "product", "add_up")
+PAPER_WIDTH = 1536  # of the paper's features, which the margin of its loss is for
 
 
 class NonLocal(nn.Module):
@@ -64,7 +65,8 @@ def fit_length(text, length):
 class Detector(nn.Module):
     """Scores of a video's segments from visual features and, with feature_group `both`, text features.
 
-    aggregate_text: whether text passes another multi-scale temporal network before the fusion.
+    aggregate_text: whether text passes another multi-scale temporal network before the fusion. input_size: width of
+    visual features that `components` brings to feature_size, see fit_components(); None: they have it.
 
     forward: visual [B, crops, T, C], text [B, crops, T', D] or None -> {"scores": [B, T, 1], "magnitudes": [B, T],
     "features": [crops, B, T, width]}.
@@ -79,6 +81,7 @@ class Detector(nn.Module):
         feature_group="both",
         aggregate_text=True,
         dropout=0.7,
+        input_size=None,
     ):
         super().__init__()
         if fusion not in FUSIONS:
@@ -87,6 +90,10 @@ class Detector(nn.Module):
             raise ValueError(f"feature_group {feature_group!r}: expected both, vis or text")
         self.fusion, self.group = fusion, feature_group
         self.aggregate_text = aggregate_text
+        if input_size:
+            self.register_buffer("mean", torch.zeros(input_size))
+            self.register_buffer("components", torch.zeros(input_size, feature_size))
+        self.reduces = bool(input_size)
         # published files hold both networks, also where only one of them is applied
         self.Aggregate = Aggregate(feature_size)
         self.Aggregate_text = Aggregate(text_dim)
@@ -144,6 +151,8 @@ class Detector(nn.Module):
 
     def forward(self, visual, text=None):
         b, crops, length, _ = visual.shape
+        if self.reduces:
+            visual = (visual - self.mean) @ self.components
         if self.group == "text":
             x = self.encode_text(text.flatten(0, 1), length)
         else:
@@ -155,6 +164,21 @@ class Detector(nn.Module):
         scores = torch.sigmoid(self.fc3(h)).view(b, crops, length, 1).mean(1)
         features = x.view(b, crops, length, -1).transpose(0, 1)
         return {"scores": scores, "magnitudes": features.norm(dim=3).mean(0), "features": features}
+
+
+def fit_components(x, count):
+    """The first principal components of features x [M, C], each channel scaled to deviation 1: ours, for few bags.
+
+    A channel of small values, such as a deviation over frames, so counts as much as one of large values. -> mean [C],
+    matrix [C, count]: the root mean square of (x - mean) @ matrix over rows and components is 1.
+    """
+    x = x.double()
+    mean, std = x.mean(0), x.std(0, correction=0)
+    std = std + 1e-3 * std.mean() + 1e-8
+    y = (x - mean) / std
+    values, vectors = torch.linalg.eigh(y.T @ y / len(y))  # from the smallest
+    scale = values[-count:].clamp(min=0).mean().clamp(min=1e-12).sqrt()
+    return mean.float(), (vectors[:, -count:].flip(1) / (std[:, None] * scale)).float()
 
 
 def select(out, bags, top_k, dropout=0.0):
@@ -174,9 +198,17 @@ def select(out, bags, top_k, dropout=0.0):
     return selected, out["scores"][bags].gather(1, index[:, :, None]).mean(1)
 
 
+def margin_of(width):
+    """The margin of features of this width, and the weight of its loss, which stays as large as at PAPER_WIDTH."""
+    share = width / PAPER_WIDTH
+    return {"margin": 100.0 * share**0.5, "alpha": 1e-4 / share}
+
+
 def losses(out, *, top_k=3, margin=100.0, alpha=1e-4, smooth=8e-4, sparse=8e-3, dropout=0.0):
     """RTFM's losses; the first half of the bags is normal, the second abnormal.
 
+    margin, alpha: the published ones, for features of PAPER_WIDTH; magnitudes grow with the root of the width, see
+    margin_of().
     -> {"total", "rtfm", "smooth", "sparsity"} and the selected features and scores.
     """
     half = len(out["scores"]) // 2

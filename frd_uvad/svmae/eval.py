@@ -84,8 +84,8 @@ def make_protocol(options: cli.ScoreOptions) -> evaluation.Protocol:
 
 def check_inputs(checkpoint, model_args, text, width=None, advice=""):
     """Raises UserError where a detector needs features of another width, or captions that were not given."""
-    if width and model_args["feature_group"] != "text" and model_args["feature_size"] != width:
-        size = model_args["feature_size"]
+    size = model_args.get("input_size") or model_args["feature_size"]
+    if width and model_args["feature_group"] != "text" and size != width:
         raise UserError(f"checkpoint {checkpoint} is for features of width {size}, these have {width}")
     if model_args["feature_group"] != "vis" and not text:
         raise UserError(f"checkpoint {checkpoint} needs caption embeddings: give --text DIR{advice}")

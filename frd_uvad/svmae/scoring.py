@@ -59,7 +59,8 @@ def infer_args(weights: dict, fusion=None, feature_group=None, aggregate_text=No
         )
     if aggregate_text is None:
         aggregate_text = "Aggregate_text.conv_4.0.weight" in weights
-    return {
+    reduced = {"input_size": len(weights["components"])} if "components" in weights else {}
+    return reduced | {
         "feature_size": size,
         "text_dim": text,
         "feature_group": feature_group,

@@ -28,6 +28,8 @@ from frd_uvad.svmae.eval import FUSIONS, GROUPS, add_data_flags, add_eval_flags,
 DEFAULTS = dict(iterations=1000, batch_size=64, lr=1e-3)
 WEIGHT_DECAY = 5e-3
 DROPOUT = 0.7  # of segments, where the loss chooses among them
+# where there are fewer bags than a published step has: chosen by cross-validation, see NOTES.md
+COMPONENTS, FEW_ITERATIONS = 128, 100
 
 
 @dataclass
@@ -36,6 +38,7 @@ class Plan:
     batch_size: int  # bags of a step, half of them normal
     lr: float
     top_k: int = 3
+    components: int = 0  # principal components of the visual features; 0: the features as they are
 
 
 def parse(argv=None):
@@ -53,7 +56,7 @@ def parse(argv=None):
     cli.add_optimisation_flags(
         parser,
         epochs="as many as --iterations make; given, it sets them: passes over the abnormal bags",
-        batch_size=f"{DEFAULTS['batch_size']}: bags of a step, half of them normal",
+        batch_size=f"{DEFAULTS['batch_size']}, or all if there are fewer: bags of a step, half of them normal",
         lr=DEFAULTS["lr"],
     )
     group = parser.add_argument_group("method")
@@ -65,7 +68,10 @@ def parse(argv=None):
     )
     group.add_argument("--abnormal", type=Path, help="the same of abnormal ones (default: abnormal.txt, else by names)")
     group.add_argument(
-        "--iterations", type=cli.positive_int, help=f"training steps (default: {DEFAULTS['iterations']})"
+        "--iterations",
+        type=cli.positive_int,
+        help=f"training steps (default: {DEFAULTS['iterations']}, with fewer than {DEFAULTS['batch_size']} bags "
+        f"{FEW_ITERATIONS})",
     )
     group.add_argument(
         "--fusion", choices=FUSIONS, default="concat", help="of visual and text features (default: %(default)s)"
@@ -85,21 +91,39 @@ def parse(argv=None):
         default=Plan.top_k,
         help="segments of a bag that decide (default: %(default)s)",
     )
+    group.add_argument(
+        "--components",
+        type=cli.natural_int,
+        help="principal components of the standardized visual features that the detector reads; 0: the features as "
+        f"they are, as published (default: 0, with fewer than {DEFAULTS['batch_size']} bags {COMPONENTS})",
+    )
     add_eval_flags(parser, training=True)
     return parser.parse_args(argv)
 
 
-def make_plan(abnormal: int, *, epochs=None, top_k=Plan.top_k, **flags) -> Plan:
-    """flags (iterations, batch_size, lr) override the defaults; epochs: passes over the `abnormal` bags."""
-    values = {**DEFAULTS, **flags}
+def make_plan(counts, width: int, *, epochs=None, top_k=Plan.top_k, components=None, **flags) -> Plan:
+    """The published settings, or those for few bags; flags (iterations, batch_size, lr) override them.
+
+    counts: of normal and abnormal bags; width: of their visual features; epochs: passes over the abnormal bags.
+    """
+    values, few = dict(DEFAULTS), sum(counts) < DEFAULTS["batch_size"]
+    if few:
+        values |= {"batch_size": max(4, 2 * min(counts)), "iterations": FEW_ITERATIONS}
+    values |= flags
     batch = values["batch_size"]
     if batch % 2 or batch < 4:
         raise UserError(f"--batch-size {batch} must be even and at least 4: half of the bags are normal")
     if top_k > SEGMENTS:
         raise UserError(f"--top-k {top_k}: a bag has {SEGMENTS} segments")
+    if components and (components > width or components % 4 or components < 8):
+        raise UserError(
+            f"--components {components} must be a multiple of 4, from 8 to the width of the features, {width}"
+        )
+    if components is None:
+        components = min(COMPONENTS, width - width % 4) if few and width >= 8 else 0
     if epochs and "iterations" not in flags:
-        values["iterations"] = -(-epochs * abnormal // (batch // 2))
-    return Plan(**values, top_k=top_k)
+        values["iterations"] = -(-epochs * counts[1] // (batch // 2))
+    return Plan(**values, top_k=top_k, components=components)
 
 
 def losses(net, batch, plan, run) -> dict:
@@ -110,7 +134,8 @@ def losses(net, batch, plan, run) -> dict:
         outputs = net(*batch.data)
     for name, x in outputs.items():
         outputs[name] = run.all_gather_batch(x.float(), len(batch), 1 if name == "features" else 0)
-    parts = detector.losses(outputs, top_k=plan.top_k, dropout=DROPOUT)
+    margin = detector.margin_of(outputs["features"].shape[3]) if plan.components else {}
+    parts = detector.losses(outputs, top_k=plan.top_k, dropout=DROPOUT, **margin)
     return {name: parts[name] for name in ("total", "rtfm", "smooth", "sparsity")}
 
 
@@ -134,7 +159,7 @@ def train(data, bags, plan, model_args, *, out, run, seed=0, resume=True, save_m
     from common import training
     from common.distributed import seed_everything
     from common.draw_loader import DrawLoader
-    from frd_uvad.svmae import scoring
+    from frd_uvad.svmae import detector, scoring
 
     path, settings = out / "detector.pt", preprocess.read_settings(data.root)
     identity = {
@@ -149,7 +174,10 @@ def train(data, bags, plan, model_args, *, out, run, seed=0, resume=True, save_m
     if plan.iterations % DrawLoader.LOG_STEPS == 0:  # else it cannot go on: its last interval was cut short
         identity["iterations"] = f"a multiple of {DrawLoader.LOG_STEPS}"
     seed_everything(seed)
-    net = scoring.build_model(model_args).to(run.device)
+    net = scoring.build_model(model_args)
+    if plan.components:
+        net.mean, net.components = detector.fit_components(bags.visual.flatten(0, 2).cpu(), plan.components)
+    net = net.to(run.device)
     optimizer = torch.optim.Adam(net.parameters(), lr=plan.lr, weight_decay=WEIGHT_DECAY, fused=True)
 
     def draw(rng):
@@ -190,15 +218,19 @@ def train(data, bags, plan, model_args, *, out, run, seed=0, resume=True, save_m
     return path
 
 
-def make_model_args(data, text_dim: int | None, *, fusion="concat", feature_group=None, aggregate_text=True) -> dict:
-    """The arguments of detector.Detector for a FeatureData. text_dim: width of the captions, None without them."""
-    for what, width in (("features", data.width), ("caption embeddings", text_dim or 8)):
+def make_model_args(
+    data, text_dim: int | None, components=0, *, fusion="concat", feature_group=None, aggregate_text=True
+) -> dict:
+    """The arguments of detector.Detector for a FeatureData. text_dim: width of the captions, None without them;
+    components: see Plan."""
+    for what, width in (("features", components or data.width), ("caption embeddings", text_dim or 8)):
         if width % 4 or width < 8:
             raise UserError(
                 f"{what} of width {width} do not fit: the detector cuts them into 4 equal parts of at least 2"
             )
     return {
-        "feature_size": data.width,
+        "feature_size": components or data.width,
+        **({"input_size": data.width} if components else {}),
         "fusion": fusion,
         "feature_group": feature_group or ("both" if text_dim else "vis"),
         "text_dim": text_dim or 768,
@@ -237,17 +269,19 @@ def main(argv=None):
     with Run(args.device, args.precision) as run:
         data = prepare(source, args.features, args.encoder, run, order=args.order, segments=args.segments)
         videos = find_bags(data, args.normal, args.abnormal)
-        flags = cli.given(args, ("iterations", "batch_size", "lr"))
-        plan = make_plan(len(videos[1]), epochs=args.epochs, top_k=args.top_k, **flags)
+        flags = cli.given(args, ("iterations", "batch_size", "lr", "components"))
+        plan = make_plan([len(v) for v in videos], data.width, epochs=args.epochs, top_k=args.top_k, **flags)
         bags = Bags(*videos, args.text, run)
         model_args = make_model_args(
             data,
             None if bags.text is None else bags.text.shape[3],
+            plan.components,
             fusion=args.fusion,
             feature_group=args.feature_group,
             aggregate_text=args.aggregate_text,
         )
         text = f", text of width {model_args['text_dim']}, {args.fusion}" if args.text else ""
+        text = f" in {plan.components} components{text}" if plan.components else text
         run.print(
             f"{name}: {bags.counts[0]} normal and {bags.counts[1]} abnormal bags of {SEGMENTS} segments, {data.crops} "
             f"crops of width {data.width}{text}, {run.device}, {run.precision}"
