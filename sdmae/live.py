@@ -416,8 +416,9 @@ class Overlay:
 
 
 def watch(address, loaded, options: LiveOptions, *, out, checkpoint, training_frames=None) -> None:
-    """Score a video or camera until it ends, Ctrl-C or SIGTERM: scores.csv, events.csv, overlay.mp4, curve.png, report.html.
+    """Score a video or camera until it ends, Ctrl-C or SIGTERM.
 
+    Writes scores.csv, events.csv, overlay.mp4, curve.png and report.html.
     loaded: sdmae.eval.Loaded; out: the folder in which one of the video's name is made.
     """
     stats = loaded.statistics(training_frames)
