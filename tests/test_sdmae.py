@@ -497,6 +497,14 @@ def test_a_watch_that_is_stopped_keeps_what_it_has_seen(trained, tmp_path, how):
         assert (scores.parent / "overlay.mp4").stat().st_size > 1000 and not list(scores.parent.glob(".*"))
 
 
+def test_the_tool_that_watches_for_long(trained):
+    """Its table and events fit each other; how memory grows cannot be told in seconds."""
+    base, root, _ = trained
+    flags = ("--video", root / "test" / "b0", "--minutes", "0.1", "--threshold", "0.02", "--precision", "fp32")
+    done = script("tests/tools/soak.py", *flags, "--checkpoint", base / "run" / "sdmae.pt", check=False)
+    assert "150 frames, " in done.stdout and "0 lost, 0 wrong" in done.stdout, done.stderr
+
+
 def test_the_tool_that_counts_false_alarms(trained):
     base, root, _ = trained
     where = ("--data-root", root, "--cache", base / "cache", "--checkpoint", base / "run" / "sdmae.pt")
