@@ -47,7 +47,7 @@ class LiveOptions:
     false_alarms_per_hour: float = 1.0  # sets the threshold
     threshold: float | None = None  # smoothed score from which an event begins, instead
     window: float = 0.5  # past seconds that a score is averaged over
-    fps: float | None = None  # if the source has none (default: 25)
+    fps: float | None = None  # instead of what the source says (None: that, else 25)
     reconnect: float = 2.0  # seconds between attempts to open a lost stream again
     max_seconds: float | None = None  # stop after this much footage
 

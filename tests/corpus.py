@@ -167,6 +167,9 @@ def scene_split(path):
     for split, name in (("training", "01_001"), ("testing", "01_0014")):
         if not (path.parent / "source" / split).exists():
             save_frames(path.parent / "source" / split / "frames" / name, walkers(2))
+    masks = path.parent / "source" / "testing" / "test_frame_mask"
+    masks.mkdir(exist_ok=True)
+    np.save(masks / "01_0014.npy", [0, 1])
     return build(path, path.parent / "source", path.parent / "out")
 
 

@@ -12,6 +12,7 @@ from common.readers import datasets
 from common.readers.dataset import search
 from common.readers.labels import read_masks
 from tests.helpers import save_frames, save_video, tiny_folder, walkers
+from tests.tools.shanghaitech_sd import build
 
 pytestmark = pytest.mark.usefixtures("listing")
 
@@ -239,3 +240,15 @@ def test_a_folder_that_may_not_be_read_is_passed_over(tmp_path, monkeypatch):
         (tmp_path / name / "wanted").mkdir(parents=True)
     monkeypatch.setattr(os, "access", lambda path, _: Path(path).name != "closed")
     assert search(tmp_path, "wanted") == [tmp_path / "open" / "wanted"]
+
+
+def test_a_test_video_without_labels_is_not_normal(tmp_path):
+    for place in ("training/frames/01_001", "testing/frames/01_0014", "testing/frames/01_0015"):
+        save_frames(tmp_path / "a" / place, walkers(2))
+    (tmp_path / "a" / "testing" / "test_frame_mask").mkdir()
+    np.save(tmp_path / "a" / "testing" / "test_frame_mask" / "01_0014.npy", [0, 1])
+    (tmp_path / "list").write_text("training 01_001\ntesting 01_0014\n")
+    assert build(tmp_path / "list", tmp_path / "a", tmp_path / "b") == 2
+    (tmp_path / "list").write_text("testing 01_0014\ntesting 01_001\ntesting 01_0015\n")
+    with pytest.raises(UserError, match="video 01_0015 of .* has no labels"):
+        build(tmp_path / "list", tmp_path / "a", tmp_path / "c")

@@ -460,6 +460,16 @@ def test_own_video_scores_equal_those_of_the_dataset(trained, tmp_path):
     assert n == 24
 
 
+def test_a_dataset_that_was_copied_anew_is_not_scored_again(trained):
+    base, root, _ = trained
+    scored = next((base / "run").glob("scored-*/test/b0.npz"))
+    before, (picture, *_) = scored.stat().st_mtime_ns, (root / "test" / "b0").iterdir()
+    os.utime(picture, (1e9, 1e9))
+    where = ("--dataset", "folder", "--data-root", root, "--cache", base / "cache", "--workers", 1, "--device", "cpu")
+    script("sdmae/eval.py", *where, "--checkpoint", base / "run" / "sdmae.pt")
+    assert scored.stat().st_mtime_ns == before and len(list(scored.parents[2].glob("scored-*"))) == 1
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_watch_that_is_stopped_keeps_what_it_has_seen(trained, tmp_path, how):
     """Ctrl-C and SIGTERM end it with everything written; a kill leaves the tables."""
