@@ -69,9 +69,12 @@ def disagreement(data: Dataset, labels: dict[str, np.ndarray]) -> str | None:
 
 
 def read_events(data: Dataset) -> list[tuple[str, str, int, int]]:
-    """[(video, kind, first frame, end)] of events.csv, if the dataset has one (the demo does). Raises UserError."""
+    """[(video, kind, first frame, end)] of the demo's events.csv; a file of that name elsewhere may be anything.
+
+    Raises UserError.
+    """
     path = Path(data.root) / "events.csv"
-    if not path.is_file():
+    if data.name != "demo" or not path.is_file():
         return []
     with reading("events", path, "have no columns video, event, start, end", (KeyError, ValueError)):
         (_, names), *rows = read_table(path, "events")
@@ -103,8 +106,7 @@ def shift_gain(smoothed: dict, labels: dict, most: int = 10) -> tuple[float, int
     """How much micro AUC would rise if all labels were moved by a few frames: the largest (gain, frames).
 
     A sign that labels and frames do not belong together; the shift is never used. Raises ValueError where micro AUC is
-    not defined. A gain that still grows at `most`
-    frames is a trend of the scores, no shift, and counts as none.
+    not defined. A gain that still grows at `most` frames is a trend of the scores, no shift, and counts as none.
     """
     finite = {k: np.isfinite(s) for k, s in smoothed.items()}
     s = np.concatenate([smoothed[k][finite[k]] for k in labels])

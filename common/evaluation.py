@@ -162,14 +162,17 @@ def evaluate(
 
     baselines {title: scores}, smoothed with a median of 17; extra: what else metrics.json shall hold.
     """
+    for name, s in scores.items():
+        if wrong := np.size(s) - np.isfinite(s).sum():
+            way_out = "try --precision fp32, or another checkpoint"
+            raise UserError(f"{wrong} of the {len(s)} scores of video {name} are NaN or infinite: {way_out}")
     out = writable_folder(out)
     labels, began = labels_of(scores, data), time.perf_counter()
     result, smoothed = measure(scores, labels, protocol)
     if labels and detections:
         localization = optional_module("common.localization")
         if localization:
-            frames = {k: len(s) for k, s in scores.items()}
-            result.update(localization.measure(data, detections, frames, protocol.skip))
+            result.update(localization.measure(data, detections, labels, protocol.skip))
         else:
             result["undefined_localization"] = "there is no common/localization.py, which measures them"
     diagnosis = optional_module("common.diagnosis") if labels else None

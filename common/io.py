@@ -71,11 +71,12 @@ def user_text(e: Exception) -> str:
 
 
 def os_error_text(e: OSError) -> str:
-    """One sentence for a file that the operating system refused to write."""
+    """One sentence for a file that the operating system refused to read or write."""
     path = e.filename or "the output folder"
     if e.errno in DISK_FULL:
         return f"no space left while writing {path}: free some, or point --out and --cache to another disk"
-    return f"cannot write {path} ({os.strerror(e.errno)}): choose a writable folder with --out and --cache"
+    way_out = "change its permissions, or choose another folder with --out and --cache, or with --data-root"
+    return f"{path} cannot be read or written ({os.strerror(e.errno)}): {way_out}"
 
 
 def first_line(e: Exception) -> str:
@@ -163,17 +164,25 @@ def short_hash(value: Any) -> str:
 def writable_folder(path) -> Path:
     """Create `path` and try to write a file there, before hours of work depend on it. Raises UserError."""
     path = Path(path)
-    probe = path / f".probe-{os.getpid()}"
+    probe = path / f".probe-{_HOST}-{os.getpid()}"
     try:
         path.mkdir(parents=True, exist_ok=True)
         probe.write_bytes(b"x")
-        probe.unlink()
+        probe.unlink(missing_ok=True)
     except OSError as e:
         e.filename = str(path)
         raise UserError(os_error_text(e)) from None
     return path
 
 
+def _host():
+    """Where a process number means one process: the machine, and the container in it."""
+    with contextlib.suppress(OSError):
+        return short_hash([socket.gethostname(), os.readlink("/proc/self/ns/pid")])
+    return short_hash(socket.gethostname())
+
+
+_HOST = _host()
 _locks = {}  # path -> the open file that holds the lock
 
 
@@ -199,12 +208,11 @@ def lock_dir(folder) -> Path:
     return folder
 
 
-_HOST = socket.gethostname()[:40].replace(".", "_")
-
-
 @functools.cache  # once per folder and process
 def remove_stale_parts(folder: Path) -> None:
     """Remove half-written files of processes of this machine that were killed."""
+    if os.name == "nt":
+        return  # os.kill would end the process that it asks for
     for part in folder.glob(f".*.{glob.escape(_HOST)}-*.part*"):
         pid = part.name.split(f".{_HOST}-")[-1].split(".")[0]
         try:
@@ -303,7 +311,8 @@ def read_table(path, what: str, names: Collection[str] = ()) -> list[tuple[int, 
     names: first cells that begin no comment though they may begin with #.
     """
     text = read_text(path, what)
-    first = text.lstrip().split("\n")[0]
+    used = (line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))
+    first = next(used, text)
     delimiter = ";" if ";" in first and "," not in first else ","  # Excel's, where the comma is a decimal point
 
     def is_comment(line):

@@ -12,56 +12,71 @@ import numpy as np
 from common.io import UserError
 from common.metrics import auc
 from common.readers.dataset import Dataset
+from common.readers.video import Decoder, Video
 
 
-def measure(data: Dataset, detections: dict, frames: dict, skip: int = 0) -> dict:
+def measure(data: Dataset, detections: dict, labels: dict, skip: int = 0) -> dict:
     """RBDC, TBDC and pixel-level AUC of boxes with scores.
 
-    detections: video -> [n, 6] frame, x1, y1, x2, y2, score; frames: video -> its number of frames; skip: frames that
-    are left out at the start of every video.
+    detections: video -> [n, 6] frame, x1, y1, x2, y2, score; labels: video -> uint8 [T]; skip: frames that are left out
+    at the start of every video. A video without masks and tracks counts where its labels say that all of it is normal.
     """
     out, videos = {}, {v.name: v for v in data.test}
+    has_regions = has_masks = False
     from_masks, total = False, 0
     tracks, boxes = [], []
     pixel_scores, pixel_labels = [], []
     for name, d in sorted(detections.items()):
+        frames = len(labels[name])
         try:
             masks, regions = data.masks(videos[name]), data.tracks(videos[name])
-            if masks is not None and len(masks) != frames[name] and not data.cut_ranges:
-                raise UserError(f"masks of {len(masks)} frames, the video has {frames[name]}")
+            if masks is not None:
+                check_masks(masks, videos[name], None if data.cut_ranges else frames)
         except UserError as e:
             out.setdefault("unreadable_regions", {})[name] = str(e)
             continue
-        if masks is None and regions is None:
+        has_masks = has_masks or masks is not None
+        if masks is not None or regions is not None:
+            has_regions = True
+        elif labels[name].any():
             continue
+        else:
+            regions = np.zeros((0, 6))
+            masks = np.broadcast_to(False, (frames, *d[:, [4, 3]].max(0, initial=0).astype(int) + 1))
         if regions is None:
             regions, from_masks = tracks_from_masks(masks), True
-        tracks.append(regions[regions[:, 1] >= skip])
+        tracks.append(regions[(skip <= regions[:, 1]) & (regions[:, 1] < frames)])
+        d = d[np.argsort(d[:, 0], kind="stable")]
         boxes.append(d[d[:, 0] >= skip])
-        if masks is None:
-            length = 1 + int(max(d[:, 0].max(initial=0), regions[:, 1].max(initial=0)))
-        else:
-            length = len(masks)
-            d = d[np.argsort(d[:, 0], kind="stable")]
-            edges = np.searchsorted(d[:, 0], np.arange(length + 1))
-            for t in range(skip, length):
-                in_frame = d[edges[t] : edges[t + 1]]
-                painted = paint(in_frame[:, 1:5], in_frame[:, 5], masks[t].shape)
-                pixel_scores.append(pixel_frame_score(painted, masks[t]))
-                pixel_labels.append(masks[t].any())
-        total += max(0, length - skip)
-    if not tracks:
+        edges = np.searchsorted(d[:, 0], np.arange(frames + 1))
+        for t in range(skip, 0 if masks is None else min(frames, len(masks))):
+            in_frame = d[edges[t] : edges[t + 1]]
+            painted = paint(in_frame[:, 1:5], in_frame[:, 5], masks[t].shape)
+            pixel_scores.append(pixel_frame_score(painted, masks[t]))
+            pixel_labels.append(masks[t].any())
+        total += max(0, frames - skip)
+    if not has_regions:
         return out
     out["videos_with_regions"] = len(tracks)
     try:
         out["rbdc"], out["tbdc"] = rbdc_tbdc(tracks, boxes, total)
         from_where = "derived from masks: connected components, linked by overlap" if from_masks else "of the dataset"
         out["tracks"] = from_where
-        if pixel_scores:
+        if has_masks:
             out["pixel_auc"] = pixel_auc(pixel_labels, pixel_scores)
     except ValueError as e:
         out["undefined_localization"] = str(e)
     return out
+
+
+def check_masks(masks: np.ndarray, video: Video, frames: int | None) -> None:
+    """Raises UserError where masks [T, H, W] are not of so many frames (None: any), or not of the size of its first."""
+    if frames is not None and len(masks) != frames:
+        raise UserError(f"masks of {len(masks)} frames, the video has {frames}")
+    size = next(iter(Decoder(video))).shape[:2]
+    if masks.shape[1:] != size:
+        (h, w), (height, width) = masks.shape[1:], size
+        raise UserError(f"masks of {w}×{h} pixels, the video has {width}×{height}")
 
 
 # ------------------------------------------------------------------------ regions and tracks (Ramachandra & Jones 2020)
@@ -90,17 +105,19 @@ def rbdc_tbdc(tracks: Sequence, detections: Sequence, frames: int, alpha=0.1, be
     false_scores = []
     for t, d in zip(tracks, detections):
         t, d = np.asarray(t, np.float64).reshape(-1, 6), np.asarray(d, np.float64).reshape(-1, 6)
+        t, d = t[np.argsort(t[:, 1], kind="stable")], d[np.argsort(d[:, 0], kind="stable")]
         scores = np.full(len(t), -np.inf)  # of each region
         is_false = np.ones(len(d), bool)
         for frame in np.intersect1d(t[:, 1], d[:, 0]):
-            ti, di = np.flatnonzero(t[:, 1] == frame), np.flatnonzero(d[:, 0] == frame)
+            ti, di = (slice(*np.searchsorted(x, (frame, frame + 1))) for x in (t[:, 1], d[:, 0]))
             hit = iou(t[ti, 2:], d[di, 1:5]) >= beta
             scores[ti] = np.where(hit, d[di, 5], -np.inf).max(1)
             is_false[di] = ~hit.any(0)
         region_scores.append(scores)
         false_scores.append(d[is_false, 5])
-        for track in np.unique(t[:, 0]):
-            s = np.sort(scores[t[:, 0] == track])[::-1]
+        by_track = np.argsort(t[:, 0], kind="stable")
+        for s in np.split(scores[by_track], np.flatnonzero(np.diff(t[by_track, 0])) + 1) if len(t) else ():
+            s = np.sort(s)[::-1]
             track_scores.append(s[max(1, int(np.ceil(alpha * len(s) - 1e-9))) - 1])
     regions, false_scores = (
         np.concatenate([np.zeros(0), *region_scores]),
@@ -148,7 +165,7 @@ def paint(boxes: np.ndarray, scores: np.ndarray, shape: tuple[int, int], empty: 
     out = np.full(shape, empty, np.float32)
     for i in np.argsort(scores, kind="stable"):
         x1, y1, x2, y2 = np.asarray(boxes[i]).astype(int)
-        out[max(0, y1) : y2 + 1, max(0, x1) : x2 + 1] = scores[i]
+        out[max(0, y1) : max(0, y2 + 1), max(0, x1) : max(0, x2 + 1)] = scores[i]
     return out
 
 

@@ -20,23 +20,17 @@ def write(
 ) -> None:
     """scores.csv of your video, and what common.report makes of it: a page, a plot, an overlay.
 
-    frames: uint8 [H, W, C] each, shown at the times of `clock` (readers.container.Clock); boxes [n, 6]: frame, x1, y1,
-    x2, y2, score, coloured from green at 0 to red at `color_max`; or None.
+    frames: uint8 [H, W, C] each, read three times: an array or a Decoder, no generator; shown at the times of `clock`
+    (readers.container.Clock). scores: float [T]; boxes [n, 6]: frame, x1, y1, x2, y2, score, coloured from green at 0
+    to red at `color_max`; or None. top: peaks in ranking.csv.
     """
     smoothed = smoothing.parse(filter_)(scores)
     counts = None if boxes is None else np.bincount(boxes[:, 0].astype(int), minlength=len(scores))
     with writing_table(out / "scores.csv") as table:
         table.writerow(["frame", "seconds", "score", "smoothed", *([] if counts is None else ["boxes"])])
         for t in range(len(scores)):
-            table.writerow(
-                [
-                    t,
-                    clock.text(t, 3),
-                    f"{scores[t]:.6g}",
-                    f"{smoothed[t]:.6g}",
-                    *([] if counts is None else [counts[t]]),
-                ]
-            )
+            row = [t, clock.text(t, 3), f"{scores[t]:.6g}", f"{smoothed[t]:.6g}"]
+            table.writerow(row if counts is None else [*row, counts[t]])
     print(f"{name}: {len(scores)} frames" + ("" if boxes is None else f", {len(boxes)} objects"))
     report = optional_module("common.report")
     if report:

@@ -63,6 +63,8 @@ def parse(spec: str) -> Callable[[np.ndarray], np.ndarray]:
         apply(np.zeros(4))
     except TypeError:
         raise UserError(f"--smoothing {spec}: too many numbers for {name}") from None
+    except ValueError:
+        raise UserError(f"--smoothing {spec}: a width of at least 1 is needed, 2 for aedmae") from None
     return apply
 
 

@@ -9,6 +9,7 @@ import csv
 import datetime
 import json
 import queue
+import re
 import threading
 import time
 from pathlib import Path
@@ -23,36 +24,34 @@ EVENTS = "event start_frame end_frame start_seconds end_seconds peak_frame peak_
 EVENTS += "start_arrival end_arrival peak_arrival".split()
 
 
-def read(capture, address, live, fps, frames):
-    """Put (segment, seconds, arrival, frame) into the queue `frames`; a lost or dropped frame ends a segment."""
-    segment, began = 0, time.perf_counter()
+def read(capture, address, shown, live, fps, frames):
+    """Put (number, seconds, arrival, frame) into the queue `frames`; numbers leave a gap where frames are lost."""
+    lost, began = 0, time.perf_counter()
     for t in range(10**12):
         ok, frame = capture.read()
         while live and not ok:
-            print(f"stream {address} lost; trying again", flush=True)
-            time.sleep(2.0)
+            print(f"stream {shown} lost; trying again", flush=True), time.sleep(2.0)
             ok, frame = capture.read() if capture.open(address) else (False, None)
-            segment += 1
+            lost += 1
         if not ok:
             return frames.put(None)
-        if live and frames.full():  # scoring is too slow
-            segment += frames.get() is not None
+        live and frames.full() and frames.get()  # scoring is too slow
         arrival = datetime.datetime.now().astimezone().isoformat(timespec="milliseconds")
-        frames.put((segment, time.perf_counter() - began, arrival, frame) if live else (0, t / fps, "", frame))
+        frames.put((t + lost, time.perf_counter() - began, arrival, frame) if live else (t, t / fps, "", frame))
 
 
 def samples(frames, size):
     """Yield (t, seconds, arrival, frames t-3, t, t+3 at the network's size) once t+3 is there or its segment ended."""
     kept, segment = {}, None  # kept: {frame: (seconds, arrival, picture)}
-    t, following = 0, 0
+    t, following = -1, 0
 
     def sample(n):
         return n, *kept[n][:2], np.stack([kept.get(n + d, kept[n])[2] for d in (-AHEAD, 0, AHEAD)])
 
-    for new_segment, seconds, arrival, frame in iter(frames.get, None):
-        if new_segment != segment:
+    for t, (number, seconds, arrival, frame) in enumerate(iter(frames.get, None)):
+        if segment != number - t:  # it grows where frames were lost or dropped
             yield from map(sample, range(following, t))
-            following, segment = t, new_segment
+            following, segment = t, number - t
             kept.clear()
         way = cv2.INTER_AREA if frame.shape[0] > size[0] else cv2.INTER_CUBIC
         kept[t] = seconds, arrival, cv2.resize(frame, size[::-1], interpolation=way)
@@ -60,8 +59,7 @@ def samples(frames, size):
             yield sample(following)
             kept.pop(following - AHEAD, None)
             following += 1
-        t += 1
-    yield from map(sample, range(following, t))
+    yield from map(sample, range(following, t + 1))
 
 
 def calibrate(scores, per_hour, fps, width):
@@ -83,13 +81,16 @@ def main():
     session = onnxruntime.InferenceSession(args.model, providers=onnxruntime.get_available_providers())
     meta = json.loads(session.get_modelmeta().custom_metadata_map.get("sdmae", "null"))
     meta and meta["statistics"] or parser.error(f"--model {args.model} holds no scores of sdmae/eval.py --export")
-    live, address = not Path(args.video).exists(), int(args.video) if args.video.isdigit() else args.video
+    address = int(args.video) if args.video.isdigit() else args.video
+    shown = re.sub(r"(?i)(?<=://).*@|\w*(user|usr|login|pass|pwd|token|key|auth)\w*=[^&/;]*", "", args.video)
     capture = cv2.VideoCapture(address)
+    live = not Path(args.video).exists() and capture.get(cv2.CAP_PROP_FRAME_COUNT) <= 0  # no file behind http
     frames, past = queue.Queue(32), []
-    capture.isOpened() or parser.error(f"--video {args.video} cannot be opened")
-    width = max(1, round(WINDOW * (fps := capture.get(cv2.CAP_PROP_FPS) or 25.0)))
+    capture.isOpened() or parser.error(f"--video {shown} cannot be opened")
+    fps = rate if 0 < (rate := capture.get(cv2.CAP_PROP_FPS)) < 1000 else 25.0
+    width = max(1, round(WINDOW * fps))
     limit = calibrate(meta["statistics"]["frame_scores"], args.false_alarms_per_hour, fps, width)
-    threading.Thread(target=read, args=(capture, address, live, fps, frames), daemon=True).start()
+    threading.Thread(target=read, args=(capture, address, shown, live, fps, frames), daemon=True).start()
     args.out.mkdir(parents=True, exist_ok=True)
     with open(args.out / "scores.csv", "w", newline="") as a, open(args.out / "events.csv", "w", newline="") as b:
         scores, events = csv.writer(a), csv.writer(b)
@@ -112,8 +113,7 @@ def main():
                     count += event is None
                     event = [event[0], now, max(event[2], now, key=lambda m: m[3])] if event else [now] * 3
                 scores.writerow([t, f"{seconds:.3f}", f"{score:.6g}", f"{now[3]:.6g}", int(bool(event)), arrival])
-        if event:
-            end(*event)
+        event and end(*event)
 
 
 if __name__ == "__main__":

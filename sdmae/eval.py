@@ -16,7 +16,7 @@ import numpy as np
 
 from common import cli, evaluation, score_cache, smoothing
 from common.io import UserError, run_script
-from common.readers.video import Video, frames_and_clock
+from common.readers.video import frames_and_clock
 from sdmae import preprocess
 
 # torch is imported inside functions: --help answers at once.
@@ -73,7 +73,11 @@ def add_live_flags(parser):
         default=0.5,
         help="past seconds that a score is averaged over (default: %(default)s)",
     )
-    group.add_argument("--fps", type=cli.positive_float, help="frames per second, if the source has none (default: 25)")
+    group.add_argument(
+        "--fps",
+        type=cli.positive_float,
+        help="frames per second, instead of what the source says (default: the source's, else 25)",
+    )
     group.add_argument(
         "--reconnect",
         type=cli.natural_float,
@@ -227,7 +231,7 @@ def evaluate(
             "precision": run.precision,
             "version": scoring.SCORES_VERSION,
         },
-        source=Video.fingerprint,
+        source=lambda video: source_of(dataset, video),
         size=dataset.frames,
         unit="frame",
         shard=shard,
@@ -275,6 +279,12 @@ def evaluate(
         map_range=map_range(maps, threshold),
     )
     return result.metrics
+
+
+def source_of(dataset, video):
+    """What its scores are made from: a hash of its files, which a copy shares; frames cached by older versions have
+    none."""
+    return (dataset.cache.info(video) or {}).get("content") or video.fingerprint()
 
 
 def map_range(maps, threshold):

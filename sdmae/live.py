@@ -47,7 +47,7 @@ class LiveOptions:
     false_alarms_per_hour: float = 1.0  # sets the threshold
     threshold: float | None = None  # smoothed score from which an event begins, instead
     window: float = 0.5  # past seconds that a score is averaged over
-    fps: float | None = None  # if the source has none (default: 25)
+    fps: float | None = None  # instead of what the source says (None: that, else 25)
     reconnect: float = 2.0  # seconds between attempts to open a lost stream again
     max_seconds: float | None = None  # stop after this much footage
 
@@ -108,7 +108,7 @@ class Stream:
         return capture if capture.isOpened() else None
 
     def read(self):
-        segment, first = 0, None
+        number, first = 0, None  # number: of the next frame; one is left out where the stream was lost
         while not self.stopped.is_set():
             ok, frame = self.capture.read() if self.capture is not None else (False, None)
             if ok:
@@ -121,15 +121,15 @@ class Stream:
                     try:
                         self.waiting.get_nowait()
                         self.dropped += 1
-                        segment += 1  # what follows is no neighbour of what went before
                     except queue.Empty:
                         pass
-                self.waiting.put((segment, now - first, arrival, frame))
+                self.waiting.put((number, now - first, arrival, frame))
+                number += 1
                 continue
             if self.capture is not None:
                 self.capture.release()
                 self.log(f"stream {self.shown} lost; trying again every {self.wait:g} s (Ctrl-C ends)")
-            segment += 1
+            number += 1
             self.stopped.wait(self.wait)
             self.capture = self.open()
             if self.capture is not None:
@@ -140,12 +140,15 @@ class Stream:
     def frames(self, stop):
         thread = threading.Thread(target=self.read, daemon=True)
         thread.start()
+        taken = 0
         try:
             while not stop.is_set():
                 try:
-                    yield self.waiting.get(timeout=0.5)
+                    number, *rest = self.waiting.get(timeout=0.5)
                 except queue.Empty:
                     continue
+                yield number - taken, *rest  # grows where frames were lost or dropped
+                taken += 1
         finally:
             self.stopped.set()
             thread.join(timeout=5)
@@ -321,7 +324,8 @@ def when(moment):
 
 
 def clock(seconds):
-    return f"{int(seconds) // 3600:d}:{int(seconds) // 60 % 60:02d}:{seconds % 60:04.1f}"
+    tenths = round(10 * seconds)
+    return f"{tenths // 36000:d}:{tenths // 600 % 60:02d}:{tenths % 600 / 10:04.1f}"
 
 
 # ------------------------------------------------------------------------------------------------------------ watching
@@ -412,8 +416,9 @@ class Overlay:
 
 
 def watch(address, loaded, options: LiveOptions, *, out, checkpoint, training_frames=None) -> None:
-    """Score a video or camera until it ends or Ctrl-C: scores.csv, events.csv, overlay.mp4, curve.png, report.html.
+    """Score a video or camera until it ends, Ctrl-C or SIGTERM.
 
+    Writes scores.csv, events.csv, overlay.mp4, curve.png and report.html.
     loaded: sdmae.eval.Loaded; out: the folder in which one of the video's name is made.
     """
     stats = loaded.statistics(training_frames)
@@ -435,17 +440,21 @@ def watch(address, loaded, options: LiveOptions, *, out, checkpoint, training_fr
 
 @contextlib.contextmanager
 def stopping(stop):
-    """Ctrl-C sets the event `stop`, so that no batch is left half scored; a second one ends at once."""
+    """Ctrl-C and SIGTERM set the event `stop`, so that no batch is left half scored; a second one ends at once."""
+
+    def restore():
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     def once(*_):
         stop.set()
-        signal.signal(signal.SIGINT, before)
+        restore()
 
-    before = signal.signal(signal.SIGINT, once)
+    before = {number: signal.signal(number, once) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()
 
 
 class Watcher:
@@ -500,11 +509,12 @@ class Watcher:
         self.seconds = time.perf_counter() - began
         if self.raw and self.report:
             self.write_report()
-        self.print_summary("stopped by Ctrl-C; " if stop.is_set() else "")
+        self.print_summary("stopped; " if stop.is_set() else "")
 
     def open_table(self, files, name):
-        tmp = files.enter_context(atomic_write(self.out / name))
-        return files.enter_context(open(tmp, "w", newline=""))
+        """Written line by line under its own name: a watch that is killed keeps what it has seen."""
+        text = dict(newline="", encoding="utf-8", errors="backslashreplace")
+        return files.enter_context(open(self.out / name, "w", buffering=1, **text))
 
     def read(self, arriving, frames):
         """Take frames until the source ends or --max-seconds are over."""

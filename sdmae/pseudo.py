@@ -129,11 +129,14 @@ def make_bank(objects, source):
 
 
 def subsample(objects, seed):
-    """At most OBJECTS of them, spread over all."""
-    if len(objects) <= OBJECTS:
-        return objects
-    keep = np.sort(np.random.default_rng(seed).permutation(len(objects))[:OBJECTS])
-    return [objects[i] for i in keep]
+    """At most OBJECTS of an iterable, in their order, each with the same probability; no more are kept in memory."""
+    rng, kept = np.random.default_rng(seed), []  # [(number, object)]
+    for i, x in enumerate(objects):
+        if i < OBJECTS:
+            kept.append((i, x))
+        elif (place := rng.integers(i + 1)) < OBJECTS:
+            kept[place] = i, x
+    return [x for _, x in sorted(kept, key=lambda pair: pair[0])]
 
 
 def from_training(arrays, seed=0):
@@ -141,7 +144,13 @@ def from_training(arrays, seed=0):
 
     None where nothing moves.
     """
-    objects, (h, w) = [], arrays[0].shape[1:3]
+    objects = subsample(moving_objects(arrays), seed)
+    return make_bank(objects, "self") if objects else None
+
+
+def moving_objects(arrays):
+    """Yield sequences of what moves by more than a pixel and keeps about its size."""
+    h, w = arrays[0].shape[1:3]
     channels = max(a.shape[3] for a in arrays)  # as FrameDataset has them
     # objects of 1/1000 to 1/12 of the frame; a larger minimum would keep only groups where people are small
     least, most = max(h * w // 1000, 32), h * w // 12
@@ -154,8 +163,7 @@ def from_training(arrays, seed=0):
             for s in sequences(part, moving_masks(part), least, most):
                 moved = np.hypot(*(np.array(s[-1][3]) - s[0][3]))
                 if moved > 1 and all(0.5 < step[2][i] / max(1, s[0][2][i]) < 2 for step in s for i in (0, 1)):
-                    objects.append(s)
-    return make_bank(subsample(objects, seed), "self") if objects else None
+                    yield s
 
 
 def from_ubnormal(data, size, channels, seed=0):
@@ -166,27 +174,30 @@ def from_ubnormal(data, size, channels, seed=0):
             f"--pseudo ubnormal: {data.root} has no abnormal_training_video_names.txt; put the dataset's lists of "
             "video names there"
         )
-    objects = []
-    for video in tqdm(
-        data.abnormal_train, desc="cut UBnormal objects", unit="video", dynamic_ncols=True, mininterval=5
-    ):
-        ids, masks = data.tracks(video), data.masks(video)
-        if not len(ids):
-            continue
-
-        def frames():
-            for frame in Decoder(video):
-                grey = cv2.blur(resize(as_channels(frame, 1), size), (3, 3))
-                yield np.repeat(grey.reshape(*size, 1), channels, axis=2)
-
-        small = (cv2.resize(m.astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST) > 0 for m in masks)
-        objects += sequences(frames(), small, 800, 5000)
+    objects = subsample(abnormal_objects(data, size, channels), seed)
     if not objects:
         raise UserError(
             f"--pseudo ubnormal: no object of 800 to 5000 px at {size[0]}×{size[1]} lasts for {LENGTH} frames in "
             f"{data.root}"
         )
-    return make_bank(subsample(objects, seed), "ubnormal")
+    return make_bank(objects, "ubnormal")
+
+
+def abnormal_objects(data, size, channels):
+    """Yield sequences of what the masks of UBnormal's abnormal training videos mark."""
+    videos = data.abnormal_train
+    for video in tqdm(videos, desc="cut UBnormal objects", unit="video", dynamic_ncols=True, mininterval=5):
+        ids, masks = data.tracks(video), data.masks(video)
+        if not len(ids):
+            continue
+        frames = (np.repeat(blurred(f, size), channels, axis=2) for f in Decoder(video))
+        small = (cv2.resize(m.astype(np.uint8), size[::-1], interpolation=cv2.INTER_NEAREST) > 0 for m in masks)
+        yield from sequences(frames, small, 800, 5000)
+
+
+def blurred(frame, size):
+    """Grey, blurred by 3 × 3 pixels at `size`: uint8 [h, w, 1]."""
+    return cv2.blur(resize(as_channels(frame, 1), size), (3, 3)).reshape(*size, 1)
 
 
 # ----------------------------------------------------------------------------------------------------------- pasting

@@ -25,6 +25,7 @@ from common.flow.sources import flow_from_files
 from common.io import load_array, read_json
 from common.objects import detectors
 from common.readers import datasets, labels, published, ubnormal, ucsd
+from common.readers.dataset import Dataset
 from common.readers.pictures import read_image
 from common.readers.video import Decoder, Video, list_videos, open_video
 from common.report import compare
@@ -108,7 +109,7 @@ def tracks(path):
 
 def events(path):
     moved(path, "events.csv")
-    return read_events(datasets.find("folder", path.parent))
+    return read_events(Dataset("demo", path.parent, [], []))
 
 
 def boxes(path):
@@ -166,6 +167,9 @@ def scene_split(path):
     for split, name in (("training", "01_001"), ("testing", "01_0014")):
         if not (path.parent / "source" / split).exists():
             save_frames(path.parent / "source" / split / "frames" / name, walkers(2))
+    masks = path.parent / "source" / "testing" / "test_frame_mask"
+    masks.mkdir(exist_ok=True)
+    np.save(masks / "01_0014.npy", [0, 1])
     return build(path, path.parent / "source", path.parent / "out")
 
 

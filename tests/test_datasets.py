@@ -1,12 +1,18 @@
 """Every layout in circulation, on the real Ped2 and on small synthetic trees."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 import scipy.io
 
 from common.io import UserError, load_arrays
 from common.readers import datasets
-from tests.helpers import save_frames, save_video, walkers
+from common.readers.dataset import search
+from common.readers.labels import read_masks
+from tests.helpers import save_frames, save_video, tiny_folder, walkers
+from tests.tools.shanghaitech_sd import build
 
 pytestmark = pytest.mark.usefixtures("listing")
 
@@ -208,3 +214,41 @@ def test_labels_are_never_unpickled(tmp_path):
 def test_labels_from_an_npz(tmp_path, shared_data):
     data = datasets.find("ped2", shared_data, labels=shared_data / "labels" / "ped2.npz")
     assert data.label_source.endswith("ped2.npz") and data.labels(data.test[0], 180).sum() == 120
+
+
+def test_soft_labels_are_refused(tmp_path):
+    root = tiny_folder(tmp_path)
+    for p in (root / "labels").iterdir():
+        p.unlink()
+    (root / "labels" / "b0.txt").write_text("0 1 " * 12)
+    (root / "labels" / "b1.txt").write_text("0 0.7 " * 12)
+    data = datasets.find("folder", root)
+    assert data.labels(data.test[0], 24).sum() == 12
+    with pytest.raises(UserError, match="labels of video b1 .* must be 0 or 1 per frame"):
+        data.labels(data.test[1], 24)
+
+
+@pytest.mark.parametrize("white", [1, 255])
+def test_masks_of_zeros_and_ones(tmp_path, white):
+    masks = np.zeros((3, 8, 8, 1), np.uint8)
+    masks[1, 2:4] = white
+    assert (read_masks(save_frames(tmp_path / "m", masks)) == (masks[..., 0] > 0)).all()
+
+
+def test_a_folder_that_may_not_be_read_is_passed_over(tmp_path, monkeypatch):
+    for name in ("closed", "open"):
+        (tmp_path / name / "wanted").mkdir(parents=True)
+    monkeypatch.setattr(os, "access", lambda path, _: Path(path).name != "closed")
+    assert search(tmp_path, "wanted") == [tmp_path / "open" / "wanted"]
+
+
+def test_a_test_video_without_labels_is_not_normal(tmp_path):
+    for place in ("training/frames/01_001", "testing/frames/01_0014", "testing/frames/01_0015"):
+        save_frames(tmp_path / "a" / place, walkers(2))
+    (tmp_path / "a" / "testing" / "test_frame_mask").mkdir()
+    np.save(tmp_path / "a" / "testing" / "test_frame_mask" / "01_0014.npy", [0, 1])
+    (tmp_path / "list").write_text("training 01_001\ntesting 01_0014\n")
+    assert build(tmp_path / "list", tmp_path / "a", tmp_path / "b") == 2
+    (tmp_path / "list").write_text("testing 01_0014\ntesting 01_001\ntesting 01_0015\n")
+    with pytest.raises(UserError, match="video 01_0015 of .* has no labels"):
+        build(tmp_path / "list", tmp_path / "a", tmp_path / "c")

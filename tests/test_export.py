@@ -2,10 +2,14 @@
 
 import ast
 import csv
+import functools
+import http.server
 import json
 import shutil
 import subprocess
 import sys
+import threading
+import urllib.parse
 
 import numpy as np
 import onnx
@@ -108,6 +112,23 @@ def test_what_is_no_exported_network_is_refused(exported, tmp_path):
     refused(script("sdmae/eval.py", "--video", video, *runtime, checkpoint, check=False), "sdmae.pt", "--export")
 
 
+def test_the_script_ends_with_a_file_behind_http(exported, tmp_path):
+    _, file, video = exported
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=video.parent))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_port}/{urllib.parse.quote(video.name)}"
+    command = [sys.executable, ROOT / "sdmae" / "camera.py", "--video", address, "--model", file, "--out", tmp_path]
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=120)
+    server.shutdown()
+    assert done.returncode == 0, done.stderr
+    assert len(rows(tmp_path / "scores.csv")) == 130 and rows(tmp_path / "scores.csv")[10]["seconds"] == "1.000"
+
+
 def test_the_script_refuses_other_files(exported, tmp_path):
     checkpoint, file, video = exported
     x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy")
@@ -125,9 +146,15 @@ def test_the_script_refuses_other_files(exported, tmp_path):
         (("--video", video, "--model", tmp_path / "other.onnx"), 2, "other.onnx holds no scores of"),
         (("--video", video, "--model", tmp_path / "none.onnx"), 2, "none.onnx holds no scores of"),
         (("--video", tmp_path / "text.avi", "--model", file), 2, "text.avi cannot be opened"),
+        (
+            ("--video", "rtsp://joe:secret@127.0.0.1:9/x?pwd=y", "--model", file),
+            2,
+            "--video rtsp://127.0.0.1:9/x? cannot",
+        ),
         (("--video", video, "--model", checkpoint), 1, "sdmae.pt"),  # in onnxruntime's words
     ):
         command = [sys.executable, ROOT / "sdmae" / "camera.py", *flags, "--out", tmp_path / "out"]
         done = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == code and words in done.stderr.splitlines()[-1], done.stderr
+        assert "secret" not in done.stdout + done.stderr
     assert not (tmp_path / "out").exists()

@@ -4,6 +4,7 @@ import csv
 import datetime
 import functools
 import http.server
+import queue
 import shutil
 import subprocess
 import threading
@@ -15,7 +16,7 @@ from common.readers.container import Clock
 from common.readers.video import without_secrets
 from sdmae import live
 from sdmae.data import INPUT_OFFSETS
-from tests.helpers import save_video, walkers
+from tests.helpers import PATIENCE, save_video, walkers
 
 
 def test_events_and_threshold(tmp_path):
@@ -33,6 +34,7 @@ def test_events_and_threshold(tmp_path):
     assert abs(level - np.log(3600 * 25)) < 0.5  # exponential scores: P(x > level) is once in an hour of frames
     assert live.calibrate(scores, 0.1, 25.0, 1) > level
     assert np.allclose(live.moving_mean([1, 2, 3, 4], 2), [1, 1.5, 2.5, 3.5])
+    assert [live.clock(x) for x in (59.94, 59.97, 3599.99)] == ["0:00:59.9", "0:01:00.0", "1:00:00.0"]
 
 
 @pytest.mark.parametrize("asked", [1.0, 10.0])
@@ -93,7 +95,65 @@ def test_a_lost_stream_is_opened_again(monkeypatch):
     assert [s for s, v in got if v == 1] == [0] * 10 and all(s > 0 for s, v in got if v > 1)
 
 
+class Burst:
+    """A camera of 50 frames filled with their number; those from the tenth on come when `go` is set."""
+
+    def __init__(self):
+        self.go, self.over = threading.Event(), threading.Event()
+        self.count = 0
+
+    def get(self, key):
+        return 25.0
+
+    def read(self):
+        if self.count == 10:
+            self.go.wait()
+        if self.count == 50:
+            self.over.set()
+            threading.Event().wait(PATIENCE)
+        self.count += 1
+        return True, np.full((4, 8, 3), self.count - 1, np.uint8)
+
+
+@pytest.mark.parametrize("taken", [4, 5])
+def test_dropped_frames_tear_no_neighbours_apart(taken):
+    """32 frames wait: those between the first that were taken and frame 18 are dropped."""
+    stream = live.Stream("rtsp://x/y", 0.01, lambda _: None, capture=Burst())
+    window, got = live.Window((4, 8)), []
+    for i, (segment, *details, frame) in enumerate(stream.frames(threading.Event()), 1):
+        got += window.add(segment, frame, *details)
+        if i == taken:
+            stream.capture.go.set()
+            stream.capture.over.wait(PATIENCE)
+        if i == taken + 32:
+            break
+    check_neighbours([seen for _, seen, _ in got + window.flush()], taken)
+    assert stream.dropped == 18 - taken
+
+
+def test_the_script_tears_no_neighbours_apart():
+    pytest.importorskip("onnxruntime")
+    from sdmae import camera
+
+    burst, frames = Burst(), queue.Queue(32)
+    threading.Thread(target=camera.read, args=(burst, "x", "x", True, 25.0, frames), daemon=True).start()
+    samples = camera.samples(frames, (4, 8))
+    got = [next(samples)]  # which takes four frames
+    burst.go.set()
+    burst.over.wait(PATIENCE)
+    threading.Thread(target=frames.put, args=(None,), daemon=True).start()
+    check_neighbours([seen for *_, seen in got + list(samples)], 4)
+
+
+def check_neighbours(samples, taken):
+    numbers = [*range(taken), *range(18, 50)]
+    for t, seen in zip(numbers, samples, strict=True):
+        first, last = (0, taken - 1) if t < taken else (18, 49)
+        assert seen[:, 0, 0, 0].tolist() == [t + d if first <= t + d <= last else t for d in INPUT_OFFSETS]
+
+
 def test_no_neighbours_across_a_gap():
+    window, got = live.Window((4, 8)), []
     window, got = live.Window((4, 8)), []
     for t in range(5):
         got += window.add(0, np.full((4, 8, 3), t, np.uint8))

@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from common import localization, metrics, smoothing
-from common.diagnosis import per_event, shift_gain
+from common import evaluation, localization, metrics, smoothing
+from common.diagnosis import per_event, read_events, shift_gain
 from common.io import UserError
+from common.readers.dataset import Dataset
+from common.readers.video import Video
+from tests.helpers import save_frames, walkers
 
 
 def test_auc_with_ties_is_scikit_learns():
@@ -124,16 +127,64 @@ def test_pixel_criterion_by_hand():
 def test_paint_takes_the_maximum():
     out = localization.paint(np.array([[0, 0, 5, 5], [3, 3, 8, 8]], float), np.array([7.0, 1.0]), (10, 10), empty=0)
     assert out[4, 4] == 7 and out[7, 7] == 1 and out[9, 9] == 0
+    assert (localization.paint(np.array([[0, -9, 5, -5], [-9, 0, -5, 5]]), np.ones(2), (10, 10), empty=0) == 0).all()
+
+
+def regions_of(tmp_path, **more):
+    """A dataset of three videos of 20 frames: tracks of a, whose frames 4 to 7 are abnormal; b is normal."""
+    videos = [Video(x, save_frames(tmp_path / x, walkers(20))) for x in "abc"]
+    for v in videos:
+        v.files = sorted(p.name for p in v.path.iterdir())
+    track = np.array([[0, t, 10, 10, 19, 19] for t in (4, 5, 6, 7, 30)], np.float32)  # the last one after its end
+    labels = {x: np.zeros(20, np.uint8) for x in "abc"}
+    labels["a"][4:8] = labels["c"][4:8] = 1
+    return Dataset("x", tmp_path, [], videos, **{"_tracks": {"a": lambda: track}, **more}), labels
+
+
+def test_false_positives_of_normal_videos_and_all_frames_count(tmp_path):
+    data, labels = regions_of(tmp_path)
+    hits = [[t, 10, 10, 19, 19, 1.0] for t in (4, 5, 6, 7)]
+    false = [[t % 20, 40, 40, 49, 49, 2.0] for t in range(10)]
+    found = {"a": np.array(hits), "b": np.array(false), "c": np.array(false)}  # abnormal, but nobody says where
+    out = localization.measure(data, found, labels)
+    assert out["videos_with_regions"] == 2 and "pixel_auc" not in out
+    assert out["rbdc"] == 0.75  # 10 false positives in 40 frames, then all regions
+    assert localization.measure(Dataset("x", tmp_path, [], data.test), found, labels) == {}
+
+
+def test_masks_of_another_size_are_named_and_left_out(tmp_path):
+    masks = np.zeros((20, 64, 96), bool)
+    masks[4:8, 10:20, 10:20] = True
+    data, labels = regions_of(tmp_path, _tracks={}, _masks={"a": lambda: masks, "c": lambda: masks[:, :32, :48]})
+    found = {x: np.array([[t, 10, 10, 19, 19, 1.0 + (x == "a")] for t in (4, 5, 6, 7)]) for x in "abc"}
+    out = localization.measure(data, found, labels)
+    assert out["pixel_auc"] == out["rbdc"] == 1 and out["videos_with_regions"] == 2
+    assert out["unreadable_regions"] == {"c": "masks of 48×32 pixels, the video has 96×64"}
+
+
+def test_scores_that_are_no_numbers_are_refused(tmp_path):
+    data, _ = regions_of(tmp_path)
+    scores = {"a": np.ones(20), "b": np.r_[np.nan, np.inf, np.ones(18)]}
+    with pytest.raises(UserError, match="2 of the 20 scores of video b are NaN or infinite: try --precision fp32"):
+        evaluation.evaluate(tmp_path / "out", data, scores, protocol=evaluation.Protocol(), method="x")
+    assert not (tmp_path / "out").exists()
 
 
 def test_smoothing_keeps_length_and_handles_short_videos():
     for spec in ("median:17", "gaussian:3", "moving_average:10", "aedmae:38:11", "aedmae:302:21", "none"):
         for n in (0, 1, 2, 5, 400):
             assert smoothing.parse(spec)(np.ones(n)).shape == (n,), (spec, n)
-    for wrong in ("mean", "median:x", "median:-3", "none:4"):
+    for wrong in ("mean", "median:x", "median:-3", "none:4", "moving_average:0.5", "aedmae:1"):
         with pytest.raises(UserError):
             smoothing.parse(wrong)
     assert smoothing.minmax([3, 3]).tolist() == [0, 0]
+
+
+def test_only_the_demo_has_events(tmp_path):
+    (tmp_path / "events.csv").write_text("when,what\nMonday,rain\n")
+    assert read_events(Dataset("folder", tmp_path, [], [])) == []
+    with pytest.raises(UserError, match="columns"):
+        read_events(Dataset("demo", tmp_path, [], []))
 
 
 def test_auc_by_kind_of_event():

@@ -246,6 +246,11 @@ def test_tables_keep_names_with_breaks(tmp_path):
     ]
 
 
+def test_a_comment_says_nothing_of_the_delimiter(tmp_path):
+    (tmp_path / "t.csv").write_text("# of Monday, by hand\n\nvideo;start\na;1\n")
+    assert [row for _, row in read_table(tmp_path / "t.csv", "table")] == [["video", "start"], ["a", "1"]]
+
+
 @pytest.mark.parametrize("name", [r"$\bad{$", "$x_1$", "a\nb\x1b", NOT_UTF8], ids=ascii)
 def test_titles_of_plots(name, tmp_path):
     plots.curve(np.arange(3.0), np.arange(3.0), None, f"method · {name}", tmp_path / "c.png")

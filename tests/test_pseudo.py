@@ -113,3 +113,11 @@ def test_ubnormal_reader_and_its_objects(tmp_path):
     (tmp_path / "UBnormal" / "scripts" / "normal_test_video_names.txt").unlink()
     with pytest.raises(UserError, match="normal_test_video_names.txt"):
         datasets.find("ubnormal", tmp_path)
+
+
+def test_each_object_is_kept_as_often(monkeypatch):
+    monkeypatch.setattr(pseudo, "OBJECTS", 5)
+    assert pseudo.subsample(iter("abcde"), 0) == list("abcde")
+    kept = [pseudo.subsample(iter(range(20)), seed) for seed in range(2000)]
+    assert all(len(set(x)) == 5 and x == sorted(x) for x in kept)
+    assert np.abs(np.bincount(np.concatenate(kept)) / 2000 - 5 / 20).max() < 0.04

@@ -12,6 +12,7 @@ import pytest
 
 from common.readers.container import Clock
 from common.report import page as report
+from common.report import plots
 from common.report.page import key_frames, write
 from tests.helpers import walkers
 
@@ -96,6 +97,13 @@ def small(path, name="b </script>", overlays=True):
         overlays={k: "overlay/x.mp4" for k in scores} if overlays else None,
     )
     return path
+
+
+def test_an_overlay_of_any_frame_rate(tmp_path):
+    for i, fps in enumerate((66.6667, 89.973, 0.001, 0, 25)):
+        writer = plots.open_mp4(tmp_path / f"{i}.mp4", "a.mp4", fps, (64, 48))
+        writer.write(np.zeros((48, 64, 3), np.uint8))
+        writer.release()
 
 
 def test_what_a_page_holds(tmp_path):

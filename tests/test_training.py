@@ -90,6 +90,23 @@ def test_what_a_killed_process_left_is_cleaned_up(tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"x", path.name, left["alive"], left["elsewhere"]}
 
 
+def test_the_machine_of_a_process(monkeypatch):
+    """Its name may be long and its containers many; each has processes of its own."""
+    hosts = {io._host()}
+    for name in ("n" * 60, "n" * 59 + "m"):
+        monkeypatch.setattr(io.socket, "gethostname", lambda name=name: name)
+        hosts.add(io._host())
+        monkeypatch.setattr(io.os, "readlink", lambda _: "pid:[1]")
+        hosts.add(io._host())
+        monkeypatch.undo()
+    assert len(hosts) == 5 and all(len(h) == 10 for h in hosts)
+
+
+def test_a_folder_that_cannot_be_read(tmp_path):
+    said = io.user_text(PermissionError(13, "Permission denied", "data/ped2"))
+    assert said.startswith("data/ped2 cannot be read or written (Permission denied): ") and "--data-root" in said
+
+
 def test_epoch_order_depends_on_seed_and_epoch_alone():
     a, b, c = (epoch_order(100, s, e) for s, e in ((0, 0), (0, 0), (0, 1)))
     assert (a == b).all() and (a != c).any() and sorted(c) == list(range(100))

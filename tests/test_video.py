@@ -66,8 +66,10 @@ def test_a_damaged_frame_is_replaced_and_named(tmp_path, capsys, suffix, harm):
 def test_a_damaged_first_frame_is_replaced_by_the_next(tmp_path):
     folder = save_frames(tmp_path / "v", walkers(4))
     (folder / "000.png").write_bytes(b"")
-    got = list(Decoder(open_video(folder)))
+    decoder = Decoder(open_video(folder))
+    got = list(decoder)
     assert len(got) == 4 and (got[0] == got[1]).all()
+    assert (np.stack(list(decoder)) == got).all() and decoder.lost == [0] and len(decoder.warnings) == 1
 
 
 def test_frames_of_another_size_are_resized_and_counted(tmp_path, capsys):

@@ -141,7 +141,8 @@ FRAME_FOLDERS = r"\d+|\d\d_\d+|t(rain|est)\d+"  # lower-case names of videos in 
 def search(root: Path, pattern: str, depth: int = 3, skip: str = FRAME_FOLDERS) -> list[Path]:
     """Files and folders below `root` whose lower-case name matches; at most `depth` levels, each folder once.
 
-    Links are followed. skip: names of folders that are not searched. Raises OSError.
+    Links are followed, folders that may not be read are passed over. skip: names of folders that are not searched.
+    Raises OSError where `root` may not be read.
     """
     level, hits = [root], []
     seen = {root.resolve(), *root.resolve().parents}
@@ -151,7 +152,9 @@ def search(root: Path, pattern: str, depth: int = 3, skip: str = FRAME_FOLDERS) 
         for x in entries:
             if re.fullmatch(pattern, x.name.lower()):
                 hits.append(x)
-            elif x.is_dir() and not re.fullmatch(skip, x.name.lower()) and x.resolve() not in seen:
+            elif re.fullmatch(skip, x.name.lower()) or not os.access(x, os.R_OK | os.X_OK):
+                continue
+            elif x.is_dir() and x.resolve() not in seen:
                 seen.add(x.resolve())
                 level.append(x)
     return hits

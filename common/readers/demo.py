@@ -370,7 +370,7 @@ def ensure_demo(root) -> Path:
         for stem, spans in results:
             table.writerows((stem, *span) for span in spans)
     io.write_json(marker, {"version": VERSION, "scenes": list(SCENES), "fps": FPS})
-    unfinished.unlink()
+    unfinished.unlink(missing_ok=True)  # two first runs at once
     return root
 
 

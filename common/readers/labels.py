@@ -47,25 +47,26 @@ def csv_ranges(path: Path, names: Collection[str], canonical_name: Callable[[str
 
 
 def frame_labels(path: Path) -> np.ndarray:
-    """The array of an .npy, or the numbers of a text, int64 [frames]."""
+    """The array of an .npy, or the numbers of a text, float64 [frames]; whether they are 0 or 1 is not asked here."""
     if path.suffix == ".npy":
         return load_array(path, "frame labels")
     problem = "must be zeros and ones separated by spaces or lines"
     with reading("frame labels", path, problem, (ValueError, OverflowError)):
-        return np.array([int(float(x)) for x in read_text(path, "frame labels").replace(",", " ").split()], np.int64)
+        return np.array(read_text(path, "frame labels").replace(",", " ").split(), np.float64)
 
 
 def read_masks(path: Path) -> np.ndarray:
     """bool [T, H, W] of a folder of images, Avenue's .mat (volLabel), an .npy, or the array `masks` of an .npz.
 
-    Nonzero is abnormal; of images, what is brighter than 127.
+    Nonzero is abnormal; of images, what is brighter than 127, or than 0 where all are of 0 and 1.
     """
     if path.is_dir():
         files, _ = frame_files(Video(path.name, path, files=list_frames(path)))
         if None in files:  # the pictures after it would stand at other frames
             missing, before = files.count(None), files[files.index(None) - 1]
             raise UserError(f"pixel masks {path}: {missing} pictures are missing, the first after {before}")
-        masks = stacked([read_grey(path / f, "pixel mask") > 127 for f in files], path)
+        pictures = stacked([read_grey(path / f, "pixel mask") for f in files], path)
+        masks = pictures > (0 if pictures.max(initial=0) == 1 else 127)
     elif path.suffix == ".mat":
         masks = stacked([np.asarray(m) for m in read_mat(path, "volLabel").reshape(-1)], path)
     elif path.suffix == ".npy":

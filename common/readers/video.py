@@ -217,6 +217,9 @@ class Decoder:
         self.resized, self.converted = 0, set()
 
     def __iter__(self) -> Iterator[np.ndarray]:
+        self.warnings, self.damaged = [], []  # of this pass
+        self.lost = []
+        self.resized, self.converted = 0, set()
         first = last = None
         count, all_equal = 0, True
         for count, frame in enumerate(self._read_folder() if self.video.files else self._read_file(), 1):

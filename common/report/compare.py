@@ -42,10 +42,10 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     add("runs", type=Path, nargs="+", help="folders with a scores.npz (and metrics.json), or scores.npz files")
     add("--dataset", required=True)
     add("--data-root", type=Path, default=Path("data"), help="(default: %(default)s)")
-    add("--labels", type=Path, help=".npz of video name -> 0/1 per frame")
+    labels = "an .npz of video name -> 0/1 per frame, a csv of video,start,end, or a folder of one .npy or .txt, or of "
+    add("--labels", type=Path, help=f"frame labels to use instead of the dataset's own: {labels}pixel masks, per video")
     add("--smoothing", default="median:17", help="the same for all runs (default: %(default)s)")
-    resamples = "bootstrap resamples of the videos; 0: no intervals (default: %(default)s)"
-    add("--resamples", type=int, default=1000, help=resamples)
+    add("--resamples", type=int, default=1000, help="bootstrap resamples of the videos; 0: none (default: %(default)s)")
     add("--seed", type=int, default=0)
     add("--fuse", action="store_true", help="also average the runs' z-scores, with weights that no label has tuned")
     add("--fuse-weights", metavar="A,B,…", help="weights of the runs in the order given (default: the same for all)")

@@ -247,8 +247,8 @@ def overlay(
 
 def open_mp4(tmp, path, fps: float, size: tuple[int, int]) -> cv2.VideoWriter:
     """A writer of frames (width, height) `size` into the file `tmp`, which will be called `path`. Raises UserError."""
-    writer = cv2.VideoWriter(opencv_path(tmp), cv2.VideoWriter_fourcc(*"mp4v"), fps or 25.0, size)
-    if not writer.isOpened():
+    writer = cv2.VideoWriter(opencv_path(tmp), cv2.VideoWriter_fourcc(*"mp4v"), max(0.01, round(fps or 25.0, 2)), size)
+    if not writer.isOpened():  # nor does mpeg4 take a rate such as 66.6667, whose fraction needs more than 16 bits
         reason = "this OpenCV has no mp4 encoder, or the folder refuses it"
         raise UserError(f"the overlay video {path} cannot be written: {reason}")
     return writer

@@ -28,6 +28,8 @@ def build(split_list, source, out) -> int:
         if len(line) != 2 or line[0] not in ("training", "testing") or line[1] not in videos:
             expected = f"`training NAME` or `testing NAME` of a video in {data.root}"
             raise UserError(f"--list {split_list}: {' '.join(line)!r} is not {expected}")
+        if line[0] == "testing" and videos[line[1]].split == "test" and line[1] not in data._labels:
+            raise UserError(f"video {line[1]} of {data.root} has no labels in {data.label_source}")
     out = Path(out)
     for split, name in lines:
         video = videos[name]

@@ -25,16 +25,17 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Looped(live.Recorded):
-    """A recorded video whose last frame is followed by its first, a new segment each time."""
+    """A recorded video whose last frame is followed by its first, a new segment each time; at an even rate."""
 
     ended = threading.Event()
 
     def frames(self, stop):
-        segment = 0
+        segment = t = 0
         try:
             while not stop.is_set():
-                for _, frame in super().frames(stop):
-                    yield segment, frame
+                for *_, arrival, frame in super().frames(stop):
+                    yield segment, t / self.clock.fps, arrival, frame
+                    t += 1
                 segment += 1
         finally:
             self.ended.set()  # what follows is the report, drawn once
@@ -79,21 +80,9 @@ def main(argv=None):
     parser.add_argument("--precision", default="auto")
     own = parser.parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
-        args = evaluation.parse(
-            [
-                "--video",
-                own.video,
-                "--checkpoint",
-                own.checkpoint,
-                "--out",
-                folder,
-                "--precision",
-                own.precision,
-                "--max-seconds",
-                str(own.minutes * 60),
-                *(["--threshold", str(own.threshold)] if own.threshold else []),
-            ]
-        )
+        flags = ["--video", own.video, "--checkpoint", own.checkpoint, "--out", folder, "--precision", own.precision]
+        flags += ["--threshold", str(own.threshold)] if own.threshold else []
+        args = evaluation.parse([*flags, "--max-seconds", str(own.minutes * 60)])
         args.checkpoint = Path(args.checkpoint)
         thresholds = []
 
@@ -102,7 +91,7 @@ def main(argv=None):
                 thresholds.append(threshold)
                 super().__init__(threshold, *more)
 
-        live.source_of, live.Events = (lambda video, reconnect: Looped(video)), Noted
+        live.source_of, live.Events = (lambda video, reconnect, fps: Looped(video, fps)), Noted
         loaded, seen = evaluation.load(args.checkpoint, "folder", Run(args.device, args.precision)), []
         threading.Thread(target=observe, args=(seen, 30), daemon=True).start()
         options = live.LiveOptions(threshold=args.threshold, max_seconds=args.max_seconds)
