@@ -334,12 +334,12 @@ LINES = {
     "common/report": 800,
 }
 COPIED = {
-    "hf2vad": 3934,
-    "spr_uvad": 3934,
-    "sdmae": 3223,
-    "scene_aware_ae": 3441,
-    "frd_uvad": 3601,
-    "frd_uvad.svmae": 4039,
+    "hf2vad": 3961,
+    "spr_uvad": 3961,
+    "sdmae": 3250,
+    "scene_aware_ae": 3468,
+    "frd_uvad": 3628,
+    "frd_uvad.svmae": 4066,
 }
 
 

@@ -161,7 +161,9 @@ class Detector(nn.Module):
                 x = self.fuse(x, self.encode_text(text.flatten(0, 1), length))
         h = self.dropout(F.relu(self.fc1(x)))
         h = self.dropout(F.relu(self.fc2(h)))
-        scores = torch.sigmoid(self.fc3(h)).view(b, crops, length, 1).mean(1)
+        # in float32 under autocast too: bf16 makes ties of high scores, and what it rounds to 1 has no gradient
+        scores = torch.sigmoid((h.float() * self.fc3.weight).sum(-1) + self.fc3.bias)
+        scores = scores.view(b, crops, length, 1).mean(1)
         features = x.view(b, crops, length, -1).transpose(0, 1)
         return {"scores": scores, "magnitudes": features.norm(dim=3).mean(0), "features": features}
 

@@ -9,7 +9,7 @@ from common.io import UserError
 from frd_uvad.svmae import data, detector
 
 DETECTOR = "svmae-detector"  # of checkpoints that train.py writes
-SCORES_VERSION = 1  # raise it when raw scores change: cached ones are then computed again
+SCORES_VERSION = 2  # raise it when raw scores change: cached ones are then computed again
 
 
 def build_model(model_args: dict) -> detector.Detector:
