@@ -301,7 +301,9 @@ def test_encoders_side_by_side(files, run, tmp_path, crops):
         assert store.info(video)["frames"] == 20 and encoder.flag == text
     joined, *parts = made.values()
     assert joined.shape == (2, crops, sum(x.shape[2] for x in parts))
-    assert (joined == np.concatenate(parts, axis=2)).all()
+    width = parts[2].shape[2]  # networks see other numbers of clips at once, and round the last digit otherwise
+    assert np.allclose(joined[..., :-width], np.concatenate(parts[:2], axis=2), rtol=2e-3, atol=1e-3)
+    assert (joined[..., -width:] == parts[2]).all()
     assert (parts[2][0, 0] == handcrafted_features(walkers(20)[:16])[0].astype(np.float16)).all()
     said = clips_encoder(files, run, crops, "+".join(texts)).describe()
     assert said["encoder"] == f"svmae+timm:{SMALL}+stand-in:statistics" and len(said["parts"]) == 3

@@ -246,8 +246,8 @@ def compare(bench: Bench, name: str, folder: Path, on_device: str, on_cpu: str) 
     aim = f"≤ {SCORES_AGREE}"
     bench.add(f"{name}: one checkpoint's scores, fp32", worst, "deviations", aim=aim, ok=worst <= SCORES_AGREE)
     exact, half = micro_auc(folder / "cpu"), micro_auc(folder / "bf16")
-    # a toy's test set has a few hundred frames
-    limit = AUC_AGREES * (10 if bench.quick else 1)
+    # a toy's test set has a few hundred frames, and its network was trained for seconds
+    limit = AUC_AGREES * (20 if bench.quick else 1)
     note = f"{100 * half:.2f} and {100 * exact:.2f} in float32 on the CPU"
     bench.add(
         f"{name}: its AUC in bf16", 100 * abs(half - exact), "points apart", aim=f"≤ {100 * limit:.1f}",
