@@ -57,11 +57,8 @@ class VideoFiles:
 
     def write(self, video: Video, parts: Iterable[np.ndarray], describe: Callable[[tuple], dict], dtype=None) -> None:
         """Stream `parts` [n_i, …] into the video's file; describe(shape of all) -> further entries of its .json."""
-        source = {
-            "version": self.version,
-            "source": video.fingerprint(),
-            "content": video.content(),
-        }  # before reading begins
+        # before reading begins
+        source = {"version": self.version, "source": video.fingerprint(), "content": video.content()}
         shape = stream_npy(self.path(video), parts, dtype)
         write_json(self.path(video).with_suffix(".json"), {**source, **describe(shape)})
 

@@ -203,7 +203,8 @@ def score_own_video(video, checkpoint, *, out, run, options, features=None, load
 def main(argv=None):
     args = parse(argv)
     smoothing.parse(args.smoothing)
-    name = canonical_features(args.dataset) or (args.dataset if args.features else cli.dataset_name(args))
+    features = preprocess.FeatureOptions.from_args(args)
+    name = canonical_features(args.dataset) or (args.dataset if features.features else cli.dataset_name(args))
     checkpoint = args.checkpoint or Path("runs/frd_uvad") / name / "frd.pt"
     from common.distributed import Run
     from frd_uvad import scoring
@@ -211,7 +212,6 @@ def main(argv=None):
     with Run(args.device, args.precision) as run:
         loaded = scoring.load_model(checkpoint)  # a wrong file is refused before any work
         how = dict(run=run, options=cli.ScoreOptions.from_args(args), loaded=loaded)
-        features = preprocess.FeatureOptions.from_args(args)
         if args.video:
             video, out = open_video(args.video), args.out or checkpoint.parent / "video"
             score_own_video(video, checkpoint, out=out, features=features, **how)

@@ -328,7 +328,7 @@ class Decoder(nn.Module):
             h = self.ups[f"s{s + 1}"](h)
             for i in (2, 1):
                 h = self.blocks[f"s{s}_{i}"](h, maps[f"s{s}_{i}"])
-        return torch.sigmoid(self.final_layer(h).float())  # bf16 knows 256 numbers between 0.5 and 1
+        return torch.sigmoid(self.final_layer(h).float())  # bf16 has 128 numbers between 0.5 and 1
 
 
 class VUnet(nn.Module):

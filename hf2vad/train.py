@@ -258,11 +258,11 @@ def train(dataset, plan, *, out, run, size="full", seed=0, only=None, resume=Tru
             resume=resume,
             save_minutes=save_minutes,
         )
-    newest = newest or existing
-    if newest is None:
+    if newest:
+        add_statistics(newest, records, run)
+    elif existing is None:
         raise UserError("nothing to train: --epochs is 0 for every stage")
-    add_statistics(newest, records, run)
-    return newest
+    return newest or existing
 
 
 def training_records(dataset):

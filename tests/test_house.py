@@ -334,12 +334,12 @@ LINES = {
     "common/report": 800,
 }
 COPIED = {
-    "hf2vad": 3961,
-    "spr_uvad": 3961,
-    "sdmae": 3250,
-    "scene_aware_ae": 3468,
-    "frd_uvad": 3628,
-    "frd_uvad.svmae": 4066,
+    "hf2vad": 3958,
+    "spr_uvad": 3958,
+    "sdmae": 3247,
+    "scene_aware_ae": 3465,
+    "frd_uvad": 3625,
+    "frd_uvad.svmae": 4063,
 }
 
 

@@ -106,18 +106,14 @@ class Bags:
 
     def __init__(self, normal: list[FeatureVideo], abnormal: list[FeatureVideo], text: Path | None, run):
         self.run, self.counts = run, [len(normal), len(abnormal)]
-        visual, words = None, []
         videos, show = [*normal, *abnormal], run.is_main
         bar = tqdm(videos, "read bags", unit="video", dynamic_ncols=True, mininterval=5, disable=not show)
-        for i, video in enumerate(bar):
-            bag = pool_segments(read_clips(video)).transpose(1, 0, 2)
-            if visual is None:
-                visual = np.empty((len(videos), *bag.shape), np.float32)
-            visual[i] = bag
-            if text:
-                words.append(np.repeat(pool_segments(read_captions(text, video))[None], len(bag), axis=0))
-        self.visual = run.to_device(visual)
-        self.text = run.to_device(np.stack(words)) if text else None
+        bags = (pool_segments(read_clips(v)).transpose(1, 0, 2)[None] for v in bar)
+        self.visual, self.text = run.keep_on_device(bags, len(videos)), None
+        if text:
+            words = (pool_segments(read_captions(text, v)) for v in videos)
+            crops = self.visual.shape[1]
+            self.text = run.keep_on_device((np.repeat(x[None, None], crops, axis=1) for x in words), len(videos))
 
     def draw(self, rng, bags: int) -> np.ndarray:
         """`bags` normal and `bags` abnormal videos, without repetition if there are enough. int [2 · bags]"""
