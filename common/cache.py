@@ -133,6 +133,11 @@ class FrameCache(VideoFiles):
         """uint8 [T, H, W, C] memory map."""
         return self.array(video)
 
+    def source_of(self, video: Video) -> str | list:
+        """For what is made from its frames: the hash of its files, which a copy shares; frames cached by older versions
+        have none."""
+        return (self.info(video) or {}).get("content") or video.fingerprint()
+
     def make(self, videos: list[Video], workers: int, show: bool) -> dict[str, str]:
         return self.run_jobs(_decode, videos, Video.expected_frames, workers, "decode", show)
 

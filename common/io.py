@@ -335,8 +335,10 @@ def load_array(path, what: str, mmap: bool = False) -> np.ndarray:
         return np.load(path, mmap_mode="r" if mmap else None, allow_pickle=False)
 
 
-def load_arrays(path, what: str, names: Iterable[str] | None = None) -> dict[str, np.ndarray]:
-    """{name: array} of an .npz archive, never unpickled. names: only these (default: all)."""
+def load_arrays(
+    path, what: str, names: Iterable[str] | None = None, without: Iterable[str] = ()
+) -> dict[str, np.ndarray]:
+    """{name: array} of an .npz archive, never unpickled. names: only these (default: all but those in without)."""
     # zipfile and numpy raise many kinds of errors on damaged archives
     with reading(what, path, "is not a readable .npz archive; pickled objects are refused", Exception):
         with zipfile.ZipFile(path) as z:
@@ -346,7 +348,7 @@ def load_arrays(path, what: str, names: Iterable[str] | None = None) -> dict[str
                 if member.comment.startswith(UNESCAPED):
                     name = member.comment.removeprefix(UNESCAPED).decode("utf-8", "surrogatepass")
                 members[name] = member
-            for name in members if names is None else names:
+            for name in [n for n in members if n not in without] if names is None else names:
                 with z.open(members[name]) as f:
                     arrays[name] = np.lib.format.read_array(f, allow_pickle=False)
             return arrays

@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,26 +26,27 @@ class ScoreCache:
     def path(self, video) -> Path:
         return self.folder / video.split / f"{safe_filename(video.name)}.npz"
 
-    def load(self, video) -> dict[str, np.ndarray] | None:
-        """-> {name: array} with the "seconds" that scoring took; None if missing, damaged or of another input."""
+    def load(self, video, without=()) -> dict[str, np.ndarray] | None:
+        """-> {name: array} and "seconds", but those in `without`; None if missing, damaged or of another input."""
         path = self.path(video)
         if not path.exists():
             return None
         try:
-            arrays = load_arrays(path, "scores of a video")
+            arrays = load_arrays(path, "scores of a video", without=without)
         except UserError:
             return None
         same = str(arrays.pop("source", "")) == json.dumps(self.source(video))
         return arrays if same and "seconds" in arrays else None
 
     def compute(
-        self, videos, score: Callable, run, *, size: Callable, unit: str, all_videos=None, shard: str | None = None
+        self, videos, score: Callable, run, *, size: Callable, unit: str, all_videos=None, shard=None, on_disk=()
     ) -> dict | None:
         """score(video, tick) -> {name: array} for every video that has none; tick(n) moves the bar by n of its
         size(video) units. The ranks share the videos.
 
-        shard "I/N": score only every N-th video of `all_videos`, starting at I.
-        -> {video key: {name: array}} on rank 0; None on the other ranks, and for a shard.
+        shard "I/N": score only every N-th video of `all_videos`, starting at I. on_disk: names of large arrays.
+        -> {video key: {name: array, or for those on disk a function that reads it}} on rank 0; None on the other
+        ranks, and for a shard.
         """
         first, step = shard_of(shard, run)
         selected = {v.key for v in (all_videos or videos)[first::step]}
@@ -66,13 +68,18 @@ class ScoreCache:
             return None
         if not run.is_main:
             return None
-        scores = {v.key: self.load(v) for v in videos}
+        scores = {v.key: self.load(v, without=on_disk) for v in videos}
         if absent := [k for k, x in scores.items() if x is None]:
             raise UserError(
                 f"scores of {absent[0]} are not in {self.folder}, or its source changed meanwhile: run the command "
                 "again; processes on several machines need an --out that all of them see"
             )
+        for v in videos:
+            scores[v.key].update({name: partial(self.read, v, name) for name in on_disk})
         return scores
+
+    def read(self, video, name: str) -> np.ndarray:
+        return load_arrays(self.path(video), "scores of a video", [name])[name]
 
 
 def total_seconds(scores: dict) -> float:
@@ -88,23 +95,9 @@ def need_test_videos(dataset) -> None:
         )
 
 
-def score_test_set(
-    dataset,
-    score: Callable,
-    run,
-    *,
-    out,
-    settings: dict,
-    source: Callable,
-    size: Callable,
-    unit: str,
-    shard: str | None = None,
-) -> dict | None:
-    """Raw scores of all test videos, cached in `out`; see ScoreCache. dataset: a UsableVideos.
-
-    -> {video key: {name: array}} on rank 0; None on the other ranks, and for a shard. Raises UserError without test
-    videos.
-    """
+def score_test_set(dataset, score: Callable, run, *, out, settings: dict, source: Callable, **options) -> dict | None:
+    """Raw scores of all test videos, cached in `out`; settings, source: see ScoreCache; options, result: see its
+    compute(). dataset: a UsableVideos. Raises UserError without test videos."""
     need_test_videos(dataset)
     cache = ScoreCache(writable_folder(out), {**settings, "device": run.device.type}, source)
-    return cache.compute(dataset.test, score, run, size=size, unit=unit, all_videos=dataset.data.test, shard=shard)
+    return cache.compute(dataset.test, score, run, all_videos=dataset.data.test, **options)

@@ -14,7 +14,7 @@ import numpy as np
 from common import cli, evaluation, score_cache, smoothing
 from common.io import UserError, optional_module, run_script, safe_filename, writable_folder
 from common.objects import pipeline
-from common.readers.video import Video, open_video
+from common.readers.video import open_video
 from hf2vad import preprocess
 
 # torch is imported inside functions: --help answers at once.
@@ -108,7 +108,7 @@ def training_statistics(train_set, checkpoint, scorer, net, run, out, batch_size
             "be normalised"
         )
     score, settings = cached_scoring(train_set, scorer, net, run, batch_size)
-    cache = score_cache.ScoreCache(out, settings, Video.fingerprint)
+    cache = score_cache.ScoreCache(out, settings, train_set.cache.source_of)
     arrays = cache.compute(train_set.train, score, run, size=train_set.cubes, unit="cube")
     return arrays and scoring.statistics(np.concatenate([arrays[v.key]["errors"] for v in train_set.train]))
 
@@ -144,7 +144,7 @@ def evaluate(
         run,
         out=out,
         settings=settings,
-        source=Video.fingerprint,
+        source=dataset.cache.source_of,
         size=dataset.cubes,
         unit="cube",
         shard=shard,

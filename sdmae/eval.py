@@ -231,10 +231,11 @@ def evaluate(
             "precision": run.precision,
             "version": scoring.SCORES_VERSION,
         },
-        source=lambda video: source_of(dataset, video),
+        source=dataset.cache.source_of,
         size=dataset.frames,
         unit="frame",
         shard=shard,
+        on_disk=["maps"],
     )
     stats = None if shard else loaded.statistics(training_frames)
     if not arrays:
@@ -246,7 +247,7 @@ def evaluate(
         detections = {}
         for v in dataset.test:
             source_size = dataset.cache.info(v)["source_size"]
-            detections[v.name] = scoring.boxes_of_maps(maps[v.name].astype(np.float32), threshold, source_size)
+            detections[v.name] = scoring.boxes_of_maps(maps[v.name]().astype(np.float32), threshold, source_size)
     out = Path(out) / options.protocol
     result = evaluation.evaluate(
         out,
@@ -281,16 +282,10 @@ def evaluate(
     return result.metrics
 
 
-def source_of(dataset, video):
-    """What its scores are made from: a hash of its files, which a copy shares; frames cached by older versions have
-    none."""
-    return (dataset.cache.info(video) or {}).get("content") or video.fingerprint()
-
-
 def map_range(maps, threshold):
-    """What heat maps span: around the threshold of tokens, or without one their 99.9 % quantile."""
+    """What heat maps span: around the threshold of tokens, or without one the largest 99.9 % quantile of a video."""
     if not threshold:
-        threshold = float(np.quantile(np.concatenate([m.reshape(-1) for m in maps.values()]).astype(np.float32), 0.999))
+        threshold = max(float(np.quantile(read().astype(np.float32), 0.999)) for read in maps.values())
     return threshold / 2, 2 * threshold
 
 

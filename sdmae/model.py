@@ -125,7 +125,9 @@ class BlockwiseAttention(torch.autograd.Function):
 
 def attend(q, k, v, scale):
     """softmax(scale · q·kᵀ) v, [N, heads, L, d] each."""
-    if q.device.type == "cpu" and q.dtype == torch.bfloat16 and not torch.compiler.is_compiling():
+    cpu = q.device.type == "cpu" and q.dtype == torch.bfloat16 and not torch.compiler.is_compiling()
+    # Intel's matrix units (AMX): there PyTorch's kernel is slower only with its backward pass
+    if cpu and not (torch.cpu._is_amx_tile_supported() and not q.requires_grad):
         heads = (x.flatten(0, 1).contiguous() for x in (q, k, v))
         return BlockwiseAttention.apply(*heads, scale).view(q.shape)
     return F.scaled_dot_product_attention(q, k, v, scale=scale)

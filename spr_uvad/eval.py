@@ -15,7 +15,7 @@ import numpy as np
 from common import cli, evaluation, score_cache, smoothing
 from common.io import UserError, optional_module, run_script, safe_filename, writable_folder
 from common.objects import pipeline
-from common.readers.video import Video, open_video
+from common.readers.video import open_video
 from spr_uvad import preprocess
 
 # torch is imported inside functions: --help answers at once.
@@ -94,7 +94,7 @@ def score_videos(dataset, videos, nets, grid, run, *, out, shard=None):
     def score(video, tick):
         return scoring.score_video(nets, grid, dataset.store.records(video), dataset.sizes([video])[0], run, tick)
 
-    cache = score_cache.ScoreCache(out, settings, Video.fingerprint)
+    cache = score_cache.ScoreCache(out, settings, dataset.cache.source_of)
     all_videos = dataset.data.test if shard else videos
     return cache.compute(videos, score, run, size=dataset.cubes, unit="cube", all_videos=all_videos, shard=shard)
 

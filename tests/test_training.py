@@ -218,6 +218,8 @@ def test_kept_scores_are_made_again_when_anything_they_stand_for_changes(tmp_pat
     assert done == ["a"]
     make({"weights": "v"})
     assert done == ["a", "b"]
+    read = make({"weights": "v"}, on_disk=["scores"])[1]["test/b"]["scores"]  # large arrays are read when asked for
+    assert read().tolist() == [2, 2, 2] and done == []
     newer = {"weights": "w", "version": 2}
     assert make(newer, shard="1/2")[1] is None and done == ["b"]
     assert make(newer, shard="0/2", all_videos=videos)[1] is None and done == ["a"]

@@ -28,7 +28,7 @@ def write_results(
 
     pictures(Video) -> (frames, Clock) for key frames, thumbnails and overlays. Boxes go from green at 0 to red at
     `color_max`, the curve under an overlay up to at least `curve_max` (default: the run's highest score); maps {video:
-    [T, rows, columns]}: heat over map_range.
+    function -> [T, rows, columns]}: heat over map_range.
     """
     e, color_range = evaluation, (0.0, color_max or 1.0)
     videos = {v.name: v for v in e.data.test}
@@ -67,7 +67,7 @@ def write_results(
             boxes, score = (e.detections or {}).get(name), e.smoothed[name]
             path = out / "overlay" / f"{files[name]}.mp4"
             ranges = dict(box_range=color_range, score_range=plots.score_range(score, curve_max), map_range=map_range)
-            plots.overlay(frames, boxes, score, e.labels.get(name), path, clock, maps=(maps or {}).get(name), **ranges)
+            plots.overlay(frames, boxes, score, e.labels.get(name), path, clock, maps=maps and maps[name](), **ranges)
         print(f"wrote {len(files)} videos into {out}/overlay")
 
 
