@@ -1,4 +1,4 @@
-"""Score clip features, or your own video, with a trained FRD-UVAD: only its scorer runs.
+"""Score clip features, or your own video, with the scorer of a trained FRD-UVAD.
 
 python frd_uvad/eval.py --dataset demo --checkpoint runs/frd_uvad/demo/frd.pt
 python frd_uvad/eval.py --dataset_name ucfcrime --features data/UCF-Crime --ckpt_path authors.pkl --protocol official

@@ -57,9 +57,7 @@ def parse(argv=None):
     parser = cli.make_parser(__doc__)
     add_data_flags(parser)
     cli.add_run_flags(parser, out="the checkpoint's folder")
-    group = cli.add_checkpoint_flags(
-        parser, "runs/svmae/<dataset>-detector/detector.pt", "a video file or a folder of frames instead of --features"
-    )
+    group = cli.add_checkpoint_flags(parser, "runs/svmae/<dataset>-detector/detector.pt")
     cli.add_shard_flag(group, scoring=True)
     group.add_argument(
         "--encoder",

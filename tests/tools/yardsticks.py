@@ -1,7 +1,7 @@
 """How far optical flow alone gets, without any training: for every flow the micro AUC of two scores of a frame's boxes,
 the largest mean squared flow and the largest distance to the nearest flow of a training cube.
 
-    python tests/tools/yardsticks.py --dataset ped2 --data-root DIR --boxes file:boxes.npz \
+    python tests/tools/yardsticks.py --dataset ped2 --data-root DIR --boxes file:boxes.npz \\
         --flows dis raft-small:FILE@1 raft-small:FILE@2 raft-large:FILE@1 --train-step 12 --test-step 6
 
 FLOW@SCALE: frames are enlarged SCALE times. Boxes are those of hf2vad; only every n-th frame is looked at.
