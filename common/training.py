@@ -30,8 +30,8 @@ class EpochMeter:
         meter.end_epoch(loader)
 
     stage: names the run in log.jsonl; save(): writes a checkpoint with state_dict() in it; unit: what is counted per
-    second; log_steps: steps of an "epoch" of a training that counts steps (DrawLoader), and so does its log. `epoch`,
-    `step`, `seconds` and `sums` say where an interrupted run continues.
+    second; log_steps: the steps of an "epoch" of a training that counts steps (DrawLoader); its log says the
+    number of steps under "epoch". `epoch`, `step`, `seconds` and `sums` say where an interrupted run continues.
     """
 
     def __init__(
@@ -76,8 +76,6 @@ class EpochMeter:
         loader.waited = 0.0
         torch.backends.cudnn.benchmark = True  # batches have one size; it is no gain where sizes change
         for batch in loader.batches(epoch, self.step):
-            if self.run.world_size > 1:  # dropout differs between ranks, and is the same again in a resumed run
-                torch.manual_seed(hash((loader.seed, epoch, self.step, self.run.rank)))
             yield batch, self.run.batch_slice(len(batch))[1]
             self.step += 1
             self.bar.update()
@@ -241,7 +239,8 @@ def resume(state: dict | None, path, meter: EpochMeter, net, optimizer) -> None:
 
 
 def save_checkpoint(path, state: dict) -> None:
-    """state: tensors, numbers, strings, lists and dicts, which weights_only loading accepts; written, then renamed."""
+    """Tensors, numbers, strings, lists and dicts only, so that weights_only loading accepts it; written, then
+    renamed."""
     with atomic_write(path) as tmp:
         torch.save(state, tmp)
 
@@ -283,7 +282,8 @@ def load_weights(make_net, weights: dict, path) -> torch.nn.Module:
 
 
 def check_identity(path, saved: dict | None, now: dict) -> None:
-    """A run continues only with the settings that it began with. {setting: value} of the checkpoint, of this call."""
+    """A run continues only with the settings it began with. saved, now: {setting: value} of the checkpoint and of
+    this call."""
     for key, value in now.items():
         if (saved or {}).get(key) != value:
             raise UserError(

@@ -238,29 +238,6 @@ def test_a_training_of_an_older_version_is_refused_in_one_sentence(tmp_path):
     assert training.previous_run(tmp_path / "none.pt", "sdmae", {}) is None
 
 
-def test_ranks_draw_their_own_dropout_and_a_resumed_run_the_same_again():
-    def draws(rank, world_size, start=0):
-        run = SimpleNamespace(rank=rank, world_size=world_size, is_main=False, batch_slice=lambda n: (slice(n), 1.0))
-        loader = SimpleNamespace(seed=3, steps=lambda epoch: 4, batches=lambda epoch, first: iter([[0]] * (4 - first)))
-        meter = training.EpochMeter(run, "memae", 1, log=None, save=None)
-        meter.step = start
-        out = []
-        for _ in meter.batches(loader, 0):
-            meter.update({"total": torch.zeros(())})
-            out.append(float(torch.rand(())))
-        return out
-
-    torch.manual_seed(0)
-    first = draws(0, 2)
-    assert len(set(first + draws(1, 2))) == 8 and draws(0, 2, start=2) == first[2:]
-    torch.manual_seed(0)
-    alone = draws(0, 1)
-    torch.manual_seed(0)
-    assert alone == [
-        float(torch.rand(())) for _ in range(4)
-    ]  # one process draws from its generator, whose state a checkpoint keeps
-
-
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "inf", "x"])
 def test_flags_take_numbers_that_make_sense(text, capsys):
     parser = cli.make_parser("")
