@@ -21,7 +21,7 @@ from common.io import UserError, load_arrays, original_name, read_table, safe_fi
 from common.objects import detectors
 from common.objects.baselines import baseline_path
 from common.objects.cubes import CubeStore, Settings
-from common.readers import container
+from common.readers import container, datasets
 from common.readers.container import Clock
 from common.readers.dataset import Dataset
 from common.readers.video import Decoder, Video, list_videos, open_video
@@ -33,7 +33,7 @@ from frd_uvad.svmae import clips
 from frd_uvad.svmae import preprocess as svmae
 from scene_aware_ae import encoder as scene_encoder
 from scene_aware_ae import preprocess as scene_aware
-from tests.helpers import ROOT, save_frames, save_video, script, walkers
+from tests.helpers import ROOT, save_frames, save_video, script, tiny_folder, walkers
 from tests.test_report import content
 
 NOT_UTF8 = os.fsdecode(b"caf\xe9") if os.name == "posix" else "caf\udce9"
@@ -465,3 +465,22 @@ def test_features_of_svmae_and_their_labels_have_one_name(tmp_path):
     data = Dataset("folder", tmp_path, [], [video], _labels={"a#b": lambda: np.array([0, 1])})
     svmae.write_labels(tmp_path / "out", svmae.FeatureVideos(data, [video], {}, files))
     assert files.path(video).name == "a%23b.npy" and (tmp_path / "out" / "labels" / "a%23b.npy").exists()
+
+
+def test_scores_of_a_copied_video_are_kept_and_of_a_changed_one_not(tmp_path):
+    """What scores are made from: the content of the frames' files, whatever their times."""
+    root = tiny_folder(tmp_path / "data")
+    folder = next(p for p in sorted((root / "test").iterdir()) if p.is_dir())
+    cache = FrameCache(tmp_path / "cache")
+
+    def video():
+        return next(v for v in datasets.find("folder", root).test if v.name == folder.name)
+
+    cache.build([video()], workers=1, show=False)
+    before = cache.source_of(video())
+    files = sorted(folder.iterdir())
+    for file in files:
+        os.utime(file, ns=(1, 1))
+    assert cache.source_of(video()) == before
+    files[0].write_bytes(files[1].read_bytes() + b" ")
+    assert cache.source_of(video()) != before
