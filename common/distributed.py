@@ -41,13 +41,12 @@ class Run:
 
     def __init__(self, device: str = "auto", precision: str = "auto"):
         self.rank, self.world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        local_rank = int(os.environ.get("LOCAL_RANK", 0))
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
             self.device = torch.device(device)
             if self.device.type == "cuda" and self.device.index is None:
-                self.device = torch.device("cuda", local_rank)
+                self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
             torch.empty(1, device=self.device)
         except (RuntimeError, AssertionError) as e:
             raise UserError(f"--device {device} cannot be used here ({first_line(e)}); try --device cpu") from None
@@ -58,15 +57,17 @@ class Run:
         self.precision = ("bf16" if bf16 else "fp32") if precision == "auto" else precision
         if self.world_size > 1 and not torch.distributed.is_initialized():
             # one rank may prepare for hours while the others wait; torchrun itself notices a rank that died
-            backend = "nccl" if self.device.type == "cuda" else "gloo"
             gpu = self.device if self.device.type == "cuda" else None
-            torch.distributed.init_process_group(backend, timeout=timedelta(days=7), device_id=gpu)
+            torch.distributed.init_process_group("nccl" if gpu else "gloo", timeout=timedelta(days=7), device_id=gpu)
         self._parallel = None  # the last (network and trained parameters, module) of data_parallel()
 
     def __enter__(self):
+        # Adam's moments of units without gradients decay to denormal numbers, which slow a CPU down many times
+        torch.set_flush_denormal(True)
         return self
 
     def __exit__(self, *_):
+        torch.set_flush_denormal(False)
         if self.world_size > 1 and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
@@ -200,10 +201,9 @@ class Run:
 
     def all_gather_object(self, value) -> list:
         """Every rank's value, in rank order, on every rank."""
-        if self.world_size == 1:
-            return [value]
-        values = [None] * self.world_size
-        torch.distributed.all_gather_object(values, value)
+        values = [value] * self.world_size
+        if self.world_size > 1:
+            torch.distributed.all_gather_object(values, value)
         return values
 
     def all_gather_array(self, array: np.ndarray) -> np.ndarray:

@@ -151,6 +151,27 @@ def test_log_is_one_json_line_per_epoch_and_forgets_what_is_redone(tmp_path):
     assert [(x["stage"], x["epoch"]) for x in lines] == [("memae", 1), ("cvae", 1)]
 
 
+FLUSHED = """
+import torch
+from common.distributed import Run
+
+def left(denormal=torch.full((10**6,), 1e-39)):
+    return [int((part.view(torch.int32) != 0).sum()) for part in (denormal * 1).chunk(2)]
+
+torch.set_num_threads(2)
+with Run("cpu"):
+    inside = left()
+print(inside, torch.tensor(1e-39).mul(1).view(torch.int32).item() != 0)
+"""
+
+
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="not of this kind of CPU")
+def test_denormal_numbers_do_not_slow_a_run_down():
+    """They are zero in all its threads, and afterwards numbers again."""
+    answer = subprocess.run([sys.executable, "-c", FLUSHED], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert answer.stdout.split("\n")[0] == "[0, 0] True", answer.stdout
+
+
 def test_unknown_device():
     with pytest.raises(UserError, match="--device"):
         Run("cuda:77")
