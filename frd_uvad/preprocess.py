@@ -120,8 +120,8 @@ def add_data_flags(parser):
     group.add_argument(
         "--features",
         type=Path,
-        help="folder of clip features made elsewhere (UCF-Crime, XD-Violence, "
-        "ShanghaiTech; default for those: --data-root), instead of videos",
+        help="folder of clip features made elsewhere, instead of videos (default for --dataset ucfcrime, xdviolence "
+        "and features: --data-root)",
     )
     add_label_flags(group)
     group.add_argument(

@@ -52,7 +52,10 @@ def kill_after(what):
 
 
 if __name__ == "__main__":
+    actions = {"--gradients": hold_still, "--kill-after": kill_after}
+    if len(sys.argv) < 4 or sys.argv[1] not in actions:
+        sys.exit(__doc__)
     what, value, *sys.argv = sys.argv[1:]
-    {"--gradients": hold_still, "--kill-after": kill_after}[what](value)
+    actions[what](value)
     sys.path[0] = str(Path(sys.argv[0]).resolve().parent)
     runpy.run_path(sys.argv[0], run_name="__main__")
