@@ -286,10 +286,8 @@ def notes_on(result: dict, others: dict) -> list[str]:
     out, best = [], max(((v.get("micro_auc", 0), k) for k, v in others.items()), default=None)
     if best and "micro_auc" in result:
         gap = 100 * (result["micro_auc"] - best[0])
-        out.append(
-            f"micro AUC is {abs(gap):.2f} points {'above' if gap >= 0 else 'BELOW'} the best trivial baseline "
-            f"({best[1]})"
-        )
+        other = f"best trivial baseline ({best[1]})" if best[1] in BASELINES else best[1]
+        out.append(f"micro AUC is {abs(gap):.2f} points {'above' if gap >= 0 else 'BELOW'} the {other}")
     if "rbdc" in result and result["videos_with_regions"] < result["videos"]:
         out.append(
             f"RBDC, TBDC and pixel-level AUC are of the {result['videos_with_regions']} of {result['videos']} videos "

@@ -3,6 +3,7 @@ plain loops."""
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -110,6 +111,7 @@ def test_one_command_trains_two_rounds_and_scores(trained):
         "next:",
     ):
         assert text in done.stdout, done.stdout
+    assert re.search("points (above|BELOW) the reconstruction error\n", done.stdout)  # which is no trivial baseline
     lines = [json.loads(x) for x in (base / "run" / "round1" / "log.jsonl").read_text().splitlines()]
     assert [x["epoch"] for x in lines] == [1, 2] and all(
         0 <= x["pseudo_precision"] <= 1 and x["windows_per_second"] > 0 for x in lines
