@@ -283,7 +283,8 @@ def print_table(columns: dict, data: Dataset, protocol: Protocol) -> None:
 
 def notes_on(result: dict, others: dict) -> list[str]:
     """Sentences: where a result stands beside the baselines; measures that are not defined, and why."""
-    out, best = [], max(((v.get("micro_auc", 0), k) for k, v in others.items()), default=None)
+    trivial = {k: v for k, v in others.items() if k in BASELINES} or others
+    out, best = [], max(((v.get("micro_auc", 0), k) for k, v in trivial.items()), default=None)
     if best and "micro_auc" in result:
         gap = 100 * (result["micro_auc"] - best[0])
         other = f"best trivial baseline ({best[1]})" if best[1] in BASELINES else best[1]

@@ -13,8 +13,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from common import cli, evaluation, metrics, score_cache, smoothing
+from common.cache import FrameCache
 from common.features.data import CLIP_FRAMES, FeatureVideo, canonical_features, frames_of_clips
 from common.io import UserError, optional_module, run_script, safe_filename, writable_folder, write_json
+from common.pool import cores
 from common.readers.video import Video, frames_and_clock, open_video
 from frd_uvad import preprocess
 
@@ -96,11 +98,23 @@ def print_further_measures(extra, options):
         )
 
 
-def evaluate(data, checkpoint, *, out, run, options, shard=None, loaded=None):
+def trivial_baselines(data, source) -> dict:
+    """Trivial scores on small frames of labelled test videos; {} for features made elsewhere, or if a video cannot be
+    decoded."""
+    if not data.has_labels or not data.videos:
+        return {}
+    cache = FrameCache(data.dataset.cache_folder(source.cache) / "frames-small", (120, 180))
+    workers = source.workers or cores()
+    usable, failed = cache.build([data.videos["test", v.name] for v in data.test], workers)
+    return {} if failed else evaluation.frame_baselines(cache, usable, workers)
+
+
+def evaluate(data, checkpoint, *, out, run, options, source, loaded=None):
     """Score the test videos (all videos where there are none), print and write the results. -> metrics on rank 0, else
     None.
 
-    data: FeatureData; loaded: what scoring.load_model(checkpoint) gave, if it was called before.
+    data: FeatureData that preprocess.prepare(source, …) gave; loaded: what scoring.load_model(checkpoint) gave, if it
+    was called before.
     """
     from common.training import run_info, weights_hash
     from frd_uvad import scoring
@@ -117,7 +131,7 @@ def evaluate(data, checkpoint, *, out, run, options, shard=None, loaded=None):
         size=len,
         unit="clip",
         all_videos=data.all_videos,
-        shard=shard,
+        shard=source.shard,
     )
     if not arrays:
         return None
@@ -141,7 +155,7 @@ def evaluate(data, checkpoint, *, out, run, options, shard=None, loaded=None):
             "auxiliary": state.get("identity", {}).get("auxiliary"),
             **extra,
         },
-        baselines={"reconstruction error": errors} if errors else {},
+        baselines={**({"reconstruction error": errors} if errors else {}), **trivial_baselines(data, source)},
     )
     print_further_measures(extra, options)
     clip_scores = {v.name: [round(float(x), 5) for x in scores[v.name][::CLIP_FRAMES]] for v in videos}
@@ -216,8 +230,9 @@ def main(argv=None):
             video, out = open_video(args.video), args.out or checkpoint.parent / "video"
             score_own_video(video, checkpoint, out=out, features=features, **how)
         else:
-            data = preprocess.prepare(cli.DataSource.from_args(args), run, features, trained=loaded[1].get("features"))
-            evaluate(data, checkpoint, out=args.out or checkpoint.parent, shard=args.shard, **how)
+            source = cli.DataSource.from_args(args)
+            data = preprocess.prepare(source, run, features, trained=loaded[1].get("features"))
+            evaluate(data, checkpoint, out=args.out or checkpoint.parent, source=source, **how)
 
 
 if __name__ == "__main__":

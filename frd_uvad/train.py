@@ -408,8 +408,8 @@ def main(argv=None):
     auxiliary = "none" if args.auxiliary == SELF else args.auxiliary
     scoring.load_auxiliary(auxiliary)  # a wrong file is refused before any work
     with Run(args.device, args.precision) as run:
-        options = preprocess.FeatureOptions.from_args(args)
-        data = preprocess.prepare(cli.DataSource.from_args(args), run, options)
+        source = cli.DataSource.from_args(args)
+        data = preprocess.prepare(source, run, preprocess.FeatureOptions.from_args(args))
         plan = make_plan(
             sum(map(len, data.train + data.test)), **cli.given(args, [field.name for field in fields(Plan)])
         )
@@ -430,7 +430,8 @@ def main(argv=None):
             auxiliary = f"frd:{checkpoint}"
         minutes = (time.perf_counter() - began) / 60
         run.print(f"finished in {minutes:.1f} min including preprocessing; checkpoint {checkpoint}")
-        evaluate(data, checkpoint, out=out, run=run, options=cli.ScoreOptions.from_args(args))
+        options = cli.ScoreOptions.from_args(args)
+        evaluate(data, checkpoint, out=out, run=run, options=options, source=source)
 
 
 if __name__ == "__main__":

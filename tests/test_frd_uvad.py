@@ -222,6 +222,8 @@ def test_videos_to_features_to_scores(tmp_path):
         "320",
     )  # fewer windows than a batch
     assert "width 1024" in done.stdout
+    table = "reconstruction error +frame difference +fastest box +flow energy\n(.*\n)+micro AUC is .* best trivial"
+    assert re.search(table, done.stdout), done.stdout
     scores = load_arrays(tmp_path / "run" / "strict" / "scores.npz", "scores")
     assert {k: len(v) for k, v in scores.items()} == {"b0": 40, "b1": 40, "b9": 5}
     script(
@@ -235,7 +237,7 @@ def test_videos_to_features_to_scores(tmp_path):
         "--workers",
         "2",
     )
-    made = sorted(p.relative_to(tmp_path / "cache") for p in (tmp_path / "cache").rglob("*.npy"))
+    made = sorted(p.relative_to(tmp_path / "cache") for p in (tmp_path / "cache").rglob("clips-*/*/*.npy"))
     assert len(made) == 5 and all(
         (tmp_path / "cache" / p).read_bytes() == (tmp_path / "cache2" / p).read_bytes() for p in made
     )
