@@ -321,7 +321,7 @@ def train(
         measures = measure_pseudo_labels(pseudo_labels.cpu().numpy() > 0, test_labels)
         meter.end_epoch(loader, **measures, bank_size=len(bank))
     if run.is_main and data.has_labels:
-        plot_pseudo_labels(log.path, out / "pseudo_labels.png")
+        plot_pseudo_labels(log.path, test_labels, out / "pseudo_labels.png")
     if run.is_main and data.videos:
         draw_bank(bank, windows, data, out / "bank.png")
     run.barrier()
@@ -379,8 +379,9 @@ def thumbnail(frame, width=320):
     return resize(as_channels(frame, 3), (max(1, round(frame.shape[0] * width / frame.shape[1])), width))
 
 
-def plot_pseudo_labels(log, path):
-    """Precision and recall of pseudo labels over the epochs."""
+def plot_pseudo_labels(log, test_labels, path):
+    """Precision and recall of pseudo labels over the epochs; the precision of random ones is the share of abnormal
+    clips."""
     lines = [x for x in map(json.loads, Path(log).read_text().splitlines()) if "pseudo_precision" in x]
     report = optional_module("common.report")
     if lines and report:
@@ -390,8 +391,10 @@ def plot_pseudo_labels(log, path):
             "pseudo_recall": "recall",
             "pseudo_share": "share of clips labelled",
         }
+        chance = (test_labels == 1).sum() / (test_labels >= 0).sum()
         report.plots.lines(
-            {title: (epochs, [x[key] for x in lines]) for key, title in titles.items()},
+            {title: (epochs, [x[key] for x in lines]) for key, title in titles.items()}
+            | {"precision by chance": (epochs, [chance] * len(epochs))},
             "pseudo labels of test clips (true labels are used for this plot only)",
             path,
             xlabel="epoch",

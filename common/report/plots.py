@@ -74,12 +74,12 @@ def curves(runs: dict[str, np.ndarray], labels: np.ndarray, title: str, path) ->
 
 
 def lines(series: dict[str, tuple], title: str, path, **axes) -> None:
-    """Several lines {label: (x, y)} with a point at each of their values. axes: for matplotlib's Axes.set."""
+    """Several lines {label: (x, y)}, with points where there are few values. axes: for matplotlib's Axes.set."""
     figure, ax = _axes(6, 3)
     for label, (x, y) in series.items():
-        ax.plot(x, y, marker="o", label=label)
+        ax.plot(x, y, marker="o" if len(x) < 50 else None, label=label)
     ax.set(title=title, **axes)
-    ax.legend(fontsize=8, frameon=False)
+    figure.legend(loc="outside lower center", fontsize=8, frameon=False, ncols=4)
     save(figure, path)
 
 
