@@ -320,6 +320,9 @@ def train(
         train_one_epoch(net, loader, optimizer, plan, epoch, run, meter, bank, score_auxiliary, pseudo_labels)
         measures = measure_pseudo_labels(pseudo_labels.cpu().numpy() > 0, test_labels)
         meter.end_epoch(loader, **measures, bank_size=len(bank))
+        if epoch == 0 and not measures["pseudo_share"] and run.is_main:
+            reason = " (the auxiliary scorer must give a clip 0.5 or more)" if loaded else ""
+            meter.bar.write(f"note: no clip has a pseudo label{reason}: the scorer learns that everything is normal")
     if run.is_main and data.has_labels:
         plot_pseudo_labels(log.path, test_labels, out / "pseudo_labels.png")
     if run.is_main and data.videos:

@@ -122,6 +122,16 @@ def test_one_command_trains_two_rounds_and_scores(trained):
         assert (base / "run" / name).stat().st_size > 1000, name
 
 
+def test_an_auxiliary_scorer_that_agrees_with_nothing_is_named(trained, tmp_path):
+    base, root, done = trained
+    clips = {p.stem: len(np.load(p)) for p in root.glob("*/*.npy")}
+    np.savez(tmp_path / "low.npz", **{name: np.full(n, 0.4) for name, n in clips.items()})
+    flags = ("--dataset", "features", "--features", root, *SMALL, "--auxiliary", f"labels:{tmp_path / 'low.npz'}")
+    low = script("frd_uvad/train.py", *flags, "--out", tmp_path / "run")
+    note = "note: no clip has a pseudo label (the auxiliary scorer must give a clip 0.5 or more)"
+    assert (low.stdout + low.stderr).count(note) == 1 and note not in done.stdout + done.stderr
+
+
 def test_few_clips_are_trained_for_as_many_steps_as_it_takes():
     plans = [make_plan(304), make_plan(63999), make_plan(64000), make_plan(), make_plan(304, epochs=3)]
     assert [(p.epochs, p.batch_size) for p in plans] == [(264, 16), (5, 16), (5, 320), (5, 320), (3, 320)]
