@@ -1,6 +1,8 @@
 """Files made once from every video, one .npy each, and memory-mapped from then on; decoded frames are such files."""
 
+import os
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -48,7 +50,8 @@ class VideoFiles:
             return None
         if info["source"] != source:
             info["source"] = source
-            write_json(json_path, info)
+            with suppress(OSError):  # in another user's folder its content is compared again next time
+                write_json(json_path, info)
         return info
 
     def array(self, video: Video) -> np.ndarray:
@@ -106,13 +109,14 @@ class VideoFiles:
         """
         first, step = shard_of(shard, run)
         share = {v.key for v in (all_videos or videos)[first::step]}
-        workers = workers or max(1, cores() // run.world_size)
+        workers = workers or max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
         _, failed = self.build([v for v in videos if v.key in share], workers, run.is_main, **options)
         failed = {key: why for part in run.all_gather_object(failed) for key, why in part.items()}
         videos = [v for v in videos if v.key not in failed]
-        missing = {v.key for v in self.missing(videos)[0]}
+        missing = {v.key for part in run.all_gather_object(self.missing(videos)[0]) for v in part}
         if not shard:  # else they are left to other jobs
-            failed.update(dict.fromkeys(missing, "the process that was to prepare it could not"))
+            why = "the process that was to prepare it could not, or not every machine sees this --cache"
+            failed.update(dict.fromkeys(missing, why))
         return [v for v in videos if v.key not in missing], failed
 
 

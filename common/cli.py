@@ -2,11 +2,13 @@
 
 import argparse
 import math
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import list2cmdline
 from typing import NoReturn
 
 from common.io import UserError
@@ -54,8 +56,7 @@ def make_parser(description: str) -> argparse.ArgumentParser:
 
 
 def with_synonyms(argv: list | None, synonyms: dict) -> list:
-    """A published command line with our names of its flags: {"--max_epoch": "--epochs"}. argv: None for the script's
-    own."""
+    """A published command line (None: the script's own) with our names of its flags: {"--max_epoch": "--epochs"}."""
     out = []
     for word in map(str, sys.argv[1:] if argv is None else argv):
         flag, equals, value = word.partition("=")
@@ -173,10 +174,7 @@ def add_score_flags(
     overlay: str = "scored boxes and the curve",
     training: bool = False,
 ):
-    """protocol, overlay: help texts; training: only the flags that a train.py needs, eval.py has the others.
-
-    -> the group
-    """
+    """protocol, overlay: help texts; training: only the flags that a train.py needs. -> the argument group"""
     group = parser.add_argument_group("scores")
     group.add_argument(
         "--protocol", choices=["strict", "official"], default="strict", help=f"{protocol} (default: %(default)s)"
@@ -233,21 +231,20 @@ def need_training_set(checkpoint, state: dict, dataset: str) -> None:
 
 
 def next_command(script: str, argv: list | None, *without: str) -> str:
-    """The command of another script with the flags of this one, but those `without` and their values. argv: None for
-    the script's own."""
+    """Another script's command with the flags of this one (argv None: its own) but those `without` and their values."""
     words, is_kept = ["python", script], True
     for word in map(str, sys.argv[1:] if argv is None else argv):
         if word.startswith("--"):
             is_kept = word.partition("=")[0] not in without
         words += [word] * is_kept
-    return shlex.join(words)
+    return list2cmdline(words) if os.name == "nt" else shlex.join(words)
 
 
 def print_next_steps(
     script: str, checkpoint, out, *, overlay: bool = False, pictures: bool = True, more: str = ""
 ) -> None:
     """Print suggested next commands. more: an extra one, ending in "; "; pictures: False if there are no frames."""
-    command = f"python {script} --checkpoint {shlex.quote(str(checkpoint))}"
+    command = f"python {script} --checkpoint {shlex.quote(Path(checkpoint).as_posix())}"
     with_scores = f"{command} --overlay, with --dataset as here, writes videos with scores; "
     videos = with_scores if pictures and not overlay else ""
     print(f"next: look at {out}/report.html; {videos}{more}{command} --video FILE scores your own video")

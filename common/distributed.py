@@ -47,7 +47,9 @@ class Run:
             self.device = torch.device(device)
             if self.device.type == "cuda" and self.device.index is None:
                 self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-            torch.empty(1, device=self.device)
+            if self.device.type not in ("cpu", "cuda"):
+                raise RuntimeError("only cpu and cuda are supported")
+            torch.ones(1, device=self.device)  # runs a kernel, which torch may not have for an old GPU
         except (RuntimeError, AssertionError) as e:
             raise UserError(f"--device {device} cannot be used here ({first_line(e)}); try --device cpu") from None
         if self.device.type == "cuda":
@@ -192,10 +194,6 @@ class Run:
         if self.world_size > 1:
             for x in tensors:
                 torch.distributed.broadcast(x, 0)
-
-    def sync_buffers(self, net: torch.nn.Module) -> None:
-        """Rank 0's buffers (batch-norm statistics) on every rank."""
-        self.sync(*net.buffers())
 
     # ---- collectives of plain values
 

@@ -25,8 +25,9 @@ import numpy as np
 
 try:
     import fcntl
+    import resource
 except ImportError:  # not on Windows
-    fcntl = None
+    fcntl = resource = None
 
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 NOT_WRITABLE = {*DISK_FULL, errno.EROFS, errno.EACCES}
@@ -46,6 +47,10 @@ def run_script(main: Callable[[], Any]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # for names that the terminal cannot show
+    if resource:  # every memory map keeps a file open; usual limits are 256 (macOS) and 1024
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (10240 if sys.platform == "darwin" else most, most))
     try:
         sys.exit(main())
     except KeyboardInterrupt:
@@ -76,6 +81,7 @@ def os_error_text(e: OSError) -> str:
     if e.errno in DISK_FULL:
         return f"no space left while writing {path}: free some, or point --out and --cache to another disk"
     way_out = "change its permissions, or choose another folder with --out and --cache, or with --data-root"
+    way_out = "close the program that has it open, or " + way_out if os.name == "nt" else way_out
     return f"{path} cannot be read or written ({os.strerror(e.errno)}): {way_out}"
 
 
@@ -240,14 +246,12 @@ def atomic_write(path) -> Iterator[Path]:
         e.filename = str(path)  # the name that the user knows
         raise
     finally:
-        tmp.unlink(missing_ok=True)
+        with contextlib.suppress(PermissionError):  # on Windows, where something still has it open
+            tmp.unlink(missing_ok=True)
 
 
 def stream_npy(path, parts: Iterable[np.ndarray], dtype=None) -> tuple[int, ...]:
-    """Write arrays [n_i, …] one after another as one .npy array [sum n_i, …]. -> its shape
-
-    dtype: needed where there may be no part.
-    """
+    """Write arrays [n_i, …] one after another as one .npy [sum n_i, …]. dtype: of what may be empty. -> its shape"""
     header, count = np.lib.format.header_data_from_array_1_0(np.empty(0, dtype)), 0
     with atomic_write(path) as tmp, open(tmp, "wb") as f:
         for part in parts:

@@ -15,8 +15,7 @@ from common.io import UserError
 def copy_rows(array: np.ndarray, rows, out: np.ndarray, places, field: str | None = None, part=slice(None)) -> None:
     """out[places] = array[rows], or array[field][rows][:, part].
 
-    Rows of a memory map are read from its file: mapped pages would count as this process's memory, up to the whole
-    file.
+    Rows of a memory map are read from its file: mapped pages would count as memory of this process.
     """
     start = 0
     if field is not None:
@@ -51,8 +50,7 @@ def take_rows(
 
 
 def prefetch(items: list, read: Callable, start: Callable | None = None) -> Iterator[tuple]:
-    """Yield (item, read(item), seconds waited for it); the next one is read in a thread meanwhile, which calls start()
-    first."""
+    """Yield (item, read(item), seconds waited for it); a thread, which calls start() first, reads the next one."""
     with ThreadPoolExecutor(1, initializer=start) as pool:
         ahead = pool.submit(read, items[0]) if items else None
         for i, item in enumerate(items):

@@ -1,6 +1,7 @@
 """One function over many videos in several processes, with one progress bar that counts frames."""
 
 import concurrent.futures as cf
+import contextlib
 import multiprocessing as mp
 import os
 import sys
@@ -53,7 +54,7 @@ def map_videos(
     """
     global _counter
     jobs = list(jobs)
-    workers = min(workers, len(jobs))
+    workers = min(workers, len(jobs), 61 if os.name == "nt" else workers)  # the most that Windows can wait for
     is_log = not sys.stderr.isatty()
     interval = 10 if is_log else 0.2
     with tqdm(total=total, desc=label, unit="frame", mininterval=interval, dynamic_ncols=True, disable=not show) as bar:
@@ -91,8 +92,12 @@ def _call_in_processes(function, jobs, workers, label, bar):
 
 
 def cores() -> int:
-    """Number of processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Number of processor cores that this process, or its container, may use."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with contextlib.suppress(OSError, ValueError), open("/sys/fs/cgroup/cpu.max") as file:
+        quota, period = file.read().split()  # in microseconds; "max" where there is no limit
+        count = min(count, max(1, int(quota) // int(period)))
+    return count
 
 
 def shard_of(text: str | None, run) -> tuple[int, int]:

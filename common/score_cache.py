@@ -90,9 +90,7 @@ def total_seconds(scores: dict) -> float:
 def need_test_videos(dataset) -> None:
     """Raises UserError for a dataset without test videos. dataset: a UsableVideos"""
     if not dataset.test:
-        raise UserError(
-            f"{dataset.data.name} has no test videos under {dataset.data.root}; score single ones with --video"
-        )
+        raise UserError(f"{dataset.data.name} has no test videos under {dataset.data.root}; --video scores single ones")
 
 
 def score_test_set(dataset, score: Callable, run, *, out, settings: dict, source: Callable, **options) -> dict | None:

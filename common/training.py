@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from common.io import UserError, atomic_write, first_line
+from common.io import UserError, atomic_write, first_line, resource
 
 CHECK_EVERY = 20  # steps between two looks at the loss, each of which waits for the device
 SAVE_SECONDS = 60  # an epoch's end writes a checkpoint if the last one is older
@@ -112,8 +112,7 @@ class EpochMeter:
             self.bar.set_postfix({name: f"{mean:.4g}", **epoch})
 
     def end_epoch(self, loader, **extra: float) -> None:
-        """Means over the ranks -> log.jsonl and one printed line; the checkpoint, if the last one is old. extra:
-        logged too."""
+        """Means over the ranks, and `extra` -> log.jsonl and one printed line; a checkpoint, if the last is old."""
         torch.backends.cudnn.benchmark = False
         ranks = self.run.all_gather_object({k: float(v) / self.steps for k, v in self.sums.items()})
         means = {k: sum(x[k] for x in ranks) / len(ranks) for k in ranks[0]}
@@ -239,8 +238,7 @@ def resume(state: dict | None, path, meter: EpochMeter, net, optimizer) -> None:
 
 
 def save_checkpoint(path, state: dict) -> None:
-    """Tensors, numbers, strings, lists and dicts only, so that weights_only loading accepts it; written, then
-    renamed."""
+    """state: tensors, numbers, strings, lists and dicts only, so that weights_only loading accepts it."""
     with atomic_write(path) as tmp:
         torch.save(state, tmp)
 
@@ -282,8 +280,7 @@ def load_weights(make_net, weights: dict, path) -> torch.nn.Module:
 
 
 def check_identity(path, saved: dict | None, now: dict) -> None:
-    """A run continues only with the settings it began with. saved, now: {setting: value} of the checkpoint and of
-    this call."""
+    """Raises UserError where settings {name: value} `saved` in a checkpoint differ from those of this call."""
     for key, value in now.items():
         if (saved or {}).get(key) != value:
             raise UserError(
@@ -302,9 +299,7 @@ def weights_hash(net: torch.nn.Module) -> str:
 
 def peak_memory() -> float:
     """Largest resident memory of this process so far, in MiB."""
-    try:
-        import resource
-    except ImportError:  # not on Windows
+    if resource is None:
         return 0.0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 1024 if sys.platform != "darwin" else peak / 2**20

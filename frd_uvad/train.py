@@ -238,7 +238,7 @@ def train_one_epoch(net, loader, optimizer, plan, epoch, run, meter, bank, score
         pseudo_labels[run.to_device(batch.rows)] = pseudo[:, 0]
         meter.update(loss_parts)
     bank.update()
-    run.sync_buffers(net)
+    run.sync(*net.buffers())  # such as running statistics of batch norms
 
 
 def train(

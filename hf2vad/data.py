@@ -7,7 +7,7 @@ import torch
 from tqdm import tqdm
 
 from common import training
-from common.io import atomic_write, load_array, read_json, write_json
+from common.io import load_array, read_json, stream_npy, write_json
 from common.loader import copy_rows
 from common.objects.cube_dataset import CubeDataset
 from hf2vad import scoring
@@ -23,18 +23,19 @@ def reconstruct_flows(net, records, run, path) -> np.ndarray:
     if run.is_main and not (path.exists() and side.exists() and read_json(side, "reconstructions' entry") == key):
         frozen = scoring.Scorer(net.memAE, run).net
         data = CubeDataset(records, {"flow": slice(None)}, run, once=True)
-        n, (flows, channels, size, _) = len(data), records[0].dtype["flow"].shape
-        with atomic_write(path) as tmp:
-            out = np.lib.format.open_memmap(tmp, "w+", np.float16, (n, flows * channels, size, size))
+
+        def parts():
+            n = len(data)
             bar = tqdm(total=n, desc="reconstruct flows", unit="cube", mininterval=1 if sys.stderr.isatty() else 30)
-            with bar, torch.inference_mode(), run.autocast():
+            with bar:
                 for rows, batch in data.batches(np.arange(n), 256):
                     flow = batch["flow"].float().flatten(0, 1).contiguous(memory_format=torch.channels_last)
-                    recon = frozen(flow)["recon"].float().cpu().numpy()
-                    out[rows] = recon.reshape(len(rows), *out.shape[1:])
+                    with torch.inference_mode(), run.autocast():
+                        recon = frozen(flow)["recon"].float().cpu().numpy()
+                    yield recon.astype(np.float16).reshape(len(rows), -1, *recon.shape[2:])
                     bar.update(len(rows))
-            out.flush()
-            del out
+
+        stream_npy(path, parts())  # through a memory map, a full disk would end the process with a signal
         write_json(side, key)
     run.barrier()
     return load_array(path, "reconstructed flows", mmap=True)

@@ -142,7 +142,7 @@ def train_one_epoch(net, loader, optimizer, stage, epoch, run, meter):
         (loss_parts["total"] * weight).backward()
         optimizer.step()
         meter.update(loss_parts, weight)
-    run.sync_buffers(net)
+    run.sync(*net.buffers())  # such as running statistics of batch norms
     meter.end_epoch(loader)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import onnxruntime
+from onnxruntime import InferenceSession, get_available_providers
 
 AHEAD, WINDOW = 3, 0.5  # frames that a score waits for, seconds that it is averaged over
 GAP, TAIL = 1.0, 0.9  # seconds without a score above the limit that end an event; quantile where the tail begins
@@ -78,12 +78,12 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("watched"), help="folder of the tables (default: watched)")
     parser.add_argument("--false-alarms-per-hour", type=float, default=1.0, help="sets the limit (default: 1)")
     args = parser.parse_args()
-    session = onnxruntime.InferenceSession(args.model, providers=onnxruntime.get_available_providers())
+    usable = [x for x in get_available_providers() if x.startswith(("CUDA", "CPU"))]
+    session = InferenceSession(args.model, providers=usable)
     meta = json.loads(session.get_modelmeta().custom_metadata_map.get("sdmae", "null"))
     meta and meta["statistics"] or parser.error(f"--model {args.model} holds no scores of sdmae/eval.py --export")
-    address = int(args.video) if args.video.isdigit() else args.video
     shown = re.sub(r"(?i)(?<=://).*@|\w*(user|usr|login|pass|pwd|token|key|auth)\w*=[^&/;]*", "", args.video)
-    capture = cv2.VideoCapture(address)
+    capture = cv2.VideoCapture(address := int(args.video) if args.video.isdigit() else args.video)
     live = not Path(args.video).exists() and capture.get(cv2.CAP_PROP_FRAME_COUNT) <= 0  # no file behind http
     frames, past = queue.Queue(32), []
     capture.isOpened() or parser.error(f"--video {shown} cannot be opened")
@@ -104,7 +104,7 @@ def main():
 
         with contextlib.suppress(KeyboardInterrupt):
             for t, seconds, arrival, seen in samples(frames, tuple(meta["size"])):
-                score = float(session.run(None, {"frames": seen[None], "numbers": np.array([t])})[0].mean())
+                score = float(session.run(None, {"frames": seen[None], "numbers": np.array([t], np.int64)})[0].mean())
                 past = [x for x in (*past, (seconds, score)) if x[0] > seconds - (width - 0.5) / fps]
                 now = t, seconds, arrival, sum(x for _, x in past) / len(past)
                 if event and seconds - event[1][1] > (max(GAP, 2 / fps) + 1e-6 if now[3] > limit else GAP - 1e-6):

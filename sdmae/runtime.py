@@ -23,8 +23,8 @@ class OnnxScorer:
         if not Path(path).is_file():
             raise UserError(f"checkpoint {path} is missing: write it with sdmae/eval.py --export")
         try:
-            # TensorRT would build its engine for minutes
-            providers = [x for x in onnxruntime.get_available_providers() if x != "TensorrtExecutionProvider"]
+            # TensorRT would build its engine for minutes, CoreML compute in float16
+            providers = [x for x in onnxruntime.get_available_providers() if x.startswith(("CUDA", "CPU"))]
             self.session = onnxruntime.InferenceSession(str(path), providers=providers)
             metadata = json.loads(self.session.get_modelmeta().custom_metadata_map["sdmae"])
         except Exception as e:  # onnxruntime raises many kinds

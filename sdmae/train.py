@@ -184,7 +184,7 @@ def train_one_epoch(net, loader, optimizer, plan, epoch, run, meter, bank):
         (loss_parts[phase] * weight * scale).backward()
         optimizer.step()
         meter.update(loss_parts, weight)
-    run.sync_buffers(net)
+    run.sync(*net.buffers())  # such as running statistics of batch norms
     meter.end_epoch(loader)
 
 

@@ -153,7 +153,7 @@ def train_one_epoch(net, loader, optimizer, plan, epoch, run, meter, errors):
         meter.update(loss_parts, weight)
         if run.is_main or len(batch) >= run.world_size:  # they are summed over the ranks
             errors[run.to_device(batch.rows[batch.part])] = raw_errors
-    run.sync_buffers(net)
+    run.sync(*net.buffers())  # such as running statistics of batch norms
 
 
 def train(dataset, plan, *, out, run, size="full", flow=False, seed=0, resume=True, save_minutes=5):

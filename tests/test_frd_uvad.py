@@ -132,6 +132,20 @@ def test_an_auxiliary_scorer_that_agrees_with_nothing_is_named(trained, tmp_path
     assert (low.stdout + low.stderr).count(note) == 1 and note not in done.stdout + done.stderr
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such limit")
+def test_more_files_than_the_usual_limit(tmp_path):
+    """A memory map for each video keeps its file open; at first 64 files may be open."""
+    import resource
+
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    root = per_video_features(tmp_path / "features", train=90, clips=8, crops=1)
+    flags = ("--dataset", "features", "--features", root, *SMALL, "--epochs", 1, "--out", tmp_path / "run")
+    done = script(
+        "frd_uvad/train.py", *flags, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (64, most))
+    )
+    assert "92 videos" in done.stdout
+
+
 def test_few_clips_are_trained_for_as_many_steps_as_it_takes():
     plans = [make_plan(304), make_plan(63999), make_plan(64000), make_plan(), make_plan(304, epochs=3)]
     assert [(p.epochs, p.batch_size) for p in plans] == [(264, 16), (5, 16), (5, 320), (5, 320), (3, 320)]

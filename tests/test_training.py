@@ -1,6 +1,7 @@
 """Checkpoints, resuming and the loop's safeguards."""
 
 import contextlib
+import io as stdlib_io
 import json
 import os
 import pickle
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from common import cli, io, training
+from common import cli, io, pool, training
 from common.distributed import Run
 from common.io import UserError, atomic_write, load_array, lock_dir
 from common.loader import epoch_order, tensors_ahead
@@ -295,6 +296,35 @@ def test_the_next_command_keeps_what_decides_the_data():
     argv = ["--dataset", "ped2", "--shard", "0/4", "--data-root", "my data", "--boxes=file:a.npz", "--preview"]
     command = cli.next_command("hf2vad/train.py", argv, "--shard", "--preview")
     assert command == "python hf2vad/train.py --dataset ped2 --data-root 'my data' --boxes=file:a.npz"
+
+
+def test_the_next_command_is_quoted_for_windows_there(monkeypatch):
+    monkeypatch.setattr(cli.os, "name", "nt")
+    command = cli.next_command("sdmae/eval.py", ["--data-root", r"C:\my data", "--out", r"runs\a"])
+    assert command == r'python sdmae/eval.py --data-root "C:\my data" --out runs\a'
+
+
+@pytest.mark.parametrize(
+    "limit,expected", [("max 100000\n", 4), ("250000 100000\n", 2), ("50000 100000\n", 1), (None, 4)]
+)
+def test_cores_of_a_container(limit, expected, monkeypatch):
+    """The limit of docker's --cpus, which the list of cores does not show."""
+
+    def opened(path):
+        assert path == "/sys/fs/cgroup/cpu.max"
+        if limit is None:
+            raise FileNotFoundError(path)
+        return stdlib_io.StringIO(limit)
+
+    monkeypatch.setattr(pool, "open", opened, raising=False)
+    monkeypatch.setattr(pool.os, "sched_getaffinity", lambda _: {0, 1, 2, 3}, raising=False)
+    assert pool.cores() == expected
+
+
+@pytest.mark.parametrize("device", ["mps", "meta", "cuda:99", "nonsense"])
+def test_a_device_that_cannot_be_used_is_refused_at_once(device):
+    with pytest.raises(UserError, match=f"--device {device} cannot be used here .*try --device cpu"):
+        Run(device)
 
 
 @pytest.mark.parametrize(

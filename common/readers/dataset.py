@@ -49,9 +49,10 @@ class Dataset:
     other_labels: tuple[str, dict[str, Labels]] | None = None  # name and labels of a second source, to compare with
 
     def cache_folder(self, cache) -> Path:
-        """Its folder under --cache; two copies of a dataset never mix. Raises UserError if it cannot be written."""
+        """Its folder under --cache; two copies of a dataset never mix. Raises UserError if it cannot be created."""
         digest = hashlib.sha256(os.fsencode(Path(self.root).resolve())).hexdigest()[:6]
-        return writable_folder(Path(cache) / f"{self.name}-{digest}")
+        folder = Path(cache) / f"{self.name}-{digest}"
+        return folder if folder.is_dir() else writable_folder(folder)
 
     @property
     def has_labels(self) -> bool:

@@ -125,10 +125,10 @@ def list_videos(folder, split: str = "test", walk: bool = False, left_out: list 
 
 
 def rename_equal(videos: list[Video], other_name: Callable[[Video], str]) -> None:
-    """Give another name to every video that shares its name, such as a.avi and a.mp4."""
-    names = [v.name for v in videos]
+    """Give another name to every video that shares its name, such as a.avi and a.mp4, or A.avi on some disks."""
+    names = [v.name.casefold() for v in videos]
     for v in videos:
-        if names.count(v.name) > 1:
+        if names.count(v.name.casefold()) > 1:
             v.name = other_name(v)
 
 

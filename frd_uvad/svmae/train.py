@@ -148,7 +148,7 @@ def train_one_epoch(net, loader, optimizer, plan, epoch, run, meter):
         loss_parts["total"].backward()
         optimizer.step()
         meter.update(loss_parts)
-    run.sync_buffers(net)
+    run.sync(*net.buffers())  # such as running statistics of batch norms
     meter.end_epoch(loader)
 
 
