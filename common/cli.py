@@ -111,8 +111,8 @@ def add_data_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--labels",
         type=Path,
-        help="frame labels to use instead of the dataset's own: an .npz of video name -> 0/1 per frame, a csv of "
-        "video,start,end, or a folder of one .npy or .txt, or of pixel masks, per video",
+        help="frame labels to use instead of the dataset's own: an .npz of video name -> 0/1 per frame, an .npy of all "
+        "test frames, a csv of video,start,end, or a folder of one .npy or .txt, or of pixel masks, per video",
     )
 
 

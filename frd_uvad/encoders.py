@@ -13,11 +13,11 @@ import cv2
 import numpy as np
 import torch
 
-from common.features.data import CLIP_FRAMES
 from common.features.encoders import RANDOM, EncoderSpec, check_model, image_networks
 from common.io import UserError
 from common.readers.pictures import resize
 from common.training import weights_hash
+from frd_uvad.features.data import CLIP_FRAMES
 from frd_uvad.stand_in import Statistics
 from frd_uvad.svmae.encoder import Encoder as SVMAEClips
 from frd_uvad.svmae.encoder import load_pretrained

@@ -14,11 +14,11 @@ import numpy as np
 
 from common import cli, evaluation, metrics, score_cache, smoothing
 from common.cache import FrameCache
-from common.features.data import CLIP_FRAMES, FeatureVideo, canonical_features, frames_of_clips
 from common.io import UserError, optional_module, run_script, safe_filename, writable_folder, write_json
 from common.pool import cores
 from common.readers.video import Video, frames_and_clock, open_video
 from frd_uvad import preprocess
+from frd_uvad.features.data import CLIP_FRAMES, FeatureVideo, canonical_features, frames_of_clips
 
 # torch is imported inside functions: --help answers at once.
 

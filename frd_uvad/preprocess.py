@@ -16,7 +16,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from common import cli
-from common.features.data import FeatureData, FeatureVideo, add_label_flags, canonical_features, clips_of_frames
 from common.features.encoders import (
     IMAGE_KINDS,
     EncoderSpec,
@@ -25,12 +24,14 @@ from common.features.encoders import (
     parse_encoders,
 )
 from common.features.prefetch import VideoPrefetcher
-from common.io import UserError, optional_module, run_script, short_hash
+from common.io import UserError, run_script, short_hash
 from common.pool import tick
 from common.readers import datasets
 from common.readers.dataset import UsableVideos, report_skipped
 from common.readers.video import Decoder, Video, print_warnings
 from frd_uvad.clip_files import ClipFiles
+from frd_uvad.features.data import FeatureData, FeatureVideo, canonical_features, clips_of_frames
+from frd_uvad.features.folders import find_features
 from frd_uvad.stand_in import Statistics
 
 # torch is imported inside functions: --help answers at once, and decoding processes never load it.
@@ -96,6 +97,21 @@ def spec_of_backbone(text: str) -> EncoderSpec:
     """The encoder that older command lines call --backbone NAME[:WEIGHTS]."""
     name, _, weights = text.partition(":")
     return STAND_IN if name == STAND_IN.model else EncoderSpec("torchvision", name, weights or None)
+
+
+def add_label_flags(group) -> None:
+    group.add_argument(
+        "--order",
+        type=Path,
+        help="list of the test videos, a name or path a line, in the order of the label vector gt*.npy (default: a "
+        "*.list or *.txt beside the features that names exactly these videos)",
+    )
+    group.add_argument(
+        "--segments",
+        action="store_true",
+        help="the features are equal parts of each video (32 as a rule), not clips of 16 frames: scores are stretched "
+        "to the frames that its labels have",
+    )
 
 
 def add_view_flags(group) -> None:
@@ -237,8 +253,10 @@ def prepare(
     if options.features or name in ("ucfcrime", "xdviolence", "features"):
         folders = (source.data_root / source.dataset, source.data_root)
         root = options.features or next((p for p in folders if p.is_dir()), source.data_root)
-        readers = optional_module("common.features.folders", f"--features {root}", "encode videos")
-        return readers.find_features(name or source.dataset, root, source.labels, options.order, options.segments)
+        if not options.features and next(root.rglob("*.npy"), None) is None:
+            way_out = "for its videos, put them into train/ and test/ and use --dataset folder"
+            raise UserError(f"--dataset {source.dataset} reads clip features (.npy), and {root} holds none; {way_out}")
+        return find_features(name or source.dataset, root, source.labels, options.order, options.segments)
     if options.order or options.segments:
         raise UserError("--order and --segments are for --features: names and frames of videos are known")
     options = options.trained_as(trained)

@@ -21,12 +21,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 
 from common import cli
-from common.features.data import CLIP_FRAMES
 from common.io import UserError, optional_module, run_script
 from common.readers.pictures import as_channels, resize
 from common.readers.video import Decoder
 from frd_uvad import preprocess
 from frd_uvad.eval import add_eval_flags, evaluate
+from frd_uvad.features.data import CLIP_FRAMES
 
 # torch is imported inside functions: --help answers at once, and decoding processes never load it.
 

@@ -18,9 +18,6 @@ from scipy import io
 
 from common import training
 from common.diagnosis import read_events
-from common.features.data import FeatureVideo
-from common.features.folders import find_features
-from common.features.labels import listed_names
 from common.flow.sources import flow_from_files
 from common.io import load_array, read_json
 from common.objects import detectors
@@ -30,6 +27,9 @@ from common.readers.pictures import read_image
 from common.readers.video import Decoder, Video, list_videos, open_video
 from common.report import compare
 from frd_uvad import scoring as frd_scoring
+from frd_uvad.features.data import FeatureVideo
+from frd_uvad.features.folders import find_features
+from frd_uvad.features.labels import listed_names
 from frd_uvad.svmae.clips import Depth
 from frd_uvad.svmae.data import read_captions
 from scene_aware_ae.preprocess import read_scenes

@@ -19,12 +19,12 @@ from common import loader
 from common.distributed import Run
 from common.draw_loader import DrawLoader
 from common.features import image
-from common.features.data import FeatureVideo
 from common.features.encoders import EncoderSpec
 from common.flow import raft
 from common.loader import Loader
 from common.objects import cube_dataset
 from common.objects.cube_dataset import CubeDataset
+from frd_uvad.features.data import FeatureVideo
 from sdmae import data as sdmae_data
 
 

@@ -12,16 +12,16 @@ import pytest
 from common.cli import DataSource
 from common.distributed import Run
 from common.features import prefetch
-from common.features.data import CLIP_FRAMES, FeatureVideo
-from common.features.folders import find_features, read_files
 from common.io import UserError, safe_filename
 from common.readers.video import Video, list_videos
+from frd_uvad.features.data import CLIP_FRAMES, FeatureVideo
+from frd_uvad.features.folders import find_features, read_files
 from frd_uvad.preprocess import FeatureOptions, prepare
 from frd_uvad.svmae.clips import Depth
 from frd_uvad.svmae.data import find_bags, read_captions
 from frd_uvad.train import labels_of_clips, parse
 from scene_aware_ae.encoder import GivenFeatures
-from tests.helpers import save_frames, walkers
+from tests.helpers import refused, save_frames, script, walkers
 
 pytestmark = pytest.mark.usefixtures("listing")
 
@@ -268,6 +268,57 @@ def test_kinds_of_features_are_never_joined_as_crops(tmp_path):
             save(tmp_path / "test" / kind / f"a__{crop}.npy", rows(6, 8))
     with pytest.raises(UserError, match=r"flow/a__0.npy and .*rgb/a__0.npy are both called a"):
         find_features("features", tmp_path)
+
+
+CLASSES = ("Vandalism", "Abuse", "Testing_Normal_Videos_Anomaly", "Stealing")  # of VIDEOS
+
+
+@pytest.mark.parametrize("place", ["beside", "--labels"])
+def test_folders_of_classes_are_split_by_the_annotations(tmp_path, place):
+    """Features of UCF-Crime as VadCLIP and UR-DMU read them: what is annotated is tested."""
+    root = tmp_path / "UCFClipFeatures"
+    for folder, (name, clips) in zip(CLASSES, VIDEOS.items()):
+        for crop in range(10):
+            save(root / folder / f"{name}_x264__{crop}.npy", rows(clips, 8))
+            save(root / "Abuse" / f"Abuse001_x264__{crop}.npy", rows(3, 8))
+            save(root / "Training_Normal_Videos_Anomaly" / f"Normal_Videos001_x264__{crop}.npy", rows(3, 8))
+    with pytest.raises(UserError, match="is not known: put the temporal annotations .* beside them"):
+        find_features("ucfcrime", root)
+    path = annotate((root if place == "beside" else tmp_path) / "Temporal_Anomaly_Annotation.txt")
+    data = has_the_truth(find_features("ucfcrime", root, None if place == "beside" else path))
+    assert sorted(v.name for v in data.train) == ["Abuse001_x264", "Normal_Videos001_x264"] and data.crops == 10
+    assert sorted(v.name for v in data.test) == sorted(f"{name}_x264" for name in VIDEOS)
+    assert {v.split for v in data.test} == {"test"} and {v.split for v in data.train} == {"train"}
+
+
+def test_the_first_crop_may_have_no_number(tmp_path):
+    """As DeepMIL's features of UCF-Crime: name.npy, name__1.npy, …"""
+    for split, name in (("Train", "Abuse001_x264"), ("Test", "Abuse028_x264")):
+        for crop in range(10):
+            save(tmp_path / split / "RGB" / f"{name}{f'__{crop}' if crop else ''}.npy", rows(7, 8, value=crop))
+    data = find_features("ucfcrime", tmp_path)
+    assert [v.name for v in data.test] == ["Abuse028_x264"] and data.crops == 10
+    assert data.test[0].clips([3])[0, :, 0].tolist() == list(range(10))
+
+
+def test_features_of_another_dataset_are_not_taken(tmp_path):
+    for folder in ("XDTrainClipFeatures", "XDTestClipFeatures", "UCF_Train", "UCF_Test"):
+        save(tmp_path / folder / "a.npy", rows(4, 8))
+    with pytest.raises(UserError, match="holds XDTest.*called like xdviolence, with --dataset ucfcrime"):
+        find_features("ucfcrime", tmp_path)
+
+
+def test_the_folder_to_name_is_named(tmp_path):
+    for folder in ("RGB", "RGBTest"):
+        save(tmp_path / "XD-Violence" / "i3d-features" / folder / "v=a__#1_label_A.npy", rows(6, 5, 8))
+    with pytest.raises(UserError, match="looked for train.*; name .*/i3d-features$"):
+        find_features("xdviolence", tmp_path / "XD-Violence")
+
+
+def test_a_dataset_of_features_with_videos_only(tmp_path):
+    save_frames(tmp_path / "Videos" / "Abuse" / "a", walkers(3))
+    done = script("frd_uvad/train.py", "--dataset", "ucfcrime", "--data-root", tmp_path, check=False)
+    refused(done, "--dataset ucfcrime reads clip features", "--dataset folder")
 
 
 def test_parts_of_a_split_are_read_together(tmp_path, capsys):

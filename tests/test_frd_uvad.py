@@ -17,9 +17,7 @@ import torch
 
 from common import training
 from common.distributed import Run
-from common.features.data import FeatureVideo, frames_of_clips
 from common.features.encoders import RANDOM, EncoderSpec
-from common.features.folders import find_features
 from common.io import UserError, load_arrays
 from common.loader import Batch, Loader
 from common.readers import datasets
@@ -27,6 +25,8 @@ from common.readers.video import open_video
 from frd_uvad import encoders, scoring
 from frd_uvad.data import AnomalyBank, Windows
 from frd_uvad.eval import published_measures
+from frd_uvad.features.data import FeatureVideo, frames_of_clips
+from frd_uvad.features.folders import find_features
 from frd_uvad.model import FRD, Attention, cumulative, losses, positions, select_for_bank
 from frd_uvad.stand_in import handcrafted_features
 from frd_uvad.train import draw_bank, make_plan, parse
@@ -431,7 +431,7 @@ def test_streamed_features_leave_memory_flat(tmp_path):
 import resource, sys
 import numpy as np
 from common.distributed import Run
-from common.features.folders import find_features
+from frd_uvad.features.folders import find_features
 from common.loader import Loader
 from frd_uvad.data import Windows
 data = find_features("features", sys.argv[1])

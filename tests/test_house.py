@@ -330,7 +330,7 @@ LINES = {
     "common/readers": 1835,
     "common/flow": 403,
     "common/objects": 779,
-    "common/features": 1070,
+    "common/features": 472,
     "common/report": 800,
 }
 COPIED = {
@@ -338,8 +338,8 @@ COPIED = {
     "spr_uvad": 3958,
     "sdmae": 3247,
     "scene_aware_ae": 3465,
-    "frd_uvad": 3625,
-    "frd_uvad.svmae": 4063,
+    "frd_uvad": 3431,
+    "frd_uvad.svmae": 3465,
 }
 
 
@@ -391,7 +391,6 @@ LEFT_OUT = {  # flag and value that ask for an optional file -> that file
     },
     "scene_aware_ae": {("--encoder", "clip:ViT-B-16"): "common/features/image.py"},
     "frd_uvad": {
-        ("--features", "."): "common/features/folders.py",
         ("--encoder", "timm:resnet18"): "common/features/image.py",
     },
 }

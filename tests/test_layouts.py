@@ -12,9 +12,6 @@ import pytest
 import scipy.io
 
 from common import evaluation
-from common.features.data import CLIP_FRAMES
-from common.features.folders import find_features
-from common.features.labels import read_annotations
 from common.flow.sources import flow_from_files
 from common.io import UserError
 from common.objects import detectors
@@ -22,7 +19,11 @@ from common.readers import datasets
 from common.readers.dataset import UsableVideos
 from common.readers.labels import read_masks
 from common.readers.ucsd import matlab_ranges
+from common.readers.video import Decoder
 from common.report import compare
+from frd_uvad.features.data import CLIP_FRAMES
+from frd_uvad.features.folders import find_features
+from frd_uvad.features.labels import read_annotations
 from scene_aware_ae.encoder import GivenFeatures
 from tests.helpers import refused, save_frames, save_video, script, walkers
 
@@ -483,6 +484,41 @@ def test_a_video_that_is_missing_moves_no_labels(tmp_path, lost):
     assert evaluated(data, tmp_path / "out")["videos_with_regions"] == 2 - (lost == 1)
 
 
+@pytest.mark.parametrize(
+    "place",
+    ["UCSDped1", "UCSD/UCSDped1", "UCSD_Anomaly_Dataset/UCSD_Anomaly_Dataset.v1p2/UCSDped1"],
+)
+def test_a_datasets_own_folder_goes_before_videos_beside_it(tmp_path, place):
+    published_ped1(tmp_path / place)
+    for split in ("train", "test"):
+        save_frames(tmp_path / split / "Test001", blank())
+    assert datasets.find("ped1", tmp_path).root == tmp_path / place
+    assert datasets.find("folder", tmp_path).root == tmp_path
+
+
+@pytest.mark.parametrize("labels", ["label", None])
+def test_shanghaitech_in_folders_that_begin_with_its_name(tmp_path, capsys, labels):
+    root = tmp_path / "SHANGHAI"
+    video(root / "SHANGHAI_TRAIN" / "videos" / "01_001.avi")
+    save_frames(root / "SHANGHAI_Test" / "frames" / "01_0014", blank())
+    place = root / "SHANGHAI_Test" / (labels or "test_pixel_mask")
+    place.mkdir()
+    np.save(place / "01_0014.npy", marks(3, 4) if labels else masks_of(marks(3, 4))[..., 0])
+    data = datasets.find("shanghaitech", tmp_path)
+    assert [v.name for v in data.train] == ["01_001"] and labels_of(data) == {"01_0014": marks(3, 4).tolist()}
+    assert data.label_source == (labels or "masks: test_pixel_mask") and capsys.readouterr().out == ""
+
+
+def test_frames_of_several_videos_in_one_folder_are_noticed(tmp_path):
+    (tmp_path / "test" / "Abuse").mkdir(parents=True)
+    for name in ("Abuse001_x264", "Abuse002_x264"):
+        for t in range(0, 40, 10):
+            cv2.imwrite(str(tmp_path / "test" / "Abuse" / f"{name}_{t}.png"), blank()[0])
+    (one,) = datasets.find("folder", tmp_path).test
+    decoder = Decoder(one)
+    assert len(list(decoder)) == 8 and "seem to be of 2 videos" in decoder.warnings[0]
+
+
 def test_a_test_folder_of_anything_is_no_ped1(tmp_path):
     published_ped1(tmp_path / "holiday")
     shutil.rmtree(tmp_path / "holiday" / "Train")
@@ -555,6 +591,18 @@ def tracks_are_right(data):
         assert np.flatnonzero(data.labels(v, FRAMES)).tolist() == [*range(first, last + 1)], v.name
         assert data.tracks(v).tolist() == [[1, t, 4, 4, 7, 7] for t in range(first, last + 1)], v.name
         assert data.masks(v).any((1, 2)).nonzero()[0].tolist() == [*range(first, last + 1)], v.name
+
+
+@pytest.mark.parametrize("place", ["UBnormal-main/scripts", "scripts"])
+def test_ubnormals_lists_may_lie_beside_it(tmp_path, place):
+    root = ubnormal(tmp_path / "UBnormal")
+    (tmp_path / place).parent.mkdir(exist_ok=True)
+    (root / "scripts").rename(tmp_path / place)
+    data = datasets.find("ubnormal", tmp_path)
+    assert len(data.train) == 2 and len(data.test) == 4
+    shutil.rmtree(tmp_path / place)
+    with pytest.raises(UserError, match="no normal_training_video_names.txt in or beside .*lilygeorgescu/UBnormal"):
+        datasets.find("ubnormal", tmp_path)
 
 
 @either_order
@@ -700,7 +748,7 @@ def test_a_split_with_files_and_no_video_is_refused(tmp_path, split):
 # --labels
 
 GIVEN = {"01": marks(1, 2, 8), "02": marks(), "10": marks(11)}
-FORMS = ["npz", "npz of bools", "npy", "txt", "csv", "masks", "mask arrays", "mask archives", "mixed"]
+FORMS = ["npz", "npz of bools", "npy", "txt", "csv", "masks", "mask arrays", "mask archives", "mixed", "vector"]
 
 
 def write_labels(where, form, given=GIVEN, spell=str):
@@ -715,6 +763,9 @@ def write_labels(where, form, given=GIVEN, spell=str):
             encoding="utf-8",
         )
         return where / "given.csv"
+    if form == "vector":  # as MNAD's frame_labels_ped2.npy, of all test videos in order
+        np.save(where / "given.npy", np.concatenate(list(given.values()))[None])
+        return where / "given.npy"
     path = where / "given"
     path.mkdir()
     for i, (k, y) in enumerate(given.items()):
@@ -750,6 +801,18 @@ def test_labels_in_every_form_are_the_same(tmp_path, capsys, dataset, form):
     assert labels_of(data) == {k: y.tolist() for k, y in GIVEN.items()} and data.label_source == str(path)
     normal = f"note: 1 test videos have no mask in {path} and count as normal, such as 02\n"
     assert capsys.readouterr().out == (normal if "mask" in form or form == "volLabel" else "")
+
+
+def test_a_vector_of_other_videos_is_refused_and_a_mat_is_read(tmp_path):
+    for name in ("01", "02"):
+        save_frames(tmp_path / "ped2" / "testing" / "frames" / name, blank())
+    save_frames(tmp_path / "ped2" / "training" / "frames" / "01", blank())
+    np.save(tmp_path / "frame_labels_ped2.npy", np.zeros((1, 2 * FRAMES + 1)))
+    with pytest.raises(UserError, match="frame_labels_ped2.npy holds 25 numbers for 24 test frames"):
+        datasets.find("ped2", tmp_path, labels=tmp_path / "frame_labels_ped2.npy")
+    save_ranges(tmp_path / "gt.mat", [(3, 5)], [(1, 1), (12, 12)])
+    data = datasets.find("ped2", tmp_path, labels=tmp_path / "gt.mat")
+    assert labels_of(data) == {"01": marks(2, 3, 4).tolist(), "02": marks(0, 11).tolist()}
 
 
 @either_order

@@ -11,7 +11,6 @@ from hypothesis.extra import numpy as arrays
 from common import metrics, smoothing
 from common.diagnosis import shift_gain
 from common.distributed import Run
-from common.features.data import frames_of_clips
 from common.io import UserError, load_array, stream_npy
 from common.loader import Loader, take_rows
 from common.readers.labels import csv_ranges
@@ -19,6 +18,7 @@ from common.readers.video import select_frames
 from common.report.page import rounded
 from common.report.plots import ranges
 from common.report.ranking import top_peaks
+from frd_uvad.features.data import frames_of_clips
 
 MANY = settings(max_examples=150, deadline=None)
 NUMBERS = st.floats(-1e6, 1e6, width=32)

@@ -12,11 +12,11 @@ import torch
 
 from common import training
 from common.distributed import Run
-from common.features.data import FeatureVideo
-from common.features.folders import find_features
 from common.io import UserError, load_arrays
 from common.loader import Loader
 from common.readers.video import open_video
+from frd_uvad.features.data import FeatureVideo
+from frd_uvad.features.folders import find_features
 from frd_uvad.svmae import detector, model, train
 from frd_uvad.svmae.clips import WHOLE_FRAME, Clips, Depth, crop_clips, random_crops
 from frd_uvad.svmae.data import Bags, find_bags, pool_segments

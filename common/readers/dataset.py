@@ -67,9 +67,7 @@ class Dataset:
             return None
         name, source = video.name, self.label_source
         if name not in self._labels:
-            raise UserError(
-                f"no labels for video {name} in {source}; add them, or take the video out of the test folder"
-            )
+            raise UserError(f"no labels for video {name} in {source}; add them, or take the video out of its folder")
         out = self.labels_per_frame(name, self._labels[name], source, frames)
         if len(out) != frames:
             lengths = f"have {len(out)} entries, but the video has {frames} frames"

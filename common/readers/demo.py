@@ -1,19 +1,14 @@
 """The dataset that needs no download: three fixed cameras, people walking, and events that do not belong there.
 
-    python common/readers/demo.py --out data/demo        # --dataset demo does it when it is first used
-
-Same files on every run of one OpenCV version. An ordinary folder layout: train/*.avi, test/*.avi, labels/<video>.npy,
-masks/<video>.npz, tracks/<video>.csv, events.csv (which event is where). Scenes: `plaza`, where people walk along two
-crossing ways; `arcade`, a one-way passage; `park`, where cyclists are as normal as walkers.
+--dataset demo makes it when it is first used, the same files on every run of one OpenCV version. An ordinary folder
+layout: train/*.avi, test/*.avi, labels/<video>.npy, masks/<video>.npz, tracks/<video>.csv, events.csv (which event is
+where). Scenes: `plaza`, where people walk along two crossing ways; `arcade`, a one-way passage; `park`, where cyclists
+are as normal as walkers.
 """
 
-import argparse
-import sys
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import cv2
 import numpy as np
@@ -372,13 +367,3 @@ def ensure_demo(root) -> Path:
     io.write_json(marker, {"version": VERSION, "scenes": list(SCENES), "fps": FPS})
     unfinished.unlink(missing_ok=True)  # two first runs at once
     return root
-
-
-def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("data/demo"), help="(default: %(default)s)")
-    print(f"the demo dataset is in {ensure_demo(parser.parse_args(argv).out)}")
-
-
-if __name__ == "__main__":
-    io.run_script(main)

@@ -1,18 +1,21 @@
 """--labels: frame labels to take instead of a dataset's own."""
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from common.io import UserError, load_array, load_arrays
-from common.readers.dataset import Dataset, canonical_video_name
+import numpy as np
+
+from common.io import UserError, load_array, load_arrays, optional_module
+from common.readers.dataset import OTHER_VERSION, Dataset, canonical_video_name
 from common.readers.labels import FOLDER, csv_ranges, entries_of_videos, frame_labels, read_masks
 
 
 def use_labels(data: Dataset, path: Path) -> None:
     """Take frame labels of a Dataset from `path` instead, each by its video's name.
 
-    path: an .npz of 0/1 per frame, a csv with lines video,start,end, or a folder with one file of labels or masks, or
-    one folder of masks, per video. Raises UserError.
+    path: an .npz of 0/1 per frame, a csv with lines video,start,end, a .mat such as ped2.mat, an .npy of all test
+    frames in order, or a folder with one file of labels or masks, or one folder of masks, per video. Raises UserError.
     """
     names = {v.name for v in data.test}
     canonical_name = partial(canonical_video_name, data.name)
@@ -20,6 +23,10 @@ def use_labels(data: Dataset, path: Path) -> None:
     data.other_labels = None
     if path.suffix.lower() == ".csv":
         data._labels = csv_ranges(path, names, canonical_name)
+        return
+    if path.suffix.lower() in (".mat", ".npy"):
+        published = optional_module("common.readers.published", f"--labels {path}", "write a csv")
+        data._labels = cut_by_video(data, path) if path.suffix.lower() == ".npy" else published.mat_ranges(path)
         return
     if not path.is_dir():
         arrays = load_arrays(path, "label file")
@@ -46,6 +53,14 @@ def use_labels(data: Dataset, path: Path) -> None:
     if normal:
         count = f"{len(normal)} test videos have no mask in {path} and count as normal"
         print(f"note: {count}, such as {normal[0]}", flush=True)
+
+
+def cut_by_video(data: Dataset, path: Path) -> dict[str, Callable]:
+    """A vector of 0/1 over the frames of all test videos in order -> {video: function that returns its part}."""
+    y, lengths = load_array(path, "frame labels").reshape(-1), [v.expected_frames() for v in data.test]
+    if len(y) != sum(lengths):
+        raise UserError(f"--labels {path} holds {len(y)} numbers for {sum(lengths)} test frames: {OTHER_VERSION}")
+    return {v.name: partial(np.array, part) for v, part in zip(data.test, np.split(y, np.cumsum(lengths)[:-1]))}
 
 
 def named_once(path: Path, pairs: list[tuple[str, str]]) -> dict[str, str]:

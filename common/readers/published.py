@@ -11,11 +11,11 @@ from common.readers.datasets import ALIASES
 from common.readers.labels import Ranges, read_mat
 from common.readers.splits import SPLITS, TEST, TRAIN, shortened, split_folders, videos
 
-WRAPPERS = ("ucsdanomalydatasetv1p2", "ucsdanomalydataset")  # folders that hold a dataset's folder
+WRAPPERS = ("ucsdanomalydatasetv1p2", "ucsdanomalydataset", "ucsd")  # folders that hold a dataset's folder
 
 
 def find_videos(name: str, data_root: Path) -> Dataset:
-    """A dataset's videos, as yet without labels, found at data_root or two folders below. Raises UserError."""
+    """A dataset's videos, as yet without labels, found at data_root or three folders below. Raises UserError."""
     root, folders = locate(name, data_root)
     canonical_name = partial(canonical_video_name, name)
     train, test = (videos(folders[split], split, canonical_name) for split in SPLITS)
@@ -23,26 +23,26 @@ def find_videos(name: str, data_root: Path) -> Dataset:
 
 
 def locate(name: str, data_root: Path) -> tuple[Path, dict[str, list[Path]]]:
-    """-> (root of the dataset, {split: its folders}), at data_root or two folders below. Raises UserError."""
+    """-> (root of the dataset, {split: its folders}), at data_root or three folders below. Raises UserError."""
 
     def called(folder, names=(*ALIASES[name], *WRAPPERS)):
         return sorted(p for p in folder.iterdir() if p.is_dir() and normalized_name(p.name) in names)
 
-    roots = [data_root]
+    roots = []
     for p in called(data_root):
-        roots += [p, *called(p)]
-    for root in roots:
+        roots += [p, *(folder for child in called(p) for folder in (child, *called(child)))]
+    for root in [*roots, data_root]:  # whose own train/ and test/ may be those of other videos
         # the data root may hold several datasets: it counts if it has both splits, or is called like the dataset
         folders = {split: split_folders(root, split) for split in SPLITS}
         names = {normalized_name(root.name), normalized_name(root.resolve().name)}
         if folders["test"] and (folders["train"] or root != data_root or names & set(ALIASES[name])):
             return root, folders
     content = sorted(p.name + ("/" if p.is_dir() else "") for p in data_root.iterdir())
-    train, test = (", ".join([*names[:3], names[-1]]) for names in (TRAIN, TEST))
-    looked = f"a training folder ({train}, …) and a testing folder ({test}, …)"
+    places = ", ".join(map(str, [data_root, *roots]))
+    looked = f"a training folder ({TRAIN[0]}, {TRAIN[-1]}, …) and a testing folder ({TEST[0]}, {TEST[-1]}, …)"
     raise UserError(
-        f"{name} was not found under --data-root {data_root}: looked in {', '.join(map(str, roots))} for {looked} with "
-        f"videos or folders of frames; found {shortened(content)}"
+        f"{name} was not found under --data-root {data_root}: looked in {places} for {looked} with videos or folders "
+        f"of frames; found {shortened(content)}"
     )
 
 

@@ -3,7 +3,7 @@
 from functools import partial
 from pathlib import Path
 
-from common.readers.dataset import Dataset, search
+from common.readers.dataset import Dataset, choose_labels, search
 from common.readers.labels import frame_labels, read_masks
 from common.readers.published import find_videos
 
@@ -14,10 +14,12 @@ def read_dataset(name: str, data_root: Path) -> Dataset:
     data.label_forms = "test_frame_mask/ (or frame_masks/) with one .npy per test video"
     for v in data.train + data.test:
         v.scene = v.name.split("_")[0]
-    for p in search(data.root, r"(test_?)?frame_?masks?"):
+    for p in search(data.root, r"(test_?)?frame_?masks?|label"):
         data._labels = {f.stem: partial(frame_labels, f) for f in sorted(p.glob("*.npy"))}
         data.label_source = p.name
     for p in search(data.root, r"(test_?)?pixel_?masks?"):
         data._masks = {f.stem: partial(read_masks, f) for f in sorted(p.glob("*.npy"))}
         data.mask_source = p.name
+    if not data._labels:
+        choose_labels(data, [])  # the masks
     return data

@@ -17,7 +17,8 @@ def child_folders(root: Path, names: Collection[str]) -> list[Path]:
     for name in names:
         folders = [root]
         for part in name.split("/"):
-            folders = [p for f in folders[:1] for p in sorted(f.iterdir()) if p.name.lower() == part and p.is_dir()]
+            entries = [(p, p.name.lower().removeprefix("shanghai_")) for f in folders[:1] for p in sorted(f.iterdir())]
+            folders = [p for p, called in entries if called == part and p.is_dir()]
         out += folders[:1]
     return out
 
@@ -25,7 +26,7 @@ def child_folders(root: Path, names: Collection[str]) -> list[Path]:
 def split_folders(root: Path, split: str) -> list[Path]:
     """Folders of a split that hold videos: frames/ and videos/ may both be filled, else training/ counts."""
     filled = [p for p in child_folders(root, SPLITS[split]) if listed_videos(p)]
-    specific = [p for p in filled if p.parent != root or "_" in p.name]
+    specific = [p for p in filled if p.parent != root or p.name.lower().endswith("_videos")]
     return specific or filled[:1]
 
 

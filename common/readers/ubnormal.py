@@ -27,14 +27,15 @@ def read_dataset(name: str, data_root: Path) -> Dataset:
     if root is None:
         looked = "looked there and one folder below for Scene1, Scene2, … with videos"
         raise UserError(f"ubnormal was not found under --data-root {data_root}: {looked}")
-    lists = {p.name.lower(): p for p in search(root, r"(ab)?normal_(training|test)_video_names\.txt")}
+    pattern = r"(ab)?normal_(training|test)_video_names\.txt"
+    lists = {p.name.lower(): p for place in (root.parent, root) for p in search(place, pattern)}
     files = [p for scene in search(root, SCENE, depth=1) for p in sorted(scene.iterdir())]
     paths = {p.stem: p for p in files if p.suffix.lower() in VIDEOS}
 
     def listed(kind, split):
         name = f"{kind}_video_names.txt"
         if name not in lists:
-            raise UserError(f"ubnormal in {root} has no {name}: put the dataset's four lists of video names there")
+            raise UserError(f"no {name} in or beside {root}: it is in scripts/ of github.com/lilygeorgescu/UBnormal")
         names = read_text(lists[name], "list of videos").split()
         missing = [n for n in names if n not in paths]
         if missing:

@@ -49,8 +49,7 @@ class Video:
 
     def content(self) -> str:
         """A hash of the names and bytes of its files; a copy, whose times differ, has the same. Raises UserError."""
-        digest = hashlib.sha256()
-        path = Path(self.path)
+        digest, path = hashlib.sha256(), Path(self.path)
         try:
             for file in [path / name for name in self.files] or [path]:
                 digest.update(repr(file.name).encode(errors="backslashreplace"))
@@ -160,7 +159,7 @@ def without_secrets(address) -> str:
 
 
 def frame_files(video: Video) -> tuple[list[str | None], str]:
-    """-> (names of a folder's frames in order, None for each missing number; a sentence about wide gaps, or "").
+    """-> (names of a folder's frames in order, None for each missing number; a sentence about odd numbers, or "").
 
     The frame's number is the only number in which names differ. A folder may hold every n-th frame: then n is the step.
     Raises UserError where a number occurs twice, as jpg and png or as picture and mask.
@@ -174,9 +173,12 @@ def frame_files(video: Video) -> tuple[list[str | None], str]:
     if same_name or len(twice) > 1:
         first, second = (same_name or twice)[0][:2]
         files = f"{first} and {second}"
-        raise UserError(
-            f"video {video.name}: {video.path} holds a frame twice, {files}: keep one kind of pictures in it"
-        )
+        raise UserError(f"video {video.name}: {video.path} holds a frame twice, {files}: keep one kind of pictures")
+    first_number = {}  # of each name without its last number
+    for *head, number, _ in (parts for parts in pieces if len(parts) > 1):
+        first_number.setdefault("".join(head), int(number))
+    if 1 < len(first_number) < len(pieces) and max(first_number.values()) <= 1:
+        return video.files, f"its files seem to be of {len(first_number)} videos: give each of them its own folder"
     differing = [i for i, column in enumerate(zip(*pieces)) if len(set(column)) > 1]
     if len({len(parts) for parts in pieces}) > 1 or len(differing) != 1 or differing[0] % 2 == 0:
         return video.files, ""

@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from common.features.data import FeatureData, FeatureVideo, is_normal_by_name
-from common.features.labels import listed_names
 from common.io import UserError, load_array
+from frd_uvad.features.data import FeatureData, FeatureVideo, is_normal_by_name
+from frd_uvad.features.labels import listed_names
 
 SEGMENTS = 32  # of a bag
 

@@ -9,11 +9,11 @@ import torch
 
 from common import training
 from common.distributed import seed_everything
-from common.features.data import CLIP_FRAMES
 from common.features.encoders import RANDOM
 from common.io import UserError
 from common.readers.pictures import resize
 from common.readers.video import Decoder
+from frd_uvad.features.data import CLIP_FRAMES
 from frd_uvad.svmae import model
 from frd_uvad.svmae.clips import WHOLE_FRAME, Depth, crop_clips
 

@@ -12,11 +12,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from common import cli, evaluation, score_cache, smoothing
-from common.features.data import FeatureVideo, add_label_flags, frames_of_clips
-from common.features.folders import find_features
 from common.io import UserError, optional_module, run_script, safe_filename, writable_folder
 from common.readers.dataset import UsableVideos
 from common.readers.video import frames_and_clock, open_video
+from frd_uvad.features.data import FeatureVideo, frames_of_clips
+from frd_uvad.features.folders import find_features
+from frd_uvad.preprocess import add_label_flags
 from frd_uvad.svmae import preprocess
 from frd_uvad.svmae.data import fingerprint
 
@@ -92,7 +93,7 @@ def check_inputs(checkpoint, model_args, text, width=None, advice=""):
 def evaluate(data, checkpoint, *, out, run, options, text=None, shard=None, loaded=None):
     """Score the test videos, print and write the results. -> metrics on rank 0, else None.
 
-    data: common.features.data.FeatureData; text: folder of caption embeddings; loaded: what
+    data: frd_uvad.features.data.FeatureData; text: folder of caption embeddings; loaded: what
     scoring.load_model(checkpoint) gave, if it was called before.
     """
     from common.training import run_info, weights_hash

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 
 from common import training
-from common.features.data import FeatureVideo
 from common.io import UserError
+from frd_uvad.features.data import FeatureVideo
 from frd_uvad.svmae import data, detector
 
 DETECTOR = "svmae-detector"  # of checkpoints that train.py writes

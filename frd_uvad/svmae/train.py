@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from common import cli
 from common.features.encoders import describe_forms
-from common.features.folders import find_features
 from common.io import UserError, run_script
+from frd_uvad.features.folders import find_features
 from frd_uvad.svmae import preprocess
 from frd_uvad.svmae.data import SEGMENTS, Bags, find_bags
 from frd_uvad.svmae.eval import FUSIONS, GROUPS, add_data_flags, add_eval_flags, evaluate

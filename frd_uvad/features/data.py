@@ -35,21 +35,6 @@ def canonical_features(name: str) -> str | None:
     return next((key for key, names in PUBLISHED.items() if normalized_name(name) in names), None)
 
 
-def add_label_flags(group) -> None:
-    group.add_argument(
-        "--order",
-        type=Path,
-        help="list of the test videos, a name or path a line, in the order of the label vector gt*.npy (default: a "
-        "*.list or *.txt beside the features that names exactly these videos)",
-    )
-    group.add_argument(
-        "--segments",
-        action="store_true",
-        help="the features are equal parts of each video (32 as a rule), not clips of 16 frames: scores are stretched "
-        "to the frames that its labels have",
-    )
-
-
 @dataclass
 class FeatureVideo:
     """The features of one video, read from its files clip by clip."""

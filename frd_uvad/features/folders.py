@@ -11,17 +11,18 @@ Labels (see labels.py): labels/<video>.npy, .npz, csv, temporal annotations, or 
 
 import re
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from common.features.arrays import check_not_transposed, crops_come_first, read_concatenated
-from common.features.data import FeatureData, FeatureVideo
-from common.features.labels import read_labels
-from common.features.names import names_of_files
 from common.io import UserError, load_array, original_name
-from common.readers.dataset import search
+from common.readers.dataset import normalized_name, search
 from common.readers.video import natural
+from frd_uvad.features.arrays import check_not_transposed, crops_come_first, read_concatenated
+from frd_uvad.features.data import PUBLISHED, FeatureData, FeatureVideo
+from frd_uvad.features.labels import read_annotations, read_labels
+from frd_uvad.features.names import name_in, names_of_files
 
 OTHER = {"train": "test", "test": "train"}
 
@@ -36,15 +37,53 @@ def find_features(name: str, root, labels=None, order=None, segments: bool = Fal
     root = Path(root)
     if not root.is_dir():
         raise UserError(f"--features {root} does not exist")
-    train, test = (read_split(root, split) for split in ("train", "test"))
+    refuse_other_datasets(root, name)
+    train, test = read_classes(root, labels and Path(labels)) or (
+        read_split(root, split) for split in ("train", "test")
+    )
     if not train and not test:
         content = sorted(p.name for p in root.iterdir())
         layouts = "train*/ and test*/ with .npy files, or concat_*.npy and Concat_test_*.npy with nalist.npy"
-        raise UserError(f"--features {root}: looked for {layouts}; found {', '.join(content[:12]) or 'nothing'}")
+        below = [p for p in sorted(root.iterdir()) if p.is_dir() and any(feature_folders(p, s, False) for s in OTHER)]
+        advice = f"; name {below[0]}" if below else ""
+        raise UserError(
+            f"--features {root}: looked for {layouts}; found {', '.join(content[:12]) or 'nothing'}{advice}"
+        )
     data = FeatureData(name, root, train, test, segments)
     if test:
         read_labels(data, labels and Path(labels), order)
     return data
+
+
+def refuse_other_datasets(root: Path, name: str) -> None:
+    """Raises UserError where a folder of features is called like another published dataset than `name`."""
+    for p in sorted(root.iterdir()):
+        start = normalized_name(p.name)
+        other = next((key for key, names in PUBLISHED.items() if start.startswith(names) and key != name), None)
+        if other and name in PUBLISHED and name != "features" and p.is_dir() and npy_files(p):
+            way_out = f"with --dataset {name}: take it away, or name the folder of {name} with --features"
+            raise UserError(f"--features {root} holds {p.name}, which is called like {other}, {way_out}")
+
+
+def read_classes(root: Path, labels: Path | None) -> tuple[list, list] | None:
+    """(train, test) of folders called after classes, as of UCF-Crime: what temporal annotations name is tested.
+
+    None where folders are called after the splits, or are none of classes. Raises UserError without annotations.
+    """
+    folders = [p for p in sorted(root.iterdir()) if p.is_dir() and npy_files(p)]
+    splits = [p for p in folders if re.search("train|test", p.name, re.I)]
+    files = [labels] if labels and labels.suffix == ".txt" else sorted(root.glob("*emporal*nnotation*.txt"))
+    if len(splits) == len(folders) or not all(re.search("normal", p.name, re.I) for p in splits):
+        return None
+    if not files and splits:
+        names = f"{splits[0].name} and {next(p.name for p in folders if p not in splits)}"
+        way_out = "put the temporal annotations of the test videos beside them (or give them with --labels)"
+        raise UserError(f"--features {root}: which videos of {names} are tested is not known: {way_out}")
+    videos = read_files(folders, "train") if files else []
+    names = {v.name for v in videos}
+    tested = {name_in(entry, names) for file in files[:1] for entry in read_annotations(file)}
+    train = [v for v in videos if v.name not in tested]
+    return (train, [replace(v, split="test") for v in videos if v.name in tested]) if files else None
 
 
 def read_split(root: Path, split: str) -> list[FeatureVideo]:
@@ -124,6 +163,9 @@ def group_crops(arrays: dict[Path, np.ndarray]) -> list[tuple[str, list[Path]]]:
         crop = re.fullmatch(r"(.+)__(\d+)", p.stem)
         if crop and x.ndim == 2:
             crops.setdefault((p.parent, crop[1]), {})[int(crop[2])] = p
+    for (folder, stem), files in crops.items():  # DeepMIL: the first crop has no number
+        centre = folder / f"{stem}.npy"
+        files |= {0: centre} if 0 not in files and centre in arrays else {}
     groups = [(stem, [f[i] for i in sorted(f)]) for (_, stem), f in crops.items() if max(f) < len(f)]
     joined = {p for _, files in groups for p in files}
     groups += [(p.stem, [p]) for p in arrays if p not in joined]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from common.features.data import FeatureVideo
 from common.io import UserError, load_array
+from frd_uvad.features.data import FeatureVideo
 
 Arrays = dict[Path, np.ndarray]  # {file: features}
 CROPS = {5, 10}  # that feature extractors make of a frame, besides one

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from common.features.data import CLIP_FRAMES, LABELS_OF_SEGMENTS, FeatureData, FeatureVideo, is_normal_by_name
-from common.features.names import name_in
 from common.io import UserError, load_array, load_arrays, read_text, reading
 from common.readers.labels import csv_ranges, frame_labels
+from frd_uvad.features.data import CLIP_FRAMES, LABELS_OF_SEGMENTS, FeatureData, FeatureVideo, is_normal_by_name
+from frd_uvad.features.names import name_in
 
 
 def read_labels(data: FeatureData, path: Path | None, order: Path | None) -> None:
