@@ -131,7 +131,7 @@ def roc(runs: dict[str, dict], labels: dict[str, np.ndarray], path) -> None:
     for title, y, s in scored_frames(runs, labels):
         fpr, tpr, _ = roc_curve(y, s)
         ax.plot(fpr, tpr, lw=2.2 if title == first else 1.2, label=f"{printable(title)}: {100 * auc(fpr, tpr):.1f}")
-    ax.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=":")
+    ax.plot([0, 1], [0, 1], color=GREY, lw=0.8, ls=":", label="chance: 50.0")
     ax.set(xlabel="false positive rate", ylabel="true positive rate", title="ROC over all frames (AUC in %)")
     ax.set(xlim=(0, 1), ylim=(0, 1.005), aspect="equal")
     ax.legend(loc="lower right", fontsize=8, frameon=False)
