@@ -57,10 +57,10 @@ def find_features(name: str, root, labels=None, order=None, segments: bool = Fal
 
 def refuse_other_datasets(root: Path, name: str) -> None:
     """Raises UserError where a folder of features is called like another published dataset than `name`."""
-    for p in sorted(root.iterdir()):
+    for p in folders_of_arrays(root) if name in PUBLISHED and name != "features" else ():
         start = normalized_name(p.name)
         other = next((key for key, names in PUBLISHED.items() if start.startswith(names) and key != name), None)
-        if other and name in PUBLISHED and name != "features" and p.is_dir() and npy_files(p):
+        if other:
             way_out = f"with --dataset {name}: take it away, or name the folder of {name} with --features"
             raise UserError(f"--features {root} holds {p.name}, which is called like {other}, {way_out}")
 
@@ -70,10 +70,11 @@ def read_classes(root: Path, labels: Path | None) -> tuple[list, list] | None:
 
     None where folders are called after the splits, or are none of classes. Raises UserError without annotations.
     """
-    folders = [p for p in sorted(root.iterdir()) if p.is_dir() and npy_files(p)]
+    folders = folders_of_arrays(root)
     splits = [p for p in folders if re.search("train|test", p.name, re.I)]
     files = [labels] if labels and labels.suffix == ".txt" else sorted(root.glob("*emporal*nnotation*.txt"))
-    if len(splits) == len(folders) or not all(re.search("normal", p.name, re.I) for p in splits):
+    by_class = len(splits) < len(folders) and all(re.search("normal", p.name, re.I) for p in splits)
+    if not by_class or concatenated_arrays(root):
         return None
     if not files and splits:
         names = f"{splits[0].name} and {next(p.name for p in folders if p not in splits)}"
@@ -88,7 +89,7 @@ def read_classes(root: Path, labels: Path | None) -> tuple[list, list] | None:
 
 def read_split(root: Path, split: str) -> list[FeatureVideo]:
     """The videos of one split: in one array, or in folders of files."""
-    concatenated = [p for p in sorted(root.glob("*.npy")) if re.match("concat", p.name, re.I)]
+    concatenated = concatenated_arrays(root)
     arrays = {"train": [p for p in concatenated if "test" not in p.name.lower()]}
     arrays["test"] = [p for p in concatenated if "test" in p.name.lower()]
     if arrays[split]:
@@ -99,8 +100,7 @@ def read_split(root: Path, split: str) -> list[FeatureVideo]:
 
 def feature_folders(root: Path, split: str, verbose: bool = True) -> list[Path]:
     """The folders with a split's features. Of several kinds of features (RGB, Flow, …) only RGB is taken."""
-    folders = [p for p in sorted(root.iterdir()) if p.is_dir() and not re.search("mask|label", p.name, re.I)]
-    folders = [p for p in folders if npy_files(p)]
+    folders = folders_of_arrays(root)
     matching = [p for p in folders if re.search(split, p.name, re.I)]
     if split == "train" and not matching:  # XD-Violence: RGB/ beside RGBTest/
         matching = [p for p in folders if f"{p.name}test".lower() in [q.name.lower() for q in folders]]
@@ -110,6 +110,16 @@ def feature_folders(root: Path, split: str, verbose: bool = True) -> list[Path]:
         rest = f"; not read: {others}" if others else ""
         print(f"note: {split} features are those of {', '.join(p.name for p in taken)}{rest}", flush=True)
     return taken
+
+
+def concatenated_arrays(root: Path) -> list[Path]:
+    return [p for p in sorted(root.glob("*.npy")) if re.match("concat", p.name, re.I)]
+
+
+def folders_of_arrays(root: Path) -> list[Path]:
+    """The folders that hold .npy files, but for those of labels."""
+    folders = [p for p in sorted(root.iterdir()) if p.is_dir() and not re.search("mask|label", p.name, re.I)]
+    return [p for p in folders if npy_files(p)]
 
 
 def npy_files(folder: Path) -> list[Path]:
