@@ -254,7 +254,7 @@ def prepare(
         folders = (source.data_root / source.dataset, source.data_root)
         root = options.features or next((p for p in folders if p.is_dir()), source.data_root)
         if not options.features and next(root.rglob("*.npy"), None) is None:
-            way_out = "for its videos, put them into train/ and test/ and use --dataset folder"
+            way_out = "its videos are for --dataset folder, in train/ and test/ (UCF-Crime: tests/tools/ucf_crime.py)"
             raise UserError(f"--dataset {source.dataset} reads clip features (.npy), and {root} holds none; {way_out}")
         return find_features(name or source.dataset, root, source.labels, options.order, options.segments)
     if options.order or options.segments:

@@ -593,6 +593,35 @@ def tracks_are_right(data):
         assert data.masks(v).any((1, 2)).nonzero()[0].tolist() == [*range(first, last + 1)], v.name
 
 
+@pytest.mark.parametrize("with_list", [True, False])
+def test_ucf_crimes_archives_are_arranged(tmp_path, with_list):
+    source, out = tmp_path / "UCF_Crimes", tmp_path / "data" / "ucf-crime"
+    places = ("Anomaly-Videos-Part-1/Abuse/Abuse001", "Anomaly-Videos-Part-1/Abuse/Abuse028", "Videos/Arson009")
+    places += ("Training-Normal-Videos-Part-1/Normal_Videos001", "Testing_Normal_Videos_Anomaly/Normal_Videos_003")
+    for place in places:
+        video(source / f"{place}_x264.mp4", 24)
+    refused(script("tests/tools/ucf_crime.py", "--source", source, "--out", out, check=False), "Temporal_Anomaly")
+    lists = source / "lists"
+    lists.mkdir()
+    (lists / "Temporal_Anomaly_Annotation_for_Testing_Videos.txt").write_text(
+        "Abuse028_x264.mp4  Abuse  3  5  20  99\nNormal_Videos_003_x264.mp4  Normal  -1  -1  -1  -1\n"
+        "Burglary005_x264.mp4  Burglary  1  2  -1  -1\n"
+    )
+    if with_list:
+        (lists / "Anomaly_Train.txt").write_text(
+            "Abuse/Abuse001_x264.mp4\nTraining_Normal_Videos_Anomaly/Normal_Videos001_x264.mp4\n"
+        )
+    done = script("tests/tools/ucf_crime.py", "--source", source, "--out", out)
+    assert "note: 1 videos of the lists are not in" in done.stdout and "Burglary005" in done.stdout
+    data = datasets.find("folder", out)
+    trained = ["Abuse001_x264", *([] if with_list else ["Arson009_x264"]), "Normal_Videos001_x264"]
+    assert [v.name for v in data.train] == trained
+    labels = {v.name: np.flatnonzero(data.labels(v, 24)).tolist() for v in data.test}
+    assert labels == {"Abuse028_x264": [3, 4, 5, 20, 21, 22, 23], "Normal_Videos_003_x264": []}
+    assert (out / "normal.txt").read_text() == "Normal_Videos001_x264\n"
+    assert (out / "abnormal.txt").read_text().split() == trained[:-1]
+
+
 @pytest.mark.parametrize("place", ["UBnormal-main/scripts", "scripts"])
 def test_ubnormals_lists_may_lie_beside_it(tmp_path, place):
     root = ubnormal(tmp_path / "UBnormal")
