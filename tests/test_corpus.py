@@ -78,6 +78,7 @@ def test_a_bad_file_is_one_sentence_or_no_harm(kind, title, sound, tmp_path):
 # every function that opens a file by itself, and the kind of file above, or the test, that tries bad ones on it
 OPENS = {
     "common/loader.py copy_rows": "tests/test_frd_uvad.py",
+    "common/pool.py cores": "tests/test_training.py",
     "common/features/image.py uses_quick_gelu": "tests/test_scene_aware_ae.py",
     "common/flow/sources.py fingerprint": "tests/test_flow.py",
     "common/objects/networks.py _onnx": "tests/test_foreground.py",

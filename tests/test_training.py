@@ -273,12 +273,12 @@ def test_flags_take_numbers_that_make_sense(text, capsys):
 @pytest.mark.parametrize("given, used", [("auto", "cuda:2"), ("cuda", "cuda:2"), ("cuda:1", "cuda:1"), ("cpu", "cpu")])
 def test_a_rank_has_its_own_gpu(given, used, monkeypatch):
     """torch.cuda.set_device() takes no device without an index."""
-    devices, empty = [], torch.empty
+    devices, ones = [], torch.ones
     monkeypatch.setenv("LOCAL_RANK", "2")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: including_emulation)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: devices.append(torch.device(device).index))
-    monkeypatch.setattr(torch, "empty", lambda *size, device=None, **more: empty(*size, **more))
+    monkeypatch.setattr(torch, "ones", lambda *size, device=None, **more: ones(*size, **more))
     monkeypatch.setattr(torch, "set_float32_matmul_precision", lambda precision: None)
     run = Run(given)
     assert str(run.device) == used and run.precision == "fp32" and None not in devices
