@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -50,8 +49,7 @@ class VideoFiles:
             return None
         if info["source"] != source:
             info["source"] = source
-            with suppress(OSError):  # in another user's folder its content is compared again next time
-                write_json(json_path, info)
+            write_json(json_path, info)
         return info
 
     def array(self, video: Video) -> np.ndarray:
@@ -109,7 +107,7 @@ class VideoFiles:
         """
         first, step = shard_of(shard, run)
         share = {v.key for v in (all_videos or videos)[first::step]}
-        workers = workers or max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+        workers = workers or max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", run.world_size)))
         _, failed = self.build([v for v in videos if v.key in share], workers, run.is_main, **options)
         failed = {key: why for part in run.all_gather_object(failed) for key, why in part.items()}
         videos = [v for v in videos if v.key not in failed]

@@ -48,9 +48,10 @@ def run_script(main: Callable[[], Any]) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # for names that the terminal cannot show
     if resource:  # every memory map keeps a file open; usual limits are 256 (macOS) and 1024
-        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         with contextlib.suppress(ValueError, OSError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (10240 if sys.platform == "darwin" else most, most))
+            allowed = max(limit, 10240) if sys.platform == "darwin" else most
+            resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, most))
     try:
         sys.exit(main())
     except KeyboardInterrupt:

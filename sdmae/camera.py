@@ -78,7 +78,7 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("watched"), help="folder of the tables (default: watched)")
     parser.add_argument("--false-alarms-per-hour", type=float, default=1.0, help="sets the limit (default: 1)")
     args = parser.parse_args()
-    usable = [x for x in get_available_providers() if x.startswith(("CUDA", "CPU"))]
+    usable = [x for x in get_available_providers() if not x.startswith(("Tensorrt", "CoreML"))]
     session = InferenceSession(args.model, providers=usable)
     meta = json.loads(session.get_modelmeta().custom_metadata_map.get("sdmae", "null"))
     meta and meta["statistics"] or parser.error(f"--model {args.model} holds no scores of sdmae/eval.py --export")

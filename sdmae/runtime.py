@@ -24,7 +24,7 @@ class OnnxScorer:
             raise UserError(f"checkpoint {path} is missing: write it with sdmae/eval.py --export")
         try:
             # TensorRT would build its engine for minutes, CoreML compute in float16
-            providers = [x for x in onnxruntime.get_available_providers() if x.startswith(("CUDA", "CPU"))]
+            providers = [x for x in onnxruntime.get_available_providers() if not x.startswith(("Tensorrt", "CoreML"))]
             self.session = onnxruntime.InferenceSession(str(path), providers=providers)
             metadata = json.loads(self.session.get_modelmeta().custom_metadata_map["sdmae"])
         except Exception as e:  # onnxruntime raises many kinds

@@ -299,19 +299,41 @@ def test_the_first_crop_may_have_no_number(tmp_path):
     data = find_features("ucfcrime", tmp_path)
     assert [v.name for v in data.test] == ["Abuse028_x264"] and data.crops == 10
     assert data.test[0].clips([3])[0, :, 0].tolist() == list(range(10))
+    for name in ("cam", "cam__1"):
+        save(tmp_path / "two" / "test" / f"{name}.npy", rows(7, 8))
+    assert [v.name for v in find_features("features", tmp_path / "two").test] == ["cam", "cam__1"]
 
 
 def test_features_of_another_dataset_are_not_taken(tmp_path):
     for folder in ("XDTrainClipFeatures", "XDTestClipFeatures", "UCF_Train", "UCF_Test"):
         save(tmp_path / folder / "a.npy", rows(4, 8))
-    with pytest.raises(UserError, match="holds XDTest.*called like xdviolence, with --dataset ucfcrime"):
+    with pytest.raises(UserError, match="holds XDT.*called like xdviolence, with --dataset ucfcrime"):
+        find_features("ucfcrime", tmp_path)
+    for folder in ("features_train", "features_test"):
+        save(tmp_path / "own" / folder / "a.npy", rows(4, 8))
+    save(tmp_path / "own" / "shanghaitech" / "masks" / "01_0014.npy", rows(4))  # which is not read
+    assert len(find_features("ucfcrime", tmp_path / "own").test) == 1
+
+
+def test_splits_of_normal_and_abnormal_videos_are_no_classes(tmp_path):
+    for folder in ("Train_Normal", "Train_Abnormal", "Test_Normal", "Test_Abnormal", "text"):
+        save(tmp_path / folder / f"{folder}1.npy", rows(4, 8))
+    data = find_features("ucfcrime", tmp_path)
+    assert {v.name for v in data.test} == {"Test_Normal1", "Test_Abnormal1"} and len(data.train) == 2
+
+
+def test_annotations_of_other_videos_are_refused(tmp_path):
+    annotate(tmp_path / "Temporal_Anomaly_Annotation.txt")
+    for folder in ("Abuse", "Testing_Normal_Videos"):
+        save(tmp_path / folder / f"{folder}1.npy", rows(4, 8))
+    with pytest.raises(UserError, match="name none of the videos under"):
         find_features("ucfcrime", tmp_path)
 
 
 def test_the_folder_to_name_is_named(tmp_path):
     for folder in ("RGB", "RGBTest"):
         save(tmp_path / "XD-Violence" / "i3d-features" / folder / "v=a__#1_label_A.npy", rows(6, 5, 8))
-    with pytest.raises(UserError, match="looked for train.*; name .*/i3d-features$"):
+    with pytest.raises(UserError, match="looked for train.*; try --features .*/i3d-features$"):
         find_features("xdviolence", tmp_path / "XD-Violence")
 
 

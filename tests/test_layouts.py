@@ -496,27 +496,41 @@ def test_a_datasets_own_folder_goes_before_videos_beside_it(tmp_path, place):
     assert datasets.find("folder", tmp_path).root == tmp_path
 
 
-@pytest.mark.parametrize("labels", ["label", None])
-def test_shanghaitech_in_folders_that_begin_with_its_name(tmp_path, capsys, labels):
-    root = tmp_path / "SHANGHAI"
-    video(root / "SHANGHAI_TRAIN" / "videos" / "01_001.avi")
-    save_frames(root / "SHANGHAI_Test" / "frames" / "01_0014", blank())
-    place = root / "SHANGHAI_Test" / (labels or "test_pixel_mask")
-    place.mkdir()
-    np.save(place / "01_0014.npy", marks(3, 4) if labels else masks_of(marks(3, 4))[..., 0])
+def test_a_whole_dataset_goes_before_a_part_of_it(tmp_path):
+    published_ped1(tmp_path)
+    save_frames(tmp_path / "ped1" / "test" / "x1", blank())
+    save_frames(tmp_path / "UCSD" / "train" / "b1", blank())
+    save_frames(tmp_path / "UCSD" / "test" / "b1", blank())
+    assert datasets.find("ped1", tmp_path).root == tmp_path
+
+
+def test_shanghaitech_with_pixel_masks_alone(tmp_path):
+    root = tmp_path / "shanghaitech"
+    video(root / "training" / "videos" / "01_001.avi")
+    save_frames(root / "testing" / "frames" / "01_0014", blank())
+    (root / "testing" / "test_pixel_mask").mkdir()
+    np.save(root / "testing" / "test_pixel_mask" / "01_0014.npy", masks_of(marks(3, 4))[..., 0])
     data = datasets.find("shanghaitech", tmp_path)
-    assert [v.name for v in data.train] == ["01_001"] and labels_of(data) == {"01_0014": marks(3, 4).tolist()}
-    assert data.label_source == (labels or "masks: test_pixel_mask") and capsys.readouterr().out == ""
+    assert labels_of(data) == {"01_0014": marks(3, 4).tolist()} and data.label_source == "masks: test_pixel_mask"
 
 
 def test_frames_of_several_videos_in_one_folder_are_noticed(tmp_path):
-    (tmp_path / "test" / "Abuse").mkdir(parents=True)
-    for name in ("Abuse001_x264", "Abuse002_x264"):
-        for t in range(0, 40, 10):
-            cv2.imwrite(str(tmp_path / "test" / "Abuse" / f"{name}_{t}.png"), blank()[0])
-    (one,) = datasets.find("folder", tmp_path).test
-    decoder = Decoder(one)
-    assert len(list(decoder)) == 8 and "seem to be of 2 videos" in decoder.warnings[0]
+    """As in a copy of UCF-Crime whose folders hold a class each."""
+    folders = {
+        "Abuse": [f"{name}_x264_{t}" for name in ("Abuse001", "Abuse002") for t in range(0, 80, 10)],
+        "times": [f"frame_12-0{m}-{s:02d}" for m in (1, 2) for s in range(60)],
+        "two cameras": [f"{t:04d}_cam{c}" for t in range(9) for c in (0, 1)],
+        "one camera": [f"cam1_{t:04d}" for t in range(99)],
+        "versions": [f"frame_{t:04d}_v2" for t in range(9)],
+    }
+    for folder, names in folders.items():
+        (tmp_path / "test" / folder).mkdir(parents=True)
+        for name in names:
+            cv2.imwrite(str(tmp_path / "test" / folder / f"{name}.png"), blank()[0])
+    for v in datasets.find("folder", tmp_path).test:
+        decoder = Decoder(v)
+        assert len(list(decoder)) == len(folders[v.name])
+        assert ("may be frames of 2 videos" in " ".join(decoder.warnings)) == (v.name == "Abuse"), v.name
 
 
 def test_a_test_folder_of_anything_is_no_ped1(tmp_path):
@@ -839,6 +853,11 @@ def test_a_vector_of_other_videos_is_refused_and_a_mat_is_read(tmp_path):
     np.save(tmp_path / "frame_labels_ped2.npy", np.zeros((1, 2 * FRAMES + 1)))
     with pytest.raises(UserError, match="frame_labels_ped2.npy holds 25 numbers for 24 test frames"):
         datasets.find("ped2", tmp_path, labels=tmp_path / "frame_labels_ped2.npy")
+    save_frames(tmp_path / "own" / "test" / "9", blank())
+    save_frames(tmp_path / "own" / "test" / "10", blank())
+    np.save(tmp_path / "own.npy", np.zeros(2 * FRAMES))
+    with pytest.raises(UserError, match="in which order its videos stand is not known"):
+        datasets.find("folder", tmp_path / "own", labels=tmp_path / "own.npy")
     save_ranges(tmp_path / "gt.mat", [(3, 5)], [(1, 1), (12, 12)])
     data = datasets.find("ped2", tmp_path, labels=tmp_path / "gt.mat")
     assert labels_of(data) == {"01": marks(2, 3, 4).tolist(), "02": marks(0, 11).tolist()}

@@ -9,7 +9,6 @@ import pytest
 
 from common.cache import FrameCache, VideoFiles
 from common.io import UserError
-from common.readers import dataset
 from common.readers.video import Decoder, Video, list_videos, natural, open_video
 from tests.helpers import save_frames, save_video, walkers
 
@@ -206,16 +205,3 @@ def test_a_subclass_makes_what_is_missing(tmp_path, capsys):
     run.all_gather_object = lambda x: [x, [videos[1]] if isinstance(x, list) else {}]  # of a machine with its own disk
     usable, failed = files.prepare(videos[:2], run)
     assert [v.name for v in usable] == ["a"] and "every machine" in failed["test/b"]
-
-
-def test_the_finished_cache_of_another_user_is_only_read(tmp_path, monkeypatch):
-    data = dataset.Dataset("folder", tmp_path, [], [])
-    folder = data.cache_folder(tmp_path / "cache")
-    monkeypatch.setattr(dataset, "writable_folder", lambda path: pytest.fail(f"{path} is written"))
-    assert folder.is_dir() and data.cache_folder(tmp_path / "cache") == folder
-
-
-def test_names_that_differ_in_case_alone_are_different_files_on_every_disk(tmp_path):
-    for name in ("day1/Cam", "day2/cam", "day2/other"):
-        save_frames(tmp_path / name, walkers(2))
-    assert sorted(v.name for v in list_videos(tmp_path, walk=True)) == ["day1_Cam", "day2_cam", "other"]

@@ -49,10 +49,9 @@ class Dataset:
     other_labels: tuple[str, dict[str, Labels]] | None = None  # name and labels of a second source, to compare with
 
     def cache_folder(self, cache) -> Path:
-        """Its folder under --cache; two copies of a dataset never mix. Raises UserError if it cannot be created."""
+        """Its folder under --cache; two copies of a dataset never mix. Raises UserError if it cannot be written."""
         digest = hashlib.sha256(os.fsencode(Path(self.root).resolve())).hexdigest()[:6]
-        folder = Path(cache) / f"{self.name}-{digest}"
-        return folder if folder.is_dir() else writable_folder(folder)
+        return writable_folder(Path(cache) / f"{self.name}-{digest}")
 
     @property
     def has_labels(self) -> bool:

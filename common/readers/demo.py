@@ -1,9 +1,8 @@
 """The dataset that needs no download: three fixed cameras, people walking, and events that do not belong there.
 
---dataset demo makes it when it is first used, the same files on every run of one OpenCV version. An ordinary folder
-layout: train/*.avi, test/*.avi, labels/<video>.npy, masks/<video>.npz, tracks/<video>.csv, events.csv (which event is
-where). Scenes: `plaza`, where people walk along two crossing ways; `arcade`, a one-way passage; `park`, where cyclists
-are as normal as walkers.
+--dataset demo makes it when it is first used, the same files on every run of one OpenCV version: train/*.avi,
+test/*.avi, labels/<video>.npy, masks/<video>.npz, tracks/<video>.csv, events.csv (which event is where). Scenes:
+`plaza`, two crossing ways; `arcade`, a one-way passage; `park`, where cyclists are as normal as walkers.
 """
 
 import zlib

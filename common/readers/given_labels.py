@@ -14,8 +14,8 @@ from common.readers.labels import FOLDER, csv_ranges, entries_of_videos, frame_l
 def use_labels(data: Dataset, path: Path) -> None:
     """Take frame labels of a Dataset from `path` instead, each by its video's name.
 
-    path: an .npz of 0/1 per frame, a csv with lines video,start,end, a .mat such as ped2.mat, an .npy of all test
-    frames in order, or a folder with one file of labels or masks, or one folder of masks, per video. Raises UserError.
+    path: an .npz of 0/1 per frame, an .npy of all test frames in order, a csv (video,start,end), a .mat (ped2.mat), or
+    a folder with one file of labels or masks, or one folder of masks, per video. Raises UserError.
     """
     names = {v.name for v in data.test}
     canonical_name = partial(canonical_video_name, data.name)
@@ -58,6 +58,8 @@ def use_labels(data: Dataset, path: Path) -> None:
 def cut_by_video(data: Dataset, path: Path) -> dict[str, Callable]:
     """A vector of 0/1 over the frames of all test videos in order -> {video: function that returns its part}."""
     y, lengths = load_array(path, "frame labels").reshape(-1), [v.expected_frames() for v in data.test]
+    if data.test != sorted(data.test, key=lambda v: v.name):  # 9, 10: other tools may have read 10 before 9
+        raise UserError(f"--labels {path}: in which order its videos stand is not known, give an .npz of them by name")
     if len(y) != sum(lengths):
         raise UserError(f"--labels {path} holds {len(y)} numbers for {sum(lengths)} test frames: {OTHER_VERSION}")
     return {v.name: partial(np.array, part) for v, part in zip(data.test, np.split(y, np.cumsum(lengths)[:-1]))}

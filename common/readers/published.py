@@ -25,24 +25,24 @@ def find_videos(name: str, data_root: Path) -> Dataset:
 def locate(name: str, data_root: Path) -> tuple[Path, dict[str, list[Path]]]:
     """-> (root of the dataset, {split: its folders}), at data_root or three folders below. Raises UserError."""
 
-    def called(folder, names=(*ALIASES[name], *WRAPPERS)):
-        return sorted(p for p in folder.iterdir() if p.is_dir() and normalized_name(p.name) in names)
+    def called(folders, names):
+        return sorted(p for f in folders for p in f.iterdir() if p.is_dir() and normalized_name(p.name) in names)
 
-    roots = []
-    for p in called(data_root):
-        roots += [p, *(folder for child in called(p) for folder in (child, *called(child)))]
-    for root in [*roots, data_root]:  # whose own train/ and test/ may be those of other videos
-        # the data root may hold several datasets: it counts if it has both splits, or is called like the dataset
-        folders = {split: split_folders(root, split) for split in SPLITS}
+    level, roots = [data_root], []
+    for _ in range(3):
+        roots += called(level, ALIASES[name])
+        level = called(level, (*ALIASES[name], *WRAPPERS))
+    # the data root may hold several datasets, and other videos: it counts after the folders called like this one
+    folders = {root: {split: split_folders(root, split) for split in SPLITS} for root in [*roots, data_root]}
+    for root in sorted(folders, key=lambda root: not folders[root]["train"]):
         names = {normalized_name(root.name), normalized_name(root.resolve().name)}
-        if folders["test"] and (folders["train"] or root != data_root or names & set(ALIASES[name])):
-            return root, folders
+        if folders[root]["test"] and (folders[root]["train"] or root != data_root or names & set(ALIASES[name])):
+            return root, folders[root]
     content = sorted(p.name + ("/" if p.is_dir() else "") for p in data_root.iterdir())
-    places = ", ".join(map(str, [data_root, *roots]))
     looked = f"a training folder ({TRAIN[0]}, {TRAIN[-1]}, …) and a testing folder ({TEST[0]}, {TEST[-1]}, …)"
     raise UserError(
-        f"{name} was not found under --data-root {data_root}: looked in {places} for {looked} with videos or folders "
-        f"of frames; found {shortened(content)}"
+        f"{name} was not found under --data-root {data_root}: looked in {', '.join(map(str, folders))} for {looked} "
+        f"with videos or folders of frames; found {shortened(content)}"
     )
 
 

@@ -14,7 +14,7 @@ def read_dataset(name: str, data_root: Path) -> Dataset:
     data.label_forms = "test_frame_mask/ (or frame_masks/) with one .npy per test video"
     for v in data.train + data.test:
         v.scene = v.name.split("_")[0]
-    for p in search(data.root, r"(test_?)?frame_?masks?|label"):
+    for p in search(data.root, r"(test_?)?frame_?masks?"):
         data._labels = {f.stem: partial(frame_labels, f) for f in sorted(p.glob("*.npy"))}
         data.label_source = p.name
     for p in search(data.root, r"(test_?)?pixel_?masks?"):

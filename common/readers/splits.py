@@ -17,8 +17,7 @@ def child_folders(root: Path, names: Collection[str]) -> list[Path]:
     for name in names:
         folders = [root]
         for part in name.split("/"):
-            entries = [(p, p.name.lower().removeprefix("shanghai_")) for f in folders[:1] for p in sorted(f.iterdir())]
-            folders = [p for p, called in entries if called == part and p.is_dir()]
+            folders = [p for f in folders[:1] for p in sorted(f.iterdir()) if p.name.lower() == part and p.is_dir()]
         out += folders[:1]
     return out
 

@@ -1,5 +1,6 @@
 """UBnormal (Acsintoae et al. 2022): videos listed by name, tracks as text, pixel masks as one image per frame."""
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +29,8 @@ def read_dataset(name: str, data_root: Path) -> Dataset:
         looked = "looked there and one folder below for Scene1, Scene2, … with videos"
         raise UserError(f"ubnormal was not found under --data-root {data_root}: {looked}")
     pattern = r"(ab)?normal_(training|test)_video_names\.txt"
-    lists = {p.name.lower(): p for place in (root.parent, root) for p in search(place, pattern)}
+    found = search(root, pattern) or (search(root.parent, pattern) if os.access(root.parent, os.R_OK) else [])
+    lists = {p.name.lower(): p for p in found}
     files = [p for scene in search(root, SCENE, depth=1) for p in sorted(scene.iterdir())]
     paths = {p.stem: p for p in files if p.suffix.lower() in VIDEOS}
 

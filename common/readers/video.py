@@ -124,10 +124,10 @@ def list_videos(folder, split: str = "test", walk: bool = False, left_out: list 
 
 
 def rename_equal(videos: list[Video], other_name: Callable[[Video], str]) -> None:
-    """Give another name to every video that shares its name, such as a.avi and a.mp4, or A.avi on some disks."""
-    names = [v.name.casefold() for v in videos]
+    """Give another name to every video that shares its name, such as a.avi and a.mp4."""
+    names = [v.name for v in videos]
     for v in videos:
-        if names.count(v.name.casefold()) > 1:
+        if names.count(v.name) > 1:
             v.name = other_name(v)
 
 
@@ -174,11 +174,11 @@ def frame_files(video: Video) -> tuple[list[str | None], str]:
         first, second = (same_name or twice)[0][:2]
         files = f"{first} and {second}"
         raise UserError(f"video {video.name}: {video.path} holds a frame twice, {files}: keep one kind of pictures")
-    first_number = {}  # of each name without its last number
-    for *head, number, _ in (parts for parts in pieces if len(parts) > 1):
-        first_number.setdefault("".join(head), int(number))
-    if 1 < len(first_number) < len(pieces) and max(first_number.values()) <= 1:
-        return video.files, f"its files seem to be of {len(first_number)} videos: give each of them its own folder"
+    numbers = {}  # last numbers of the names, by what stands before them; those of a time end below 60
+    for *head, number, _ in (parts for parts in pieces if len(parts) > 1 and parts[0]):
+        numbers.setdefault("".join(head), []).append(int(number))
+    if len(numbers) > 1 and all(len(x) > 2 and x[0] < 2 and x[-1] > 60 for x in numbers.values()):
+        return video.files, f"its files may be frames of {len(numbers)} videos: give each of them its own folder"
     differing = [i for i, column in enumerate(zip(*pieces)) if len(set(column)) > 1]
     if len({len(parts) for parts in pieces}) > 1 or len(differing) != 1 or differing[0] % 2 == 0:
         return video.files, ""
@@ -212,10 +212,9 @@ class Decoder:
     """
 
     def __init__(self, video: Video):
-        self.video, self.clock = video, Clock()
-        self.container = Container()
+        self.video, self.container = video, Container()
+        self.clock, self.lost = Clock(), []
         self.warnings, self.damaged = [], []
-        self.lost = []
         self.resized, self.converted = 0, set()
 
     def __iter__(self) -> Iterator[np.ndarray]:

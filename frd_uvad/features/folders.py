@@ -19,7 +19,7 @@ import numpy as np
 from common.io import UserError, load_array, original_name
 from common.readers.dataset import normalized_name, search
 from common.readers.video import natural
-from frd_uvad.features.arrays import check_not_transposed, crops_come_first, read_concatenated
+from frd_uvad.features.arrays import CROPS, check_not_transposed, crops_come_first, read_concatenated
 from frd_uvad.features.data import PUBLISHED, FeatureData, FeatureVideo
 from frd_uvad.features.labels import read_annotations, read_labels
 from frd_uvad.features.names import name_in, names_of_files
@@ -45,7 +45,7 @@ def find_features(name: str, root, labels=None, order=None, segments: bool = Fal
         content = sorted(p.name for p in root.iterdir())
         layouts = "train*/ and test*/ with .npy files, or concat_*.npy and Concat_test_*.npy with nalist.npy"
         below = [p for p in sorted(root.iterdir()) if p.is_dir() and any(feature_folders(p, s, False) for s in OTHER)]
-        advice = f"; name {below[0]}" if below else ""
+        advice = f"; try --features {below[0]}" if below else ""
         raise UserError(
             f"--features {root}: looked for {layouts}; found {', '.join(content[:12]) or 'nothing'}{advice}"
         )
@@ -57,9 +57,10 @@ def find_features(name: str, root, labels=None, order=None, segments: bool = Fal
 
 def refuse_other_datasets(root: Path, name: str) -> None:
     """Raises UserError where a folder of features is called like another published dataset than `name`."""
-    for p in folders_of_arrays(root) if name in PUBLISHED and name != "features" else ():
-        start = normalized_name(p.name)
-        other = next((key for key, names in PUBLISHED.items() if start.startswith(names) and key != name), None)
+    taken = [p for split in OTHER for p in feature_folders(root, split, verbose=False)]
+    others = {key: names for key, names in PUBLISHED.items() if key not in (name, "features")}
+    for p in taken if name in PUBLISHED and name != "features" else ():
+        other = next((key for key, names in others.items() if normalized_name(p.name).startswith(names)), None)
         if other:
             way_out = f"with --dataset {name}: take it away, or name the folder of {name} with --features"
             raise UserError(f"--features {root} holds {p.name}, which is called like {other}, {way_out}")
@@ -73,7 +74,7 @@ def read_classes(root: Path, labels: Path | None) -> tuple[list, list] | None:
     folders = folders_of_arrays(root)
     splits = [p for p in folders if re.search("train|test", p.name, re.I)]
     files = [labels] if labels and labels.suffix == ".txt" else sorted(root.glob("*emporal*nnotation*.txt"))
-    by_class = len(splits) < len(folders) and all(re.search("normal", p.name, re.I) for p in splits)
+    by_class = len(splits) < len(folders) and all(re.search("(?<!ab)normal", p.name, re.I) for p in splits)
     if not by_class or concatenated_arrays(root):
         return None
     if not files and splits:
@@ -83,6 +84,8 @@ def read_classes(root: Path, labels: Path | None) -> tuple[list, list] | None:
     videos = read_files(folders, "train") if files else []
     names = {v.name for v in videos}
     tested = {name_in(entry, names) for file in files[:1] for entry in read_annotations(file)}
+    if files and not tested & names:
+        raise UserError(f"annotations {files[0]} name none of the videos under {root}, such as {min(names)}")
     train = [v for v in videos if v.name not in tested]
     return (train, [replace(v, split="test") for v in videos if v.name in tested]) if files else None
 
@@ -175,7 +178,7 @@ def group_crops(arrays: dict[Path, np.ndarray]) -> list[tuple[str, list[Path]]]:
             crops.setdefault((p.parent, crop[1]), {})[int(crop[2])] = p
     for (folder, stem), files in crops.items():  # DeepMIL: the first crop has no number
         centre = folder / f"{stem}.npy"
-        files |= {0: centre} if 0 not in files and centre in arrays else {}
+        files |= {0: centre} if 0 not in files and len(files) + 1 in CROPS and centre in arrays else {}
     groups = [(stem, [f[i] for i in sorted(f)]) for (_, stem), f in crops.items() if max(f) < len(f)]
     joined = {p for _, files in groups for p in files}
     groups += [(p.stem, [p]) for p in arrays if p not in joined]

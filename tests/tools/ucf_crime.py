@@ -35,12 +35,13 @@ def build(source: Path, out: Path) -> tuple[int, int]:
         print(f"note: {len(absent)} videos of the lists are not in {source}, such as {absent[0]}", flush=True)
     if not names["test"]:
         raise UserError(f"{source} holds none of the videos that the annotations name, such as {min(events)}")
+    for link in (p for split in names for p in (out / split).glob("*") if p.is_symlink()):  # of an earlier run
+        link.unlink()
     for split, those in names.items():
         for name in those:
             place = out / split / videos[name].name
             place.parent.mkdir(parents=True, exist_ok=True)
-            if not place.is_symlink():
-                place.symlink_to(videos[name].resolve())
+            place.symlink_to(videos[name].resolve())
     with writing_table(out / "labels.csv") as table:
         table.writerow(["video", "start", "end"])
         for name in names["test"]:
