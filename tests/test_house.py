@@ -334,12 +334,12 @@ LINES = {
     "common/report": 800,
 }
 COPIED = {
-    "hf2vad": 3958,
-    "spr_uvad": 3958,
-    "sdmae": 3247,
-    "scene_aware_ae": 3465,
-    "frd_uvad": 3431,
-    "frd_uvad.svmae": 3465,
+    "hf2vad": 3955,
+    "spr_uvad": 3955,
+    "sdmae": 3244,
+    "scene_aware_ae": 3462,
+    "frd_uvad": 3428,
+    "frd_uvad.svmae": 3462,
 }
 
 
