@@ -263,7 +263,8 @@ def print_table(columns: dict, data: Dataset, protocol: Protocol) -> None:
     print(
         f"\n{data.name}, protocol {protocol.name}: smoothing {protocol.smoothing} "
         + ("over all videos as one" if protocol.across else "inside each video")
-        + (f", first {protocol.skip} frames of every video left out" if protocol.skip else ", every frame scored")
+        + (f", first {protocol.skip} frames of every video left out" if protocol.skip else "")
+        + (", every frame scored" if protocol.skip == 0 and protocol.multiple == 1 else "")
     )
     for liberty in protocol.liberties:
         print(f"  liberty taken: {liberty}")

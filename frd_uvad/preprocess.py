@@ -253,7 +253,7 @@ def prepare(
     if options.features or name in ("ucfcrime", "xdviolence", "features"):
         folders = (source.data_root / source.dataset, source.data_root)
         root = options.features or next((p for p in folders if p.is_dir()), source.data_root)
-        if not options.features and root.is_dir() and not npy_files(root):
+        if not options.features and root.is_dir() and not any(npy_files(root)):
             way_out = "its videos are for --dataset folder, in train/ and test/ (UCF-Crime: tests/tools/ucf_crime.py)"
             raise UserError(f"--dataset {source.dataset} reads clip features (.npy), and {root} holds none; {way_out}")
         return find_features(name or source.dataset, root, source.labels, options.order, options.segments)

@@ -92,6 +92,12 @@ def parse(argv=None):
     )
     group = parser.add_argument_group("method")
     group.add_argument(
+        "--videos",
+        choices=["all", "train"],
+        default="all",
+        help="training and test videos, or training videos only (default: %(default)s)",
+    )
+    group.add_argument(
         "--cross-clip",
         "--cross_clip",
         type=cli.positive_int,
@@ -242,9 +248,20 @@ def train_one_epoch(net, loader, optimizer, plan, epoch, run, meter, bank, score
 
 
 def train(
-    data, plan, *, out, run, title="round 1", num_blocks=8, auxiliary="none", seed=0, resume=True, save_minutes=5
+    data,
+    plan,
+    *,
+    out,
+    run,
+    videos="all",
+    title="round 1",
+    num_blocks=8,
+    auxiliary="none",
+    seed=0,
+    resume=True,
+    save_minutes=5,
 ) -> Path:
-    """One round, on every video there is and without labels. data: FeatureData; auxiliary: see
+    """One round, without labels. data: FeatureData; videos: see training_videos(); auxiliary: see
     scoring.load_auxiliary().
 
     -> path of the finished checkpoint
@@ -259,8 +276,8 @@ def train(
 
     preprocess.check_width(data.width)
     out = run.open_output_dir(out)
-    videos = data.train + data.test
-    windows = Windows(videos, plan.cross_clip, run)
+    chosen = training_videos(data, videos)
+    windows = Windows(chosen, plan.cross_clip, run)
     model_args = {"feature_size": data.width, "num_blocks": num_blocks, "heads": HEADS}
     identity = {
         "model_args": model_args,
@@ -277,9 +294,11 @@ def train(
         identity["auxiliary_content"] = loaded.content()
     if data.settings and data.settings["flag"] != str(preprocess.STAND_IN):  # which runs of older versions do not name
         identity["features"] = {k: v for k, v in data.settings.items() if not k.endswith("flag")}
+    if videos != "all":
+        identity["videos"] = videos
     place = "on the device" if windows.features is not None else "read from disk"
     run.print(
-        f"{title}: {len(videos)} videos, {len(windows)} windows of {plan.cross_clip} clips, {data.crops} crops of "
+        f"{title}: {len(chosen)} videos, {len(windows)} windows of {plan.cross_clip} clips, {data.crops} crops of "
         f"width {data.width}, {plan.epochs} epochs in batches of {plan.batch_size}, auxiliary {auxiliary}, {place}, "
         f"{run.device}, {run.precision}"
     )
@@ -329,6 +348,14 @@ def train(
         draw_bank(bank, windows, data, out / "bank.png")
     run.barrier()
     return path
+
+
+def training_videos(data, videos: str) -> list:
+    """Those of a FeatureData that are trained on: "all", test videos too, or "train". Raises UserError if there are
+    none."""
+    if videos == "train" and not data.train:
+        raise UserError(f"--videos train: {data.name} has no training videos; leave it out to train on test videos")
+    return data.train if videos == "train" else data.train + data.test
 
 
 def labels_of_test_clips(data, windows) -> np.ndarray:
@@ -416,9 +443,8 @@ def main(argv=None):
     with Run(args.device, args.precision) as run:
         source = cli.DataSource.from_args(args)
         data = preprocess.prepare(source, run, preprocess.FeatureOptions.from_args(args))
-        plan = make_plan(
-            sum(map(len, data.train + data.test)), **cli.given(args, [field.name for field in fields(Plan)])
-        )
+        clips = sum(map(len, training_videos(data, args.videos)))
+        plan = make_plan(clips, **cli.given(args, [field.name for field in fields(Plan)]))
         out = args.out or Path("runs/frd_uvad") / data.name
         for i, folder in enumerate([out / "round1", out] if args.auxiliary == SELF else [out], 1):
             checkpoint = train(
@@ -426,6 +452,7 @@ def main(argv=None):
                 plan,
                 out=folder,
                 run=run,
+                videos=args.videos,
                 title=f"round {i}",
                 num_blocks=args.num_blocks,
                 auxiliary=auxiliary,

@@ -35,7 +35,7 @@ CLIP_FRAMES = 16  # that a row of features made per clip stands for
 @dataclass
 class EncoderOptions:
     """The encoder and how it is used. encoder, preprocess: None for what the checkpoint was trained on, else the
-    paper's; weights: a file or name of them, instead of the encoder's."""
+    defaults; weights: a file or name of them, instead of the encoder's."""
 
     encoder: EncoderSpec | None = None
     weights: str | None = None

@@ -129,7 +129,7 @@ def evaluate(dataset, checkpoint, *, out, run, options, shard=None, tsne=None, w
         baselines=baselines(dataset, workers),
         extra={
             **run_info(checkpoint, state, [net], score_cache.total_seconds(arrays), dataset.skipped, run),
-            "encoder": state.get("encoder"),
+            "encoder": dataset.encoder.describe(),
             "scenes": state.get("scenes"),
         },
     )
@@ -251,6 +251,8 @@ def main(argv=None):
     with Run(args.device, args.precision) as run:
         loaded = scoring.load_model(checkpoint)  # a wrong file is refused before any work
         source, encoder = cli.DataSource.from_args(args), EncoderOptions.from_args(args)
+        if not loaded[1].get("encoder"):  # the authors' file, whose frames were prepared in their way
+            encoder.preprocess = encoder.preprocess or "paper"
         how = dict(run=run, options=cli.ScoreOptions.from_args(args), loaded=loaded)
         if args.video:
             video, out = open_video(args.video), args.out or checkpoint.parent / "video"

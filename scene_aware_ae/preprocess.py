@@ -29,7 +29,7 @@ from scene_aware_ae.encoder import EncoderOptions, GivenFeatures, make_encoder
 
 def add_data_flags(parser):
     cli.add_data_flags(parser)
-    group = parser.add_argument_group("features (defaults: as the checkpoint was trained, else the paper's)")
+    group = parser.add_argument_group("features (defaults: as the checkpoint was trained, else as below)")
     group.add_argument(
         "--encoder",
         help=f"what makes a feature of a frame: {describe_forms(encoders.KINDS)}; the last needs no download, files "
@@ -41,7 +41,7 @@ def add_data_flags(parser):
         "--preprocess",
         choices=encoders.PREPROCESS,
         help="clip: as networks are trained, the shorter side and the centre; whole: the whole frame; paper: the same "
-        "in BGR and [-1, 1], as the authors (default: clip for clip:, else whole)",
+        "in BGR and [-1, 1], as the authors (default: clip for clip:, else whole; for an authors' checkpoint paper)",
     )
     group.add_argument(
         "--stand-in-steps",

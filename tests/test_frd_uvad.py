@@ -4,6 +4,7 @@ plain loops."""
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -130,6 +131,19 @@ def test_an_auxiliary_scorer_that_agrees_with_nothing_is_named(trained, tmp_path
     low = script("frd_uvad/train.py", *flags, "--out", tmp_path / "run")
     note = "note: no clip has a pseudo label (the auxiliary scorer must give a clip 0.5 or more)"
     assert (low.stdout + low.stderr).count(note) == 1 and note not in done.stdout + done.stderr
+
+
+def test_training_videos_alone(trained, tmp_path):
+    base, root, done = trained
+    assert "5 videos" in done.stdout
+    flags = ("--dataset", "features", "--features", root, *SMALL, "--videos", "train", "--out", tmp_path / "run")
+    alone = script("frd_uvad/train.py", *flags)
+    assert "3 videos" in alone.stdout and "208" not in alone.stdout and "micro AUC" in alone.stdout
+    lines = [json.loads(x) for x in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert "pseudo_precision" not in lines[0] and not (tmp_path / "run" / "pseudo_labels.png").exists()
+    shutil.copytree(root / "test", tmp_path / "features" / "test")
+    where = ("--features", tmp_path / "features", *SMALL, "--videos", "train", "--out", tmp_path / "other")
+    refused(script("frd_uvad/train.py", "--dataset", "features", *where, check=False), "--videos train")
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such limit")

@@ -17,6 +17,7 @@ from common.io import UserError, load_arrays
 from common.readers import datasets
 from common.readers.video import open_video
 from scene_aware_ae import encoder as encoders
+from scene_aware_ae import eval as evaluation
 from scene_aware_ae import preprocess, scoring
 from scene_aware_ae.eval import best_sigma
 from scene_aware_ae.model import SceneAwareAE, losses, supcon
@@ -128,8 +129,13 @@ def test_official_drops_tails_and_says_what_it_chose(trained):
         "official",
     )
     assert "14 frames after the last whole segments" in done.stdout and "best of 0..19" in done.stdout
+    assert "every frame scored" not in done.stdout
     report = json.loads((base / "run" / "official" / "metrics.json").read_text())
-    assert report["frames"] == 64 and report["abnormal_frames"] == 16
+    assert (
+        report["encoder"]["encoder"] == "none:autoencoder"
+        and report["frames"] == 64
+        and report["abnormal_frames"] == 16
+    )
     s, y = {"a": np.r_[np.zeros(30), 1, np.zeros(30)]}, {"a": (np.abs(np.arange(61) - 30) < 6).astype(int)}
     assert best_sigma(s, y) > 0
 
@@ -323,12 +329,18 @@ def test_supcon_by_hand():
     assert abs(float(parts["total"]) - 2) < 1e-5 and set(parts) == {"total", "mse"}
 
 
-def test_authors_checkpoint(tmp_path):
+def test_authors_checkpoint(tmp_path, monkeypatch):
     net = SceneAwareAE(input_dim=64, num_scenes=3)
     torch.save({"model": net.state_dict(), "optim": {}, "iter": 5000}, tmp_path / "a.pth")
     again, state = scoring.load_model(tmp_path / "a.pth")
     assert state["model_args"]["num_scenes"] == 3
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in net.state_dict().items())
+    options = []  # its frames are prepared as the authors do, unless the user says otherwise
+    monkeypatch.setattr(evaluation.preprocess, "prepare", lambda source, run, encoder, **_: options.append(encoder))
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: None)
+    for flags in ([], ["--preprocess", "whole"]):
+        evaluation.main(["--checkpoint", str(tmp_path / "a.pth"), "--device", "cpu", *flags])
+    assert [x.preprocess for x in options] == ["paper", "whole"]
     torch.save({"model": {"x": torch.zeros(1)}}, tmp_path / "b.pth")
     with pytest.raises(UserError, match="proj_to_latent"):
         scoring.load_model(tmp_path / "b.pth")

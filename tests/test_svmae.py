@@ -21,8 +21,9 @@ from frd_uvad.svmae import detector, model, train
 from frd_uvad.svmae.clips import WHOLE_FRAME, Clips, Depth, crop_clips, random_crops
 from frd_uvad.svmae.data import Bags, find_bags, pool_segments
 from frd_uvad.svmae.eval import FUSIONS, GROUPS
+from frd_uvad.svmae.preprocess import check_same_encoder
 from frd_uvad.svmae.pretrain import first_shape, make_plan, parameter_groups
-from frd_uvad.svmae.scoring import load_model
+from frd_uvad.svmae.scoring import infer_args, load_model
 from tests.helpers import (
     all_refused,
     killed_after,
@@ -344,8 +345,16 @@ def test_the_detector_encodes_what_is_missing(features, trained, tmp_path):
     videos = ("--dataset", "folder", "--data-root", root, "--encoder", base / "run" / "pretrain.pt", "--device", "cpu")
     flags = (*videos, "--batch-size", "4", "--features", tmp_path / "features", "--out", tmp_path / "run")
     done = script("frd_uvad/svmae/train.py", *flags, "--iterations", "10")
-    for text in ("encoding: 7 of 7 videos", "1 crops of width 96", "2 normal and 2 abnormal bags", "micro AUC"):
+    for text in (
+        "encoding: 7 of 7 videos",
+        "1 crops of width 96",
+        "2 normal and 2 abnormal bags",
+        "micro AUC",
+        "frame difference",
+        "best trivial baseline",
+    ):
         assert text in done.stdout, done.stdout
+    assert (tmp_path / "run" / "strict" / "contact_sheet.png").exists()
     scores = load_arrays(tmp_path / "run" / "strict" / "scores.npz", "scores")
     (tmp_path / "features" / "train" / "a1.json").unlink()
     again = script("frd_uvad/svmae/train.py", *flags, "--iterations", "10")
@@ -548,11 +557,36 @@ def test_every_detector_loads_scores_and_learns(fusion, group, aggregate_text, t
     assert torch.equal(again.eval()(visual, text)["scores"], net(visual, text)["scores"])
     told = load_model(tmp_path / "authors.pkl", fusion)[1]["model_args"]  # what weights tell by themselves
     assert told["feature_group"] == group and told["aggregate_text"]
+    told = infer_args({**weights, "fc1.weight": torch.zeros(512, 9)}, fusion)  # neither width: both
+    assert told["feature_group"] == "both"
     # without the parameters that are not applied it loads too, and without others it does not
     detector.Detector(**args).load_state_dict({k: v for k, v in weights.items() if k.split(".")[0] in applied})
     torch.save({k: v for k, v in weights.items() if not k.startswith("fc2")}, tmp_path / "damaged.pkl")
     with pytest.raises(UserError, match="does not fit"):
         load_model(tmp_path / "damaged.pkl", fusion, group, aggregate_text)
+
+
+def test_an_authors_detector_whose_widths_are_equal_reads_videos(tmp_path):
+    weights = detector.Detector(feature_size=24, text_dim=24, feature_group="vis").state_dict()
+    assert (
+        infer_args(weights)["feature_group"] == "vis" and infer_args(weights, None, "text")["feature_group"] == "text"
+    )
+
+
+def test_features_of_another_encoder_are_refused(tmp_path):
+    """Of the same width, where both say how they were made; where one does not, nothing can be compared."""
+    alone = {"encoder": "hash", "preset": "tiny", "pool": "fusion", "checkpoint": "a.pt", "flag": "svmae:a.pt"}
+    part = {"encoder": "timm:x", "weights": "1", "width": 8}
+    joined = {"encoder": "svmae+timm:x", "weights": "hash+1", "parts": [{"weights": "hash"}, part], "flag": "…"}
+    for trained in (alone, joined):
+        (tmp_path / "settings.json").write_text(json.dumps({**trained, "checkpoint": "moved.pt", "flag": "svmae:b"}))
+        check_same_encoder(trained, tmp_path)
+        check_same_encoder(None, tmp_path)
+        check_same_encoder(trained, tmp_path / "elsewhere")
+    for other in ({**alone, "encoder": "other"}, {**alone, "pool": "mean"}, joined):
+        (tmp_path / "settings.json").write_text(json.dumps(other))
+        with pytest.raises(UserError, match="the checkpoint was trained on features of"):
+            check_same_encoder(alone, tmp_path)
 
 
 @pytest.mark.kernels

@@ -9,15 +9,17 @@ one .npy per video: [clips, width], [clips, crops, width], [crops, clips, width]
 Labels (see labels.py): labels/<video>.npy, .npz, csv, temporal annotations, or `gt-*.npy` with a list of videos.
 """
 
+import os
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from common.io import UserError, load_array, original_name
-from common.readers.dataset import normalized_name, search
+from common.readers.dataset import normalized_name
 from common.readers.video import natural
 from frd_uvad.features.arrays import CROPS, check_not_transposed, crops_come_first, read_concatenated
 from frd_uvad.features.data import PUBLISHED, FeatureData, FeatureVideo
@@ -122,12 +124,18 @@ def concatenated_arrays(root: Path) -> list[Path]:
 def folders_of_arrays(root: Path) -> list[Path]:
     """The folders that hold .npy files, but for those of labels."""
     folders = [p for p in sorted(root.iterdir()) if p.is_dir() and not re.search("mask|label", p.name, re.I)]
-    return [p for p in folders if npy_files(p)]
+    return [p for p in folders if any(npy_files(p))]
 
 
-def npy_files(folder: Path) -> list[Path]:
-    """The .npy files in a folder and below it; links are followed, each folder is read once."""
-    return [p for p in search(folder, r".*\.npy", depth=99, skip="") if not p.is_dir()]
+def npy_files(folder: Path) -> Iterator[Path]:
+    """The .npy files in a folder and below it, in any order; links are followed, each folder is read once."""
+    seen = {str(p) for p in folder.resolve().parents}
+    for place, below, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(place) in seen:
+            below.clear()
+            continue
+        seen.add(os.path.realpath(place))
+        yield from (Path(place, name) for name in names if name.lower().endswith(".npy"))
 
 
 def load_features(folders) -> dict[Path, np.ndarray]:

@@ -15,6 +15,7 @@ from common import cli, evaluation, score_cache, smoothing
 from common.io import UserError, optional_module, run_script, safe_filename, writable_folder
 from common.readers.dataset import UsableVideos
 from common.readers.video import frames_and_clock, open_video
+from frd_uvad.eval import trivial_baselines
 from frd_uvad.features.data import FeatureVideo, frames_of_clips
 from frd_uvad.features.folders import find_features
 from frd_uvad.preprocess import add_label_flags
@@ -71,7 +72,8 @@ def parse(argv=None):
     group.add_argument(
         "--aggregate-text",
         action=argparse.BooleanOptionalAction,
-        help="of an authors' file: whether text passes the multi-scale temporal network (default: if the file has one)",
+        help="of an authors' file, which does not tell it: whether text passes a multi-scale temporal network "
+        "(default: yes)",
     )
     add_eval_flags(parser)
     return parser.parse_args(cli.with_synonyms(argv, {"--ckpt_path": "--checkpoint"}))
@@ -90,17 +92,19 @@ def check_inputs(checkpoint, model_args, text, width=None, advice=""):
         raise UserError(f"checkpoint {checkpoint} needs caption embeddings: give --text DIR{advice}")
 
 
-def evaluate(data, checkpoint, *, out, run, options, text=None, shard=None, loaded=None):
+def evaluate(data, checkpoint, *, out, run, options, text=None, shard=None, loaded=None, source=None):
     """Score the test videos, print and write the results. -> metrics on rank 0, else None.
 
     data: frd_uvad.features.data.FeatureData; text: folder of caption embeddings; loaded: what
-    scoring.load_model(checkpoint) gave, if it was called before.
+    scoring.load_model(checkpoint) gave, if it was called before; source: cli.DataSource of the videos, if there are
+    any: then trivial baselines and pictures belong to the results.
     """
     from common.training import run_info, weights_hash
     from frd_uvad.svmae import scoring
 
     net, state = loaded or scoring.load_model(checkpoint)
     check_inputs(checkpoint, state["model_args"], text, data.width)
+    preprocess.check_same_encoder(state.get("features"), data.root)
     net.eval().to(run.device)
     settings = {
         "weights": weights_hash(net),
@@ -112,16 +116,13 @@ def evaluate(data, checkpoint, *, out, run, options, text=None, shard=None, load
     def score(video, tick):
         return scoring.score_video(net, video, text, run, tick)
 
-    def source(video):
-        return fingerprint(video, text)
-
     arrays = score_cache.score_test_set(
         UsableVideos(data, data.test, {}),  # features have what it asks of a dataset: name, root, test, skipped
         score,
         run,
         out=out,
         settings=settings,
-        source=source,
+        source=lambda video: fingerprint(video, text),
         size=len,
         unit="clip",
         shard=shard,
@@ -135,6 +136,7 @@ def evaluate(data, checkpoint, *, out, run, options, text=None, shard=None, load
         {v.name: data.frame_scores(v, arrays[v.key]["scores"]) for v in data.test},
         method=METHOD,
         protocol=make_protocol(options),
+        baselines=trivial_baselines(data, source) if source else None,
         extra=run_info(checkpoint, state, [net], score_cache.total_seconds(arrays), data.skipped, run),
     )
     evaluation.finish(
@@ -144,6 +146,7 @@ def evaluate(data, checkpoint, *, out, run, options, text=None, shard=None, load
         checkpoint=checkpoint,
         options=options,
         skipped=data.skipped,
+        pictures=(lambda v: frames_and_clock(data.videos["test", v.name])) if data.videos else None,
     )
     return result.metrics
 
@@ -194,6 +197,12 @@ def main(argv=None):
     with Run(args.device, args.precision) as run:
         # a wrong file is refused before any work
         loaded = scoring.load_model(checkpoint, args.fusion, args.feature_group, args.aggregate_text)
+        is_authors, uses_text = "plan" not in loaded[1], loaded[1]["model_args"]["feature_group"] != "vis"
+        if is_authors and uses_text and args.aggregate_text is None:
+            run.print(
+                f"note: {checkpoint} does not tell whether text passes a multi-scale temporal network; it does here, "
+                "give --no-aggregate-text if it was trained otherwise"
+            )
         how = dict(run=run, options=cli.ScoreOptions.from_args(args), text=args.text, loaded=loaded)
         if args.video:
             video, out = open_video(args.video), args.out or checkpoint.parent / "video"

@@ -212,6 +212,18 @@ def check_settings(out: Path, settings: dict, flags: dict, run) -> None:
     run.barrier()
 
 
+def check_same_encoder(trained: dict | None, folder: Path) -> None:
+    """Refuse the features of a folder where both its settings and those that a detector was `trained` with are known,
+    and differ (UserError)."""
+    made = read_settings(folder)
+    if trained and made:
+        # of SVMAE by itself, "encoder" is the hash of its weights
+        both = [{"weights": s["encoder"], **s} for s in (trained, made)]
+        places = ("checkpoint", "clip")
+        advice = f"score the features of another folder than {folder}"
+        check_description({k: v for k, v in both[0].items() if k not in places}, both[1], advice)
+
+
 def encoder_of_settings(settings: dict, checkpoint, run, encoder: str | None = None):
     """The encoder that made a detector's features -> encoders.ClipEncoder. Raises UserError.
 

@@ -64,7 +64,7 @@ def parse(argv=None):
         parser,
         epochs="800; on demo 40",
         batch_size="64; on demo 8",
-        lr=f"{DEFAULTS['lr']} · batch / 256",
+        lr=f"{DEFAULTS['lr']} · batch / 256; on demo {DEMO['lr']} · batch / 256",
     )
     group = parser.add_argument_group("model")
     group.add_argument(

@@ -50,22 +50,20 @@ def infer_args(weights: dict, fusion=None, feature_group=None, aggregate_text=No
     text = width("Aggregate_text.conv_4.0.weight", 768)
     has_fc0, has_add_up = "fc0.weight" in weights, "fc_vis.weight" in weights
     if feature_group is None:
-        by_width = {size: "vis", text: "text"}.get(width("fc1.weight", 0), "both")
+        by_width = {text: "text", size: "vis"}.get(width("fc1.weight", 0), "both")  # of equal widths vis
         feature_group = "both" if has_fc0 or has_add_up else by_width
     if fusion is None and feature_group == "both" and has_fc0:
         raise UserError(
             "the authors' file is of the fusion add or product, which its weights do not tell: give --fusion add or "
             "--fusion product"
         )
-    if aggregate_text is None:
-        aggregate_text = "Aggregate_text.conv_4.0.weight" in weights
     reduced = {"input_size": len(weights["components"])} if "components" in weights else {}
     return reduced | {
         "feature_size": size,
         "text_dim": text,
         "feature_group": feature_group,
         "fusion": "add_up" if has_add_up else fusion or "concat",
-        "aggregate_text": aggregate_text,
+        "aggregate_text": aggregate_text is not False,
     }
 
 

@@ -251,7 +251,8 @@ def prepare(source: cli.DataSource, features, encoder, run, *, order=None, segme
     dataset = preprocess.prepare(source, preprocess.parse_specs(encoder), run, out=features)
     run.print(dataset.summary())
     data = find_features(source.dataset, features)  # the labels are there
-    data.skipped = dataset.skipped
+    data.skipped, data.dataset = dataset.skipped, dataset.data
+    data.videos = {(v.split, v.name): v for v in dataset.train + dataset.test}
     return data
 
 
@@ -301,7 +302,7 @@ def main(argv=None):
         minutes = (time.perf_counter() - began) / 60
         run.print(f"finished in {minutes:.1f} min including preprocessing; checkpoint {checkpoint}")
         options = cli.ScoreOptions.from_args(args)
-        evaluate(data, checkpoint, out=out, run=run, options=options, text=args.text)
+        evaluate(data, checkpoint, out=out, run=run, options=options, text=args.text, source=source)
 
 
 if __name__ == "__main__":
