@@ -13,15 +13,6 @@ from common.readers.pictures import resize
 from common.readers.video import Decoder, Video, print_warnings
 
 
-def same_source(info: dict, source: list, video: Video) -> bool:
-    """Whether `info`, {"source": fingerprint, "content": hash}, was made from the video whose fingerprint now is
-    `source`. A video that was copied anew has other times: then all its bytes are compared. Raises UserError."""
-    if info.get("source") == source:
-        return True
-    same_size = info.get("source", [])[:3] == source[:3]  # place, number of files, bytes
-    return same_size and "content" in info and info["content"] == video.content()
-
-
 class VideoFiles:
     """One .npy per video under `folder`, and beside it a .json with the fingerprint and the content of its source.
 
@@ -30,7 +21,6 @@ class VideoFiles:
     """
 
     what, action = "cached file", "preparing"  # one file, in errors; what make() does, in its announcement
-    version = 1  # raise it when make() gives another result: files of before are then made again
 
     def __init__(self, folder):
         self.folder = Path(folder)
@@ -39,15 +29,17 @@ class VideoFiles:
         return self.folder / video.split / f"{safe_filename(video.name)}.npy"
 
     def info(self, video: Video) -> dict | None:
-        """What its .json holds; None if there is no file or its source has changed. Raises UserError."""
+        """What its .json holds; None if there is no file or its source has changed. A video that was copied anew has
+        other times: then all its bytes are compared. Raises UserError."""
         path = self.path(video)
         json_path = path.with_suffix(".json")
         if not json_path.exists() or not path.exists():
             return None
         info, source = read_json(json_path, f"{self.what}'s entry"), video.fingerprint()
-        if info.get("version", 1) != self.version or not same_source(info, source, video):
-            return None
-        if info["source"] != source:
+        if info.get("source") != source:
+            same_size = info.get("source", [])[:3] == source[:3]  # place, number of files, bytes
+            if not same_size or info.get("content") != video.content():
+                return None
             info["source"] = source
             write_json(json_path, info)
         return info
@@ -59,7 +51,7 @@ class VideoFiles:
     def write(self, video: Video, parts: Iterable[np.ndarray], describe: Callable[[tuple], dict], dtype=None) -> None:
         """Stream `parts` [n_i, …] into the video's file; describe(shape of all) -> further entries of its .json."""
         # before reading begins
-        source = {"version": self.version, "source": video.fingerprint(), "content": video.content()}
+        source = {"source": video.fingerprint(), "content": video.content()}
         shape = stream_npy(self.path(video), parts, dtype)
         write_json(self.path(video).with_suffix(".json"), {**source, **describe(shape)})
 
@@ -80,7 +72,7 @@ class VideoFiles:
         _, errors = map_videos(function, jobs, workers=workers, total=total, label=label, show=show and bool(videos))
         return {videos[i].key: why for i, why in errors}
 
-    def build(self, videos: list[Video], workers: int, show: bool = True, **options) -> tuple[list[Video], dict]:
+    def build(self, videos: list[Video], workers: int | None, show: bool = True, **options) -> tuple[list[Video], dict]:
         """Make the files that are missing, and print the warnings of all. options: for make().
 
         -> (usable videos, {video key: why} of those that failed)
@@ -91,13 +83,9 @@ class VideoFiles:
                 print(f"{self.action}: {len(missing)} of {len(videos)} videos, into {self.folder}", flush=True)
             failed.update(self.make(missing, workers, show, **options))
         usable = [v for v in videos if v.key not in failed]
-        self.report(usable)
-        return usable, failed
-
-    def report(self, videos: Iterable[Video]) -> None:
-        """Print the warnings that came up while these videos were read."""
-        for v in videos:
+        for v in usable:
             print_warnings(v, (self.info(v) or {}).get("warnings", ()))
+        return usable, failed
 
     def prepare(self, videos: list[Video], run, *, workers=None, shard=None, all_videos=None, **options) -> tuple:
         """Build what is missing: every rank its share of `videos`, or a job of an array (shard "I/N") its own.
@@ -105,8 +93,7 @@ class VideoFiles:
         all_videos: the complete list. Shards are taken from it, because concurrent jobs see different remaining videos.
         options: for build(). -> (usable videos, {video key: why} of those that failed on any rank)
         """
-        first, step = shard_of(shard, run)
-        share = {v.key for v in (all_videos or videos)[first::step]}
+        share = shard_of(all_videos or videos, shard, run)
         workers = workers or max(1, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", run.world_size)))
         _, failed = self.build([v for v in videos if v.key in share], workers, run.is_main, **options)
         failed = {key: why for part in run.all_gather_object(failed) for key, why in part.items()}
@@ -131,13 +118,11 @@ class FrameCache(VideoFiles):
         super().__init__(folder)
         self.size = size
 
-    def frames(self, video: Video) -> np.ndarray:
-        """uint8 [T, H, W, C] memory map."""
-        return self.array(video)
+    frames = VideoFiles.array  # uint8 [T, H, W, C]
 
     def source_of(self, video: Video) -> str | list:
-        """For what is made from its frames: the hash of its files, which a copy shares; frames cached by older versions
-        have none."""
+        """Fingerprint for what is made from its frames: the hash of its files, the same for a copy; frames cached by
+        older versions have none."""
         return (self.info(video) or {}).get("content") or video.fingerprint()
 
     def make(self, videos: list[Video], workers: int, show: bool) -> dict[str, str]:

@@ -64,18 +64,17 @@ def with_synonyms(argv: list | None, synonyms: dict) -> list:
     return out
 
 
-def number(kind: type, least: float, above: bool = False) -> Callable:
-    """An argparse type: a number of at least `least`, or `above` it."""
+def number(kind: type, least: float, most: float = math.inf, above: bool = False) -> Callable:
+    """An argparse type: a number of at least `least`, or `above` it, and at most `most`."""
 
     def read(text):
         try:
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
-        if not math.isfinite(value) or not (value > least if above else value >= least):
-            raise argparse.ArgumentTypeError(
-                f"must be a number {'above' if above else 'of at least'} {least}, not {text}"
-            )
+        if not math.isfinite(value) or not (value > least if above else value >= least) or value > most:
+            limits = f"{'above' if above else 'of at least'} {least}" + f", at most {most}" * (most < math.inf)
+            raise argparse.ArgumentTypeError(f"must be a number {limits}, not {text}")
         return value
 
     return read
@@ -85,14 +84,7 @@ positive_int = number(int, 1)
 natural_int = number(int, 0)
 positive_float = number(float, 0, above=True)
 natural_float = number(float, 0)
-
-
-def share(text: str) -> float:
-    """An argparse type: a number from 0 to 1."""
-    value = natural_float(text)
-    if value > 1:
-        raise argparse.ArgumentTypeError(f"must be between 0 and 1, not {text}")
-    return value
+share = number(float, 0, 1)
 
 
 def add_data_flags(parser: argparse.ArgumentParser) -> None:
@@ -154,16 +146,14 @@ def add_optimisation_flags(
 
 
 def add_checkpoint_flags(
-    parser: argparse.ArgumentParser,
-    checkpoint: str,
-    video: str | None = "a video file or a folder of frames",
-    whose: str = "ours or the authors'",
+    parser: argparse.ArgumentParser, checkpoint: str, whose: str = "ours or the authors'", video: bool = True
 ):
     """What scores, and what is scored. checkpoint: the default, in words. -> the argument group"""
     group = parser.add_argument_group("what to score")
     group.add_argument("--checkpoint", type=Path, help=f"{whose} (default: {checkpoint})")
     if video:
-        group.add_argument("--video", type=Path, help=f"{video} instead of the dataset's test set")
+        text = "a video file or a folder of frames instead of the dataset's test set"
+        group.add_argument("--video", type=Path, help=text)
     return group
 
 
@@ -221,8 +211,10 @@ def dataset_name(args: argparse.Namespace) -> str:
 
 
 def need_training_set(checkpoint, state: dict, dataset: str) -> None:
-    """Raises UserError where your own video would be compared with normal videos of the demo, the default --dataset,
-    though the checkpoint was not trained on it. state: of the checkpoint."""
+    """Raises UserError if --dataset is still the default, demo, but the checkpoint was trained on other videos.
+
+    state: of the checkpoint.
+    """
     if dataset == "demo" and state.get("identity", {}).get("dataset") != "demo":
         raise UserError(
             f"{checkpoint} needs normal videos to compare scores with: give --dataset and --data-root of those that it "
@@ -231,20 +223,11 @@ def need_training_set(checkpoint, state: dict, dataset: str) -> None:
 
 
 def next_command(script: str, argv: list | None, *without: str) -> str:
-    """Another script's command with the flags of this one (argv None: its own) but those `without` and their values."""
+    """Another script's command with this one's flags. argv: this one's (None: sys.argv); without: flags left out, with
+    their values."""
     words, is_kept = ["python", script], True
     for word in map(str, sys.argv[1:] if argv is None else argv):
         if word.startswith("--"):
             is_kept = word.partition("=")[0] not in without
         words += [word] * is_kept
     return list2cmdline(words) if os.name == "nt" else shlex.join(words)
-
-
-def print_next_steps(
-    script: str, checkpoint, out, *, overlay: bool = False, pictures: bool = True, more: str = ""
-) -> None:
-    """Print suggested next commands. more: an extra one, ending in "; "; pictures: False if there are no frames."""
-    command = f"python {script} --checkpoint {shlex.quote(Path(checkpoint).as_posix())}"
-    with_scores = f"{command} --overlay, with --dataset as here, writes videos with scores; "
-    videos = with_scores if pictures and not overlay else ""
-    print(f"next: look at {out}/report.html; {videos}{more}{command} --video FILE scores your own video")

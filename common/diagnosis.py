@@ -61,7 +61,9 @@ def disagreement(data: Dataset, labels: dict[str, np.ndarray]) -> str | None:
         differing.append(int((y[:both] != labels[name][:both]).sum()) + abs(len(y) - frames))
     sentences, source = [], data.label_source
     if videos := sum(n > 0 for n in differing):
-        sentences.append(f"{other} differs from {source}, which counts, in {sum(differing)} frames of {videos} videos")
+        sentences.append(
+            f"{other} differs from {source} (the one in use) in {sum(differing)} frames of {videos} videos"
+        )
     if unreadable:
         count = len(unreadable)
         sentences.append(f"{other} could not be compared with {source} in {count} videos: {unreadable[0]}")

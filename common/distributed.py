@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 
 from common.io import UserError, first_line, lock_dir, writable_folder
 
-PIECE = 4096  # rows copied to a device at a time
+PIECE = 2**26  # bytes copied to a device at a time
 
 
 def seed_everything(seed: int) -> None:
@@ -41,6 +41,7 @@ class Run:
 
     def __init__(self, device: str = "auto", precision: str = "auto"):
         self.rank, self.world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        self.is_main = self.rank == 0
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
@@ -55,6 +56,7 @@ class Run:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
             torch.set_float32_matmul_precision("high")
+            self.copy_stream = torch.cuda.Stream(self.device)  # one for all batches: freed memory is kept for each
         bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         self.precision = ("bf16" if bf16 else "fp32") if precision == "auto" else precision
         if self.world_size > 1 and not torch.distributed.is_initialized():
@@ -68,14 +70,11 @@ class Run:
         torch.set_flush_denormal(True)
         return self
 
-    def __exit__(self, *_):
+    def __exit__(self, error, *_):
         torch.set_flush_denormal(False)
-        if self.world_size > 1 and torch.distributed.is_initialized():
+        # after an error the other ranks may wait in a collective, and would never come to this
+        if error is None and self.world_size > 1 and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
 
     def autocast(self) -> AbstractContextManager:
         return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
@@ -98,29 +97,25 @@ class Run:
         return lambda: (copied.synchronize(), copy.numpy())[1]
 
     def fits_device(self, size: int, cpu_limit: int = 0) -> bool:
-        """Whether `size` bytes may stay on the device: half of a GPU's free memory, `cpu_limit` bytes on a CPU."""
+        """Whether `size` bytes may stay on the device: a third of a GPU's free memory, `cpu_limit` bytes on a CPU."""
         if self.device.type != "cuda":
             return size < cpu_limit
         unused = torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)
-        return size < 0.5 * (torch.cuda.mem_get_info(self.device)[0] + unused)
+        return 3 * size < (torch.cuda.mem_get_info(self.device)[0] + unused)
 
     def keep_on_device(self, parts: Iterable[np.ndarray], count: int) -> torch.Tensor:
         """Arrays [n_i, …] of `count` rows in all, one after another as one tensor on the device. They are copied in
         pieces, as pinned memory would be rounded up to a power of two and kept."""
         out, done = None, 0
         for x in parts:
-            for i in range(0, len(x), PIECE):
-                piece = torch.from_numpy(np.array(x[i : i + PIECE]))
+            rows = max(1, PIECE // max(1, x[:1].nbytes))
+            for i in range(0, len(x), rows):
+                piece = torch.from_numpy(np.array(x[i : i + rows]))
                 if out is None:
                     out = torch.empty((count, *piece.shape[1:]), dtype=piece.dtype, device=self.device)
                 out[done : done + len(piece)] = piece
                 done += len(piece)
         return out
-
-    @cached_property
-    def copy_stream(self) -> torch.cuda.Stream:
-        """The stream on which batches are copied to a GPU; torch keeps freed memory for each stream."""
-        return torch.cuda.Stream(self.device)
 
     def print(self, text: str) -> None:
         if self.is_main:
@@ -182,7 +177,7 @@ class Run:
             return partial(losses, net)
         trained = [id(p) for p in net.parameters() if p.requires_grad]
         if self._parallel is None or self._parallel[0] != (id(net), trained):
-            self._parallel = None  # its hooks go before those of the next one come
+            self._parallel = None  # its gradient hooks go first
             module = torch.nn.parallel.DistributedDataParallel(
                 _Losses(losses, net), broadcast_buffers=False, gradient_as_bucket_view=True
             )

@@ -1,17 +1,17 @@
 """From frame scores to results: smoothing, measures, table, metrics.json."""
 
+import shlex
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
 from common import metrics, smoothing
-from common.cli import ScoreOptions, print_next_steps
+from common.cli import ScoreOptions
 from common.io import UserError, optional_module, save_arrays, writable_folder, write_json
-from common.pool import cores
 from common.readers.dataset import Dataset, report_skipped
 
-BASELINE_FILTER = "median:17"
 BASELINES = ("frame difference", "fastest box", "flow energy")  # trivial scores
 ROWS = [
     ("micro_auc", "micro AUC"),
@@ -115,10 +115,9 @@ def measure(scores: dict, labels: dict, protocol: Protocol) -> tuple[dict, dict]
         "pr_auc": lambda: metrics.pr_auc(y, s),
         "eer": lambda: metrics.eer(y, s)[0],
         "eer_nearest": lambda: metrics.eer(y, s)[1],
-        "far_at_0.5": lambda: metrics.false_alarm_rate(y, s, 0.5),
     }
-    if not protocol.probabilities:
-        del measures["far_at_0.5"]
+    if protocol.probabilities:
+        measures["far_at_0.5"] = lambda: metrics.false_alarm_rate(y, s, 0.5)
     for name, function in measures.items():
         try:
             out[name] = function()
@@ -181,7 +180,7 @@ def evaluate(
     result["metrics_seconds"] = time.perf_counter() - began
     columns, filtered = {method: result}, {}
     for title, s in (baselines or {}).items():
-        columns[title], filtered[title] = measure(s, labels, Protocol("strict", BASELINE_FILTER))
+        columns[title], filtered[title] = measure(s, labels, Protocol())
     save_scores(out / "scores.npz", scores)
     if detections:
         save_scores(out / "detections.npz", detections)
@@ -219,7 +218,7 @@ def frame_baselines(cache, videos: list, workers: int | None = None) -> dict:
     baselines = optional_module("common.objects.baselines")
     if baselines is None:
         return {"frame difference": {v.name: frame_difference(cache.frames(v)) for v in videos}}
-    return baselines.frame_baselines(cache, videos, workers or cores())
+    return baselines.frame_baselines(cache, videos, workers)
 
 
 def finish(
@@ -234,28 +233,22 @@ def finish(
     pictures=None,
     **drawing,
 ) -> None:
-    """What follows a table: pictures, skipped videos, next commands. options: cli.ScoreOptions; drawing: see
-    write_results."""
-    show(out, result, pictures=pictures, top=options.top, overlay=options.overlay, **drawing)
-    report_skipped(skipped)
-    print_next_steps(script, checkpoint, out, overlay=options.overlay, pictures=pictures is not None, more=more)
-
-
-def show(out, evaluation: Evaluation, **options) -> None:
-    """Page, plots, ranking and overlays of an Evaluation, see common.report.write_results; a line where there is no
-    common/report."""
+    """What follows a table: pictures, skipped videos, next commands. more: an extra one, ending in "; "; pictures,
+    drawing: see common.report.write_results; a copy may leave it out."""
     report = optional_module("common.report")
     if report:
-        report.write_results(out, evaluation, **options)
-        print(
-            f"wrote {out}/report.html, metrics.json, scores.npz, curves/ ({len(evaluation.scores)} videos)"
-            + (", roc.png" if evaluation.labels else "")
-        )
+        report.write_results(out, result, pictures=pictures, top=options.top, overlay=options.overlay, **drawing)
+        files = f"report.html, metrics.json, scores.npz, curves/ ({len(result.scores)} videos)"
+        print(f"wrote {out}/{files}" + (", roc.png" if result.labels else ""))
     else:
-        print(
-            f"wrote {out}/metrics.json, scores.npz; there is no common/report here, which would write a page, plots "
-            "and overlays"
-        )
+        missing = "there is no common/report here, which would write a page, plots and overlays"
+        print(f"wrote {out}/metrics.json, scores.npz; {missing}")
+    report_skipped(skipped)
+    look = f"look at {out}/report.html; " if report else ""
+    command = f"python {script} --checkpoint {shlex.quote(Path(checkpoint).as_posix())}"
+    overlay = f"{command} --overlay, with --dataset as here, writes videos with scores; "
+    videos = overlay if report and pictures and not options.overlay else ""
+    print(f"next: {look}{videos}{more}{command} --video FILE scores your own video")
 
 
 def print_table(columns: dict, data: Dataset, protocol: Protocol) -> None:
@@ -263,7 +256,7 @@ def print_table(columns: dict, data: Dataset, protocol: Protocol) -> None:
     print(
         f"\n{data.name}, protocol {protocol.name}: smoothing {protocol.smoothing} "
         + ("over all videos as one" if protocol.across else "inside each video")
-        + (f", first {protocol.skip} frames of every video left out" if protocol.skip else "")
+        + (f", first {protocol.skip} frames of every video left out (baselines: none)" if protocol.skip else "")
         + (", every frame scored" if protocol.skip == 0 and protocol.multiple == 1 else "")
     )
     for liberty in protocol.liberties:

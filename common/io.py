@@ -13,7 +13,7 @@ import json
 import os
 import socket
 import sys
-import urllib.parse
+import traceback
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -58,10 +58,13 @@ def run_script(main: Callable[[], Any]) -> None:
         print("\nstopped; finished work is kept, the same command goes on from there", file=sys.stderr)
         sys.exit(130)
     except Exception as e:
-        text = user_text(e)
-        if not text:
+        text, is_rank = user_text(e), int(os.environ.get("WORLD_SIZE", 1)) > 1
+        if not text and not is_rank:
             raise
-        print(f"error: {text}", file=sys.stderr)
+        print(f"error: {text}" if text else traceback.format_exc(), file=sys.stderr, flush=True)
+        if is_rank:  # to end NCCL while other ranks wait for this one may take forever; torchrun ends them
+            sys.stdout.flush()
+            os._exit(2 if text else 1)
         sys.exit(2)
 
 
@@ -116,7 +119,7 @@ def safe_filename(name: str) -> str:
     """A file name without suffix for a video, for every file system; an ordinary name is unchanged, no two become one.
 
     All but letters, digits and `-._ ` is percent-encoded, as are dots and spaces at the ends, and the first letter of a
-    device's name such as CON. Beyond LONGEST bytes, the end becomes a hash; all others original_name() gives back.
+    device's name such as CON. Beyond LONGEST bytes, the end becomes a hash; all others urllib.parse.unquote() undoes.
     """
     name = str(name)
     is_device, parts = name.split(".")[0].strip().lower() in DEVICES, []
@@ -128,11 +131,6 @@ def safe_filename(name: str) -> str:
     if len(data) <= LONGEST:
         return data.decode()
     return data[: LONGEST - 17].decode(errors="ignore") + "~" + hashlib.sha256(data).hexdigest()[:16]
-
-
-def original_name(stem: str) -> str:
-    """The video's name from which safe_filename() made `stem`."""
-    return urllib.parse.unquote(stem, errors="surrogatepass")
 
 
 def opencv_path(path) -> str | bytes:
@@ -313,7 +311,7 @@ def read_text(path, what: str) -> str:
 def read_table(path, what: str, names: Collection[str] = ()) -> list[tuple[int, list[str]]]:
     """Rows of a csv file, lists of stripped cells, without empty lines and comments (#). -> [(line number, row)]
 
-    names: first cells that begin no comment though they may begin with #.
+    names: of videos; a line that begins with one is no comment, even if it begins with #.
     """
     text = read_text(path, what)
     used = (line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#"))

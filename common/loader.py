@@ -75,7 +75,7 @@ def tensors_ahead(dataset, parts: list, run) -> Iterator[tuple]:
     import torch
 
     copies, current = run.copy_stream, torch.cuda.current_stream(run.device)
-    copies.wait_stream(current)  # what the dataset holds on the device was written there
+    copies.wait_stream(current)  # data that stay on the device were written there
 
     def load(rows):
         with torch.cuda.stream(copies):
@@ -129,14 +129,10 @@ class Loader:
         return -(-self.samples // self.batch_size)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Yield a Batch for every step of an epoch from number `start` on."""
+        """Yield a Batch for every step of an epoch from number `start` on; a thread reads the next one."""
         order, size = self.order(epoch), self.batch_size
         batches = [order[i : i + size] for i in range(start * size, len(order), size)]
         rngs = [np.random.default_rng([self.seed, epoch, start + i, 0]) for i in range(len(batches))]
-        return self.read_ahead(batches, rngs)
-
-    def read_ahead(self, batches: list, rngs: list) -> Iterator[Batch]:
-        """Yield a Batch for each of `batches`; a thread reads the next one."""
         parts = [self.run.batch_slice(len(rows))[0] for rows in batches]
         rank_rows = [rows[part] for rows, part in zip(batches, parts)]
         for i, (_, data, waited) in enumerate(tensors_ahead(self.dataset, rank_rows, self.run)):

@@ -60,8 +60,7 @@ def measure(data: Dataset, detections: dict, labels: dict, skip: int = 0) -> dic
     out["videos_with_regions"] = len(tracks)
     try:
         out["rbdc"], out["tbdc"] = rbdc_tbdc(tracks, boxes, total)
-        from_where = "derived from masks: connected components, linked by overlap" if from_masks else "of the dataset"
-        out["tracks"] = from_where
+        out["tracks"] = "from masks: connected components, linked by overlap" if from_masks else "of the dataset"
         if has_masks:
             out["pixel_auc"] = pixel_auc(pixel_labels, pixel_scores)
     except ValueError as e:
@@ -95,9 +94,9 @@ def rbdc_tbdc(tracks: Sequence, detections: Sequence, frames: int, alpha=0.1, be
     """Region- and track-based detection criteria -> (RBDC, TBDC), each the area for 0..1 false positives per frame.
 
     tracks: per video [n, 6] id, frame, x1, y1, x2, y2; detections: per video [m, 6] frame, x1, y1, x2, y2, score;
-    frames: number of all test frames. A region is detected from the threshold down to which some detection of its frame
-    overlaps it with IoU >= beta; a track, from the one down to which at least alpha of its regions are detected. A
-    detection that overlaps no region of its frame is a false positive.
+    frames: number of all test frames. A region is detected at thresholds up to the highest score of its frame's
+    detections with IoU >= beta; a track, where at least alpha of its regions are. A detection that overlaps no region
+    of its frame is a false positive.
     """
     if frames <= 0:
         raise ValueError("no frames to measure")
@@ -119,10 +118,8 @@ def rbdc_tbdc(tracks: Sequence, detections: Sequence, frames: int, alpha=0.1, be
         for s in np.split(scores[by_track], np.flatnonzero(np.diff(t[by_track, 0])) + 1) if len(t) else ():
             s = np.sort(s)[::-1]
             track_scores.append(s[max(1, int(np.ceil(alpha * len(s) - 1e-9))) - 1])
-    regions, false_scores = (
-        np.concatenate([np.zeros(0), *region_scores]),
-        np.sort(np.concatenate([np.zeros(0), *false_scores])),
-    )
+    regions = np.concatenate([np.zeros(0), *region_scores])
+    false_scores = np.sort(np.concatenate([np.zeros(0), *false_scores]))
     if not len(regions):
         raise ValueError("no ground-truth regions: RBDC and TBDC need some")
     return _area(regions, false_scores, frames), _area(np.array(track_scores), false_scores, frames)
@@ -160,9 +157,9 @@ def tracks_from_masks(masks: np.ndarray) -> np.ndarray:
 # ---------------------------------------------------------------------------- pixels (Li, Mahadevan, Vasconcelos 2014)
 
 
-def paint(boxes: np.ndarray, scores: np.ndarray, shape: tuple[int, int], empty: float = -np.inf) -> np.ndarray:
+def paint(boxes: np.ndarray, scores: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Every box [n, 4] painted with its score, the maximum where they overlap -> float32 [H, W]."""
-    out = np.full(shape, empty, np.float32)
+    out = np.full(shape, -np.inf, np.float32)
     for i in np.argsort(scores, kind="stable"):
         x1, y1, x2, y2 = np.asarray(boxes[i]).astype(int)
         out[max(0, y1) : max(0, y2 + 1), max(0, x1) : max(0, x2 + 1)] = scores[i]
@@ -170,7 +167,8 @@ def paint(boxes: np.ndarray, scores: np.ndarray, shape: tuple[int, int], empty: 
 
 
 def pixel_frame_score(score_map: np.ndarray, mask: np.ndarray, share: float = 0.4) -> float:
-    """The threshold up to which a frame is detected: abnormal by `share` of its abnormal pixels, normal by any one."""
+    """The highest threshold at which a frame counts as detected: an abnormal one when `share` of its abnormal pixels
+    reach it, a normal one when any pixel does."""
     if not mask.any():
         return float(score_map.max())
     inside = np.sort(score_map[mask])[::-1]

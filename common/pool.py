@@ -45,7 +45,7 @@ def _call(function, job):
 
 
 def map_videos(
-    function: Callable, jobs: Iterable, *, workers: int, total: int, label: str, show: bool = True
+    function: Callable, jobs: Iterable, *, workers: int | None, total: int, label: str, show: bool = True
 ) -> tuple[list, list]:
     """Call function(job) for every job; both must be picklable; function calls tick() per frame. show: a progress bar.
 
@@ -54,7 +54,7 @@ def map_videos(
     """
     global _counter
     jobs = list(jobs)
-    workers = min(workers, len(jobs), 61 if os.name == "nt" else workers)  # the most that Windows can wait for
+    workers = min(workers or cores(), len(jobs), 61 if os.name == "nt" else len(jobs))  # Windows waits for 61
     is_log = not sys.stderr.isatty()
     interval = 10 if is_log else 0.2
     with tqdm(total=total, desc=label, unit="frame", mininterval=interval, dynamic_ncols=True, disable=not show) as bar:
@@ -100,12 +100,12 @@ def cores() -> int:
     return count
 
 
-def shard_of(text: str | None, run) -> tuple[int, int]:
-    """--shard I/N, shared out once more among the ranks -> (first, step) of this one's share. Raises UserError."""
+def shard_of(videos: list, text: str | None, run) -> set[str]:
+    """Keys of the videos of --shard I/N that this rank does: they are shared out among the ranks. Raises UserError."""
     try:
         first, count = (int(x) for x in (text or "0/1").split("/"))
     except ValueError:
         first, count = 0, 0
     if not 0 <= first < count:
         raise UserError(f"--shard {text}: expected I/N with 0 <= I < N")
-    return first + count * run.rank, count * run.world_size
+    return {v.key for v in videos[first + count * run.rank :: count * run.world_size]}

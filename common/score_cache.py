@@ -48,8 +48,7 @@ class ScoreCache:
         -> {video key: {name: array, or for those on disk a function that reads it}} on rank 0; None on the other
         ranks, and for a shard.
         """
-        first, step = shard_of(shard, run)
-        selected = {v.key for v in (all_videos or videos)[first::step]}
+        selected = shard_of(all_videos or videos, shard, run)
         missing = [v for v in videos if v.key in selected and self.load(v) is None]
         total = sum(map(size, missing))
         with tqdm(

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from common.io import UserError, atomic_write, first_line, resource
 
-CHECK_EVERY = 20  # steps between two looks at the loss, each of which waits for the device
+CHECK_EVERY = 20  # steps between two checks of the loss; each check waits for the device
 SAVE_SECONDS = 60  # an epoch's end writes a checkpoint if the last one is older
 
 
@@ -30,7 +30,7 @@ class EpochMeter:
         meter.end_epoch(loader)
 
     stage: names the run in log.jsonl; save(): writes a checkpoint with state_dict() in it; unit: what is counted per
-    second; log_steps: the steps of an "epoch" of a training that counts steps (DrawLoader); its log says the
+    second; log_steps: for trainings that count steps (DrawLoader), steps per "epoch"; their log holds the
     number of steps under "epoch". `epoch`, `step`, `seconds` and `sums` say where an interrupted run continues.
     """
 
@@ -68,10 +68,19 @@ class EpochMeter:
         return self.step / self.steps
 
     def batches(self, loader, epoch: int):
-        """Yield (batch, weight): this rank's part, and what its mean loss counts in the mean over the ranks."""
+        """Yield (batch, weight): this rank's part, and the weight of its mean loss, see Run.batch_slice()."""
         self.steps, self.first_step = loader.steps(epoch), self.step
         if self.bar is None:
-            self.bar = progress_bar(self.stage, loader, self.epochs, epoch, self.step, self.run.is_main)
+            steps = [loader.steps(e) for e in range(self.epochs)]
+            self.bar = tqdm(
+                total=sum(steps),
+                initial=sum(steps[:epoch]) + self.step,
+                desc=self.stage,
+                unit="step",
+                disable=not self.run.is_main,
+                dynamic_ncols=True,
+                mininterval=1 if sys.stderr.isatty() else 30,
+            )
         self.began, before = time.perf_counter(), self.seconds
         loader.waited = 0.0
         torch.backends.cudnn.benchmark = True  # batches have one size; it is no gain where sizes change
@@ -142,18 +151,6 @@ class EpochMeter:
             self.bar.close()
 
 
-def progress_bar(name: str, loader, epochs: int, epoch: int, step: int, show: bool) -> tqdm:
-    return tqdm(
-        total=sum(loader.steps(e) for e in range(epochs)),
-        initial=sum(loader.steps(e) for e in range(epoch)) + step,
-        desc=name,
-        unit="step",
-        disable=not show,
-        dynamic_ncols=True,
-        mininterval=1 if sys.stderr.isatty() else 30,
-    )
-
-
 class Log:
     """One JSON line per epoch, appended and flushed."""
 
@@ -179,29 +176,15 @@ class Log:
 # ---------------------------------------------------------------------------------------------------- checkpoints
 
 
-def get_rng() -> dict:
-    state = {"torch": torch.get_rng_state()}
+def save_training(path, method: str, meter: EpochMeter, net, optimizer, **rest) -> None:
+    """Write the checkpoint of a training, on rank 0. rest: done, model_args, plan, identity and a method's own."""
+    if not meter.run.is_main:
+        return
+    rng = {"torch": torch.get_rng_state()}
     if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def set_rng(state: dict) -> None:
-    torch.set_rng_state(state["torch"])
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-
-
-def training_state(method: str, meter: EpochMeter, net, optimizer, **rest) -> dict:
-    """What a checkpoint of a training holds. rest: done, model_args, plan, identity and a method's own."""
-    return {
-        "method": method,
-        **rest,
-        **meter.state_dict(),
-        "model_state_dict": net.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "rng": get_rng(),
-    }
+        rng["cuda"] = torch.cuda.get_rng_state()
+    state = {"method": method, **rest, **meter.state_dict(), "model_state_dict": net.state_dict()}
+    save_checkpoint(path, {**state, "optimizer": optimizer.state_dict(), "rng": rng})
 
 
 def previous_run(path, method: str, identity: dict, resumed: bool = True) -> dict | None:
@@ -228,7 +211,9 @@ def resume(state: dict | None, path, meter: EpochMeter, net, optimizer) -> None:
         net.load_state_dict(state["model_state_dict"])
         optimizer.load_state_dict(state["optimizer"])
         meter.load_state_dict(state)
-        set_rng(state["rng"])
+        torch.set_rng_state(state["rng"]["torch"])
+        if "cuda" in state["rng"] and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["rng"]["cuda"])
     if meter.run.is_main:
         meter.log.drop_after(meter.stage, meter.epoch * (meter.log_steps or 1))
     if meter.epoch >= meter.epochs:

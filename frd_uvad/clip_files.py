@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
+
 from common.cache import VideoFiles
 from common.features.prefetch import encode_videos
+from common.io import UserError
 
 
 class ClipFiles(VideoFiles):
@@ -35,3 +38,12 @@ class ClipFiles(VideoFiles):
             self.write(video, encoder.encode_video(video, frames, self.folder, clips_at_once, count), describe)
 
         return encode_videos(videos, encoder.preprocess_frame, encode, workers, show)
+
+
+def features_of_video(files: ClipFiles, video, encoder, workers: int) -> tuple[np.ndarray, int]:
+    """Features of your own video [clips, crops, width], written into `files`, and its number of frames. Raises
+    UserError."""
+    _, failed = files.build([video], workers, encoder=encoder)
+    if failed:
+        raise UserError(failed[video.key])
+    return np.array(files.array(video)), files.info(video)["frames"]

@@ -3,7 +3,6 @@
 import numpy as np
 import torch
 
-from common.distributed import PIECE
 from common.io import UserError
 
 
@@ -25,8 +24,9 @@ class Windows:
         size = len(self) * crops * width * videos[0].parts[0].itemsize
         if run.fits_device(size, cpu_limit=2**30):
             self.features = run.keep_on_device((v.clips(np.arange(len(v))) for v in videos), len(self))
-            for i, part in enumerate(self.features.split(PIECE)):
-                self.check(part, np.arange(i * PIECE, i * PIECE + len(part)))
+            for i in range(0, len(self), 4096):  # in parts: a check needs memory of its own
+                part = self.features[i : i + 4096]
+                self.check(part, np.arange(i, i + len(part)))
 
     def __len__(self):
         return int(self.starts[-1])

@@ -15,7 +15,6 @@ import numpy as np
 from common import cli, evaluation, metrics, score_cache, smoothing
 from common.cache import FrameCache
 from common.io import UserError, optional_module, run_script, safe_filename, writable_folder, write_json
-from common.pool import cores
 from common.readers.video import Video, frames_and_clock, open_video
 from frd_uvad import preprocess
 from frd_uvad.features.data import CLIP_FRAMES, FeatureVideo, canonical_features, frames_of_clips
@@ -104,9 +103,8 @@ def trivial_baselines(data, source) -> dict:
     if not data.has_labels or not data.videos:
         return {}
     cache = FrameCache(data.dataset.cache_folder(source.cache) / "frames-small", (120, 180))
-    workers = source.workers or cores()
-    usable, failed = cache.build([data.videos["test", v.name] for v in data.test], workers)
-    return {} if failed else evaluation.frame_baselines(cache, usable, workers)
+    usable, failed = cache.build([data.videos["test", v.name] for v in data.test], source.workers)
+    return {} if failed else evaluation.frame_baselines(cache, usable, source.workers)
 
 
 def evaluate(data, checkpoint, *, out, run, options, source, loaded=None):
@@ -123,7 +121,12 @@ def evaluate(data, checkpoint, *, out, run, options, source, loaded=None):
     check_width(net, checkpoint, data.width, "these")
     net.eval().to(run.device)
     videos = data.test or data.train
-    settings = {"weights": weights_hash(net), "precision": run.precision, "version": scoring.SCORES_VERSION}
+    settings = {
+        "weights": weights_hash(net),
+        "precision": run.precision,
+        "device": run.device.type,
+        "version": scoring.SCORES_VERSION,
+    }
     arrays = score_cache.ScoreCache(writable_folder(out), settings, FeatureVideo.fingerprint).compute(
         videos,
         lambda video, tick: scoring.score_video(net, video, run, tick=tick),
@@ -196,7 +199,7 @@ def score_own_video(video, checkpoint, *, out, run, options, features=None, load
             "score them with --features"
         )
     features = (features or preprocess.FeatureOptions()).trained_as(state["features"])
-    features, frames = preprocess.features_of_video(video, features, run, state["features"])
+    features, frames = preprocess.encode_own_video(video, features, run, state["features"])
     check_width(net, checkpoint, features.shape[2], f"those of {video.path}")
     out = writable_folder(out / safe_filename(video.name))
     if not run.is_main:

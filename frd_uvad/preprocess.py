@@ -8,6 +8,7 @@ python frd_uvad/preprocess.py --dataset demo                                    
 
 import argparse
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,13 +24,12 @@ from common.features.encoders import (
     describe_forms,
     parse_encoders,
 )
-from common.features.prefetch import VideoPrefetcher
 from common.io import UserError, run_script, short_hash
 from common.pool import tick
 from common.readers import datasets
 from common.readers.dataset import UsableVideos, report_skipped
-from common.readers.video import Decoder, Video, print_warnings
-from frd_uvad.clip_files import ClipFiles
+from common.readers.video import Decoder, Video
+from frd_uvad.clip_files import ClipFiles, features_of_video
 from frd_uvad.features.data import FeatureData, FeatureVideo, canonical_features, clips_of_frames
 from frd_uvad.features.folders import find_features, npy_files
 from frd_uvad.stand_in import Statistics
@@ -203,22 +203,12 @@ def check_width(width: int) -> None:
         )
 
 
-def features_of_video(video, options: FeatureOptions, run, trained: dict | None = None) -> tuple[np.ndarray, int]:
-    """Features of your own video [clips, crops, width], and its number of frames. trained: see make_encoder. Raises
-    UserError."""
+def encode_own_video(video, options: FeatureOptions, run, trained: dict | None = None) -> tuple[np.ndarray, int]:
+    """Features of a video that is in no dataset [clips, crops, width], and its number of frames. trained: see
+    make_encoder. Raises UserError."""
     encoder = make_encoder(options, run, trained)
-    if isinstance(encoder, Statistics):
-        clips = ClipReader(Decoder(video))
-        parts = [encoder.encode([clip]).astype(np.float16) for clip in clips]
-        frames, warnings = clips.frames, clips.decoder.warnings
-    else:
-        frames = 0
-        for _, decoding in VideoPrefetcher([video], encoder.preprocess_frame, 1):
-            counted = []
-            parts = list(encoder.encode_video(video, decoding, Path(), tick=counted.append))
-            frames, warnings = sum(counted), decoding.decoder.warnings
-    print_warnings(video, warnings)
-    return np.concatenate(parts), frames
+    with tempfile.TemporaryDirectory() as folder:
+        return features_of_video(files_of(Path(folder), options, encoder), video, encoder, 1)
 
 
 class StatisticsFiles(ClipFiles):

@@ -235,7 +235,7 @@ def train_one_epoch(net, loader, optimizer, plan, epoch, run, meter, bank, score
     net.train()
     for batch, _ in meter.batches(loader, epoch):  # this rank's part of the batch
         meter.set_lr(optimizer, plan.lr)
-        bank.update()  # a GPU that is behind has the backward pass of the step before to do meanwhile
+        bank.update()  # on a GPU this overlaps with the backward pass of the step before
         loss_parts, pseudo, scores = run.data_parallel(losses, net)(batch, plan, bank, score_auxiliary, run)
         choose_for_bank(bank, batch, pseudo, scores, plan, loader.dataset, run)
         optimizer.zero_grad(set_to_none=True)
@@ -311,21 +311,20 @@ def train(
     path, log = out / "frd.pt", training.Log(out / "log.jsonl")
 
     def save():
-        if run.is_main:
-            progress = training.training_state(
-                "frd_uvad",
-                meter,
-                net,
-                optimizer,
-                done=meter.epoch >= plan.epochs,
-                model_args=model_args,
-                plan={**asdict(plan), "loss_weights": list(plan.loss_weights)},
-                identity=identity,
-                features=data.settings,
-                pseudo_labels=pseudo_labels.cpu(),
-                **bank.state_dict(),
-            )
-            training.save_checkpoint(path, progress)
+        training.save_training(
+            path,
+            "frd_uvad",
+            meter,
+            net,
+            optimizer,
+            done=meter.epoch >= plan.epochs,
+            model_args=model_args,
+            plan={**asdict(plan), "loss_weights": list(plan.loss_weights)},
+            identity=identity,
+            features=data.settings,
+            pseudo_labels=pseudo_labels.cpu(),
+            **bank.state_dict(),
+        )
 
     meter = training.EpochMeter(run, "train", plan.epochs, log=log, save=save, unit="window", save_minutes=save_minutes)
     state = training.previous_run(path, "frd_uvad", identity, resume)

@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from common import training
 from common.io import load_array, read_json, stream_npy, write_json
-from common.loader import copy_rows
+from common.loader import take_rows
 from common.objects.cube_dataset import CubeDataset
 from hf2vad import scoring
 
@@ -57,8 +57,7 @@ class CubesWithFlows(CubeDataset):
     def read(self, rows):
         if self.resident is not None:
             return super().read(rows)
-        recon = np.empty((len(rows), *self.recon.shape[1:]), self.recon.dtype)
-        copy_rows(self.recon, np.asarray(rows), recon, np.arange(len(rows)))
+        recon = take_rows([self.recon], [0], rows, self.recon.shape[1:], self.recon.dtype)
         return {**super().read(rows), "recon": self.run.pin(recon)}
 
 

@@ -14,6 +14,7 @@ import numpy as np
 from common import cli, evaluation, score_cache, smoothing
 from common.io import UserError, optional_module, run_script, safe_filename, writable_folder
 from common.objects import pipeline
+from common.readers.dataset import report_skipped
 from common.readers.video import open_video
 from hf2vad import preprocess
 
@@ -42,7 +43,7 @@ def parse(argv=None):
     parser = cli.make_parser(__doc__)
     preprocess.add_data_flags(parser)
     cli.add_run_flags(parser, out="the checkpoint's folder")
-    group = cli.add_checkpoint_flags(parser, "the newest of runs/hf2vad/<dataset>")
+    group = cli.add_checkpoint_flags(parser, "that of the last stage in runs/hf2vad/<dataset>")
     cli.add_shard_flag(group, scoring=True)
     group.add_argument(
         "--batch-size",
@@ -55,14 +56,16 @@ def parse(argv=None):
     )
 
 
-def make_protocol(options: cli.ScoreOptions, dataset: str) -> evaluation.Protocol:
+def make_protocol(options: cli.ScoreOptions, dataset: str, weights: tuple) -> evaluation.Protocol:
+    """weights: see error_weights()"""
     if options.protocol == "strict":
         return evaluation.Protocol("strict", options.smoothing)
     liberties = [f"the first {SKIPPED} frames of every video are left out"]
-    if dataset in OFFICIAL_WEIGHTS:
-        liberties.append(
-            "the weights of the two errors are the authors' for this dataset; how they were chosen is unknown"
-        )
+    if weights == OFFICIAL_WEIGHTS.get(dataset):
+        whose = "are the authors' for this dataset; how they were chosen is unknown"
+    else:
+        whose = "are not the authors' for this dataset"
+    liberties.append(f"the weights of the two errors, {weights[0]:g} (flow) and {weights[1]:g} (frame), {whose}")
     return evaluation.Protocol("official", options.smoothing, SKIPPED, liberties)
 
 
@@ -87,11 +90,12 @@ def cached_scoring(dataset, scorer, net, run, batch_size=None):
         "weights": weights_hash(net),
         "cubes": dataset.store.s.key(),
         "precision": run.precision,
+        "device": run.device.type,
         "version": scoring.SCORES_VERSION,
     }
 
     def score(video, tick):
-        return scoring.score_video(scorer, dataset.store.records(video), batch_size, tick)
+        return scoring.score_video(scorer, dataset.store.array(video), batch_size, tick)
 
     return score, settings
 
@@ -168,7 +172,7 @@ def evaluate(
         dataset.data,
         scores,
         method=METHOD,
-        protocol=make_protocol(options, dataset.data.name),
+        protocol=make_protocol(options, dataset.data.name, weights),
         detections=detections,
         baselines=pipeline.baselines(dataset, dataset.test),
         extra={
@@ -231,7 +235,7 @@ def score_own_video(
     out = writable_folder(out / safe_filename(video.name))
     if not run.is_main:
         return
-    errors = scoring.score_video(scorer, dataset.store.records(video), batch_size)["errors"]
+    errors = scoring.score_video(scorer, dataset.store.array(video), batch_size)["errors"]
     weights = error_weights(options, state.get("identity", {}).get("dataset"), w_flow, w_frame)
     scores, detections = frame_scores(dataset, errors, stats, weights)
     own_video.write(
@@ -245,10 +249,11 @@ def score_own_video(
         color_max(weights),
         options.top,
     )
-    dataset.report_skipped()
+    report_skipped(dataset.skipped)
 
 
-def newest_checkpoint(folder):
+def last_checkpoint(folder):
+    """Of the last stage that was trained. Raises UserError without any."""
     for stage in ("finetune", "cvae", "memae"):
         path = Path(folder) / f"{stage}.pt"
         if path.exists():
@@ -259,7 +264,7 @@ def newest_checkpoint(folder):
 def main(argv=None):
     args = parse(argv)
     smoothing.parse(args.smoothing)
-    checkpoint = args.checkpoint or newest_checkpoint(args.out or Path("runs/hf2vad") / cli.dataset_name(args))
+    checkpoint = args.checkpoint or last_checkpoint(args.out or Path("runs/hf2vad") / cli.dataset_name(args))
     from common.distributed import Run
     from hf2vad import scoring
 

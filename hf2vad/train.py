@@ -162,19 +162,18 @@ def train_stage(stage, net, records, identity, *, out, run, seed, foreground, re
     optimizer = torch.optim.Adam(parameters, lr=stage.lr, eps=1e-7, fused=True)
 
     def save():
-        if run.is_main:
-            progress = training.training_state(
-                "hf2vad",
-                meter,
-                net,
-                optimizer,
-                stage=stage.name,
-                done=meter.epoch >= stage.epochs,
-                model_args=identity["model_args"],
-                identity=identity,
-                foreground=foreground,
-            )
-            training.save_checkpoint(path, progress)
+        training.save_training(
+            path,
+            "hf2vad",
+            meter,
+            net,
+            optimizer,
+            stage=stage.name,
+            done=meter.epoch >= stage.epochs,
+            model_args=identity["model_args"],
+            identity=identity,
+            foreground=foreground,
+        )
 
     meter = training.EpochMeter(
         run, stage.name, stage.epochs, log=log, save=save, unit="cube", save_minutes=save_minutes
@@ -244,7 +243,7 @@ def train(dataset, plan, *, out, run, size="full", seed=0, only=None, resume=Tru
             "batch_size": stage.batch_size,
             "lr": stage.lr,
             "decay": f"cooldown, {stage.epochs} epochs" if stage.decay == "cooldown" else None,
-            "start": None if name == "memae" else training.weights_hash(net.memAE),
+            "start": None if name == "memae" else training.weights_hash(net.memAE if name == "cvae" else net),
         }
         newest = train_stage(
             stage,

@@ -15,7 +15,6 @@ import numpy as np
 from common import cli, evaluation, metrics, score_cache, smoothing
 from common.cache import FrameCache
 from common.io import UserError, optional_module, run_script, safe_filename, writable_folder
-from common.pool import cores
 from common.readers import datasets
 from common.readers.dataset import Dataset
 from common.readers.video import frames_and_clock, open_video
@@ -150,7 +149,7 @@ def evaluate(dataset, checkpoint, *, out, run, options, shard=None, tsne=None, w
 
 def baselines(dataset, workers=None):
     """Trivial scores on small frames; {} where a video cannot be decoded, as its features were made elsewhere."""
-    cache, workers = FrameCache(dataset.features.folder.parent / "frames-small", (120, 180)), workers or cores()
+    cache = FrameCache(dataset.features.folder.parent / "frames-small", (120, 180))
     usable, _ = cache.build(dataset.test, workers)
     return evaluation.frame_baselines(cache, usable, workers) if len(usable) == len(dataset.test) else {}
 

@@ -22,7 +22,7 @@ from common.features.encoders import describe_forms
 from common.features.prefetch import encode_videos
 from common.io import UserError, read_table, run_script
 from common.readers import datasets
-from common.readers.dataset import UsableVideos
+from common.readers.dataset import UsableVideos, report_skipped
 from scene_aware_ae import encoder as encoders
 from scene_aware_ae.encoder import EncoderOptions, GivenFeatures, make_encoder
 
@@ -187,7 +187,7 @@ def main(argv=None):
         dataset = prepare(cli.DataSource.from_args(args), run, EncoderOptions.from_args(args), scenes=args.scenes)
         if run.is_main:
             dataset.print_summary()
-            dataset.report_skipped()
+            report_skipped(dataset.skipped)
             print(f"next: {cli.next_command('scene_aware_ae/train.py', argv, '--shard')}")
 
 

@@ -169,20 +169,19 @@ def train(dataset, *, out, run, variational=False, seed=0, resume=True, save_min
     path, log = out / "scene_aware_ae.pt", training.Log(out / "log.jsonl")
 
     def save():
-        if run.is_main:
-            progress = training.training_state(
-                "scene_aware_ae",
-                meter,
-                net,
-                optimizer,
-                done=meter.epoch >= loader.epochs,
-                model_args=model_args,
-                plan=asdict(plan),
-                identity=identity,
-                scenes=segments.scenes,
-                encoder={**encoder, "flag": dataset.encoder.flag},
-            )
-            training.save_checkpoint(path, progress)
+        training.save_training(
+            path,
+            "scene_aware_ae",
+            meter,
+            net,
+            optimizer,
+            done=meter.epoch >= loader.epochs,
+            model_args=model_args,
+            plan=asdict(plan),
+            identity=identity,
+            scenes=segments.scenes,
+            encoder={**encoder, "flag": dataset.encoder.flag},
+        )
 
     meter = training.EpochMeter(
         run,

@@ -15,10 +15,11 @@ NOISE_ROWS = 256  # frames that share one mask are this far apart
 class FrameDataset:
     """The frames of several videos of one size as one dataset; in device memory where they all fit.
 
-    arrays: uint8 [T_i, H, W, C] memory maps (C = 1 grey or 3 BGR); offsets: the frames around t that a sample holds.
+    arrays: uint8 [T_i, H, W, C] memory maps (C = 1 grey or 3 BGR); offsets: the frames around t that a sample holds;
+    once: every frame is read only once, so that none stays on the device.
     """
 
-    def __init__(self, arrays: list, run, offsets: tuple = INPUT_OFFSETS):
+    def __init__(self, arrays: list, run, offsets: tuple = INPUT_OFFSETS, once: bool = False):
         self.arrays, self.run = arrays, run
         self.offsets = np.array(offsets)
         lengths = [len(a) for a in arrays]
@@ -29,7 +30,7 @@ class FrameDataset:
         self.size = arrays[0].shape[1:3]
         self.resident = None
         nbytes = len(self) * self.channels * self.size[0] * self.size[1]
-        if run.device.type == "cuda" and run.fits_device(nbytes):
+        if run.device.type == "cuda" and not once and run.fits_device(nbytes):
             shape = (*self.size, self.channels)
             self.resident = run.keep_on_device((np.broadcast_to(a, (len(a), *shape)) for a in arrays), len(self))
 

@@ -51,7 +51,8 @@ def add_eval_flags(parser, training=False):
         type=cli.positive_int,
         default=1,
         metavar="K",
-        help="masks averaged over; with 2 every token is removed once, for twice the time (default: %(default)s)",
+        help="masks averaged over; with 2 (and --mask-ratio 0.5) every token is removed once, for twice the time "
+        "(default: %(default)s)",
     )
 
 
@@ -93,7 +94,7 @@ def parse(argv=None):
     preprocess.add_data_flags(parser)
     cli.add_run_flags(parser, out="the checkpoint's folder")
     group = cli.add_checkpoint_flags(
-        parser, "runs/sdmae/<dataset>/sdmae.pt", video=None, whose="our checkpoint, or the authors' teacher"
+        parser, "runs/sdmae/<dataset>/sdmae.pt", video=False, whose="our checkpoint, or the authors' teacher"
     )
     group.add_argument("--student", type=Path, help="the authors' second file, with the student")
     group.add_argument(
@@ -116,15 +117,20 @@ def parse(argv=None):
     return parser.parse_args(argv)
 
 
-def make_protocol(options: cli.ScoreOptions, dataset: str, config) -> evaluation.Protocol:
-    """config: scoring.ScoreConfig"""
+def make_protocol(options: cli.ScoreOptions, dataset: str, config, draws: int = 1) -> evaluation.Protocol:
+    """config: scoring.ScoreConfig; draws: masks averaged over"""
+    from sdmae import scoring
+
     if options.protocol == "strict":
         return evaluation.Protocol("strict", options.smoothing)
-    if dataset in ("avenue", "shanghaitech"):
+    of, published = ("ShanghaiTech", scoring.SHANGHAITECH) if config.minmax else ("Avenue", scoring.AVENUE)
+    if dataset.removesuffix("-sd") == of.lower():
         liberties = ["the filter's parameters are the authors' for this dataset; how they were chosen is unknown"]
     else:
-        other = "ShanghaiTech" if config.minmax else "Avenue"
-        liberties = [f"the authors' filter for {dataset} is not published: theirs for {other} is used"]
+        liberties = [f"the filter is the authors' for {of}, not for {dataset}"]
+    if config != published or draws > 1:
+        errors = f"{' + '.join(config.parts)}, {config.norm}, student on {config.tokens} tokens, {draws} masks"
+        liberties.append(f"the errors are not summed as published: {errors}")
     if config.minmax:
         liberties.append("scores of each video are scaled to [0, 1] by its own extremes, which needs the whole video")
     return evaluation.Protocol("official", config.filter, 0, liberties, minmax=config.minmax)
@@ -191,6 +197,11 @@ def load(
     if image_size and tuple(image_size) != tuple(size):
         raise UserError(f"--image-size, --patch: {checkpoint} is for frames of {size[0]}x{size[1]}; leave them out")
     config = scoring.score_config(state.get("identity", {}).get("dataset", dataset), norm, parts, tokens)
+    is_untrained = state["phase"] == "teacher" if "phase" in state else student is None
+    if is_untrained and parts is None and len(config.parts) > 1:
+        reason = "has not begun to train its student" if "phase" in state else "comes without --student"
+        run.print(f"note: {checkpoint} {reason}: scores are the teacher's errors alone")
+        config.parts = ("reconstruction",)
     scorer = scoring.Scorer(net, config, run, draws=draws, compiled=compiled)
     return Loaded(net, state, scorer, tuple(state["model_args"]["image_size"]))
 
@@ -218,6 +229,8 @@ def evaluate(
 
     loaded = loaded or load(checkpoint, dataset.data.name, run, **scoring_options)
     scorer, config = loaded.scorer, loaded.config
+    if loaded.state.get("done") is False:
+        run.print(f"note: the training of {checkpoint} has not finished ({loaded.state['epoch']} whole epochs)")
     arrays = score_cache.score_test_set(
         dataset,
         lambda video, tick: scoring.score_video(scorer, dataset.cache.frames(video), batch_size, tick),
@@ -254,7 +267,7 @@ def evaluate(
         dataset.data,
         scores,
         method=METHOD,
-        protocol=make_protocol(options, dataset.data.name, config),
+        protocol=make_protocol(options, dataset.data.name, config, len(scorer.tables)),
         detections=detections,
         baselines=evaluation.frame_baselines(dataset.cache, dataset.test, workers),
         extra={

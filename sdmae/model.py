@@ -37,7 +37,7 @@ def random_masking(noise, ratio):
     -> kept indices [N, L·(1-ratio)], places to take every token from when they return [N, L], mask [N, L] (1: removed).
     """
     n, length = noise.shape
-    remaining = int(length * (1 - ratio))
+    remaining = round(length * (1 - ratio))
     order = noise.argsort(dim=1)
     restore = order.argsort(dim=1)
     mask = (restore >= remaining).to(noise.dtype)

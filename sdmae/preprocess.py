@@ -16,12 +16,12 @@ from common import cli
 from common.cache import FrameCache
 from common.io import UserError, run_script, writable_folder
 from common.readers import datasets
-from common.readers.dataset import UsableVideos
+from common.readers.dataset import UsableVideos, report_skipped
 from common.readers.pictures import write_image
 
 # Input size (height, width) and patch. Avenue, ShanghaiTech and UBnormal as published: 20 × 40 tokens. Of Ped2 only the
 # patch is published, 4, which costs several times as much; 192 × 288 keeps the frame's shape, and a pedestrian of
-# 12 × 24 px is about two tokens. Ped1: the published patch, 24 × 36 tokens.
+# 12 × 24 px is about two tokens. Ped1 is not in the paper: the patch of Ped2, 24 × 36 tokens.
 PUBLISHED = {
     "avenue": dict(size=(320, 640), patch=16),
     "shanghaitech": dict(size=(160, 320), patch=8),
@@ -42,7 +42,7 @@ def add_data_flags(parser):
 
 def input_size(dataset: str, image_size: str | None = None, patch: int | None = None) -> tuple[tuple[int, int], int]:
     """-> (height, width), patch: the dataset's, or the given ones ("320x640"), made divisible by the patch."""
-    published = PUBLISHED.get(dataset, PUBLISHED["folder"])
+    published = PUBLISHED.get(dataset.removesuffix("-sd"), PUBLISHED["folder"])  # ShanghaiTech-SD: the same videos
     patch = patch or published["patch"]
     if not image_size and patch == published["patch"]:
         return published["size"], patch
@@ -180,7 +180,7 @@ def main(argv=None):
             preview(bank, dataset, args.out or Path("runs/sdmae") / name, run, args.seed)
         run.print(dataset.summary())
         if run.is_main:
-            dataset.report_skipped()
+            report_skipped(dataset.skipped)
         run.print(f"next: {cli.next_command('sdmae/train.py', argv, '--shard', '--preview')}")
 
 

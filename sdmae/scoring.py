@@ -43,7 +43,7 @@ PUBLISHED = {"shanghaitech": SHANGHAITECH, "ubnormal": SHANGHAITECH}
 
 def score_config(dataset: str, norm: str | None = None, parts: str | None = None, tokens: str = "all") -> ScoreConfig:
     """The published configuration of a dataset; norm, parts ("both" or one of PARTS) and tokens override it."""
-    config = replace(PUBLISHED.get(dataset, AVENUE), tokens=tokens)
+    config = replace(PUBLISHED.get(dataset.removesuffix("-sd"), AVENUE), tokens=tokens)
     if norm:
         config.norm = norm
     if parts:
@@ -132,7 +132,8 @@ def score_video(scorer: Scorer, frames: np.ndarray, batch_size: int = 64, tick=N
 
     -> {"scores": float32 [T], "maps": errors of tokens, float16 [T, rows, columns]}.
     """
-    errors = scorer.score_frames(FrameDataset([frames], scorer.run), np.arange(len(frames)), batch_size, tick)
+    data = FrameDataset([frames], scorer.run, once=True)
+    errors = scorer.score_frames(data, np.arange(len(frames)), batch_size, tick)
     tokens = sum_parts(errors, scorer.config)
     return {"scores": tokens.mean(1), "maps": tokens.reshape(-1, *scorer.grid).astype(np.float16)}
 

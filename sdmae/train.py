@@ -100,7 +100,7 @@ def make_plan(
     """The dataset's published constants; flags (epochs, batch_size, lr) override them."""
     values = {**DEFAULTS, **DATASETS.get(dataset, {}), **flags}
     if student_from is None:
-        student_from = int(values["epochs"] * values["student_from"])
+        student_from = max(1, int(values["epochs"] * values["student_from"]))
     if student_from > values["epochs"]:
         raise UserError(f"--student-from {student_from} must be between 0 and --epochs ({values['epochs']})")
     plan = Plan(
@@ -115,6 +115,16 @@ def make_plan(
     if (decay or values["decay"]) == "cooldown":  # depends on the length: such a run cannot continue for more epochs
         plan.lr_schedule = f"cooldown, {plan.student_from} of {plan.epochs} epochs"
     return plan
+
+
+def check_mask_ratio(ratio: float, rows: int, columns: int) -> None:
+    """The tokens that stay must fill the rows of a grid, on which the encoder convolves. Raises UserError."""
+    kept = round(rows * columns * (1 - ratio))
+    if not 0 < ratio < 1 or kept % rows or not kept:
+        fits = 1 - min(max(1, round(kept / rows)), columns - 1) / columns
+        raise UserError(
+            f"--mask-ratio {ratio}: the tokens left must fill {rows} rows; the nearest that fits is {fits:.4g}"
+        )
 
 
 def start_phase(net, phase, lr):
@@ -243,21 +253,20 @@ def train(
     statistics = None
 
     def save():
-        if run.is_main:
-            state = training.training_state(
-                "sdmae",
-                meter,
-                net,
-                optimizer,
-                done=statistics is not None,
-                model_args=model_args,
-                identity=identity,
-                plan=asdict(plan),
-                phase=phase,
-                statistics=statistics,
-                rule=config.state_dict(),
-            )
-            training.save_checkpoint(path, state)
+        training.save_training(
+            path,
+            "sdmae",
+            meter,
+            net,
+            optimizer,
+            done=statistics is not None,
+            model_args=model_args,
+            identity=identity,
+            plan=asdict(plan),
+            phase=phase,
+            statistics=statistics,
+            rule=config.state_dict(),
+        )
 
     state = training.previous_run(path, "sdmae", identity, resume)
     phase = state["phase"] if state else plan.phase(0)
@@ -288,8 +297,6 @@ def main(argv=None):
     args = parse(argv)
     began = time.perf_counter()
     name = cli.dataset_name(args)
-    if not 0 < args.mask_ratio < 1:
-        raise UserError(f"--mask-ratio {args.mask_ratio} must be between 0 and 1")
     plan = make_plan(
         name,
         student_from=args.student_from,
@@ -300,6 +307,7 @@ def main(argv=None):
         **cli.given(args, ("epochs", "batch_size", "lr")),
     )
     size, patch = preprocess.input_size(name, args.image_size, args.patch)
+    check_mask_ratio(args.mask_ratio, size[0] // patch, size[1] // patch)
     from common.distributed import Run
     from sdmae.scoring import score_config
 
@@ -338,6 +346,7 @@ def main(argv=None):
             tokens=args.student_on,
             draws=args.mask_draws,
             workers=args.workers,
+            training_frames=lambda: dataset,
         )
 
 

@@ -15,13 +15,14 @@ import numpy as np
 from common import cli, evaluation, score_cache, smoothing
 from common.io import UserError, optional_module, run_script, safe_filename, writable_folder
 from common.objects import pipeline
+from common.readers.dataset import report_skipped
 from common.readers.video import open_video
 from spr_uvad import preprocess
 
 # torch is imported inside functions: --help answers at once.
 
 METHOD = "LBR-SPR"
-W_RAW, W_FLOW = {"shanghaitech": 0.1}, 1.0  # weights of the two errors (authors' code); w_raw is 0.5 elsewhere
+W_FLOW = 1.0  # weight of the flow error
 COLOR_MAX_QUANTILE = 0.99  # of all boxes' scores, from which pictures paint them red
 
 
@@ -78,6 +79,11 @@ def color_max(detections):
     return max(1e-3, float(np.quantile(scores, COLOR_MAX_QUANTILE))) if len(scores) else 1.0
 
 
+def raw_weight(dataset: str) -> float:
+    """Weight of the appearance error (authors' code)."""
+    return 0.1 if dataset.startswith("shanghaitech") else 0.5
+
+
 def score_videos(dataset, videos, nets, grid, run, *, out, shard=None):
     """Cube errors and blocks of `videos`, cached in `out`. -> {video key: {"errors", "block"}} on rank 0, else None."""
     from common.training import weights_hash
@@ -88,11 +94,12 @@ def score_videos(dataset, videos, nets, grid, run, *, out, shard=None):
         "grid": list(grid),
         "cubes": dataset.store.s.key(),
         "precision": run.precision,
+        "device": run.device.type,
         "version": scoring.SCORES_VERSION,
     }
 
     def score(video, tick):
-        return scoring.score_video(nets, grid, dataset.store.records(video), dataset.sizes([video])[0], run, tick)
+        return scoring.score_video(nets, grid, dataset.store.array(video), dataset.sizes([video])[0], run, tick)
 
     cache = score_cache.ScoreCache(out, settings, dataset.cache.source_of)
     all_videos = dataset.data.test if shard else videos
@@ -182,7 +189,11 @@ def evaluate(
     statistics = block_statistics(checkpoint, nets, state, run, out, training_scores, training_set or (lambda: dataset))
     if not arrays:
         return None
-    weights = W_RAW.get(dataset.data.name, 0.5) if w_raw is None else w_raw, w_flow
+    weights = raw_weight(dataset.data.name) if w_raw is None else w_raw, w_flow
+    if state.get("done") is False:
+        print(
+            f"note: the training of {checkpoint} has not finished ({state['epoch']} epochs of block {state['block']})"
+        )
     scores, detections = frame_scores(dataset, dataset.test, arrays, statistics, weights)
     with_motion = scoring.uses_flow(nets)
     out = out / options.protocol
@@ -244,8 +255,8 @@ def score_own_video(
     arrays = score_videos(dataset, [video], nets, tuple(state["grid"]), run, out=out)
     if not arrays:
         return
-    trained_on = state.get("identity", {}).get("dataset")
-    weights = W_RAW.get(trained_on, 0.5) if w_raw is None else w_raw, w_flow
+    trained_on = state.get("identity", {}).get("dataset", "")
+    weights = raw_weight(trained_on) if w_raw is None else w_raw, w_flow
     scores, detections = frame_scores(dataset, [video], arrays, statistics, weights)
     own_video.write(
         video.name,
@@ -258,7 +269,7 @@ def score_own_video(
         color_max(detections),
         options.top,
     )
-    dataset.report_skipped()
+    report_skipped(dataset.skipped)
 
 
 def main(argv=None):

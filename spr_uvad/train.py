@@ -191,24 +191,23 @@ def train(dataset, plan, *, out, run, size="full", flow=False, seed=0, resume=Tr
     statistics = None
 
     def save():
-        if run.is_main:
-            progress = training.training_state(
-                "spr_uvad",
-                meter,
-                net,
-                optimizer,
-                done=statistics is not None,
-                model_args=model_args,
-                grid=list(plan.grid),
-                plan=plan.state_dict(),
-                identity=identity,
-                foreground=vars(settings),
-                statistics=statistics,
-                block=number,
-                errors=errors.cpu(),
-                model_state_dicts={str(k): n.state_dict() for k, n in nets.items()},
-            )
-            training.save_checkpoint(path, progress)
+        training.save_training(
+            path,
+            "spr_uvad",
+            meter,
+            net,
+            optimizer,
+            done=statistics is not None,
+            model_args=model_args,
+            grid=list(plan.grid),
+            plan=plan.state_dict(),
+            identity=identity,
+            foreground=vars(settings),
+            statistics=statistics,
+            block=number,
+            errors=errors.cpu(),
+            model_state_dicts={str(k): n.state_dict() for k, n in nets.items()},
+        )
 
     for number in numbers:
         seed_everything(seed + number)

@@ -14,7 +14,7 @@ def test_one_video_is_the_same_every_time(tmp_path):
     files = []
     for run in "ab":
         path = tmp_path / run / "test" / "arcade_02.avi"
-        stem, spans = demo.render("arcade", 1, "test", path)
+        stem, spans = demo.render(("arcade", 1, "test", path))
         assert stem == "arcade_02" and spans[0][0] == "cart"
         files.append([p.read_bytes() for p in sorted((tmp_path / run).rglob("*")) if p.is_file()])
     assert files[0] == files[1] and len(files[0]) == 4

@@ -322,7 +322,7 @@ def test_frd_uvad_from_videos_to_scores(files, tmp_path):
     small = ("--epochs", "1", "--batch-size", "8", "--num-blocks", "0", "--cross-clip", "2")
     named = ("--encoder", f"torchvision:resnet18:{weights}+stand-in:statistics")
     done = script("frd_uvad/train.py", *data, *named, *small, "--out", tmp_path / "run")
-    assert "width 2048" in done.stdout and "frames/s" in done.stdout
+    assert "width 2048" in done.stdout
     state = training.load_checkpoint(tmp_path / "run" / "frd.pt")
     assert state["features"]["flag"] == named[1] and state["features"]["parts"][0]["size"] == [224, 224]
     scored = ("frd_uvad/eval.py", *data, "--checkpoint", tmp_path / "run" / "frd.pt")
@@ -412,7 +412,7 @@ def test_scene_aware_ae_with_an_image_network(files, tmp_path):
     named = ("--encoder", f"timm:{SMALL}:{files['small']}")
     small = ("--iterations", "5", "--segments-per-scene", "2", "--mode", "0", "--out", tmp_path / "run")
     done = script("scene_aware_ae/train.py", *data, *named, *small)
-    assert "micro AUC" in done.stdout and f"encoding with timm:{SMALL}" in done.stdout and "frames/s" in done.stdout
+    assert "micro AUC" in done.stdout and f"encoding with timm:{SMALL}" in done.stdout
     state = training.load_checkpoint(tmp_path / "run" / "scene_aware_ae.pt")
     assert state["encoder"]["flag"] == named[1] and state["encoder"]["mean"] == [0.485, 0.456, 0.406]
     scored = (*data, "--checkpoint", tmp_path / "run" / "scene_aware_ae.pt")

@@ -307,7 +307,7 @@ def test_the_first_crop_may_have_no_number(tmp_path):
 def test_features_of_another_dataset_are_not_taken(tmp_path):
     for folder in ("XDTrainClipFeatures", "XDTestClipFeatures", "UCF_Train", "UCF_Test"):
         save(tmp_path / folder / "a.npy", rows(4, 8))
-    with pytest.raises(UserError, match="holds XDT.*called like xdviolence, with --dataset ucfcrime"):
+    with pytest.raises(UserError, match="holds XDT.*named after xdviolence, with --dataset ucfcrime"):
         find_features("ucfcrime", tmp_path)
     for folder in ("features_train", "features_test"):
         save(tmp_path / "own" / folder / "a.npy", rows(4, 8))
@@ -679,7 +679,7 @@ def numbers(frames):
 def test_prefetched_frames_are_in_order(tmp_path, threads, monkeypatch):
     monkeypatch.setattr(prefetch, "QUEUE_FRAMES", 2)
     videos = videos_of(tmp_path, (5, 1, 7, 3))
-    read = {v.name: numbers(frames) for v, frames in prefetch.VideoPrefetcher(videos, lambda f: f + 1, threads)}
+    read = {v.name: numbers(frames) for v, frames in prefetch.decode_ahead(videos, lambda f: f + 1, threads)}
     assert read == {f"v{i}": [10 * i + t + 1 for t in range(n)] for i, n in enumerate((5, 1, 7, 3))}
     wait_for_threads()
 
@@ -692,7 +692,7 @@ def test_an_error_of_a_decoder_is_raised_at_its_video(tmp_path, error):
         return frame
 
     read, errors = {}, {}
-    for video, frames in prefetch.VideoPrefetcher(videos_of(tmp_path, (3, 4, 3)), preprocess_frame, 2):
+    for video, frames in prefetch.decode_ahead(videos_of(tmp_path, (3, 4, 3)), preprocess_frame, 2):
         read[video.name] = []
         try:
             for frame in frames:
@@ -715,7 +715,7 @@ def test_prefetching_is_bounded_and_stops_early(tmp_path, monkeypatch):
 
     for leave_after in (0, 1, 4, 9):
         del decoded[:]
-        for _, frames in prefetch.VideoPrefetcher(videos, preprocess_frame, 2):
+        for _, frames in prefetch.decode_ahead(videos, preprocess_frame, 2):
             until = time.monotonic() + 30
             while len(decoded) < 2 * (2 + 1) and time.monotonic() < until:
                 time.sleep(0.01)
@@ -725,8 +725,6 @@ def test_prefetching_is_bounded_and_stops_early(tmp_path, monkeypatch):
                 pass
             break
         wait_for_threads()
-    for _, frames in prefetch.VideoPrefetcher(
-        videos, preprocess_frame, 2
-    ):  # leaves each video, and goes on to the next
+    for _, frames in prefetch.decode_ahead(videos, preprocess_frame, 2):  # leaves each video, and goes on to the next
         assert len(list(zip(range(3), frames))) == 3
     wait_for_threads()

@@ -89,13 +89,13 @@ def store_of(tmp_path, frames, settings=None, name="v"):
 def test_videos_shorter_than_the_history(tmp_path, frames):
     video, store = store_of(tmp_path, walkers(frames))
     assert store.build([video], 1) == ([video], {})
-    assert len(store.records(video)) == store.info(video)["cubes"]
+    assert len(store.array(video)) == store.info(video)["cubes"]
 
 
 def test_a_still_video_has_no_cubes(tmp_path):
     video, store = store_of(tmp_path, np.full((6, 64, 96, 1), 90, np.uint8))
     store.build([video], 1)
-    assert len(store.records(video)) == 0 and store.info(video)["cubes"] == 0
+    assert len(store.array(video)) == 0 and store.info(video)["cubes"] == 0
 
 
 def test_workers_do_not_change_the_cubes(tmp_path):
@@ -131,8 +131,8 @@ def test_flow_from_files_gives_the_cubes_of_the_same_flow(tmp_path, per_frame, f
         (tmp_path / "flow" / "test" / "v").rmdir()
     own = CubeStore(store.cache, tmp_path / "cubes", s)
     assert own.build([video], 1) == ([video], {})
-    assert len(own.records(video)) > 10 and own.folder != store.folder
-    assert own.records(video).tobytes() == store.records(video).tobytes()
+    assert len(own.array(video)) > 10 and own.folder != store.folder
+    assert own.array(video).tobytes() == store.array(video).tobytes()
     np.save(tmp_path / "flow" / "v.npy", flow[:11])
     if not per_frame:  # a changed file is noticed, and one of another length refused
         assert (
@@ -152,7 +152,7 @@ def test_boxes_from_a_file(tmp_path):
     s = Settings(boxes=f"file:{tmp_path / 'boxes.npz'}", motion_threshold=255)
     video, store = store_of(tmp_path, frames, s)
     store.build([video], 1)
-    assert np.array(store.records(video)["box"]).tolist() == [[4, 4, 40, 50]] * 4
+    assert np.array(store.array(video)["box"]).tolist() == [[4, 4, 40, 50]] * 4
     video, store = store_of(tmp_path, walkers(5), s, "w")
     assert "no testing.w.boxes" in store.build([video], 1)[1][video.key]
     np.savez(tmp_path / "boxes.npz", **{"testing.w.boxes": EVERYTHING, "testing.w.count": np.ones(1, np.int32)})
@@ -210,15 +210,15 @@ def test_detections_are_made_anew_when_the_video_was_replaced(tmp_path, monkeypa
     monkeypatch.setattr(detectors, "fingerprint", lambda spec: [spec])
     video, store = store_of(tmp_path, walkers(4), Settings(boxes="onnx:x", motion_threshold=255))
     store.build([video], 1)
-    assert store._has_boxes(video) and len(store.records(video)) == 4
+    assert store.boxes.info(video) and len(store.array(video)) == 4
     picture = tmp_path / "v" / "000.png"
     picture.write_bytes(picture.read_bytes())  # a copy: another time, the same bytes
-    assert store._has_boxes(video) and len(store.records(video)) == 4
+    assert store.boxes.info(video) and len(store.array(video)) == 4
     picture.write_bytes(picture.read_bytes()[:-1] + b"?")
-    assert not store._has_boxes(video)
+    assert not store.boxes.info(video)
     store.cache.build([video], 1)
     store.build([video], 1)
-    assert store._has_boxes(video)
+    assert store.boxes.info(video)
 
 
 def test_mmdet_boxes(tmp_path):

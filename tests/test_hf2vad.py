@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from common import training
-from common.cli import DataSource
+from common.cli import DataSource, ScoreOptions
 from common.distributed import Run, seed_everything
 from common.io import load_arrays
 from common.objects import pipeline
 from common.objects.cube_dataset import CubeDataset
 from hf2vad import preprocess, scoring
 from hf2vad.data import stage_data
+from hf2vad.eval import make_protocol
 from hf2vad.model import HF2VAD, Residual, fold
 from hf2vad.train import SIZES
 from tests.helpers import (
@@ -105,6 +106,8 @@ def test_a_stage_left_over_from_another_run_does_not_count(trained, tmp_path):
     assert json.loads(metrics.read_text())["checkpoint"] == str(tmp_path / "run" / "cvae.pt")
     state = torch.load(tmp_path / "run" / "cvae.pt", weights_only=True)
     assert state["done"] and state["statistics"]["cubes"] > 20 and state["optimizer"]
+    # finetune.pt was made from another cvae.pt
+    refused(train(root, tmp_path / "run", "--stage", "finetune", check=False), "finetune.pt", "start", "--out")
     train(root, tmp_path / "run", "--stage", "memae")
     assert json.loads(metrics.read_text())["checkpoint"] == str(tmp_path / "run" / "memae.pt")
 
@@ -125,7 +128,9 @@ def test_official_protocol_names_its_liberties(trained):
         "official",
         "--overlay",
     )
-    assert "liberty taken" in done.stdout
+    assert "the weights of the two errors, 1 (flow) and 1 (frame), are not the authors' for this dataset" in done.stdout
+    ped2 = [make_protocol(ScoreOptions("official"), "ped2", w).liberties[1] for w in ((1.0, 0.1), (1.0, 1.0))]
+    assert "0.1 (frame), are the authors' for this dataset; how" in ped2[0] and "are not the authors'" in ped2[1]
     report = json.loads((base / "run" / "official" / "metrics.json").read_text())
     assert report["left_out_frames_per_video"] == 4 and report["frames"] == 40 and report["liberties"]
     assert (base / "run" / "official" / "overlay" / "b0.mp4").stat().st_size > 2000

@@ -353,10 +353,11 @@ def test_parts_stay_small(part):
 
 
 def modules_of_common(method):
-    """Those that its scripts import, directly or not; the others are optional."""
+    """Those that its scripts import, directly or not, and the reader of your own videos; the others are optional."""
     graph = import_graph()
     scripts = [f"{method}.{name}" for name in ("preprocess", "train", "eval", "pretrain")]
-    return {m for m in closure(graph, [m for m in scripts if m in graph]) if m.startswith("common.")}
+    starts = [m for m in scripts if m in graph] + ["common.readers.folder"]
+    return {m for m in closure(graph, starts) if m.startswith("common.")}
 
 
 @pytest.mark.parametrize("method", COPIED)

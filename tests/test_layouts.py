@@ -358,7 +358,7 @@ def test_masks_and_ranges_that_disagree_are_counted_once(tmp_path, capsys):
     masks = (marks(2, 3), None, marks(0), marks(8, 9, 10, 11, 1))  # one frame less, none here, the same, two more
     data = published_ped1(tmp_path / "UCSDped1", masks)
     result = evaluated(data, tmp_path / "out")
-    sentence = "Test*_gt images differs from UCSDped1.m, which counts, in 3 frames of 2 videos"
+    sentence = "Test*_gt images differs from UCSDped1.m (the one in use) in 3 frames of 2 videos"
     assert result["other_labels"] == sentence and capsys.readouterr().out.count(sentence) == 1
     assert result["abnormal_frames"] == sum(int(y.sum()) for y in PED1)
 
@@ -370,7 +370,7 @@ def test_avenues_masks_count_and_its_ranges_are_compared(tmp_path, capsys):
     )  # 10 is the tenth
     data = datasets.find("avenue", tmp_path)
     result = evaluated(data, tmp_path / "out")
-    sentence = "avenue.mat differs from masks: testing_label_mask (volLabel), which counts, in 2 frames of 2 videos"
+    sentence = "avenue.mat differs from masks: testing_label_mask (volLabel) (the one in use) in 2 frames of 2 videos"
     assert result["other_labels"] == sentence and capsys.readouterr().out.count(sentence) == 1
     assert result["abnormal_frames"] == sum(int(y.sum()) for y in AVENUE.values())
 
@@ -382,7 +382,7 @@ def test_avenues_ranges_of_another_version_are_named(tmp_path, capsys):
     assert evaluated(data, tmp_path / "out")["abnormal_frames"] == sum(int(y.sum()) for y in AVENUE.values())
     said = capsys.readouterr().out
     assert (
-        "avenue.mat differs from masks: testing_label_mask (volLabel), which counts, in 1 frames of 1 videos; "
+        "avenue.mat differs from masks: testing_label_mask (volLabel) (the one in use) in 1 frames of 1 videos; "
         "avenue.mat could not be compared with masks: testing_label_mask (volLabel) in 1 videos: labels of video 02 "
         "(avenue.mat) mark frames "
         "1..900" in said
@@ -413,7 +413,7 @@ def test_two_sources_of_ones_own_labels_are_compared(tmp_path, capsys, sources):
     assert labels_of(data) == {name: y.tolist() for name, y in zip("ab", first)}
     said = capsys.readouterr().out
     if len(kinds) == 2:
-        sentence = f"{kinds[1]} differs from {kinds[0]}, which counts, in 3 frames of 1 videos"
+        sentence = f"{kinds[1]} differs from {kinds[0]} (the one in use) in 3 frames of 1 videos"
         assert result["other_labels"] == sentence and said.count(sentence) == 1
     else:
         assert "other_labels" not in result and "differs from" not in said
@@ -447,7 +447,7 @@ def test_damaged_masks_cost_the_regions_of_one_video(tmp_path, capsys, damage):
     assert list(result["unreadable_regions"]) == ["04"]
     assert "regions of video 04 are left out: " in (said := capsys.readouterr().out)
     if damage == "the last missing":
-        assert "Test*_gt images differs from UCSDped1.m, which counts, in 1 frames of 1 videos" in said
+        assert "Test*_gt images differs from UCSDped1.m (the one in use) in 1 frames of 1 videos" in said
     else:
         assert "Test*_gt images could not be compared with UCSDped1.m in 1 videos: pixel mask" in said
 
@@ -740,7 +740,7 @@ def test_frames_and_videos_of_a_split_are_both_read(tmp_path, capsys):
     }
     assert (
         "note: 1 videos, such as " in (said := capsys.readouterr().out)
-        and f"stand in {root / 'testing' / 'frames'} too" in said
+        and f"are in {root / 'testing' / 'frames'} too" in said
     )
 
 
@@ -856,7 +856,7 @@ def test_a_vector_of_other_videos_is_refused_and_a_mat_is_read(tmp_path):
     save_frames(tmp_path / "own" / "test" / "9", blank())
     save_frames(tmp_path / "own" / "test" / "10", blank())
     np.save(tmp_path / "own.npy", np.zeros(2 * FRAMES))
-    with pytest.raises(UserError, match="in which order its videos stand is not known"):
+    with pytest.raises(UserError, match="the order of its videos is ambiguous"):
         datasets.find("folder", tmp_path / "own", labels=tmp_path / "own.npy")
     save_ranges(tmp_path / "gt.mat", [(3, 5)], [(1, 1), (12, 12)])
     data = datasets.find("ped2", tmp_path, labels=tmp_path / "gt.mat")
@@ -894,7 +894,7 @@ def test_labels_of_one_video_in_two_entries_are_refused(tmp_path):
 def test_labels_that_name_no_video_are_refused(tmp_path):
     save_frames(tmp_path / "data" / "test" / "b_0", blank())
     path = write_labels(tmp_path, "npy", {"b_0_label": marks(1)})
-    with pytest.raises(UserError, match="called like a test video such as b_0; it holds b_0_label.npy"):
+    with pytest.raises(UserError, match="named after a test video such as b_0; it holds b_0_label.npy"):
         datasets.find("folder", tmp_path / "data", labels=path)
     np.save(path / "b_0.npy", marks(1))
     assert labels_of(datasets.find("folder", tmp_path / "data", labels=path)) == {"b_0": marks(1).tolist()}

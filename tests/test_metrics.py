@@ -37,10 +37,10 @@ def test_macro_auc_adds_one_frame_of_each_kind():
 @pytest.mark.parametrize(
     "labels, scores, words",
     [
-        ([], [], "no frames"),
+        ([], [], "no normal"),
         ([1, 1], [1, 2], "no normal"),
         ([0, 0], [1, 2], "no abnormal"),
-        ([0, 1], [1], "2 labels but 1"),
+        ([0, 1], [1], "inconsistent numbers"),
         ([0, 1], [1, np.nan], "NaN"),
     ],
 )
@@ -125,9 +125,9 @@ def test_pixel_criterion_by_hand():
 
 
 def test_paint_takes_the_maximum():
-    out = localization.paint(np.array([[0, 0, 5, 5], [3, 3, 8, 8]], float), np.array([7.0, 1.0]), (10, 10), empty=0)
-    assert out[4, 4] == 7 and out[7, 7] == 1 and out[9, 9] == 0
-    assert (localization.paint(np.array([[0, -9, 5, -5], [-9, 0, -5, 5]]), np.ones(2), (10, 10), empty=0) == 0).all()
+    out = localization.paint(np.array([[0, 0, 5, 5], [3, 3, 8, 8]], float), np.array([7.0, 1.0]), (10, 10))
+    assert out[4, 4] == 7 and out[7, 7] == 1 and out[9, 9] == -np.inf
+    assert (localization.paint(np.array([[0, -9, 5, -5], [-9, 0, -5, 5]]), np.ones(2), (10, 10)) == -np.inf).all()
 
 
 def regions_of(tmp_path, **more):

@@ -1,7 +1,6 @@
 """Names of every kind: readers, caches, archives, tables and links take them; a renamed source is noticed."""
 
 import csv
-import json
 import os
 import subprocess
 import sys
@@ -17,10 +16,10 @@ from hypothesis import strategies as st
 from common import own_video
 from common.cache import FrameCache, VideoFiles
 from common.flow import sources
-from common.io import UserError, load_arrays, original_name, read_table, safe_filename, save_arrays, writing_table
+from common.io import UserError, load_arrays, read_table, safe_filename, save_arrays, writing_table
 from common.objects import detectors
 from common.objects.baselines import baseline_path
-from common.objects.cubes import CubeStore, Settings
+from common.objects.cubes import BoxFiles, CubeStore, Settings
 from common.readers import container, datasets
 from common.readers.container import Clock
 from common.readers.dataset import Dataset
@@ -29,6 +28,7 @@ from common.report import page as report
 from common.report import plots, ranking
 from common.score_cache import ScoreCache
 from frd_uvad.clip_files import ClipFiles
+from frd_uvad.features.names import original_name
 from frd_uvad.svmae import clips
 from frd_uvad.svmae import preprocess as svmae
 from scene_aware_ae import encoder as scene_encoder
@@ -375,8 +375,9 @@ def exchange(first, second):
         ClipFiles,
         lambda folder: scene_aware.Features(folder, {"encoder": "x"}),
         lambda folder: CubeStore(None, folder, Settings()),
+        lambda folder: BoxFiles(None, folder, "motion", False, "cpu"),
     ],
-    ids=["files", "frames", "clips", "scene", "cubes"],
+    ids=["files", "frames", "clips", "scene", "cubes", "boxes"],
 )
 def test_caches_of_videos_notice(files, exchanged, tmp_path):
     video, rename = exchanged
@@ -385,16 +386,6 @@ def test_caches_of_videos_notice(files, exchanged, tmp_path):
     assert store.info(video()) and store.missing([video()]) == ([], {})
     rename()
     assert store.info(video()) is None and store.missing([video()])[0] == [video()]
-
-
-def test_detected_boxes_notice(exchanged, tmp_path):
-    video, rename = exchanged
-    store = CubeStore(FrameCache(tmp_path / "cache"), tmp_path / "cache", Settings(boxes="torchvision"))
-    source = json.dumps(video().fingerprint())
-    save_arrays(store._boxes_path(video()), {"boxes": np.zeros((0, 5)), "count": np.zeros(3, int), "source": source})
-    assert store._has_boxes(video())
-    rename()
-    assert not store._has_boxes(video())
 
 
 def test_kept_scores_and_baselines_notice(exchanged, tmp_path):

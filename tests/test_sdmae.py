@@ -17,13 +17,16 @@ import pytest
 import torch
 
 from common import training
+from common.cli import ScoreOptions
 from common.distributed import Run
 from common.io import UserError, load_arrays
 from common.loader import Loader
 from sdmae import scoring
 from sdmae.data import SAMPLE_OFFSETS, FrameDataset, motion_gradient, network_input, network_target, noise_table
+from sdmae.eval import load, make_protocol
 from sdmae.model import SDMAE, error_maps, pixel_errors, teacher_loss, token_weights
-from sdmae.train import SIZES, make_plan
+from sdmae.preprocess import input_size
+from sdmae.train import SIZES, check_mask_ratio, make_plan
 from tests.helpers import (
     PATIENCE,
     ROOT,
@@ -118,7 +121,8 @@ def test_official_filters_and_names_its_liberties(trained):
         "--protocol",
         "official",
     )
-    assert "aedmae:38:11" in done.stdout and "not published" in done.stdout
+    assert "aedmae:38:11" in done.stdout and "the filter is the authors' for Avenue, not for folder" in done.stdout
+    assert "not summed as published" not in done.stdout
     a, b = (load_arrays(base / "run" / p / "scores.npz", "scores") for p in ("strict", "official"))
     assert all((a[k] == b[k]).all() for k in a)
 
@@ -541,6 +545,53 @@ def test_torchrun_with_two_processes(trained, tmp_path):
     where = ("--dataset", "folder", "--data-root", trained[1], "--cache", tmp_path / "cache")
     trained_by_two("sdmae", "sdmae.pt", SMALL, where, tmp_path)
     same_losses("sdmae/train.py", (*SMALL, *where, "--batch-size", "7"), tmp_path)  # shares of 4 and 3
+
+
+def test_liberties_say_what_is_not_as_published():
+    official = ScoreOptions("official")
+    avenue, shanghaitech = scoring.score_config("avenue"), scoring.score_config("shanghaitech-sd")
+    assert shanghaitech == scoring.SHANGHAITECH and input_size("shanghaitech-sd") == ((160, 320), 8)
+    for dataset, config, draws, words in (
+        ("avenue", avenue, 1, ("the authors' for this dataset",)),
+        ("shanghaitech-sd", shanghaitech, 1, ("the authors' for this dataset", "[0, 1]")),
+        ("shanghaitech", avenue, 1, ("the authors' for Avenue, not for shanghaitech",)),
+        ("avenue", avenue, 2, ("the authors' for this dataset", "student on all tokens, 2 masks")),
+        ("avenue", scoring.score_config("avenue", "L1"), 1, ("the authors' for this dataset", "reconstruction, L1,")),
+    ):
+        liberties = make_protocol(official, dataset, config, draws).liberties
+        assert len(liberties) == len(words) and all(w in x for w, x in zip(words, liberties)), liberties
+
+
+def test_a_student_that_was_not_trained_does_not_count(tmp_path, capsys):
+    """Of an unfinished training, or of the authors' teacher alone; unless the user asks for it."""
+    net, run = small_net(), Run("cpu")
+    model_args = {**SIZES["small"], "patch_size": 8, "image_size": [32, 64]}
+    whole = SDMAE(patch_size=8, image_size=(32, 64)).state_dict()
+    torch.save({"model": whole}, tmp_path / "teacher.pth")
+    ours = {"method": "sdmae", "model_args": model_args, "model_state_dict": net.state_dict()}
+    for phase in ("teacher", "student"):
+        torch.save({**ours, "phase": phase}, tmp_path / f"{phase}.pt")
+    for file, how, parts, words in (
+        ("teacher.pt", {}, 1, "has not begun to train its student"),
+        ("teacher.pt", {"parts": "both"}, 2, ""),
+        ("student.pt", {}, 2, ""),
+        ("teacher.pth", {"image_size": (32, 64)}, 1, "comes without --student"),
+        ("teacher.pth", {"image_size": (32, 64), "student": tmp_path / "teacher.pth"}, 2, ""),
+    ):
+        assert len(load(tmp_path / file, "avenue", run, **how).config.parts) == parts
+        said = capsys.readouterr().out
+        assert words in said if words else not said
+
+
+def test_tokens_that_stay_fill_the_rows():
+    assert make_plan("avenue", epochs=1).student_from == 1
+    for ratio in (0.5, 0.75, 0.9, 0.8):  # of 12 × 20
+        check_mask_ratio(ratio, 12, 20)
+        out = small_net(image_size=(96, 160), mask_ratio=ratio)(torch.zeros(1, 9, 96, 160), torch.rand(1, 240))
+        assert int((out["mask"] == 0).sum()) == round(240 * (1 - ratio))
+    for ratio, nearest in ((0.52, "0.5"), (0.99, "0.95"), (0.001, "0.05"), (1.5, "0.95")):
+        with pytest.raises(UserError, match=f"12 rows; the nearest that fits is {nearest}$"):
+            check_mask_ratio(ratio, 12, 20)
 
 
 def test_the_rate_falls_over_the_last_third_of_either_phase():

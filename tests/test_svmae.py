@@ -566,6 +566,20 @@ def test_every_detector_loads_scores_and_learns(fusion, group, aggregate_text, t
         load_model(tmp_path / "damaged.pkl", fusion, group, aggregate_text)
 
 
+def test_attention_over_time_in_either_order():
+    """The product that avoids [T, T] for long videos is the same; and what ranks share lies in one piece."""
+    torch.manual_seed(0)
+    net = detector.NonLocal(8).eval()
+    for parameter in net.W[1].parameters():
+        torch.nn.init.normal_(parameter)
+    for length in (5, 40):
+        x = torch.randn(2, 8, length)
+        attention = net.theta(x).transpose(1, 2) @ net.phi(x) / length
+        expected = net.W((attention @ net.g(x).transpose(1, 2)).transpose(1, 2)) + x
+        assert torch.allclose(net(x), expected, atol=1e-5)
+    assert all(x.is_contiguous() for x in detector.fit_components(torch.randn(50, 12), 8))
+
+
 def test_an_authors_detector_whose_widths_are_equal_reads_videos(tmp_path):
     weights = detector.Detector(feature_size=24, text_dim=24, feature_group="vis").state_dict()
     assert (

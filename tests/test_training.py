@@ -142,6 +142,21 @@ def test_out_of_memory_says_which_flag_to_lower(allocate, capsys):
     assert end.value.code == 2 and "--batch-size" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "error, code, said", [("io.UserError('bad flag')", 2, "error: bad flag"), ("ValueError('fault')", 1, "Traceback")]
+)
+def test_a_rank_that_fails_says_why_and_ends_at_once(error, code, said):
+    """Without the end of an interpreter, in which NCCL may wait for the other ranks."""
+    lines = ["import atexit", "from common import io", "atexit.register(print, 'late')", "def main():"]
+    program = "\n".join([*lines, f"    raise {error}", "io.run_script(main)"])
+    for processes, late in ((1, True), (2, False)):
+        environment = {**os.environ, "WORLD_SIZE": str(processes)}
+        run = [sys.executable, "-c", program]
+        done = subprocess.run(run, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert done.returncode == code and ("late" in done.stdout) == late
+        assert done.stderr.startswith(said)
+
+
 def test_log_is_one_json_line_per_epoch_and_forgets_what_is_redone(tmp_path):
     log = training.Log(tmp_path / "log.jsonl")
     for e in (1, 2, 3):

@@ -48,22 +48,22 @@ def describe_forms(kinds: Collection[str]) -> str:
     return ", ".join(kind if ":" in kind else f"{kind}:{FORMS[kind]}" for kind in kinds)
 
 
-def parse_encoders(text: str, kinds: Collection[str], flag: str = "--encoder") -> list[EncoderSpec]:
+def parse_encoders(text: str, kinds: Collection[str]) -> list[EncoderSpec]:
     """The encoders that a text joins with `+`, of these kinds. Raises UserError for anything else."""
     parts = re.split(rf"\+(?=(?:{'|'.join(FORMS)}):)", str(text))
-    return [parse_encoder(part, kinds, flag) for part in parts]
+    return [parse_encoder(part, kinds) for part in parts]
 
 
-def parse_encoder(text: str, kinds: Collection[str], flag: str = "--encoder") -> EncoderSpec:
+def parse_encoder(text: str, kinds: Collection[str]) -> EncoderSpec:
     """A single encoder of these kinds. Raises UserError for anything else."""
     kind, _, rest = str(text).partition(":")
     if not rest or (kind not in kinds and text not in kinds):
-        raise UserError(f"{flag} {text} is not known: expected {describe_forms(kinds)}")
+        raise UserError(f"--encoder {text} is not known: expected {describe_forms(kinds)}")
     if kind not in IMAGE_KINDS:
         return EncoderSpec(kind, rest)
     model, _, weights = re.fullmatch(r"((?:hf-hub:)?[^:]*)(:?)(.*)", rest, re.S).groups()
     if not model:
-        raise UserError(f"{flag} {text} names no model: expected {kind}:{FORMS[kind]}")
+        raise UserError(f"--encoder {text} names no model: expected {kind}:{FORMS[kind]}")
     return EncoderSpec(kind, model, weights or None)
 
 

@@ -15,26 +15,6 @@ from common.readers.video import Decoder, Video
 QUEUE_FRAMES = 256  # decoded frames of a video that wait to be used
 
 
-class VideoPrefetcher:
-    """Iterate over (video, its DecodeThread); the next `threads` videos are decoded at the same time."""
-
-    def __init__(self, videos: Iterable[Video], preprocess_frame: Callable[[np.ndarray], np.ndarray], threads: int):
-        self.videos, self.preprocess_frame = videos, preprocess_frame
-        self.threads = threads
-
-    def __iter__(self) -> Iterator[tuple[Video, "DecodeThread"]]:
-        threads = (DecodeThread(video, self.preprocess_frame) for video in self.videos)  # each begins when it is taken
-        running = deque(itertools.islice(threads, self.threads))
-        try:
-            while running:
-                yield running[0].video, running[0]
-                running.popleft().stop()
-                running.extend(itertools.islice(threads, 1))
-        finally:
-            for thread in running:
-                thread.stop()
-
-
 class DecodeThread(threading.Thread):
     """Decodes one video. Iterate over its frames, in order and as preprocess_frame() returns them. Raises UserError."""
 
@@ -71,20 +51,34 @@ class DecodeThread(threading.Thread):
             self.queue.get()
 
 
+def decode_ahead(
+    videos: Iterable[Video], preprocess_frame: Callable[[np.ndarray], np.ndarray], threads: int
+) -> Iterator[tuple[Video, DecodeThread]]:
+    """Yield (video, its DecodeThread); the next `threads` videos are decoded at the same time."""
+    waiting = (DecodeThread(video, preprocess_frame) for video in videos)  # each begins when it is taken
+    running = deque(itertools.islice(waiting, threads))
+    try:
+        while running:
+            yield running[0].video, running[0]
+            running.popleft().stop()
+            running.extend(itertools.islice(waiting, 1))
+    finally:
+        for thread in running:
+            thread.stop()
+
+
 def encode_videos(
     videos: list[Video], preprocess_frame: Callable, encode: Callable, workers: int, show: bool
 ) -> dict[str, str]:
     """Decode videos ahead and call encode(video, its DecodeThread, tick) for each; tick(n) counts n frames.
 
-    show: a progress bar, and the rate at the end. -> {video key: why} of those that raised UserError
+    show: a progress bar. -> {video key: why} of those that raised UserError
     """
     total, failed = sum(v.expected_frames() for v in videos), {}
     with tqdm(total=total, desc="encode", unit="frame", dynamic_ncols=True, mininterval=2, disable=not show) as bar:
-        for video, frames in VideoPrefetcher(videos, preprocess_frame, max(1, min(workers, 4))):
+        for video, frames in decode_ahead(videos, preprocess_frame, max(1, min(workers, 4))):
             try:
                 encode(video, frames, bar.update)
             except UserError as e:
                 failed[video.key] = str(e)
-    if show and bar.n:
-        print(f"encoded {bar.n} frames, {bar.n / bar.format_dict['elapsed']:.1f} frames/s", flush=True)
     return failed

@@ -14,7 +14,7 @@ from common.io import optional_module, short_hash
 from common.pool import tick
 from common.readers.video import Video
 
-BATCH = {"cuda": 8, "cpu": 1}  # pairs at once; on a CPU the correlation of one is large enough
+PAIRS = 8  # at once on a GPU, if their correlations fit; on a CPU that of one is large enough
 
 
 class FlowCache(VideoFiles):
@@ -60,20 +60,29 @@ class FlowCache(VideoFiles):
 
         frames = self.cache.frames(video)[:limit]
         scale = flow_scale(self.method, self.scale, *frames.shape[1:3])
-        batch = BATCH[self.device.partition(":")[0]]
-        yield from video_flow(
-            self.net, frames, scale=scale, updates=self.updates, batch=batch, bf16=self.precision == "bf16"
-        )
+        options = {"scale": scale, "updates": self.updates, "bf16": self.precision == "bf16"}
+        yield from video_flow(self.net, frames, batch=self.batch(*frames.shape[1:3], scale), **options)
+
+    def batch(self, height: int, width: int, scale: float) -> int:
+        """Pairs at once: their correlations, float32 of all places at an eighth of the size, take a third of a GPU's
+        free memory at most."""
+        if self.device == "cpu":
+            return 1
+        import torch
+
+        pair = 5.4 * (height * scale / 8 * width * scale / 8) ** 2  # bytes, with smaller copies of it
+        return max(1, min(PAIRS, int(torch.cuda.mem_get_info(self.device)[0] / 3 / pair)))
 
     def announce(self, videos: list[Video], sizes: dict, pairs: int) -> None:
         """Print the size on disk and the time that is needed, measured on the first frames of the longest video."""
         longest = max(videos, key=lambda v: sizes[v.key]["frames"])
-        batch = BATCH[self.device.partition(":")[0]]
+        info = sizes[longest.key]
+        scale = flow_scale(self.method, self.scale, info["height"], info["width"])
+        batch = self.batch(info["height"], info["width"], scale)
         done = [time.perf_counter(), *(time.perf_counter() for _ in self.flows(longest, 3 * batch))]
         first = max(1, batch - 1) if len(done) > batch + 1 else 0  # pairs of the first batch, which is slower
         seconds = (done[-1] - done[first]) / max(1, len(done) - 1 - first)
         size = sum(4 * x["frames"] * x["height"] * x["width"] for x in sizes.values()) / 2**30
-        scale = flow_scale(self.method, self.scale, sizes[longest.key]["height"], sizes[longest.key]["width"])
         print(
             f"optical flow of {pairs} pairs of frames by {self.method}, frames enlarged {scale:.3g} times, "
             f"{self.updates} updates, {self.precision}: {size:.2f} GiB on disk, about {duration(pairs * seconds)} "

@@ -44,13 +44,6 @@ RENAMED = [
 ]
 
 
-def torchvision_name(name: str) -> str:
-    """A parameter's name in torchvision's RAFT for that of the authors; torchvision's own is unchanged."""
-    for pattern, replacement in RENAMED:
-        name = re.sub(pattern, replacement, name)
-    return name
-
-
 def load_raft(method: str, device="cpu") -> torch.nn.Module:
     """raft-small or raft-large, from torchvision's hub or a file: "raft-small:FILE" with torchvision's or the authors'
     weights. Raises UserError."""
@@ -58,7 +51,8 @@ def load_raft(method: str, device="cpu") -> torch.nn.Module:
     model = name.replace("-", "_")
     if path:
         weights = training.load_checkpoint(path)
-        weights = {torchvision_name(str(k)): v for k, v in weights.items()}
+        for pattern, replacement in RENAMED:  # torchvision's own names are unchanged
+            weights = {re.sub(pattern, replacement, str(k)): v for k, v in weights.items()}
         shortcut = re.compile(r"layer\d\.0\.convnormrelu3\.1\.")  # the authors' second name of the norm in downsample
         if name == "raft-large":
             weights = {k: v for k, v in weights.items() if not shortcut.search(k)}
@@ -74,11 +68,6 @@ def load_raft(method: str, device="cpu") -> torch.nn.Module:
                 f"authors' with `{PACKAGE}`, unpack that zip archive and name the file: --flow {name}:FILE"
             ) from None
     return net.to(device, memory_format=torch.channels_last).eval()
-
-
-def enlarged_size(height: int, width: int, scale: float) -> tuple[int, int]:
-    """(height, width) of a frame enlarged `scale` times."""
-    return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def to_input(frames: np.ndarray, size: tuple[int, int], device) -> torch.Tensor:
@@ -102,7 +91,8 @@ def video_flow(
     pairs at once; bf16: autocast for all but the correlation.
     """
     device = next(net.parameters()).device
-    size, native = enlarged_size(*frames.shape[1:3], scale), frames.shape[1:3]
+    native = frames.shape[1:3]
+    size = tuple(max(1, round(side * scale)) for side in native)
     per_pixel = torch.tensor([native[1] / size[1], native[0] / size[0]], device=device).view(2, 1, 1)
     previous = None  # (features, context) of the frame before
     for start in range(0, len(frames), batch):
@@ -134,7 +124,8 @@ def pair_flow(
     begin = torch.stack([x, y]).float().expand(n, -1, -1, -1)
     end = begin
     for _ in range(updates):
-        with torch.backends.cudnn.flags(enabled=False):  # its grid_sample takes fewer than 65536 pictures at once
+        # cuDNN's grid_sample takes fewer than 65536 pictures at once; index_pyramid() works on the default device
+        with torch.backends.cudnn.flags(enabled=False), first.device:
             correlation = net.corr_block.index_pyramid(end)
         with torch.autocast(first.device.type, torch.bfloat16) if bf16 else nullcontext():
             hidden, delta = net.update_block(hidden, inputs, correlation, end - begin)

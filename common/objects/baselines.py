@@ -16,7 +16,7 @@ from common.pool import map_videos, tick
 from common.readers.video import Video
 
 
-def frame_baselines(cache: FrameCache, videos: list[Video], workers: int) -> dict[str, dict[str, np.ndarray]]:
+def frame_baselines(cache: FrameCache, videos: list[Video], workers: int | None) -> dict[str, dict[str, np.ndarray]]:
     """-> {title: {video name: float32 [T]}} on the frames that the method sees, cached there. Raises UserError."""
     missing = [v for v in videos if not baseline_path(cache, v).exists()]
     if missing:

@@ -5,7 +5,6 @@ One record of a cube file holds uint8 `appearance` [frames, C, S, S] (C as in th
 magnitude inside the box, pixels per frame).
 """
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,9 +12,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from common.cache import FrameCache, VideoFiles, same_source
+from common.cache import FrameCache, VideoFiles
 from common.flow import sources
-from common.io import load_array, load_arrays, optional_module, safe_filename, save_arrays, short_hash, write_json
+from common.io import optional_module, short_hash, write_json
 from common.objects import detectors
 from common.pool import tick
 from common.readers.video import Video
@@ -44,7 +43,7 @@ class Settings:
     frames: tuple = (-4, -3, -2, -1, 0)  # relative to the box's frame
     flows: tuple = (-3, -2, -1, 0)
     size: int = 32
-    first_pair: tuple = (0, 0)  # the frames whose flow stands for that of frame 0, which has no predecessor
+    first_pair: tuple = (0, 0)  # frames whose flow replaces the missing one of frame 0
 
     def key(self) -> str:
         """Hash for the name of the folder of the cubes. Raises UserError for wrong boxes or flow."""
@@ -171,6 +170,23 @@ def cubes_of_video(frames: np.ndarray, detections, s: Settings, flow_into: Calla
         yield out
 
 
+class BoxFiles(VideoFiles):
+    """Boxes of a network, float32 [n, 5] (x1, y1, x2, y2, score) per video. info(video): {"source", "count": of every
+    frame}."""
+
+    what = "cached boxes"
+
+    def __init__(self, cache: FrameCache, folder, spec: str, tile: bool, device: str):
+        super().__init__(Path(folder) / f"boxes-{short_hash([detectors.fingerprint(spec), tile])}")
+        self.action = f"detecting objects with {spec}"
+        self.cache, self.spec = cache, spec
+        self.tile, self.device = tile, device
+
+    def make(self, videos: list[Video], workers: int, show: bool) -> dict[str, str]:
+        workers = workers if self.spec.startswith("onnx") else 1
+        return self.run_jobs(_detect, videos, lambda v: self.cache.info(v)["frames"], workers, "detect", show)
+
+
 class CubeStore(VideoFiles):
     """Boxes and cubes of one dataset under `folder`, per video; finished videos are skipped.
 
@@ -187,26 +203,17 @@ class CubeStore(VideoFiles):
         if sources.is_learned(settings.flow):
             networks = optional_module("common.flow.cache", f"--flow {settings.flow}", "choose dis")
             self.flows = networks.FlowCache(cache, folder, *settings.flow_settings(), device)
-        self.boxes_folder = Path(folder) / f"boxes-{short_hash([detectors.fingerprint(settings.boxes), settings.tile])}"
-
-    def records(self, video: Video) -> np.ndarray:
-        """Structured memory map [n]. Raises UserError."""
-        has_rows = self.info(video)["cubes"] > 0  # nothing else can be mapped
-        return load_array(self.path(video), self.what, mmap=has_rows)
+        self.boxes = BoxFiles(cache, folder, settings.boxes, settings.tile, device)
 
     def make(self, videos: list[Video], workers: int, show: bool) -> dict[str, str]:
-        kind, failed = detectors.check(self.s.boxes), {}
-        if kind in detectors.MODELS:
-            undetected = [v for v in videos if not self._has_boxes(v)]
-            if undetected and show:
-                print(f"detecting objects in {len(undetected)} videos with {self.s.boxes}", flush=True)
-            failed = self.run_jobs(_detect, undetected, self._frames, workers if kind == "onnx" else 1, "detect", show)
-        videos = [v for v in videos if v.key not in failed]
+        failed = {}
+        if detectors.check(self.s.boxes) in detectors.MODELS:
+            videos, failed = self.boxes.build(videos, workers, show)
         if self.flows:
             videos, without_flow = self.flows.build(videos, workers, show)
             failed |= without_flow
         write_json(self.folder / "settings.json", asdict(self.s))
-        return failed | self.run_jobs(_cut, videos, self._frames, workers, "cubes", show)
+        return failed | self.run_jobs(_cut, videos, lambda v: self.cache.info(v)["frames"], workers, "cubes", show)
 
     def flow_into(self, video: Video, frames: np.ndarray) -> sources.PairFlow | sources.StoredFlow:
         """What gives the optical flow of one video. Raises UserError."""
@@ -218,23 +225,6 @@ class CubeStore(VideoFiles):
         dis = sources.make_dis(s.flow, sources.flow_scale(s.flow, s.flow_scale, *frames.shape[1:3]))
         return sources.PairFlow(frames, dis, s.first_pair)
 
-    def _frames(self, video):
-        return self.cache.info(video)["frames"]
-
-    def _boxes_path(self, video):
-        return self.boxes_folder / video.split / f"{safe_filename(video.name)}.npz"
-
-    def _has_boxes(self, video):
-        path = self._boxes_path(video)
-        if not path.exists():
-            return False
-        arrays, source = load_arrays(path, "cached boxes"), video.fingerprint()
-        info = {"source": json.loads(str(arrays["source"])), "content": str(arrays.get("content"))}
-        same = same_source(info, source, video)
-        if same and info["source"] != source:
-            save_arrays(path, {**arrays, "source": json.dumps(source)})
-        return same
-
     def detections(self, video: Video, frames: int) -> list[np.ndarray] | None:
         """float32 [n, 5] of each of the `frames`; None where there are motion boxes only. Raises UserError."""
         kind, _, path = self.s.boxes.partition(":")
@@ -242,21 +232,22 @@ class CubeStore(VideoFiles):
             return None
         if kind == "file":
             return detectors.boxes_from_file(path, video, frames)
-        arrays = load_arrays(self._boxes_path(video), "cached boxes")
-        return np.split(arrays["boxes"], np.cumsum(arrays["count"])[:-1])
+        return np.split(self.boxes.array(video), np.cumsum(self.boxes.info(video)["count"])[:-1])
 
 
 def _detect(job):
-    store, video = job
-    detect = detectors.networks(store.s.boxes).make_detector(store.s.boxes, store.device, store.s.tile)
-    frames, boxes = store.cache.frames(video), []
-    source = {"source": json.dumps(video.fingerprint()), "content": video.content()}
-    for i in range(0, len(frames), 8):
-        boxes += detect(list(frames[i : i + 8]))
-        tick(len(boxes) - i)
-    count = np.array([len(b) for b in boxes], np.int32)
-    arrays = {"boxes": np.concatenate(boxes).astype(np.float32), "count": count, **source}
-    save_arrays(store._boxes_path(video), arrays)
+    files, video = job
+    detect = detectors.networks(files.spec).make_detector(files.spec, files.device, files.tile)
+    frames, count = files.cache.frames(video), []
+
+    def parts():
+        for i in range(0, len(frames), 8):
+            boxes = detect(list(frames[i : i + 8]))
+            count.extend(map(len, boxes))
+            tick(len(boxes))
+            yield np.concatenate(boxes).astype(np.float32)
+
+    files.write(video, parts(), lambda shape: {"count": count})
 
 
 def _cut(job):

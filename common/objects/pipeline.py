@@ -11,12 +11,12 @@ from common.cache import FrameCache
 from common.cli import DataSource, given, positive_float, positive_int
 from common.flow import sources
 from common.io import UserError
-from common.loader import copy_rows
+from common.loader import take_rows
 from common.objects import detectors
 from common.objects.cubes import CubeStore, Settings
 from common.readers import datasets
 from common.readers.container import Clock
-from common.readers.dataset import Dataset, UsableVideos
+from common.readers.dataset import Dataset, UsableVideos, report_skipped
 from common.readers.video import Video
 
 FLAGS = (
@@ -73,10 +73,10 @@ class CubeVideos(UsableVideos):
 
     def column(self, videos: list[Video], field: str) -> list[np.ndarray]:
         """One small field (frame, box, speed) of every video's records, copied; the memory maps are closed again."""
-        return [np.array(self.store.records(v)[field]) for v in videos]
+        return [np.array(self.store.array(v)[field]) for v in videos]
 
     def records(self, videos: list[Video]) -> list[np.ndarray]:
-        return [self.store.records(v) for v in videos]
+        return [self.store.array(v) for v in videos]
 
     def summary(self) -> str:
         lines = []
@@ -106,7 +106,8 @@ def prepare(
             trained = {**trained, "boxes": "motion"}
     if foreground.get("motion_blur", 1) % 2 == 0:
         raise UserError("--motion-blur must be odd")
-    constants = {**(trained or published.get(data.name, published["folder"])), **foreground}
+    name = data.name.removesuffix("-sd")  # ShanghaiTech-SD: the same videos
+    constants = {**(trained or published.get(name, published["folder"])), **foreground}
     constants.setdefault("flow_precision", run.precision)
     settings = Settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in constants.items()})
     folder = data.cache_folder(source.cache)
@@ -141,11 +142,10 @@ def per_video(dataset: CubeVideos, videos: list, cube_scores: np.ndarray, empty:
 def flow_energies(records: np.ndarray, number: int) -> np.ndarray:
     """Mean squared length of each cube's flow, the one of this number. records [n] -> float32 [n], px²."""
     out, part = np.zeros(len(records), np.float32), slice(number, number + 1)
+    shape = records["flow"][:0, part].shape[1:]
     for start in range(0, len(records), 1024):
         rows = np.arange(start, min(start + 1024, len(records)))
-        shape = records["flow"][:1, part].shape[1:]
-        flow = np.empty((len(rows), *shape), np.float16)
-        copy_rows(records, rows, flow, np.arange(len(rows)), "flow", part)
+        flow = take_rows([records], [0], rows, shape, np.float16, "flow", part)
         out[rows] = np.square(flow, dtype=np.float32).sum((1, 2)).mean((1, 2))
     return out
 
@@ -157,7 +157,7 @@ def baselines(dataset: CubeVideos, videos: list) -> dict:
     for v in tqdm(videos, desc="trivial baselines", unit="video", dynamic_ncols=True, mininterval=5):
         (frames,), (speeds,) = dataset.column([v], "frame"), dataset.column([v], "speed")
         out["frame difference"][v.name] = evaluation.frame_difference(dataset.cache.frames(v))
-        energies = flow_energies(dataset.store.records(v), now)
+        energies = flow_energies(dataset.store.array(v), now)
         for title, values in (("fastest box", speeds), ("flow energy", energies)):  # of the boxes, 0 without any
             out[title][v.name] = np.zeros(dataset.frames(v), np.float32)
             np.maximum.at(out[title][v.name], frames, values)
@@ -172,5 +172,5 @@ def preprocess(prepare: Callable, args: argparse.Namespace, next_command: str) -
         dataset = prepare(DataSource.from_args(args), run, foreground=given(args, FLAGS))
         run.print(dataset.summary())
         if run.is_main:
-            dataset.report_skipped()
+            report_skipped(dataset.skipped)
         run.print(f"next: {next_command}")

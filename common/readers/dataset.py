@@ -121,9 +121,6 @@ class UsableVideos:
         self.train = [v for v in usable if v.split == "train"]
         self.test = [v for v in usable if v.split == "test"]
 
-    def report_skipped(self) -> None:
-        report_skipped(self.skipped)
-
 
 def report_skipped(skipped: dict[str, str]) -> None:
     """Print which videos were left out, and why."""
@@ -136,11 +133,11 @@ def report_skipped(skipped: dict[str, str]) -> None:
 FRAME_FOLDERS = r"\d+|\d\d_\d+|t(rain|est)\d+"  # lower-case names of videos in the published datasets
 
 
-def search(root: Path, pattern: str, depth: int = 3, skip: str = FRAME_FOLDERS) -> list[Path]:
+def search(root: Path, pattern: str, depth: int = 3) -> list[Path]:
     """Files and folders below `root` whose lower-case name matches; at most `depth` levels, each folder once.
 
-    Links are followed, folders that may not be read are passed over. skip: names of folders that are not searched.
-    Raises OSError where `root` may not be read.
+    Links are followed; folders that may not be read, and those of frames, are passed over. Raises OSError where `root`
+    may not be read.
     """
     level, hits = [root], []
     seen = {root.resolve(), *root.resolve().parents}
@@ -150,7 +147,7 @@ def search(root: Path, pattern: str, depth: int = 3, skip: str = FRAME_FOLDERS) 
         for x in entries:
             if re.fullmatch(pattern, x.name.lower()):
                 hits.append(x)
-            elif re.fullmatch(skip, x.name.lower()) or not os.access(x, os.R_OK | os.X_OK):
+            elif re.fullmatch(FRAME_FOLDERS, x.name.lower()) or not os.access(x, os.R_OK | os.X_OK):
                 continue
             elif x.is_dir() and x.resolve() not in seen:
                 seen.add(x.resolve())

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from common.io import UserError, optional_module
 from common.readers.dataset import Dataset, normalized_name
-from common.readers.folder import read_folder
 
 ALIASES = {
     "ped1": ("ped1", "ucsdped1"),
@@ -23,15 +22,8 @@ ALIASES = {
     "folder": ("folder",),
     "demo": ("demo",),
 }
-READERS = {  # modules beside this one; a copy may leave out those of datasets that it does not use
-    "ped1": "ucsd",
-    "ped2": "ucsd",
-    "avenue": "avenue",
-    "shanghaitech": "shanghaitech",
-    "shanghaitech-sd": "shanghaitech",
-    "ubnormal": "ubnormal",
-    "demo": "demo",
-}
+# modules beside this one, where they are not named after the dataset; a copy may leave out those that it does not use
+READERS = {"ped1": "ucsd", "ped2": "ucsd", "shanghaitech-sd": "shanghaitech"}
 
 
 def canonical(name: str) -> str:
@@ -52,11 +44,8 @@ def find(name: str, data_root="data", labels=None) -> Dataset:
     if name != "demo" and not root.is_dir():
         content = "train/ and test/ with videos or folders of frames" if name == "folder" else name
         raise UserError(f"--data-root {root} does not exist; it should hold {content}")
-    if name == "folder":
-        data = read_folder(root)
-    else:
-        reader = f"common.readers.{READERS[name]}"
-        data = optional_module(reader, f"the {name} dataset", "choose another --dataset").read_dataset(name, root)
+    reader = f"common.readers.{READERS.get(name, name)}"
+    data = optional_module(reader, f"the {name} dataset", "choose another --dataset").read_dataset(name, root)
     if labels:
         given_labels = optional_module("common.readers.given_labels", "--labels", "leave it out")
         given_labels.use_labels(data, Path(labels))

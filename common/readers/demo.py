@@ -14,8 +14,8 @@ import numpy as np
 
 from common import io
 from common.pool import cores, map_videos, tick
+from common.readers import folder
 from common.readers.dataset import Dataset
-from common.readers.folder import read_folder
 
 VERSION = 1
 WIDTH, HEIGHT = 320, 192
@@ -287,11 +287,12 @@ def visible_abnormal(scene: Scene, actors: list[Actor], t: int) -> list[tuple[Ac
     return [(actor, mask) for actor, mask in pixels if mask.sum() >= 40]
 
 
-def render(name: str, index: int, split: str, path: Path) -> tuple[str, list]:
-    """Write one video, and for test videos labels, masks, tracks; deterministic in its arguments.
+def render(job: tuple[str, int, str, Path]) -> tuple[str, list]:
+    """Write one video, and for test videos labels, masks, tracks. job: scene, number, split, path; it decides all.
 
     -> (name of the video, [(kind of event, first frame, end)]). Raises UserError where OpenCV cannot write it.
     """
+    name, index, split, path = job
     scene = Scene(name)
     rng = np.random.default_rng([VERSION, zlib.crc32(f"{name}/{split}/{index}".encode())])
     frames = TRAIN_FRAMES if split == "train" else TEST_FRAMES
@@ -323,8 +324,7 @@ def render(name: str, index: int, split: str, path: Path) -> tuple[str, list]:
         writer.release()
     if split == "test":
         root = path.parent.parent
-        with io.atomic_write(root / "labels" / f"{path.stem}.npy") as tmp:
-            np.save(tmp, masks.any((1, 2)).astype(np.uint8))
+        io.stream_npy(root / "labels" / f"{path.stem}.npy", [masks.any((1, 2)).astype(np.uint8)])
         with io.atomic_write(root / "masks" / f"{path.stem}.npz") as tmp:
             np.savez_compressed(tmp, masks=masks)
         with io.atomic_write(root / "tracks" / f"{path.stem}.csv") as tmp:
@@ -333,13 +333,9 @@ def render(name: str, index: int, split: str, path: Path) -> tuple[str, list]:
     return path.stem, [(actors[i].kind, min(f), max(f) + 1) for i, f in frames_of.items() if f]
 
 
-def _render(job):
-    return render(*job)
-
-
 def read_dataset(name: str, data_root: Path) -> Dataset:
     """Made first where it is missing. Raises UserError."""
-    return read_folder(ensure_demo(data_root / "demo"), name)
+    return folder.read_dataset(name, ensure_demo(data_root / "demo"))
 
 
 def ensure_demo(root) -> Path:
@@ -356,7 +352,7 @@ def ensure_demo(root) -> Path:
     jobs = [(name, i, split, root / split / f"{name}_{i + 1:02d}.avi") for name in SCENES for split, i in indexes]
     total = len(SCENES) * (TRAIN * TRAIN_FRAMES + TEST * TEST_FRAMES)
     print(f"generating the demo dataset in {root}", flush=True)
-    results, errors = map_videos(_render, jobs, workers=cores(), total=total, label="demo")
+    results, errors = map_videos(render, jobs, workers=cores(), total=total, label="demo")
     if errors:
         raise io.UserError(errors[0][1])
     with io.writing_table(root / "events.csv") as table:

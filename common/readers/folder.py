@@ -7,11 +7,11 @@ from pathlib import Path
 from common.io import UserError
 from common.readers.dataset import Dataset, choose_labels, search
 from common.readers.labels import FOLDER, csv_ranges, entries_of_videos, frame_labels, read_masks, read_tracks
-from common.readers.splits import SPLITS, child_folders, shortened, split_folders, videos
-from common.readers.video import list_videos
+from common.readers.splits import SPLITS, child_folders, split_folders, videos
+from common.readers.video import list_videos, shortened
 
 
-def read_folder(root: Path, name: str = "folder") -> Dataset:
+def read_dataset(name: str, root: Path) -> Dataset:
     """Your videos: train/ and test/ (or only videos: then all are test), with labels if there are any.
 
     Labels: labels/<video>.npy or .txt (0/1 per frame), or labels.csv with lines video,start,end (0-based frames, end
@@ -34,7 +34,7 @@ def read_folder(root: Path, name: str = "folder") -> Dataset:
         data = Dataset(name, root, [], list_videos(root, "test"))
     all_videos, names = data.train + data.test, {v.name for v in data.test}
     if not all_videos:
-        content = shortened(sorted(p.name for p in root.iterdir()))
+        content = shortened(sorted(p.name for p in root.iterdir()), 12)
         looked = "looked for train/ and test/ with videos or folders of frames"
         raise UserError(f"--data-root {root} holds no videos: {looked}; found {content}")
     if all("_" in v.name for v in all_videos):
@@ -44,7 +44,7 @@ def read_folder(root: Path, name: str = "folder") -> Dataset:
     places, kinds = ("labels", "test_labels", "test_frame_mask"), (".npy", ".txt")
     labels, source, others = files_of_videos(root, places, kinds, names, frame_labels)
     if others:
-        data.not_understood = f"{others}: not called like a test video such as {min(names, default='')}.npy"
+        data.not_understood = f"{others}: not named after a test video such as {min(names, default='')}.npy"
     places, kinds = ("masks", "test_pixel_mask"), (".npy", ".npz", FOLDER)
     data._masks, data.mask_source, _ = files_of_videos(root, places, kinds, names, read_masks)
     data._tracks, _, _ = files_of_videos(root, ("tracks",), (".csv", ".txt"), names, read_tracks)
@@ -61,7 +61,7 @@ def read_folder(root: Path, name: str = "folder") -> Dataset:
 
 
 def files_of_videos(root, places, kinds, names: Collection[str], read: Callable) -> tuple[dict, str, str]:
-    """Files of folders `places` that are called like a video of `names`; the last place counts.
+    """Files of folders `places` named after a video of `names`; the last place counts.
 
     kinds: suffixes, and FOLDER; read(path) -> array. -> ({video: function that reads its file}, "place/" or "none",
     "place/ holds …" other files, or "")
@@ -73,5 +73,5 @@ def files_of_videos(root, places, kinds, names: Collection[str], read: Callable)
         readers.update({video: partial(read, place / file) for video, file in pairs})
         source = f"{place.name}/" if pairs else source
         if others:
-            sentence = f"{place.name}/ holds {', '.join(others[:3])}{' …' if len(others) > 3 else ''}"
+            sentence = f"{place.name}/ holds {shortened(others, 3)}"
     return readers, source, sentence

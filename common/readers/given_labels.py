@@ -24,9 +24,12 @@ def use_labels(data: Dataset, path: Path) -> None:
     if path.suffix.lower() == ".csv":
         data._labels = csv_ranges(path, names, canonical_name)
         return
-    if path.suffix.lower() in (".mat", ".npy"):
+    if path.suffix.lower() == ".npy":
+        data._labels = cut_by_video(data, path)
+        return
+    if path.suffix.lower() == ".mat":
         published = optional_module("common.readers.published", f"--labels {path}", "write a csv")
-        data._labels = cut_by_video(data, path) if path.suffix.lower() == ".npy" else published.mat_ranges(path)
+        data._labels = published.mat_ranges(path)
         return
     if not path.is_dir():
         arrays = load_arrays(path, "label file")
@@ -41,7 +44,7 @@ def use_labels(data: Dataset, path: Path) -> None:
     files = named_once(path, pairs)
     if not files:
         example, content = min(names, default="(there is none)"), ", ".join(others[:5]) or "nothing"
-        missing = "no .npy, .npz, .txt, .mat or folder that is called like a test video"
+        missing = "no .npy, .npz, .txt, .mat or folder named after a test video"
         raise UserError(f"--labels {path} holds {missing} such as {example}; it holds {content}")
     if others:
         print(f"note: --labels {path}: {len(others)} entries belong to no test video, such as {others[0]}", flush=True)
@@ -59,7 +62,7 @@ def cut_by_video(data: Dataset, path: Path) -> dict[str, Callable]:
     """A vector of 0/1 over the frames of all test videos in order -> {video: function that returns its part}."""
     y, lengths = load_array(path, "frame labels").reshape(-1), [v.expected_frames() for v in data.test]
     if data.test != sorted(data.test, key=lambda v: v.name):  # 9, 10: other tools may have read 10 before 9
-        raise UserError(f"--labels {path}: in which order its videos stand is not known, give an .npz of them by name")
+        raise UserError(f"--labels {path}: the order of its videos is ambiguous, give an .npz with their names")
     if len(y) != sum(lengths):
         raise UserError(f"--labels {path} holds {len(y)} numbers for {sum(lengths)} test frames: {OTHER_VERSION}")
     return {v.name: partial(np.array, part) for v, part in zip(data.test, np.split(y, np.cumsum(lengths)[:-1]))}

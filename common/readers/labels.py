@@ -100,7 +100,7 @@ def read_tracks(path: Path) -> np.ndarray:
 
 
 def entries_of_videos(entries, kinds, names: Collection[str], canonical_name=str) -> tuple[list, list[str]]:
-    """-> ([(video of `names`, entry called like it)], other entries), names of the paths `entries`.
+    """-> ([(video of `names`, entry named after it)], other entries), names of the paths `entries`.
 
     kinds: suffixes of files, and FOLDER.
     """

@@ -9,7 +9,8 @@ from common.io import UserError
 from common.readers.dataset import Dataset, canonical_video_name, normalized_name
 from common.readers.datasets import ALIASES
 from common.readers.labels import Ranges, read_mat
-from common.readers.splits import SPLITS, TEST, TRAIN, shortened, split_folders, videos
+from common.readers.splits import SPLITS, TEST, TRAIN, split_folders, videos
+from common.readers.video import shortened
 
 WRAPPERS = ("ucsdanomalydatasetv1p2", "ucsdanomalydataset", "ucsd")  # folders that hold a dataset's folder
 
@@ -32,7 +33,7 @@ def locate(name: str, data_root: Path) -> tuple[Path, dict[str, list[Path]]]:
     for _ in range(3):
         roots += called(level, ALIASES[name])
         level = called(level, (*ALIASES[name], *WRAPPERS))
-    # the data root may hold several datasets, and other videos: it counts after the folders called like this one
+    # the data root may hold several datasets, and other videos: it counts after the folders named after this one
     folders = {root: {split: split_folders(root, split) for split in SPLITS} for root in [*roots, data_root]}
     for root in sorted(folders, key=lambda root: not folders[root]["train"]):
         names = {normalized_name(root.name), normalized_name(root.resolve().name)}
@@ -42,7 +43,7 @@ def locate(name: str, data_root: Path) -> tuple[Path, dict[str, list[Path]]]:
     looked = f"a training folder ({TRAIN[0]}, {TRAIN[-1]}, …) and a testing folder ({TEST[0]}, {TEST[-1]}, …)"
     raise UserError(
         f"{name} was not found under --data-root {data_root}: looked in {', '.join(map(str, folders))} for {looked} "
-        f"with videos or folders of frames; found {shortened(content)}"
+        f"with videos or folders of frames; found {shortened(content, 12)}"
     )
 
 

@@ -34,10 +34,6 @@ def listed_videos(folder: Path, split: str = "test", left_out: list | None = Non
     return [v for v in videos_and_masks if not v.name.lower().endswith("_gt")]
 
 
-def shortened(names: list[str]) -> str:
-    return (", ".join(names[:12]) or "nothing") + (" …" if len(names) > 12 else "")
-
-
 def videos(folders: list[Path], split: str, canonical_name: Callable[[str], str] = str) -> list[Video]:
     """The videos of all folders of a split; one that is in two of them is taken from the first. Raises UserError."""
     by_name, repeated = {}, []
@@ -56,5 +52,5 @@ def videos(folders: list[Path], split: str, canonical_name: Callable[[str], str]
     if repeated:
         example, first = repeated[0].path, folders[0]
         count = f"{len(repeated)} videos, such as {example}"
-        print(f"note: {count}, stand in {first} too and are taken from there", flush=True)
+        print(f"note: {count}, are in {first} too, which is used", flush=True)
     return sorted(by_name.values(), key=lambda v: natural(v.name))

@@ -5,13 +5,12 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 
-from common.io import UserError, opencv_path, read_table, read_text, reading
+from common.io import UserError, read_table, read_text, reading
 from common.readers.dataset import Dataset, search
 from common.readers.pictures import read_grey
-from common.readers.video import VIDEOS, Video, natural
+from common.readers.video import VIDEOS, Decoder, Video, natural
 
 SCENE = r"scene ?_?\d+"  # the folder of a scene
 
@@ -109,7 +108,5 @@ class Annotations:
             if t < frames:
                 out[t] = np.isin(image, [track for track, first, last in self.tracks if first <= t <= last])
         if out is None:
-            capture = cv2.VideoCapture(opencv_path(self.video.path))
-            size = int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT)), int(capture.get(cv2.CAP_PROP_FRAME_WIDTH))
-            out = np.zeros((frames, *size), bool)
+            out = np.zeros((frames, *next(iter(Decoder(self.video))).shape[:2]), bool)
         return out

@@ -287,7 +287,7 @@ class Decoder:
     def _add_warnings(self, count, all_equal):
         warn = self.warnings.append
         if self.damaged:
-            warn(f"{len(self.damaged)} damaged frames replaced by the one before: {first_five(self.damaged)}")
+            warn(f"{len(self.damaged)} damaged frames replaced by the one before: {shortened(self.damaged)}")
         without_file = len(self.lost) - len(self.damaged)
         if without_file:
             what = "have no file" if self.video.files else "could not be decoded"
@@ -312,7 +312,7 @@ class Decoder:
         for part in np.split(self.lost, np.flatnonzero(np.diff(self.lost) > 1) + 1):
             begin, end = (self.clock.text(t, 2) for t in (part[0], part[-1]))
             spans.append(f"{part[0]}..{part[-1]}" + (f" ({begin}..{end} s)" if begin else ""))
-        return first_five(spans)
+        return shortened(spans)
 
     def _like_first(self, frame, like):
         """`frame` as uint8 [H, W, C] in the size and channels of `like`, where that is given."""
@@ -326,8 +326,8 @@ class Decoder:
         return as_channels(frame, like.shape[2])
 
 
-def first_five(words: list[str]) -> str:
-    return ", ".join(words[:5]) + (" …" if len(words) > 5 else "")
+def shortened(words: list[str], most: int = 5) -> str:
+    return (", ".join(words[:most]) or "nothing") + (" …" if len(words) > most else "")
 
 
 _printed = set()

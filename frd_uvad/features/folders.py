@@ -18,13 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
-from common.io import UserError, load_array, original_name
+from common.io import UserError, load_array
 from common.readers.dataset import normalized_name
 from common.readers.video import natural
 from frd_uvad.features.arrays import CROPS, check_not_transposed, crops_come_first, read_concatenated
 from frd_uvad.features.data import PUBLISHED, FeatureData, FeatureVideo
 from frd_uvad.features.labels import read_annotations, read_labels
-from frd_uvad.features.names import name_in, names_of_files
+from frd_uvad.features.names import name_in, names_of_files, original_name
 
 OTHER = {"train": "test", "test": "train"}
 
@@ -58,14 +58,14 @@ def find_features(name: str, root, labels=None, order=None, segments: bool = Fal
 
 
 def refuse_other_datasets(root: Path, name: str) -> None:
-    """Raises UserError where a folder of features is called like another published dataset than `name`."""
+    """Raises UserError where a folder of features is named after another published dataset than `name`."""
     taken = [p for split in OTHER for p in feature_folders(root, split, verbose=False)]
     others = {key: names for key, names in PUBLISHED.items() if key not in (name, "features")}
     for p in taken if name in PUBLISHED and name != "features" else ():
         other = next((key for key, names in others.items() if normalized_name(p.name).startswith(names)), None)
         if other:
             way_out = f"with --dataset {name}: take it away, or name the folder of {name} with --features"
-            raise UserError(f"--features {root} holds {p.name}, which is called like {other}, {way_out}")
+            raise UserError(f"--features {root} holds {p.name}, which is named after {other}, {way_out}")
 
 
 def read_classes(root: Path, labels: Path | None) -> tuple[list, list] | None:

@@ -1,9 +1,13 @@
 """Names of videos as files of features, lists and annotations spell them."""
 
 import re
+import urllib.parse
 from collections.abc import Collection
 
-from common.io import original_name
+
+def original_name(stem: str) -> str:
+    """The video's name from which common.io.safe_filename() made `stem`."""
+    return urllib.parse.unquote(stem, errors="surrogatepass")
 
 
 def without_crop(stem: str) -> str:

@@ -27,8 +27,12 @@ class NonLocal(nn.Module):
         nn.init.zeros_(self.W[1].bias)
 
     def forward(self, x):
-        attention = self.theta(x).transpose(1, 2) @ self.phi(x) / x.shape[2]  # [N, T, T]
-        return self.W((attention @ self.g(x).transpose(1, 2)).transpose(1, 2)) + x
+        query, key, value = self.theta(x).transpose(1, 2), self.phi(x), self.g(x).transpose(1, 2)
+        if x.shape[2] > x.shape[1]:  # without a softmax the order is free: a long video needs no [N, T, T]
+            attended = query @ (key @ value / x.shape[2])
+        else:
+            attended = query @ key / x.shape[2] @ value
+        return self.W(attended.transpose(1, 2)) + x
 
 
 class Aggregate(nn.Module):
@@ -180,7 +184,8 @@ def fit_components(x, count):
     y = (x - mean) / std
     values, vectors = torch.linalg.eigh(y.T @ y / len(y))  # from the smallest
     scale = values[-count:].clamp(min=0).mean().clamp(min=1e-12).sqrt()
-    return mean.float(), (vectors[:, -count:].flip(1) / (std[:, None] * scale)).float()
+    matrix = vectors[:, -count:].flip(1) / (std[:, None] * scale)
+    return mean.float(), matrix.float().contiguous()  # NCCL broadcasts nothing else
 
 
 def select(out, bags, top_k, dropout=0.0):

@@ -24,8 +24,8 @@ from common.features.encoders import FORMS, IMAGE_KINDS, EncoderSpec, check_desc
 from common.io import UserError, atomic_write, read_json, run_script, safe_filename, writable_folder, write_json
 from common.pool import cores
 from common.readers import datasets
-from common.readers.dataset import UsableVideos
-from frd_uvad.clip_files import ClipFiles
+from common.readers.dataset import UsableVideos, report_skipped
+from frd_uvad.clip_files import ClipFiles, features_of_video
 from frd_uvad.preprocess import PARTS, add_view_flags
 from frd_uvad.svmae.options import EncoderOptions
 
@@ -265,12 +265,7 @@ def encode_own_video(video, settings: dict, checkpoint, run, *, encoder=None, wo
     """
     encoder = encoder_of_settings(settings, checkpoint, run, encoder and str(encoder))
     with tempfile.TemporaryDirectory() as folder:
-        files = ClipFiles(folder)
-        failed = files.make([video], workers or cores(), True, encoder=encoder)
-        if failed:
-            raise UserError(failed[video.key])
-        files.report([video])
-        return np.array(files.array(video)), files.info(video)["frames"]
+        return features_of_video(ClipFiles(folder), video, encoder, workers or cores())
 
 
 def main(argv=None):
@@ -288,7 +283,7 @@ def main(argv=None):
         dataset = prepare(source, specs_of(args), run, out=out, **how)
         run.print(dataset.summary())
         if run.is_main:
-            dataset.report_skipped()
+            report_skipped(dataset.skipped)
         fits = dataset.shape[1] % PARTS == 0  # what FRD-UVAD can cut into its parts
         other = f", or python frd_uvad/train.py --dataset features --features {out}" if fits else ""
         run.print(f"next: python frd_uvad/svmae/train.py --features {out}{other}")

@@ -19,7 +19,7 @@ from common import cli
 from common.cache import FrameCache
 from common.io import UserError, run_script
 from common.readers import datasets
-from common.readers.dataset import UsableVideos
+from common.readers.dataset import UsableVideos, report_skipped
 from common.readers.video import Decoder
 from frd_uvad.svmae.preprocess import DEPTHS, PRESETS
 
@@ -153,7 +153,7 @@ def prepare(source: cli.DataSource, size: int, run, *, with_test=False) -> tuple
         run.print(f"note: {text}")
     dataset = UsableVideos(data, usable, failed)
     if run.is_main:
-        dataset.report_skipped()
+        report_skipped(dataset.skipped)
     return dataset, cache
 
 
@@ -278,18 +278,17 @@ def train(net, clips, plan, identity, *, out, run, init=None, seed=0, resume=Tru
     optimizer = torch.optim.AdamW(parameter_groups(net, plan.layer_decay), lr=plan.lr, betas=BETAS, fused=True)
 
     def save():
-        if run.is_main:
-            state = training.training_state(
-                PRETRAINED,
-                meter,
-                net,
-                optimizer,
-                done=meter.epoch >= plan.epochs,
-                model_args=identity["model_args"],
-                plan=asdict(plan),
-                identity=identity,
-            )
-            training.save_checkpoint(path, state)
+        training.save_training(
+            path,
+            PRETRAINED,
+            meter,
+            net,
+            optimizer,
+            done=meter.epoch >= plan.epochs,
+            model_args=identity["model_args"],
+            plan=asdict(plan),
+            identity=identity,
+        )
 
     meter = training.EpochMeter(
         run,

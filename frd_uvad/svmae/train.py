@@ -184,19 +184,18 @@ def train(data, bags, plan, model_args, *, out, run, seed=0, resume=True, save_m
         return bags.draw(rng, plan.batch_size // 2)
 
     def save():
-        if run.is_main:
-            state = training.training_state(
-                scoring.DETECTOR,
-                meter,
-                net,
-                optimizer,
-                done=meter.epoch >= loader.epochs,
-                model_args=model_args,
-                plan=asdict(plan),
-                identity=identity,
-                features=settings,
-            )
-            training.save_checkpoint(path, state)
+        training.save_training(
+            path,
+            scoring.DETECTOR,
+            meter,
+            net,
+            optimizer,
+            done=meter.epoch >= loader.epochs,
+            model_args=model_args,
+            plan=asdict(plan),
+            identity=identity,
+            features=settings,
+        )
 
     loader = DrawLoader(bags, plan.batch_size, seed, run, draw, plan.iterations)
     meter = training.EpochMeter(

@@ -11,7 +11,7 @@ from common import training
 from common.cli import DataSource
 from common.draw_loader import DrawLoader
 from common.features.encoders import RANDOM
-from common.features.prefetch import VideoPrefetcher
+from common.features.prefetch import decode_ahead
 from common.io import UserError
 from common.pool import cores
 from common.readers import datasets
@@ -38,7 +38,7 @@ def measure_eval(args, seconds, run):
     )
     line("decoding and resizing, one thread", read, "frames/s")
     start, n = time.perf_counter(), 0
-    for _, frames in VideoPrefetcher(videos, encoder.preprocess_frame, args.workers or cores()):
+    for _, frames in decode_ahead(videos, encoder.preprocess_frame, args.workers or cores()):
         n += sum(map(len, preprocess.encode_in_batches(frames, encoder, size)))
     whole = n / (time.perf_counter() - start)
     line("videos to features", whole, "frames/s", f"{100 * (1 - whole / only_encoder):.0f} % below only the encoder")

@@ -122,7 +122,9 @@ def ways_of(net, image, pixels, noise, args, r):
         if r.device.type == "cuda":
             with torch.inference_mode():
                 replay = graphed(fast, pixels, noise)
-            ways[f"the same as a CUDA graph, {name}"] = lambda replay=replay: replay(pixels, noise)
+            ways[f"the same as a CUDA graph, {name}"] = torch.inference_mode()(
+                lambda replay=replay: replay(pixels, noise)
+            )
         if args.compile:
             compiled = torch.compile(fast)
             ways[f"the same compiled, {name}"] = torch.inference_mode()(

@@ -57,7 +57,7 @@ def cubes_of(dataset, videos, flow_of, step):
     flows, places = [], []
     seconds, pairs = 0.0, 0
     for v in tqdm(videos, unit="video", mininterval=10):
-        frames, records = dataset.cache.frames(v), dataset.store.records(v)
+        frames, records = dataset.cache.frames(v), dataset.store.array(v)
         numbers, boxes = np.array(records["frame"]), np.array(records["box"])
         for t in range(step // 2 + 1, len(frames), step):
             began = time.perf_counter()
