@@ -5,7 +5,7 @@ import random
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +56,6 @@ class Run:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
             torch.set_float32_matmul_precision("high")
-            self.copy_stream = torch.cuda.Stream(self.device)  # one for all batches: freed memory is kept for each
         bf16 = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         self.precision = ("bf16" if bf16 else "fp32") if precision == "auto" else precision
         if self.world_size > 1 and not torch.distributed.is_initialized():
@@ -116,6 +115,11 @@ class Run:
                 out[done : done + len(piece)] = piece
                 done += len(piece)
         return out
+
+    @cached_property
+    def copy_stream(self) -> torch.cuda.Stream:
+        """The stream on which batches are copied to a GPU; torch keeps freed memory for each stream."""
+        return torch.cuda.Stream(self.device)
 
     def print(self, text: str) -> None:
         if self.is_main:

@@ -115,9 +115,8 @@ def measure(scores: dict, labels: dict, protocol: Protocol) -> tuple[dict, dict]
         "pr_auc": lambda: metrics.pr_auc(y, s),
         "eer": lambda: metrics.eer(y, s)[0],
         "eer_nearest": lambda: metrics.eer(y, s)[1],
+        **({"far_at_0.5": lambda: metrics.false_alarm_rate(y, s, 0.5)} if protocol.probabilities else {}),
     }
-    if protocol.probabilities:
-        measures["far_at_0.5"] = lambda: metrics.false_alarm_rate(y, s, 0.5)
     for name, function in measures.items():
         try:
             out[name] = function()

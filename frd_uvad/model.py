@@ -205,10 +205,13 @@ def losses(out, auxiliary=None, bank_error=None, weights=(1.0, 1.0, 1.0)):
         pseudo = (error >= threshold).float()
         if auxiliary is not None:
             pseudo = pseudo * (auxiliary >= 0.5)
+    score = cumulative(out["score"].float())[..., 0]
+    # NaN stays NaN, but does not reach CUDA's cross-entropy, which would end the process
+    entropy = F.binary_cross_entropy(score.nan_to_num(0.5), pseudo) + 0 * score.sum()
     parts = {
         "reconstruction": error.mean(),
         "disruption": error.new_zeros(()),
-        "scorer": F.binary_cross_entropy(cumulative(out["score"].float())[..., 0], pseudo),
+        "scorer": entropy,
     }
     if bank_error is not None:
         parts["disruption"] = F.relu(-(bank_error - threshold).mean())

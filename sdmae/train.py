@@ -120,7 +120,7 @@ def make_plan(
 def check_mask_ratio(ratio: float, rows: int, columns: int) -> None:
     """The tokens that stay must fill the rows of a grid, on which the encoder convolves. Raises UserError."""
     kept = round(rows * columns * (1 - ratio))
-    if not 0 < ratio < 1 or kept % rows or not kept:
+    if kept % rows or not 0 < kept < rows * columns:
         fits = 1 - min(max(1, round(kept / rows)), columns - 1) / columns
         raise UserError(
             f"--mask-ratio {ratio}: the tokens left must fill {rows} rows; the nearest that fits is {fits:.4g}"

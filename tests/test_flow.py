@@ -246,7 +246,7 @@ def test_flow_energy_is_the_mean_square_in_a_box():
     assert energies.tolist() == [9, 2, 0]
     # of a frame's boxes the largest counts
     records["speed"] = 1, 2, 0.5
-    store = SimpleNamespace(s=SimpleNamespace(flows=[-1, 0]), records=lambda video: records)
+    store = SimpleNamespace(s=SimpleNamespace(flows=[-1, 0]), array=lambda video: records)
     cache = SimpleNamespace(frames=lambda video: np.zeros((4, 8, 8, 1), np.uint8))
     dataset = SimpleNamespace(store=store, cache=cache, column=lambda videos, name: [records[name]], frames=lambda v: 4)
     scores = baselines(dataset, [SimpleNamespace(name="v")])

@@ -102,7 +102,7 @@ def test_a_stage_left_over_from_another_run_does_not_count(trained, tmp_path):
     base, root, _ = trained
     shutil.copytree(base / "run", tmp_path / "run", ignore=shutil.ignore_patterns("strict"))
     metrics = tmp_path / "run" / "strict" / "metrics.json"
-    train(root, tmp_path / "run", "--epochs", "2,1,0")
+    train(root, tmp_path / "run", "--epochs", "2,2,0")
     assert json.loads(metrics.read_text())["checkpoint"] == str(tmp_path / "run" / "cvae.pt")
     state = torch.load(tmp_path / "run" / "cvae.pt", weights_only=True)
     assert state["done"] and state["statistics"]["cubes"] > 20 and state["optimizer"]

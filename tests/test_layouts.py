@@ -16,7 +16,7 @@ from common.flow.sources import flow_from_files
 from common.io import UserError
 from common.objects import detectors
 from common.readers import datasets
-from common.readers.dataset import UsableVideos
+from common.readers.dataset import UsableVideos, report_skipped
 from common.readers.labels import read_masks
 from common.readers.ucsd import matlab_ranges
 from common.readers.video import Decoder
@@ -705,7 +705,7 @@ def test_an_unreadable_track_file_costs_one_video(tmp_path, capsys, text):
     tracks_are_right(data)
     usable = UsableVideos(data, data.train + data.test, {})
     assert len(usable.train) == 2 and len(usable.test) == 3
-    usable.report_skipped()
+    report_skipped(usable.skipped)
     said = capsys.readouterr().out
     assert "skipped 1 videos:" in said and lost in said and path.name in said
 

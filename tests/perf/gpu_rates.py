@@ -340,12 +340,12 @@ def raft(bench) -> None:
     """Flow of frames of Ped2's size, enlarged as by default, random weights."""
     from torchvision.models import get_model
 
-    from common.flow.cache import BATCH
+    from common.flow.cache import PAIRS
     from common.flow.raft import video_flow
     from common.flow.sources import flow_scale
 
     m = Measure(bench)
-    batch, size = BATCH[m.device.type], m.size((240, 360), (48, 64))
+    batch, size = PAIRS if m.device.type == "cuda" else 1, m.size((240, 360), (48, 64))
     frames = np.random.default_rng(0).integers(0, 256, (4 * batch + 1, *size, 1), np.uint8)
     for name in m.size(("raft-small", "raft-large"), ("raft-small",)):
         scale = m.size(flow_scale(name, 0, *size), 2)
