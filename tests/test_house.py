@@ -327,19 +327,19 @@ def test_choices_of_flags_are_those_of_the_models():
 # lines that no part may grow beyond, on the way to 2 600, 850 and 800; a copy's, to 3 400 (objects) and 2 700 of common
 LINES = {
     "common": 2600,
-    "common/readers": 1835,
+    "common/readers": 1814,
     "common/flow": 403,
-    "common/objects": 779,
-    "common/features": 472,
+    "common/objects": 770,
+    "common/features": 466,
     "common/report": 800,
 }
 COPIED = {
-    "hf2vad": 3955,
-    "spr_uvad": 3955,
-    "sdmae": 3244,
-    "scene_aware_ae": 3462,
-    "frd_uvad": 3428,
-    "frd_uvad.svmae": 3462,
+    "hf2vad": 3860,
+    "spr_uvad": 3860,
+    "sdmae": 3158,
+    "scene_aware_ae": 3363,
+    "frd_uvad": 3336,
+    "frd_uvad.svmae": 3363,
 }
 
 
