@@ -18,6 +18,12 @@ def sk() -> ModuleType:
 
 def _check(labels, scores):
     labels, scores = np.asarray(labels).reshape(-1), np.asarray(scores, np.float64).reshape(-1)
+    if len(labels) != len(scores):
+        raise ValueError(f"{len(labels)} labels but {len(scores)} scores")
+    if len(labels) == 0:
+        raise ValueError("no frames to measure")
+    if not np.isfinite(scores).all():
+        raise ValueError(f"{(~np.isfinite(scores)).sum()} scores are NaN or infinite")
     for value, name in ((0, "normal"), (1, "abnormal")):
         if not (labels == value).any():
             raise ValueError(f"no {name} frames: this measure needs both kinds")

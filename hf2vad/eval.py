@@ -64,7 +64,7 @@ def make_protocol(options: cli.ScoreOptions, dataset: str, weights: tuple) -> ev
     if weights == OFFICIAL_WEIGHTS.get(dataset):
         whose = "are the authors' for this dataset; how they were chosen is unknown"
     else:
-        whose = "are not the authors' for this dataset"
+        whose = "are not known to be the authors' for this dataset"
     liberties.append(f"the weights of the two errors, {weights[0]:g} (flow) and {weights[1]:g} (frame), {whose}")
     return evaluation.Protocol("official", options.smoothing, SKIPPED, liberties)
 

@@ -128,9 +128,12 @@ def test_official_protocol_names_its_liberties(trained):
         "official",
         "--overlay",
     )
-    assert "the weights of the two errors, 1 (flow) and 1 (frame), are not the authors' for this dataset" in done.stdout
+    assert "the weights of the two errors, 1 (flow) and 1 (frame), are not known to be the authors'" in done.stdout
     ped2 = [make_protocol(ScoreOptions("official"), "ped2", w).liberties[1] for w in ((1.0, 0.1), (1.0, 1.0))]
-    assert "0.1 (frame), are the authors' for this dataset; how" in ped2[0] and "are not the authors'" in ped2[1]
+    assert (
+        "0.1 (frame), are the authors' for this dataset; how" in ped2[0]
+        and "are not known to be the authors'" in ped2[1]
+    )
     report = json.loads((base / "run" / "official" / "metrics.json").read_text())
     assert report["left_out_frames_per_video"] == 4 and report["frames"] == 40 and report["liberties"]
     assert (base / "run" / "official" / "overlay" / "b0.mp4").stat().st_size > 2000

@@ -334,12 +334,12 @@ LINES = {
     "common/report": 800,
 }
 COPIED = {
-    "hf2vad": 3860,
-    "spr_uvad": 3860,
-    "sdmae": 3158,
-    "scene_aware_ae": 3363,
-    "frd_uvad": 3336,
-    "frd_uvad.svmae": 3363,
+    "hf2vad": 3866,
+    "spr_uvad": 3866,
+    "sdmae": 3164,
+    "scene_aware_ae": 3369,
+    "frd_uvad": 3342,
+    "frd_uvad.svmae": 3369,
 }
 
 

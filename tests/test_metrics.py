@@ -37,10 +37,10 @@ def test_macro_auc_adds_one_frame_of_each_kind():
 @pytest.mark.parametrize(
     "labels, scores, words",
     [
-        ([], [], "no normal"),
+        ([], [], "no frames"),
         ([1, 1], [1, 2], "no normal"),
         ([0, 0], [1, 2], "no abnormal"),
-        ([0, 1], [1], "inconsistent numbers"),
+        ([0, 1], [1], "2 labels but 1"),
         ([0, 1], [1, np.nan], "NaN"),
     ],
 )

@@ -361,6 +361,11 @@ def test_the_detector_encodes_what_is_missing(features, trained, tmp_path):
     assert "encoding: 1 of 7 videos" in again.stdout and "all steps were done before" in again.stdout
     again = load_arrays(tmp_path / "run" / "strict" / "scores.npz", "scores")
     assert all(len(x) == 40 and (x == again[k]).all() for k, x in scores.items())
+    for folder_of in ("test", "labels"):  # features that are left of a video that is gone
+        files = tmp_path / "features" / folder_of
+        (files / "gone.npy").write_bytes((files / "b1.npy").read_bytes())
+    left = script("frd_uvad/svmae/train.py", *flags, "--iterations", "10")
+    assert "micro AUC" in left.stdout and "trivial baseline" not in left.stdout
     all_refused(
         [
             # 10 steps are not whole intervals of the log: the run is complete

@@ -251,7 +251,9 @@ def prepare(source: cli.DataSource, features, encoder, run, *, order=None, segme
     run.print(dataset.summary())
     data = find_features(source.dataset, features)  # the labels are there
     data.skipped, data.dataset = dataset.skipped, dataset.data
-    data.videos = {(v.split, v.name): v for v in dataset.train + dataset.test}
+    videos = {(v.split, v.name): v for v in dataset.train + dataset.test}
+    # features may be left of a video that is no longer there: then there are no pictures and trivial baselines
+    data.videos = videos if all((v.split, v.name) in videos for v in data.test) else {}
     return data
 
 
