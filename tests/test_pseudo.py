@@ -8,9 +8,10 @@ import torch
 from common.distributed import Run
 from common.io import UserError
 from common.readers import datasets
+from common.readers.video import Decoder
 from sdmae import pseudo
 from sdmae.data import SAMPLE_OFFSETS
-from tests.helpers import cached, save_video, walkers
+from tests.helpers import cached, refused, save_frames, save_video, script, walkers
 
 
 def test_pasted_objects_are_where_the_mask_says():
@@ -121,3 +122,34 @@ def test_each_object_is_kept_as_often(monkeypatch):
     kept = [pseudo.subsample(iter(range(20)), seed) for seed in range(2000)]
     assert all(len(set(x)) == 5 and x == sorted(x) for x in kept)
     assert np.abs(np.bincount(np.concatenate(kept)) / 2000 - 5 / 20).max() < 0.04
+
+
+# ------------------------------------------------------------------------------------------------------------ held out
+
+
+def test_half_of_the_training_videos_become_a_labelled_test_set(tmp_path):
+    originals = {f"a{i}": walkers(150, speed=1, seed=i) for i in range(4)}
+    for name, frames in originals.items():
+        save_frames(tmp_path / "data" / "train" / name, frames)
+    out = tmp_path / "held out"
+    flags = ("--dataset", "folder", "--data-root", tmp_path / "data", "--out", out)
+    done = script("tests/tools/held_out.py", *flags)
+    data = datasets.find("folder", out)
+    assert [v.name for v in data.train] == ["a0", "a2"] and [v.name for v in data.test] == ["a1", "a3"]
+    abnormal = 0
+    for v in data.train:
+        assert np.array_equal(list(Decoder(v)), originals[v.name])
+    for v in data.test:
+        frames, masks = np.stack(list(Decoder(v))), data.masks(v)
+        labels = data.labels(v, len(frames))
+        assert np.array_equal(labels, masks.any((1, 2))) and 0 < labels.sum() < len(labels)
+        changed = (frames != originals[v.name]).any((1, 2, 3))
+        assert not changed[labels == 0].any()  # a frame without an object is left as it is
+        assert changed[labels == 1].mean() > 0.9
+        grown = np.stack([cv2.dilate(m.astype(np.uint8), np.ones((7, 7))) > 0 for m in masks])  # with its soft edge
+        assert not (frames != originals[v.name]).any(3)[~grown].any()
+        abnormal += labels.sum()
+    assert f"2 training and 2 test videos in {out}; {abnormal} of 300 test frames hold an object" in done.stdout
+    refused(script("tests/tools/held_out.py", *flags, check=False), "is not empty")
+    flags = ("--dataset", "folder", "--data-root", tmp_path / "data" / "train" / "a0", "--out", tmp_path / "x")
+    refused(script("tests/tools/held_out.py", *flags, check=False), "two are needed")
