@@ -42,7 +42,7 @@ def draw_path(steps, frames, size, rng):
     mirrored = bool(rng.integers(2))
     places = np.array([step[3] for step in steps])
     velocity = (places[-1] - places[0]) / (LENGTH - 1) * rng.uniform(*speed) * (1, -1 if mirrored else 1)
-    # a bent path turns by as much in LENGTH frames as one in training does
+    # a bent path turns by up to 10 degrees a frame
     angle = np.deg2rad(rng.uniform(*turn)) * rng.choice([-1, 1]) + rng.uniform(-bend, bend) / 3 * np.arange(frames)
     rows = np.cos(angle) * velocity[0] - np.sin(angle) * velocity[1]
     columns = np.sin(angle) * velocity[0] + np.cos(angle) * velocity[1]
@@ -107,7 +107,7 @@ def build(data, out, seed=0):
     if not objects:
         raise UserError(f"nothing that moves was found in every second training video of {data.root}")
     for video in kept:
-        place = out / "train" / video.path.name
+        place = out / "train" / (video.name if video.files else video.name + video.path.suffix)
         place.parent.mkdir(parents=True, exist_ok=True)
         place.symlink_to(video.path.resolve(), target_is_directory=video.path.is_dir())
     abnormal = total = 0
