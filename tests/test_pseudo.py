@@ -12,6 +12,7 @@ from common.readers.video import Decoder
 from sdmae import pseudo
 from sdmae.data import SAMPLE_OFFSETS
 from tests.helpers import cached, refused, save_frames, save_video, script, walkers
+from tests.tools import held_out
 
 
 def test_pasted_objects_are_where_the_mask_says():
@@ -125,6 +126,13 @@ def test_each_object_is_kept_as_often(monkeypatch):
 
 
 # ------------------------------------------------------------------------------------------------------------ held out
+
+
+@pytest.mark.parametrize("centre", [(80, 30), (-20, 30), (30, 120), (30, -20)])
+def test_an_object_outside_the_frame_is_not_pasted(centre):
+    step = np.full((1, 8, 8), 250, np.uint8), np.full((1, 8, 8), 255, np.uint8), (8, 6), (0, 0)
+    frame = np.full((64, 96, 1), 10, np.uint8)
+    assert held_out.paste_object(frame, step, centre, 1.0, False) is None and (frame == 10).all()
 
 
 def test_half_of_the_training_videos_become_a_labelled_test_set(tmp_path):

@@ -5,7 +5,7 @@ other half, as a folder for --dataset folder.
     python sdmae/train.py --dataset folder --data-root data/ped2-held-out
 
 train/ holds every second training video as it is. In the others, test/, objects cut out of these same videos move for
-up to two seconds at a time, at another speed, in another direction, or at another size (sdmae/pseudo.py, KINDS). So
+at most 60 frames at a time, at another speed, in another direction, or at another size (sdmae/pseudo.py, KINDS). So
 constants can be chosen here, and a dataset's test videos looked at once. labels/ and masks/ say where the objects are.
 """
 
@@ -25,7 +25,7 @@ from common.readers.pictures import write_image
 from common.readers.video import Decoder
 from sdmae.pseudo import KINDS, LENGTH, moving_objects, subsample
 
-PAUSE, STAY = (20, 60), (15, 60)  # frames without an object, and with one, at least and at most
+PAUSE, STAY = (20, 60), (15, 60)  # frames without an object, and with one unless it leaves before
 
 
 def decode(video):
@@ -57,7 +57,7 @@ def paste_object(frame, step, centre, grow, mirrored):
     height, width = (max(2, round(side * grow)) for side in sides)
     top, left = round(centre[0] - height / 2), round(centre[1] - width / 2)
     inside = tuple(
-        slice(max(0, first), max(0, min(first + side, whole)))
+        slice(min(max(0, first), whole), max(0, min(first + side, whole)))
         for first, side, whole in zip((top, left), (height, width), frame.shape)
     )
     over = cv2.resize(crop.transpose(1, 2, 0), (width, height), interpolation=cv2.INTER_AREA).reshape(height, width, -1)
